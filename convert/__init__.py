@@ -1,0 +1,7 @@
+"""Convert a trained network into a spiking one: trace, replace every activation, choose the thresholds."""
+
+from speedysnn.convert.ops import HANDLERS as HANDLERS
+from speedysnn.convert.report import Report as Report
+from speedysnn.convert.report import Row as Row
+from speedysnn.convert.spiking import inspect as inspect
+from speedysnn.convert.spiking import to_spiking as to_spiking

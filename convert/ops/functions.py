@@ -1,0 +1,280 @@
+"""Handlers of functions and tensor methods: arithmetic, pooling, activations, functional layers."""
+
+import builtins
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speedysnn.convert.builder import Call, Ref, Unsupported
+from speedysnn.convert.ops import shapes
+
+Handler = Callable[[Call], Any]
+
+
+def _own(call: Call, position: int, name: str) -> Tensor | None:
+    value = call.get(position, name)
+    if value is not None and not isinstance(value, Tensor):
+        raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
+    return value
+
+
+def _list(value: Any, dims: int) -> list[int]:
+    return list(value) if isinstance(value, list | tuple) else [int(value)] * dims
+
+
+def conv(call: Call) -> Ref:
+    """torch.nn.functional.conv1d, 2d, 3d with weights of the model's own."""
+    weight, bias = _own(call, 1, "weight"), _own(call, 2, "bias")
+    if weight is None:
+        raise Unsupported("a convolution without weight")
+    dims = weight.ndim - 2
+    padding = call.number(4, "padding", 0)
+    attrs = {
+        "stride": _list(call.number(3, "stride", 1), dims),
+        "padding": padding if isinstance(padding, str) else _list(padding, dims),
+        "dilation": _list(call.number(5, "dilation", 1), dims),
+        "groups": call.number(6, "groups", 1),
+    }
+    return call.emit(f"conv{dims}d", (call.ref(),), attrs, {"weight": weight, "bias": bias})
+
+
+def linear(call: Call) -> Ref:
+    """torch.nn.functional.linear with weights of the model's own."""
+    return call.emit(
+        "linear", (call.ref(),), None, {"weight": _own(call, 1, "weight"), "bias": _own(call, 2, "bias")}
+    )
+
+
+def batch_norm(call: Call) -> Ref:
+    """torch.nn.functional.batch_norm in evaluation mode."""
+    if call.number(5, "training", False):
+        raise Unsupported("batch-norm that uses the statistics of the batch", "evaluate it with running statistics")
+    tensors = {
+        "mean": _own(call, 1, "running_mean"),
+        "var": _own(call, 2, "running_var"),
+        "weight": _own(call, 3, "weight"),
+        "bias": _own(call, 4, "bias"),
+    }
+    return call.emit("batch_norm", (call.ref(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+
+
+def avg_pool(call: Call) -> Ref:
+    """torch.nn.functional.avg_pool1d, 2d, 3d."""
+    x = call.ref()
+    kernel = call.number(1, "kernel_size")
+    stride = call.number(2, "stride")
+    attrs = {
+        "kernel": kernel,
+        "stride": kernel if stride is None or stride == [] or stride == () else stride,
+        "padding": call.number(3, "padding", 0),
+        "ceil_mode": call.number(4, "ceil_mode", False),
+        "count_include_pad": call.number(5, "count_include_pad", True),
+        "divisor_override": call.number(6, "divisor_override"),
+    }
+    return call.emit(f"avg_pool{len(x.shape) - 2}d", (x,), attrs)
+
+
+def max_pool(call: Call) -> Ref:
+    """torch.nn.functional.max_pool1d, 2d, 3d, exact in rate."""
+    x = call.ref()
+    if call.number(6, "return_indices", False):
+        raise Unsupported("max-pooling that returns indices", "use one that returns values only")
+    kernel = call.number(1, "kernel_size")
+    stride = call.number(2, "stride")
+    attrs = {
+        "kernel": kernel,
+        "stride": kernel if stride is None or stride == [] or stride == () else stride,
+        "padding": call.number(3, "padding", 0),
+        "dilation": call.number(4, "dilation", 1),
+        "ceil_mode": call.number(5, "ceil_mode", False),
+    }
+    return call.emit(f"max_pool{len(x.shape) - 2}d", (x,), attrs)
+
+
+def adaptive_pool(kind: str) -> Handler:
+    """torch.nn.functional.adaptive_avg_pool and adaptive_max_pool."""
+
+    def handle(call: Call) -> Ref:
+        x = call.ref()
+        if call.number(2, "return_indices", False):
+            raise Unsupported("max-pooling that returns indices", "use one that returns values only")
+        return call.emit(f"adaptive_{kind}_pool{len(x.shape) - 2}d", (x,), {"size": call.number(1, "output_size")})
+
+    return handle
+
+
+def relu(call: Call) -> Ref:
+    """ReLU as a function or a method."""
+    return call.neuron(call.ref())
+
+
+def relu6(call: Call) -> Ref:
+    """ReLU6 as a function."""
+    return call.neuron(call.ref(), ceiling=6.0)
+
+
+def clamp(call: Call) -> Ref:
+    """clamp(x, 0), clamp(x, 0, c): a neuron; another floor is not an activation of non-negative rates."""
+    return _clamped(call, call.number(1, "min"), call.number(2, "max"))
+
+
+def clamp_min(call: Call) -> Ref:
+    """clamp_min(x, 0) and torch.maximum with a constant 0."""
+    return _clamped(call, call.number(1, "min"), None)
+
+
+def hardtanh(call: Call) -> Ref:
+    """torch.nn.functional.hardtanh with a floor of 0."""
+    return _clamped(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
+
+
+def _clamped(call: Call, low: Any, high: Any) -> Ref:
+    if low != 0 or (high is not None and high <= 0):
+        raise Unsupported(f"a clamp to [{low}, {high}] is no ReLU", "clamp at 0 from below")
+    return call.neuron(call.ref(), ceiling=None if high is None else float(high))
+
+
+def add(sign: int) -> Handler:
+    """Sum or difference of two branches, or of a branch and a constant."""
+
+    def handle(call: Call) -> Ref:
+        a, b = call.args[0], call.get(1, "other")
+        if call.kwargs.get("alpha", 1) != 1:
+            raise Unsupported("an addition with alpha", "scale the branch first")
+        if isinstance(a, Ref) and isinstance(b, Ref):
+            return call.emit("add" if sign > 0 else "sub", (a, b))
+        if isinstance(a, Ref):
+            return _affine(call, a, None, b if not isinstance(b, Tensor) or sign > 0 else -b, sign)
+        if sign > 0:
+            return _affine(call, call.ref(1, "other"), None, a, 1)
+        negated = call.emit("scale", (call.ref(1, "other"),), {"factor": -1.0, "offset": 0.0})
+        return _affine(call, negated, None, a, 1)
+
+    return handle
+
+
+def multiply(call: Call) -> Ref:
+    """Product with a constant; the product of two branches is not affine."""
+    a, b = call.args[0], call.get(1, "other")
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        raise Unsupported("the product of two branches is not linear", "keep the gate analog")
+    return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
+
+
+def divide(call: Call) -> Ref:
+    """Division by a constant."""
+    x, b = call.ref(), call.get(1, "other")
+    if isinstance(b, Ref) or call.kwargs.get("rounding_mode"):
+        raise Unsupported("the division by a branch is not linear", "divide by a constant")
+    return _affine(call, x, 1.0 / b, None)
+
+
+def negate(call: Call) -> Ref:
+    """Negation."""
+    return _affine(call, call.ref(), -1.0, None)
+
+
+def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
+    for value in (factor, offset):
+        if isinstance(value, Tensor) and value.numel() > 1 and value.ndim >= len(x.shape) and value.shape[0] != 1:
+            raise Unsupported("a constant with a batch dimension of its own", "give it a first dimension of 1")
+        if value is not None and not isinstance(value, Tensor | int | float):
+            raise Unsupported(f"a {type(value).__name__} in an arithmetic operation", "use a constant")
+    if isinstance(factor, Tensor) or isinstance(offset, Tensor):
+        weight = factor if isinstance(factor, Tensor) or factor is None else torch.tensor(float(factor))
+        bias = offset if isinstance(offset, Tensor) or offset is None else torch.tensor(float(offset))
+        return call.emit("affine", (x,), None, {"weight": weight, "bias": bias})
+    attrs = {"factor": 1.0 if factor is None else float(factor), "offset": sign * float(offset or 0.0)}
+    return call.emit("scale", (x,), attrs)
+
+
+def reduce(op: str) -> Handler:
+    """mean or sum over dimensions other than the batch."""
+
+    def handle(call: Call) -> Ref:
+        x = call.ref()
+        dims = call.dims(call.number(1, "dim"), len(x.shape))
+        return call.emit(op, (x,), {"dim": dims, "keepdim": bool(call.number(2, "keepdim", False))})
+
+    return handle
+
+
+def interpolate(call: Call) -> Ref:
+    """torch.nn.functional.interpolate, linear in its input."""
+    attrs = {
+        "size": call.number(1, "size"),
+        "scale": call.number(2, "scale_factor"),
+        "mode": call.number(3, "mode", "nearest"),
+        "align_corners": call.number(4, "align_corners"),
+    }
+    if attrs["size"] is not None:
+        attrs["size"] = _list(attrs["size"], len(call.ref().shape) - 2)
+    return call.emit("interpolate", (call.ref(),), attrs)
+
+
+FUNCTIONS: dict[Callable[..., Any], Handler] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), conv),
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), avg_pool),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), max_pool),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), adaptive_pool("avg")),
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), adaptive_pool("max")),
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_), relu),
+    F.relu6: relu6,
+    F.hardtanh: hardtanh,
+    **dict.fromkeys((torch.clamp, torch.clip), clamp),
+    torch.clamp_min: clamp_min,
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub), add(-1)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), multiply),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), divide),
+    **dict.fromkeys((operator.neg, torch.neg), negate),
+    **dict.fromkeys((torch.cat, torch.concat), shapes.cat),
+    torch.stack: shapes.stack,
+    torch.flatten: shapes.flatten,
+    torch.reshape: shapes.reshape,
+    **dict.fromkeys((torch.permute,), shapes.permute),
+    **dict.fromkeys((torch.transpose, torch.swapaxes), shapes.transpose),
+    torch.squeeze: shapes.squeeze,
+    torch.unsqueeze: shapes.unsqueeze,
+    **dict.fromkeys((torch.chunk, torch.split), shapes.split),
+    operator.getitem: shapes.getitem,
+    F.pad: shapes.pad,
+    torch.mean: reduce("mean"),
+    torch.sum: reduce("sum"),
+    F.interpolate: interpolate,
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), shapes.same),
+    **dict.fromkeys((torch.clone, torch.detach), shapes.same),
+}
+
+METHODS: dict[str, Handler] = {
+    **dict.fromkeys(("relu", "relu_"), relu),
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
+    **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
+    **dict.fromkeys(("add", "add_"), add(1)),
+    **dict.fromkeys(("sub", "sub_"), add(-1)),
+    **dict.fromkeys(("mul", "mul_"), multiply),
+    **dict.fromkeys(("div", "div_"), divide),
+    "neg": negate,
+    **dict.fromkeys(("view", "reshape", "unflatten"), shapes.reshape),
+    "flatten": shapes.flatten,
+    "permute": shapes.permute,
+    **dict.fromkeys(("transpose", "swapaxes"), shapes.transpose),
+    "squeeze": shapes.squeeze,
+    "unsqueeze": shapes.unsqueeze,
+    **dict.fromkeys(("chunk", "split"), shapes.split),
+    "mean": reduce("mean"),
+    "sum": reduce("sum"),
+    **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), shapes.same),
+}
+
+# Functions whose results are numbers or shapes: their traced values are constants of the graph.
+NUMBERS: frozenset[Callable[..., Any]] = frozenset(
+    {builtins.getattr, operator.floordiv, operator.mod, operator.pow, operator.eq, operator.ne, torch._assert, int, len}
+)

@@ -1,0 +1,133 @@
+"""to_spiking and inspect: the two calls of this room."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.convert.calibrate import Threshold, assign, collect
+from speedysnn.convert.check import require_equal
+from speedysnn.convert.fold import fold_batch_norm
+from speedysnn.convert.lower import lower
+from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.report import Report
+from speedysnn.convert.trace import evaluating
+from speedysnn.data import iter_batches
+from speedysnn.errors import ConversionError, InputError
+from speedysnn.graph import Graph
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Delay, IFNeuron
+
+Example = Tensor | Sequence[Tensor]
+
+
+def inspect(ann: nn.Module, example: Example, *, handlers: Mapping[Key, Handler] | None = None) -> Report:
+    """Say how every operator of a network would be converted, without converting it.
+
+    Args:
+        ann: the trained network; it is left as it is.
+        example: an input batch (B, ...), or one for each input.
+        handlers: user entries of the operator registry, which win.
+
+    Raises:
+        ConversionError: the network cannot be traced, or does not run on the example.
+    """
+    with evaluating(ann):
+        return lower(ann, _inputs(ann, example), handlers or {})[2]
+
+
+def to_spiking(
+    ann: nn.Module,
+    calibration: object,
+    timesteps: int = 4,
+    *,
+    threshold: Threshold = "mse",
+    granularity: str = "channel",
+    v_init: float = 0.5,
+    spikes: str = "binary",
+    delay: Delay = 0,
+    correct: str = "none",
+    fold_bn: bool = True,
+    surrogate: str = "rectangle",
+    handlers: Mapping[Key, Handler] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> SpikingNetwork:
+    """Convert a trained network into a spiking one that needs no training to run.
+
+    Every activation becomes an `IFNeuron`; theta is chosen from one pass over the calibration data; the analog reading
+    is checked against the source network (relative error below 1e-5).
+
+    Args:
+        ann: the trained network, in any mode; it is left as it is.
+        calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored.
+        timesteps: T.
+        threshold: "mse" (least squared error for this T and v_init), "max", "percentile:99.9", or layer -> value.
+        granularity: "channel" or "layer".
+        v_init: initial membrane as a fraction of theta, 0..1.
+        spikes: "binary", "ternary" or "graded:N".
+        delay: steps of look-ahead, or "full".
+        correct: "none"; thresholds and biases are left as chosen.
+        fold_bn: fold batch-norm into the layer before it.
+        surrogate: spike derivative for training later.
+        handlers: user entries of the operator registry, which win.
+        provenance: JSON data to keep with the network.
+        progress: show a progress bar.
+
+    Raises:
+        ConversionError: some operators cannot be converted (all are listed), or the check fails.
+        DataError: no calibration data, NaN, or the wrong shape.
+        InputError: an option out of range.
+    """
+    _check_options(granularity, v_init, correct)
+    first = next(iter(iter_batches(calibration)))
+    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    example = [x[:4].to(device) for x in first.inputs]
+    with evaluating(ann):
+        graph, tensors, report = lower(ann, example, handlers or {})
+        reference = ann(*example)
+    if graph is None:
+        raise ConversionError(report.complaint())
+    if not graph.neurons:
+        raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
+    if fold_bn:
+        graph, tensors = fold_batch_norm(graph, tensors)
+    options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
+    shapes = [x.shape[1:] for x in example]
+    snn = SpikingNetwork(graph, tensors, _neurons(graph, timesteps, options), timesteps, shapes).to(device)
+    with torch.no_grad(), snn.reading("analog"):
+        error = require_equal(snn(*example), reference)
+    images = collect(snn, calibration, granularity, progress=progress)
+    assign(snn, threshold, granularity)
+    snn.provenance = {
+        **(provenance or {}),
+        "network": report.network,
+        "calibration_images": images,
+        "analog_error": error,
+        "granularity": granularity,
+    }
+    return snn
+
+
+def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[str, IFNeuron]:
+    return {
+        node.name: IFNeuron(timesteps=timesteps, ceiling=node.attrs["ceiling"], **options) for node in graph.neurons
+    }
+
+
+def _inputs(ann: nn.Module, example: Example) -> list[Tensor]:
+    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    items = [example] if isinstance(example, Tensor) else list(example)
+    if not items or not all(isinstance(x, Tensor) and x.ndim > 0 for x in items):
+        raise InputError("example: expected a tensor (B, ...), or one for each input")
+    return [x.to(device) for x in items]
+
+
+def _check_options(granularity: str, v_init: float, correct: str) -> None:
+    if granularity not in ("channel", "layer"):
+        raise InputError(f'granularity: expected "channel" or "layer", got {granularity!r}')
+    if not 0 <= v_init <= 1:
+        raise InputError(f"v_init: expected a fraction of theta in 0..1, got {v_init!r}")
+    if correct != "none":
+        raise InputError(f'correct: expected "none", got {correct!r}; tune the network with finetune.fit instead')

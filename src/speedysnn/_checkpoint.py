@@ -1,0 +1,228 @@
+"""Read a checkpoint's weights, never running code from it, and explain why weights do not fit a network."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from speedysnn.errors import SourceError
+
+__all__ = ["Checkpoint", "open_checkpoint", "read_checkpoint", "some", "strip_prefixes"]
+
+# Where training scripts keep the weights, best first: plain weights before averaged ones.
+NESTED = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+_COMPILED = "_orig_mod"
+_DOWNLOAD = "download or copy it again"
+# What torch.load raises on a damaged file depends on where it is damaged.
+_TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one file; `notes` says which part of it was taken and how its keys were changed."""
+
+    path: Path
+    weights: dict[str, Tensor] = field(repr=False)
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint file, by name, on the CPU.
+
+    Reads .safetensors, and anything `torch.save` wrote as long as it holds only data. Weights below one of the usual
+    keys (`NESTED`) are found, plain ones before averaged ones, and prefixes that every key has (`PREFIXES`) removed.
+
+    Raises:
+        SourceError: missing, empty, damaged, not a checkpoint, holds code, no tensors, or NaN or infinity.
+    """
+    return open_checkpoint(path).weights
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """As `read_checkpoint`, together with the file's sha256 and notes on what was taken from it.
+
+    Raises:
+        SourceError: as `read_checkpoint`.
+    """
+    file = Path(path).expanduser()
+    _require_file(file)
+    _require_weights_file(file)
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    weights, notes = _find_weights(file, content)
+    weights, prefixes = strip_prefixes(weights)
+    if prefixes:
+        notes.append(f"removed {', '.join(map(repr, prefixes))} from the front of every key")
+    _require_finite(file, weights)
+    with file.open("rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return Checkpoint(file, weights, sha256, tuple(notes))
+
+
+def _require_file(file: Path) -> None:
+    if file.is_dir():
+        inside = sorted(p.name for p in file.iterdir() if p.suffix in {".pth", ".pt", ".th", ".ckpt", ".safetensors"})
+        listed = f"; it holds {', '.join(inside[:5])}" if inside else ""
+        raise SourceError(f"checkpoint {file} is a folder, expected a file{listed}; give the checkpoint file itself")
+    if not file.exists():
+        raise SourceError(f"checkpoint {file} does not exist; check the path (nothing is downloaded)")
+    if file.stat().st_size == 0:
+        raise SourceError(f"checkpoint {file} is empty (0 bytes); {_DOWNLOAD}")
+
+
+def _require_weights_file(file: Path) -> None:
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(512).lstrip().lower()
+    except OSError as err:
+        raise SourceError(f"checkpoint {file} cannot be read: {err.strerror}") from err
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise SourceError(
+            f"checkpoint {file} is a web page, not weights: the download saved an error or login page; "
+            "fetch the file itself (its 'raw' or 'download' link)"
+        )
+    if head.startswith(b"version ") and b"git-lfs" in head:
+        raise SourceError(f"checkpoint {file} is a Git LFS pointer, not weights; run `git lfs pull` where it came from")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as err:
+        raise SourceError(
+            f"checkpoint {file} is not a whole safetensors file ({_first_line(err)}); {_DOWNLOAD}, "
+            "or rename it if torch.save wrote it"
+        ) from err
+
+
+def _data_only_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Plain data that training scripts store beside weights: numpy scalars and parsed arguments. None runs code."""
+    reduced: Any = np.float64(0).__reduce__()
+    scalar: Callable[..., Any] = reduced[0]  # its module's name changed with numpy 2
+    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_data_only_types()):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise SourceError(_refused(file, str(err))) from err
+    except _TORCH_ERRORS as err:
+        if "TorchScript" in str(err):
+            raise SourceError(
+                f"checkpoint {file} is a TorchScript program, not weights; load it with torch.jit.load where its "
+                "code may run, and save its .state_dict()"
+            ) from err
+        raise SourceError(
+            f"checkpoint {file} is cut short or damaged ({_first_line(err)}), {file.stat().st_size:,} bytes came; "
+            f"{_DOWNLOAD}, and compare its size or checksum with the publisher's"
+        ) from err
+
+
+def _refused(file: Path, reason: str) -> str:
+    name = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Unsupported operand:? GLOBAL) ([\w.]+)", reason)
+    if name is None:
+        return (
+            f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
+            f"torch.save, or .safetensors; {_DOWNLOAD}"
+        )
+    return (
+        f"checkpoint {file} was not opened: besides weights it holds {name[1]}, and loading that would run code. "
+        "Where you trust it, load it with the code that made it and save weights alone: "
+        "torch.save(model.state_dict(), 'weights.pth')"
+    )
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(content: Any) -> bool:
+    return isinstance(content, Mapping) and (
+        bool(_tensors(content)) or any(_holds_tensors(content.get(key)) for key in NESTED)
+    )
+
+
+def _find_weights(file: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors at the top level, or below the first of `NESTED` that holds any, however deep."""
+    notes: list[str] = []
+    while isinstance(content, Mapping):
+        found = [key for key in NESTED if _holds_tensors(content.get(key))]
+        if not found:
+            break
+        if len(found) > 1:
+            notes.append(f"took {found[0]!r}, not {', '.join(map(repr, found[1:]))}")
+        elif found[0] in ("ema", "state_dict_ema"):
+            notes.append(f"took the averaged weights {found[0]!r}, the only ones there")
+        content = content[found[0]]
+    weights = _tensors(content)
+    if not weights:
+        raise SourceError(
+            f"checkpoint {file} holds no weights: {_described(content)}; expected a dict from names to tensors, "
+            f"alone or below one of {', '.join(map(repr, NESTED))}; save model.state_dict()"
+        )
+    return weights, notes
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"it is one {type(content).__name__}"
+    keys = [f"{key!r} ({type(value).__name__})" for key, value in content.items()]
+    return f"it has the keys {', '.join(keys[:6])}" if keys else "it is an empty dict"
+
+
+def strip_prefixes(weights: Mapping[str, _T]) -> tuple[dict[str, _T], list[str]]:
+    """Remove, again and again, each of `PREFIXES` that every key has; torch.compile's marker also inside keys."""
+    removed: list[str] = []
+    weights = dict(weights)
+    while weights:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        removed.append(prefix)
+    clean = {".".join(part for part in key.split(".") if part != _COMPILED): value for key, value in weights.items()}
+    return clean, removed
+
+
+def _require_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
+    floats = {key: value for key, value in weights.items() if value.is_floating_point()}
+    bad = [key for key, value in floats.items() if not bool(value.float().isfinite().all())]
+    if bad:
+        raise SourceError(
+            f"checkpoint {file} holds NaN or infinity in {some(bad)}: its training diverged or the file is damaged; "
+            "use an earlier checkpoint"
+        )
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).strip().partition("\n")[0].partition(". This is an internal")[0] or type(err).__name__
+
+
+def some(names: list[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

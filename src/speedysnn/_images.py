@@ -1,0 +1,192 @@
+"""Images in memory: one layout, one range, and what normalising them means."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speedysnn.errors import DataError, InputError
+
+__all__ = ["ArrayStore", "Loaded", "Normalizer", "Store", "as_labels", "as_nchw", "parse_normalize"]
+
+_COLOURS = (1, 2, 3, 4)  # channel counts by which an axis of an image array is recognised
+_BY_FUNCTION = "or serve the data from a function, as 'FILE.py:FUNCTION'"
+
+
+class Store(Protocol):
+    """Samples by position: (image, label) pairs, or images alone."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, position: int, /) -> Any:
+        """One sample; the image is float32, not normalised."""
+
+
+class Loaded(NamedTuple):
+    """What a handler of `data.load` returns; `classes` is 0 where unknown."""
+
+    store: Store
+    name: str
+    classes: int
+
+
+@dataclass(frozen=True)
+class ArrayStore:
+    """Images (N, ...) and labels (N,) kept as they came; uint8 becomes float32 in [0, 1] one image at a time."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: int, /) -> Any:
+        """(image, label), or the image alone where there are no labels."""
+        image = self.images[position]
+        image = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+        image = image.contiguous()
+        return image if self.labels is None else (image, int(self.labels[position]))
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """(x - mean) / std for each channel of a (C, H, W) image."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise one image."""
+        mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (image - mean) / std
+
+    def require_fits(self, shape: tuple[int, ...], where: str) -> None:
+        """Check that images of this shape can be normalised.
+
+        Raises:
+            InputError: not (C, H, W), or another number of channels.
+        """
+        if len(shape) != 3 or shape[0] != len(self.mean):
+            came = f"{shape[0]} channel(s)" if len(shape) == 3 else f"the shape {shape}"
+            raise InputError(
+                f"{where}: normalize={self.name!r} is for {len(self.mean)} channel(s), the images have {came}; "
+                "give one mean and one standard deviation a channel, as '0.5/0.25' or '0.5,0.5,0.5/0.2,0.2,0.2'"
+            )
+
+
+NORMALIZERS: dict[str, Normalizer] = {
+    "imagenet": Normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "imagenet"),
+    "cifar10": Normalizer((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar10"),
+}
+
+
+def parse_normalize(text: str | None) -> Normalizer | None:
+    """None or 'none', a name in `NORMALIZERS`, or 'means/deviations' with commas between channels.
+
+    Raises:
+        InputError: anything else, or a deviation that is not above 0.
+    """
+    if text is None or text == "none":
+        return None
+    if text in NORMALIZERS:
+        return NORMALIZERS[text]
+    expected = f"'none', {', '.join(map(repr, NORMALIZERS))} or 'MEAN,.../STD,...' as '0.5,0.5,0.5/0.2,0.2,0.2'"
+    try:
+        means, deviations = (tuple(float(value) for value in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        raise InputError(f"normalize={text!r} is not understood; expected {expected}") from None
+    if len(means) != len(deviations) or not all(map(math.isfinite, means)):
+        raise InputError(f"normalize={text!r} has {len(means)} means and {len(deviations)} deviations, not one each")
+    if not all(math.isfinite(value) and value > 0 for value in deviations):
+        raise InputError(f"normalize={text!r}: every standard deviation must be above 0; expected {expected}")
+    return Normalizer(means, deviations, text)
+
+
+def as_nchw(images: NDArray[Any], where: str) -> Tensor:
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) as a compact (N, C, H, W) tensor: uint8, or float as it came.
+
+    Raises:
+        DataError: another number of dimensions, no images, unclear layout, wrong type or range.
+    """
+    if images.ndim not in (3, 4) or not images.size:
+        raise DataError(
+            f"{where}: expected images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N at least 1, "
+            f"got {images.shape}; reshape them, {_BY_FUNCTION}"
+        )
+    tensor = _as_compact(images, where)
+    if tensor.ndim == 3:
+        return tensor[:, None]
+    return tensor.permute(0, 3, 1, 2) if _channels_last(images.shape, where) else tensor
+
+
+def _channels_last(shape: tuple[int, ...], where: str) -> bool:
+    _, first, middle, last = shape
+    if (first in _COLOURS) != (last in _COLOURS):
+        return last in _COLOURS
+    if (first == middle) != (middle == last):
+        return first == middle
+    raise DataError(
+        f"{where}: cannot tell which axis of the shape {shape} is the channels; "
+        f"store images as (N, C, H, W) with C of 1 to 4, {_BY_FUNCTION}"
+    )
+
+
+def _as_compact(images: NDArray[Any], where: str) -> Tensor:
+    if images.dtype.kind not in "iufb":
+        raise DataError(f"{where}: pixels are {images.dtype}, expected uint8 or floats in [0, 1]")
+    if images.dtype.kind in "iu":
+        if images.min() < 0 or images.max() > 255:
+            raise DataError(
+                f"{where}: pixels are {images.dtype} from {images.min()} to {images.max()}, expected 0 to 255; "
+                f"rescale them, or store them as floats in [0, 1], {_BY_FUNCTION}"
+            )
+        return torch.from_numpy(np.ascontiguousarray(images, np.uint8))
+    tensor = torch.from_numpy(np.ascontiguousarray(images, np.float16 if images.dtype.itemsize == 2 else np.float32))
+    _check_float_range(tensor, where)
+    return tensor
+
+
+def _check_float_range(images: Tensor, where: str) -> None:
+    """Floats must be in [0, 1], or standardised already, which shows by some being below 0.
+
+    Raises:
+        DataError: NaN, infinity, or what looks like 0..255 stored as floats.
+    """
+    finite = images.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise DataError(f"{where}: {int((~finite).sum())} of {len(images)} images hold NaN or infinity, first {bad}")
+    low, high = images.min().item(), images.max().item()
+    if low >= 0 and high > 1 + 1e-3:
+        raise DataError(
+            f"{where}: float pixels go from {low:g} to {high:g}, expected [0, 1] (or standardised ones, some below 0); "
+            f"store them as uint8 0..255, divide them by {high:g}, {_BY_FUNCTION}"
+        )
+
+
+def as_labels(labels: NDArray[Any], count: int, where: str) -> Tensor:
+    """Labels as an int64 tensor (N,), from whole numbers of shape (N,) or (N, 1).
+
+    Raises:
+        DataError: another shape or count, not whole numbers, or below 0.
+    """
+    flat = labels.reshape(len(labels)) if labels.ndim and labels.size == len(labels) else labels
+    if flat.shape != (count,):
+        raise DataError(
+            f"{where}: expected {count} labels, one an image, as shape ({count},), got shape {labels.shape}; "
+            "give class numbers, not one-hot rows"
+        )
+    numeric = flat.dtype.kind in "iuf" and bool(np.all(np.isfinite(flat)))
+    if not numeric or bool(np.any(flat != np.floor(flat))) or flat.min() < 0:
+        came = f"{flat.dtype} such as {flat[:3].tolist()}"
+        raise DataError(f"{where}: labels must be whole numbers from 0 up, got {came}; number the classes from 0")
+    return torch.from_numpy(flat.astype(np.int64))

@@ -1,0 +1,163 @@
+"""Find and call a user's own function, named as 'FILE.py:FUNCTION' or 'package.module:FUNCTION'."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from speedysnn.errors import SpeedySNNError
+
+__all__ = ["FILE", "MODULE", "UserFunction", "closest", "kind_of"]
+
+FILE = "FILE.py:FUNCTION"
+MODULE = "package.module:FUNCTION"
+
+
+def kind_of(spec: str, known: Collection[str] = ()) -> str:
+    """The known kind before the first colon; else `FILE` or `MODULE` where the text has that form; else that word."""
+    kind = spec.partition(":")[0]
+    where, _, function = spec.rpartition(":")
+    if kind in known:
+        return kind
+    if where.endswith(".py"):
+        return FILE
+    dotted = where.split(".")
+    if function.isidentifier() and all(part.isidentifier() for part in dotted):
+        return MODULE if len(dotted) > 1 or _importable(where) else kind
+    return kind
+
+
+def _importable(name: str) -> bool:
+    here = Path.cwd()
+    return (here / f"{name}.py").is_file() or (here / name).is_dir() or importlib.util.find_spec(name) is not None
+
+
+def closest(name: str, known: list[str]) -> str:
+    """', did you mean ...' with the closest known names, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+class UserFunction:
+    """One function of the user's; everything that goes wrong in it becomes `error`, with its file and line.
+
+    Args:
+        spec: 'FILE.py:FUNCTION' or 'package.module:FUNCTION'.
+        error: the error class to raise.
+    """
+
+    def __init__(self, spec: str, error: type[SpeedySNNError]) -> None:
+        self.spec, self._error = spec, error
+        self._where, _, self._name = spec.rpartition(":")
+        self._is_file = kind_of(spec) == FILE
+        self._path = Path(self._where).expanduser().resolve() if self._is_file else None
+        if self._path is not None and not self._path.is_file():
+            what = "is a folder" if self._path.is_dir() else "does not exist"
+            raise error(f"{spec}: the file {self._where} {what}; give the path of a Python file and a function in it")
+        with self._guard("importing it"):
+            module = self._import_file(self._path) if self._path else importlib.import_module(self._where)
+        self._function = self._find(module)
+
+    def accepts(self, name: str) -> bool:
+        """Whether the function can be called with this keyword."""
+        keywords = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return any(
+            parameter.kind is inspect.Parameter.VAR_KEYWORD or (parameter.name == name and parameter.kind in keywords)
+            for parameter in self._parameters()
+        )
+
+    def required(self, given: dict[str, Any]) -> list[str]:
+        """Parameters without a default that `given` does not fill."""
+        variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        return [
+            parameter.name
+            for parameter in self._parameters()
+            if parameter.kind not in variadic
+            and parameter.default is inspect.Parameter.empty
+            and parameter.name not in given
+        ]
+
+    def __call__(self, **given: Any) -> Any:
+        """Call the function; its exceptions are raised as `error`."""
+        missing = self.required(given)
+        if missing:
+            called = f"with {', '.join(f'{key}={value!r}' for key, value in given.items())}" if given else "without any"
+            raise self._error(
+                f"{self.spec}: {self._name} is called {called} arguments, but needs {', '.join(missing)}; "
+                "give these defaults"
+            )
+        with self._guard(f"calling {self._name}"):
+            return self._function(**given)
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self._function).parameters.values())
+        except (TypeError, ValueError):  # some builtins have no signature
+            return []
+
+    def _find(self, module: ModuleType) -> Callable[..., Any]:
+        found = getattr(module, self._name, None)
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+        if found is not None:
+            raise self._error(f"{self.spec}: {self._name} is a {type(found).__name__}, expected a function")
+        own = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isroutine(value) and not name.startswith("_") and value.__module__ == module.__name__
+        ]
+        listed = f"it defines {', '.join(own[:8])}" if own else "it defines no functions"
+        raise self._error(
+            f"{self.spec}: {self._where} has no function {self._name!r} ({listed}){closest(self._name, own)}"
+        )
+
+    @staticmethod
+    def _import_file(path: Path) -> ModuleType:
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        spec = importlib.util.spec_from_file_location(f"speedysnn_user_{path.stem}_{digest}", path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path.name} cannot be imported as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses and pickling look a class's module up
+        spec.loader.exec_module(module)
+        return module
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Let the function import its neighbours, and turn what it raises into one message."""
+        folder = str(self._path.parent if self._path else Path.cwd())
+        sys.path.insert(0, folder)
+        try:
+            yield
+        except (Exception, SystemExit) as err:
+            raise self._error(f"{self.spec}: {doing} failed{self._place(err)}: {_reason(err)}") from err
+        finally:
+            if folder in sys.path:
+                sys.path.remove(folder)
+
+    def _place(self, err: BaseException) -> str:
+        if isinstance(err, SyntaxError) and err.filename:
+            return f" at {Path(err.filename).name}:{err.lineno}"
+        frames = [frame for frame in traceback.extract_tb(err.__traceback__) if frame.filename != __file__]
+        frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+        own = [frame for frame in frames if self._path and Path(frame.filename) == self._path] or frames
+        if not own or Path(own[-1].filename).parent.name == "importlib":
+            return ""
+        return f" at {Path(own[-1].filename).name}:{own[-1].lineno}"
+
+
+def _reason(err: BaseException) -> str:
+    if isinstance(err, SystemExit):
+        return "it calls sys.exit; keep what runs as a script below `if __name__ == '__main__':`"
+    text = str(err).strip().partition("\n")[0]
+    return f"{type(err).__name__}: {text}" if text else type(err).__name__

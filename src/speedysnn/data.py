@@ -1,0 +1,225 @@
+"""Data by name: 'digits', 'fashion-mnist', 'cifar10', 'npz:FILE', 'imagefolder:DIR', 'FILE.py:FUNCTION'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from speedysnn._batches import Batch as Batch
+from speedysnn._batches import iter_batches as iter_batches
+from speedysnn._data_files import load_cifar10, load_digits, load_fashion_mnist, load_npz
+from speedysnn._image_folder import load_image_folder
+from speedysnn._images import ArrayStore, Loaded, Normalizer, Store, parse_normalize
+from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
+from speedysnn.errors import DataError, InputError, SpeedySNNError
+
+__all__ = ["HANDLERS", "Batch", "ImageData", "iter_batches", "load", "loader", "split_holdout"]
+
+SPLITS = ("train", "test")
+
+
+class ImageData(Dataset[Any]):
+    """Samples (image, label), or images alone where there are no labels; images are float32, converted when asked for.
+
+    Attributes:
+        name: of the data, for reports.
+        classes: number of classes, 0 where unknown.
+        image_shape: shape of one image, usually (C, H, W).
+        labelled: whether samples carry a label.
+    """
+
+    def __init__(
+        self, loaded: Loaded, normalizer: Normalizer | None = None, positions: Sequence[int] | None = None
+    ) -> None:
+        self.name, self.classes = loaded.name, loaded.classes
+        self._loaded, self._normalizer = loaded, normalizer
+        self._positions: Sequence[int] = range(len(loaded.store)) if positions is None else positions
+        if not len(self._positions):
+            raise InputError(f"{self.name}: no samples were chosen; give at least one position")
+        sample = _first(loaded.store, self._positions[0], self.name)
+        self.labelled = isinstance(sample, (tuple, list))
+        image = sample[0] if self.labelled else sample
+        self.image_shape: tuple[int, ...] = tuple(image.shape) if isinstance(image, Tensor) else ()
+        if normalizer is not None:
+            normalizer.require_fits(self.image_shape, self.name)
+            if image.min() < 0:
+                raise InputError(f"{self.name}: images hold values below 0, so they are normalised already; use 'none'")
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample, its image normalised."""
+        sample = self._loaded.store[self._positions[index]]
+        if self._normalizer is None:
+            return sample
+        return (self._normalizer(sample[0]), *sample[1:]) if self.labelled else self._normalizer(sample)
+
+    def __repr__(self) -> str:
+        """Name, size and shape."""
+        return f"ImageData({self.name!r}, {len(self)} images {self.image_shape}, {self.classes} classes)"
+
+    def subset(self, indices: Sequence[int]) -> ImageData:
+        """These samples, in this order, sharing the memory."""
+        return ImageData(self._loaded, self._normalizer, [self._positions[index] for index in indices])
+
+
+def _first(store: Store, position: int, name: str) -> Any:
+    try:
+        return store[position]
+    except SpeedySNNError:
+        raise
+    except Exception as err:
+        raise DataError(f"{name}: reading sample {position} failed: {type(err).__name__}: {err}") from err
+
+
+def load(
+    spec: str, split: str = "test", *, normalize: str | None = None, limit: int | None = None, seed: int = 0
+) -> ImageData:
+    """Find and open the data a text names. Nothing is downloaded, and no pickle is opened.
+
+    Args:
+        spec: a kind in `HANDLERS`, with what it needs after a colon: 'digits', 'npz:FILE', 'imagefolder:DIR@32'.
+        split: "train" or "test".
+        normalize: None, "none", "imagenet", "cifar10" or 'means/deviations', as '0.5,0.5,0.5/0.2,0.2,0.2'.
+        limit: keep this many samples, chosen at random by `seed`, in that random order.
+        seed: of the choice that `limit` makes.
+
+    Raises:
+        InputError: an argument is not understood.
+        DataError: the data is missing, empty, damaged or of the wrong shape.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split must be 'train' or 'test', not {split!r}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, not {limit}; leave it out to use all images")
+    normalizer = parse_normalize(normalize)
+    kind = kind_of(spec, HANDLERS)
+    if kind not in HANDLERS:
+        raise InputError(_unknown(spec, kind))
+    loaded = HANDLERS[kind](spec if kind in (FILE, MODULE) else spec.partition(":")[2], split)
+    count = len(loaded.store)
+    if not count:
+        raise DataError(f"{spec}: no images in its {split} split")
+    positions = None if limit is None else _shuffled(count, seed)[:limit]
+    return ImageData(loaded, normalizer, positions)
+
+
+def _unknown(spec: str, kind: str) -> str:
+    suffix = Path(spec).suffix
+    if suffix == ".py":
+        hint = f"; name the function in it too: '{spec}:FUNCTION'"
+    elif suffix == ".npz":
+        hint = f"; did you mean 'npz:{spec}'?"
+    elif Path(spec).is_dir():
+        hint = f"; did you mean 'imagefolder:{spec}'?"
+    else:
+        hint = closest(kind, list(HANDLERS))
+    return (
+        f"unknown data {spec!r}{hint}; expected 'digits', 'fashion-mnist[:DIR]', 'cifar10[:DIR]', 'npz:FILE', "
+        f"'imagefolder:DIR[@SIZE]', {FILE!r} or {MODULE!r}"
+    )
+
+
+def _from_function(spec: str, split: str) -> Loaded:
+    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
+    function = UserFunction(spec, DataError)
+    if not function.accepts("split"):
+        raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
+    made = function(split=split)
+    if isinstance(made, Dataset):
+        return Loaded(_user_samples(made, spec), spec, _classes_of(made))
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
+        raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
+    return _from_tensors(parts[0], parts[1] if len(parts) > 1 else None, spec)
+
+
+def _from_tensors(images: Tensor, labels: Tensor | None, spec: str) -> Loaded:
+    if labels is None or not len(images):
+        return Loaded(ArrayStore(images), spec, 0)
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            f"{spec} returned labels of {labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images; "
+            f"expected whole numbers of shape ({len(images)},)"
+        )
+    return Loaded(ArrayStore(images, labels), spec, int(labels.max()) + 1)
+
+
+def _user_samples(made: Any, spec: str) -> Store:
+    if not hasattr(made, "__len__"):
+        raise DataError(f"{spec} returned a {type(made).__name__} without a length; expected a map-style Dataset")
+    return made  # type: ignore[no-any-return]
+
+
+def _classes_of(made: Any) -> int:
+    classes = getattr(made, "classes", 0)
+    return classes if isinstance(classes, int) else len(classes) if hasattr(classes, "__len__") else 0
+
+
+def _described(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"a tuple of {', '.join(type(part).__name__ for part in made) or 'nothing'}"
+    return f"a {type(made).__name__}"
+
+
+# One row a kind of data: (what stands after the colon, split) -> Loaded. User functions get the whole text.
+HANDLERS: dict[str, Callable[[str, str], Loaded]] = {
+    "digits": load_digits,
+    "fashion-mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "npz": load_npz,
+    "imagefolder": load_image_folder,
+    FILE: _from_function,
+    MODULE: _from_function,
+}
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def split_holdout(dataset: Dataset[Any], fraction: float, seed: int = 0) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Split off a random share of a dataset, the same for the same seed.
+
+    Args:
+        dataset: map-style; an `ImageData` gives two of its kind.
+        fraction: share to hold out, above 0 and below 1.
+        seed: of the choice.
+
+    Returns:
+        (train, held): the rest and the held-out part, at least one sample each.
+
+    Raises:
+        InputError: the fraction is out of range, or the dataset too small for it.
+    """
+    count = len(dataset)  # type: ignore[arg-type]
+    held = round(fraction * count) if 0 < fraction < 1 else 0
+    if not 0 < held < count:
+        raise InputError(
+            f"cannot hold out the fraction {fraction} of {count} samples; "
+            "it must lie between 0 and 1 and leave at least one sample on each side"
+        )
+    order = _shuffled(count, seed)
+    pick = dataset.subset if isinstance(dataset, ImageData) else lambda indices: Subset(dataset, indices)
+    return pick(order[held:]), pick(order[:held])
+
+
+def loader(
+    dataset: Dataset[Any], batch_size: int = 64, shuffle: bool = False, seed: int = 0, drop_last: bool = False
+) -> DataLoader[Any]:
+    """Batches of a dataset, in this process, in an order that depends on the seed alone.
+
+    Raises:
+        InputError: batch_size below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size, shuffle, num_workers=0, generator=generator, drop_last=drop_last)

@@ -1,0 +1,212 @@
+"""Run a graph: one static pass for the analog and quantized readings, a time-batched pass for spikes.
+
+A value is static (B, ...) as long as no spike has touched it, and time-batched (T*B, ...) time-major after the first
+neuron. What comes after the last neuron is affine, so it runs once on the mean over time unless every step is wanted.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.graph import Graph, Node
+from speedysnn.neurons import IFNeuron, Reading
+from speedysnn.operators import OPERATORS, Operator
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a neuron received and emitted in one pass, handed to an observer.
+
+    Attributes:
+        name: the neuron's name.
+        neuron: the layer itself.
+        drive: its input; (B, ...) if `static`, else (T*B, ...).
+        output: what it emitted, (B, ...) in a static pass, else (T*B, ...).
+        static_drive: the drive holds for every step.
+        static_output: the output is the mean over time (analog or quantized reading).
+    """
+
+    name: str
+    neuron: IFNeuron
+    drive: Tensor
+    output: Tensor
+    static_drive: bool
+    static_output: bool
+
+
+Observer = Callable[[Tap], None]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor and whether it has a time axis folded into its first dimension."""
+
+    tensor: Tensor
+    dynamic: bool = False
+
+
+def readout_nodes(graph: Graph) -> frozenset[str]:
+    """Nodes from which no neuron and no rate operator is reached: affine to the end, so they may run on means."""
+    before_neuron: set[str] = set()
+    for node in reversed(graph.nodes):
+        timed = node.op == "neuron" or (node.op in OPERATORS and OPERATORS[node.op].behaviour == "rate")
+        if timed or node.name in before_neuron:
+            before_neuron.update(node.inputs)
+            if timed:
+                before_neuron.add(node.name)
+    return frozenset(node.name for node in graph.nodes if node.name not in before_neuron and node.op != "input")
+
+
+def last_uses(graph: Graph) -> dict[int, list[str]]:
+    """For every position in the graph, the values that nothing later reads."""
+    last: dict[str, int] = {}
+    for position, node in enumerate(graph.nodes):
+        last[node.name] = position
+        last.update(dict.fromkeys(node.inputs, position))
+    for name in graph.output_names:
+        last.pop(name, None)
+    out: dict[int, list[str]] = {}
+    for name, position in last.items():
+        out.setdefault(position, []).append(name)
+    return out
+
+
+def owned(modules: nn.ModuleDict, key: str) -> Mapping[str, Tensor]:
+    """The tensors that a node owns, by name."""
+    if key not in modules:
+        return {}
+    module = modules[key]
+    tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    tensors.update(module.named_buffers(recurse=False))
+    return tensors
+
+
+class Execution:
+    """One pass over a graph; made for each call, so that nothing of a run stays behind."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        neurons: Mapping[str, IFNeuron],
+        tensors: Callable[[str], Mapping[str, Tensor]],
+        timesteps: int,
+        observer: Observer | None = None,
+        drives: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.graph, self.neurons, self.tensors = graph, neurons, tensors
+        self.timesteps, self.observer = timesteps, observer
+        self.drives = drives
+
+    def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
+        """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
+        values: dict[str, Tensor] = {}
+        feed, release = iter(inputs), last_uses(self.graph)
+        for position, node in enumerate(self.graph.nodes):
+            args = [values[name] for name in node.inputs]
+            if node.op == "input":
+                values[node.name] = next(feed)
+            elif node.op == "neuron":
+                neuron = self.neurons[node.name]
+                out = neuron.analog(args[0]) if reading == "analog" else neuron.quantized(args[0])
+                values[node.name] = out
+                self._observe(Tap(node.name, neuron, args[0], out, True, True))
+            else:
+                values[node.name] = OPERATORS[node.op].run(args, node.attrs, self.tensors(node.name))
+            for name in release.get(position, ()):
+                del values[name]
+        return values
+
+    def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
+        """Spikes through time; returns the outputs' values, static ones being means over time."""
+        means = frozenset() if per_step else readout_nodes(self.graph)
+        values: dict[str, Value] = {}
+        feed, release = iter(inputs), last_uses(self.graph)
+        for position, node in enumerate(self.graph.nodes):
+            if node.op == "input":
+                values[node.name] = next(feed)
+            else:
+                args = [values[name] for name in node.inputs]
+                if node.name in means:
+                    args = [Value(self.mean(arg)) for arg in args]
+                values[node.name] = self._node(node, args)
+            for name in release.get(position, ()):
+                del values[name]
+        return values
+
+    def _node(self, node: Node, args: list[Value]) -> Value:
+        if node.op == "neuron":
+            neuron, drive = self.neurons[node.name], args[0]
+            if self.drives is not None:  # the whole input is known: its mean paces the spikes
+                drive = Value(self.drives[node.name])
+            out = neuron.spiking(drive.tensor, constant=not drive.dynamic)
+            self._observe(Tap(node.name, neuron, drive.tensor, out, not drive.dynamic, False))
+            return Value(out, True)
+        operator, tensors = OPERATORS[node.op], self.tensors(node.name)
+        dynamic = any(arg.dynamic for arg in args)
+        if not dynamic or operator.behaviour == "affine":
+            aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
+            return Value(operator.run(aligned, node.attrs, tensors), dynamic)
+        return Value(self._rate(operator, node, args, tensors), True)
+
+    def _rate(self, operator: Operator, node: Node, args: list[Value], tensors: Mapping[str, Tensor]) -> Tensor:
+        """y[t] = t g(mean to t) - (t-1) g(mean to t-1); in whole spikes where the input is a neuron's own output."""
+        unit = self._unit(node, args[0].tensor.ndim)
+        inputs = [self.repeat(arg) for arg in args]
+        if unit is not None:
+            inputs = [torch.round(inputs[0] / unit)]
+        totals = [self._split(x).cumsum(0) for x in inputs]
+        steps = torch.arange(1, self.timesteps + 1, device=inputs[0].device, dtype=inputs[0].dtype)
+        if not operator.homogeneous:
+            totals = [x / steps.view(-1, *[1] * (x.ndim - 1)) for x in totals]
+        reached = self._split(operator.run([x.flatten(0, 1) for x in totals], node.attrs, tensors))
+        if not operator.homogeneous:
+            reached = reached * steps.view(-1, *[1] * (reached.ndim - 1))
+        out = torch.cat([reached[:1], reached.diff(dim=0)]).flatten(0, 1)
+        return out if unit is None else out * unit
+
+    def _unit(self, node: Node, ndim: int) -> Tensor | None:
+        """theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
+        neuron = self.neurons.get(node.inputs[0])
+        if neuron is None or torch.is_grad_enabled():
+            return None
+        return neuron.per_channel(neuron.threshold, ndim)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(self.timesteps, -1, *x.shape[1:]) if x.numel() else x.reshape(self.timesteps, 0, *x.shape[1:])
+
+    def repeat(self, value: Value) -> Tensor:
+        """The value at every step, (T*B, ...)."""
+        if value.dynamic:
+            return value.tensor
+        return value.tensor.repeat(self.timesteps, *[1] * (value.tensor.ndim - 1))
+
+    def mean(self, value: Value) -> Tensor:
+        """The value's mean over time, (B, ...)."""
+        return self._split(value.tensor).mean(0) if value.dynamic else value.tensor
+
+    def running_mean(self, value: Value) -> Tensor:
+        """Mean of the first t steps for every t, (T, B, ...)."""
+        per_step = self._split(self.repeat(value))
+        steps = torch.arange(1, self.timesteps + 1, device=per_step.device, dtype=per_step.dtype)
+        return per_step.cumsum(0) / steps.view(-1, *[1] * (per_step.ndim - 1))
+
+    def _observe(self, tap: Tap) -> None:
+        if self.observer is not None:
+            self.observer(tap)
+
+
+def lags(graph: Graph, lookahead: Callable[[str], int]) -> dict[str, int]:
+    """Steps by which each node's output trails the input: the look-aheads summed along its longest path."""
+    out: dict[str, int] = {}
+    for node in graph.nodes:
+        before = max((out[name] for name in node.inputs), default=0)
+        out[node.name] = before + (lookahead(node.name) if node.op == "neuron" else 0)
+    return out
+
+
+def depth(graph: Graph, names: Iterable[str]) -> int:
+    """Neurons on the longest path to any of the named nodes."""
+    counted = lags(graph, lambda _: 1)
+    return max((counted[name] for name in names), default=0)

@@ -1,0 +1,134 @@
+"""Histograms of activations: one pass, bounded memory, the same counts for any order and any batch split.
+
+A bin is a float32's exponent with the first four bits of its mantissa, so that every bin is 3 to 6 % wide whatever
+the scale; 20 octaves below the largest value are kept apart, what is smaller shares one bin. All counts are integers
+and the window follows the maximum alone, hence nothing depends on the order of the data.
+"""
+
+import torch
+from torch import Tensor
+
+from speedysnn.errors import DataError
+
+SUB_BITS = 4
+OCTAVES = 20
+BINS = OCTAVES * 2**SUB_BITS + 1
+_SHIFT = 23 - SUB_BITS
+
+
+class ActivationHistogram:
+    """Counts of a layer's activations, for the layer (1 row) or for each channel (C rows).
+
+    Attributes:
+        counts: (C, BINS) int64; bin 0 holds the positive values below the window.
+        top: (C,) int64, the bin code just above the window.
+        zeros: (C,) int64, values at or below zero.
+        maximum: (C,) float32, the largest value seen.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        self.counts = torch.zeros(channels, BINS, dtype=torch.int64)
+        self.top = torch.zeros(channels, dtype=torch.int64)
+        self.zeros = torch.zeros(channels, dtype=torch.int64)
+        self.maximum = torch.zeros(channels)
+
+    @property
+    def channels(self) -> int:
+        """C; 1 for a layer-wide histogram."""
+        return self.counts.shape[0]
+
+    @property
+    def total(self) -> Tensor:
+        """(C,) number of values counted."""
+        return self.counts.sum(1) + self.zeros
+
+    def update(self, values: Tensor) -> None:
+        """Count activations given as (C, M).
+
+        Raises:
+            DataError: NaN or infinity among them.
+        """
+        flat = values.detach().to("cpu", torch.float32).contiguous()
+        if not bool(flat.isfinite().all()):
+            raise DataError("activations hold NaN or infinity: check the checkpoint and the input's normalisation")
+        positive = flat > 0
+        self.zeros += (~positive).sum(1)
+        if not bool(positive.any()):
+            return
+        peak = flat.amax(1).clamp_min(0)
+        self.maximum = torch.maximum(self.maximum, peak)
+        codes = flat.view(torch.int32) >> _SHIFT
+        self._raise_top(torch.where(peak > 0, self._window_top(peak), self.top))
+        offset = (self.top - (BINS - 1) - 1).to(torch.int32)
+        index = (codes - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
+        index += torch.arange(self.channels)[:, None] * BINS
+        added = torch.bincount(index[positive], minlength=self.channels * BINS)
+        self.counts += added.view(self.channels, BINS)
+
+    @staticmethod
+    def _window_top(peak: Tensor) -> Tensor:
+        codes = (peak.view(torch.int32) >> _SHIFT).to(torch.int64)
+        return ((codes >> SUB_BITS) + 1) << SUB_BITS
+
+    def _raise_top(self, top: Tensor) -> None:
+        """Move rows' windows up to a larger maximum, merging what falls out below into bin 0."""
+        grown = top > self.top
+        for row in torch.nonzero(grown).flatten().tolist():
+            shift = min(int(top[row] - self.top[row]), BINS - 1)
+            old = self.counts[row].clone()
+            self.counts[row] = 0
+            self.counts[row, 0] = old[: shift + 1].sum()
+            self.counts[row, 1 : BINS - shift] = old[shift + 1 :]
+            self.top[row] = top[row]
+
+    def edges(self) -> Tensor:
+        """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut at the maximum seen."""
+        codes = self.top[:, None] - (BINS - 1) + torch.arange(BINS)
+        edges = (codes.clamp_min(0) << _SHIFT).to(torch.int32).view(torch.float32).to(torch.float64)
+        edges = torch.cat([torch.zeros(self.channels, 1, dtype=torch.float64), edges], 1)
+        return torch.minimum(edges, self.maximum.to(torch.float64)[:, None])
+
+    def percentile(self, q: float) -> Tensor:
+        """(C,) value below which q percent of all values (zeros included) lie, linear inside a bin."""
+        wanted = self.total.to(torch.float64) * (q / 100) - self.zeros
+        cumulated = self.counts.cumsum(1).to(torch.float64)
+        index = (cumulated < wanted[:, None]).sum(1).clamp_max(BINS - 1)
+        rows, edges = torch.arange(self.channels), self.edges()
+        inside = self.counts[rows, index].to(torch.float64).clamp_min(1)
+        before = cumulated[rows, index] - self.counts[rows, index]
+        fraction = ((wanted - before) / inside).clamp(0, 1)
+        low, high = edges[rows, index], edges[rows, index + 1]
+        return torch.where(wanted <= 0, torch.zeros_like(low), low + fraction * (high - low)).to(torch.float32)
+
+    def merged(self) -> "ActivationHistogram":
+        """One layer-wide row out of all channels."""
+        out = ActivationHistogram(1)
+        target = self.top.max().reshape(1)
+        rows = ActivationHistogram(self.channels)
+        rows.counts, rows.top = self.counts.clone(), self.top.clone()
+        rows._raise_top(target.expand(self.channels))
+        out.counts = rows.counts.sum(0, keepdim=True)
+        out.top, out.zeros = target, self.zeros.sum().reshape(1)
+        out.maximum = self.maximum.max().reshape(1)
+        return out
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save."""
+        return {"counts": self.counts, "top": self.top, "zeros": self.zeros, "maximum": self.maximum}
+
+    @staticmethod
+    def from_state(state: dict[str, Tensor]) -> "ActivationHistogram":
+        """The histogram saved by `state`.
+
+        Raises:
+            DataError: a tensor is missing or of the wrong shape.
+        """
+        try:
+            out = ActivationHistogram(state["top"].shape[0])
+            for name, value in out.state().items():
+                if state[name].shape != value.shape or state[name].dtype != value.dtype:
+                    raise DataError(f"histogram: {name} has shape {tuple(state[name].shape)}")
+                setattr(out, name, state[name].clone())
+        except (KeyError, IndexError) as err:
+            raise DataError(f"histogram: incomplete ({err})") from None
+        return out

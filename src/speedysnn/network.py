@@ -1,0 +1,322 @@
+"""SpikingNetwork: a graph with weights and neurons, read as the source, its quantized twin, or spikes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from speedysnn.errors import InputError
+from speedysnn.executor import Execution, Observer, Tap, Value, depth, lags, owned
+from speedysnn.graph import Graph, map_outputs
+from speedysnn.histogram import ActivationHistogram
+from speedysnn.neurons import Delay, IFNeuron, Reading
+from speedysnn.stream import Stream
+from speedysnn.thresholds import choose, predicted_rate
+
+TIME_BATCH = 256  # images times steps in one pass without gradients
+
+
+def key_of(name: str) -> str:
+    """A node name as a module key: torch forbids dots there."""
+    return name.replace(".", "/")
+
+
+@dataclass
+class Calibration:
+    """What `recalibrate` needs: the activations' histograms and the rule that chose each layer's theta."""
+
+    histograms: dict[str, ActivationHistogram] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+
+
+class SpikingNetwork(nn.Module):
+    """A network of integrate-and-fire neurons over T steps; one graph, three readings.
+
+    `snn(x)` gives the mean of the last layer over T steps, (B, classes); `per_step=True` gives the running mean after
+    every step, (T, B, classes). A static input (B, ...) is a constant current; an event input is (T, B, ...). Made by
+    `speedysnn.convert.to_spiking` or `speedysnn.load`.
+
+    Args:
+        graph: the nodes in execution order.
+        tensors: node name -> its tensors by name; names in `buffers` are not trained.
+        neurons: node name -> its neurons.
+        timesteps: T.
+        input_shapes: shape of each input without the batch dimension.
+        calibration: histograms and rules for `recalibrate`.
+        provenance: where the network came from, JSON data.
+
+    Raises:
+        InputError: on a call whose input has another rank than the network was converted with.
+    """
+
+    BUFFERS = ("mean", "var", "value")
+
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        neurons: Mapping[str, IFNeuron],
+        timesteps: int,
+        input_shapes: Sequence[Sequence[int]],
+        calibration: Calibration | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.layers = nn.ModuleDict({key_of(name): _holder(own, self.BUFFERS) for name, own in tensors.items()})
+        self._neurons = nn.ModuleDict({key_of(name): neuron for name, neuron in neurons.items()})
+        self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
+        self.calibration = calibration or Calibration()
+        self.provenance: dict[str, Any] = provenance or {}
+        self._reading: Reading = "spiking"
+        self._stream: Stream | None = None
+        self.timesteps = timesteps
+
+    @property
+    def neurons(self) -> dict[str, IFNeuron]:
+        """Neurons by name, in execution order."""
+        return {node.name: self._neuron(node.name) for node in self.graph.neurons}
+
+    def _neuron(self, name: str) -> IFNeuron:
+        module = self._neurons[key_of(name)]
+        assert isinstance(module, IFNeuron)
+        return module
+
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors that the named node owns."""
+        return owned(self.layers, key_of(name))
+
+    @property
+    def timesteps(self) -> int:
+        """T; setting it keeps every theta (see `recalibrate`)."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"timesteps: expected a whole number of at least 1, got {value!r}")
+        self._timesteps = value
+        for neuron in self.neurons.values():
+            neuron.timesteps = value
+        self.reset()
+
+    def set_delay(self, delay: Delay | Mapping[str, Delay]) -> None:
+        """Give all neurons a look-ahead, or the named ones theirs."""
+        chosen = delay if isinstance(delay, Mapping) else dict.fromkeys(self.neurons, delay)
+        for name, value in chosen.items():
+            self._known(name).delay = value
+        self.reset()
+
+    def set_spikes(self, spikes: str) -> None:
+        """Give all neurons a spike kind: "binary", "ternary" or "graded:N"."""
+        for neuron in self.neurons.values():
+            neuron.spikes = spikes
+            _ = neuron.rule
+        self.reset()
+
+    def _known(self, name: str) -> IFNeuron:
+        if key_of(name) not in self._neurons:
+            raise InputError(f"no neuron is called {name!r}; there are {', '.join(self.neurons)}")
+        return self._neuron(name)
+
+    @property
+    def latency(self) -> int:
+        """Steps from the first input to the last output: T plus the look-aheads along the longest path."""
+        trail = lags(self.graph, lambda name: self._neuron(name).lookahead)
+        return self.timesteps + max(trail[name] for name in self.graph.output_names)
+
+    @property
+    def depth(self) -> int:
+        """L: neurons on the longest path from input to output."""
+        return depth(self.graph, self.graph.output_names)
+
+    @contextmanager
+    def reading(self, reading: Reading) -> Iterator["SpikingNetwork"]:
+        """Read the network as "analog", "quantized" or "spiking" inside the block."""
+        if reading not in get_args(Reading):
+            raise InputError(f"reading: expected one of {', '.join(get_args(Reading))}, got {reading!r}")
+        before, self._reading = self._reading, reading
+        try:
+            yield self
+        finally:
+            self._reading = before
+
+    def forward(self, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None) -> Any:
+        """Run all T steps, or one pass in the other readings; see the class.
+
+        Args:
+            inputs: one tensor an input of the source network, (B, ...) static or (T, B, ...) events.
+            per_step: the running mean after each step, (T, B, ...), instead of the mean over T.
+            observer: called with a `Tap` for every neuron in execution order.
+        """
+        values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
+        chunk = self._chunk(values, observer)
+        if chunk:
+            return self._in_chunks(inputs, chunk, per_step)
+        neurons = self.neurons
+        run = Execution(self.graph, neurons, self.tensors, self.timesteps, observer)
+        if self._reading != "spiking" or (not per_step and self._synchronous()):
+            reading: Literal["analog", "quantized"] = "analog" if self._reading == "analog" else "quantized"
+            out = run.static([run.mean(value) for value in values], reading)
+            static = {name: Value(out[name]) for name in self.graph.output_names}
+            return self._finish(run, static, per_step)
+        if self._synchronous():
+            return self._finish(run, self._replay(run, values), per_step)
+        return self._finish(run, run.spiking(values, per_step), per_step)
+
+    def _chunk(self, values: Sequence[Value], observer: Observer | None) -> int:
+        """Images a pass when the batch is cut up, 0 when it runs whole: many steps times many images thrash caches."""
+        if torch.is_grad_enabled() or observer is not None or self._reading != "spiking" or self._synchronous():
+            return 0
+        images = values[0].tensor.shape[0] // (self.timesteps if values[0].dynamic else 1)
+        chunk = max(1, TIME_BATCH // self.timesteps)
+        return chunk if images > chunk else 0
+
+    def _in_chunks(self, inputs: Sequence[Tensor], chunk: int, per_step: bool) -> Any:
+        batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
+        pieces = zip(*(x.split(chunk, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+        return join([self(*piece, per_step=per_step) for piece in pieces], dim=int(per_step))
+
+    def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
+        if len(inputs) != len(self.input_shapes):
+            raise InputError(f"expected {len(self.input_shapes)} inputs, got {len(inputs)}")
+        return inputs
+
+    def _accept(self, x: Tensor, position: int) -> Value:
+        expected = self.input_shapes[position]
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
+        if x.ndim == len(expected) + 1:
+            return Value(_channels_last(x))
+        if x.ndim == len(expected) + 2 and x.shape[0] == self.timesteps:
+            return Value(_channels_last(x.flatten(0, 1)), True)
+        raise InputError(
+            f"input {position}: expected (B, {_shape(expected)}), or ({self.timesteps}, B, {_shape(expected)}) for "
+            f"T={self.timesteps} steps of events, got {tuple(x.shape)}"
+        )
+
+    def _synchronous(self) -> bool:
+        """Every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them."""
+        return all(neuron.lookahead == self.timesteps for neuron in self.neurons.values())
+
+    def _replay(self, run: Execution, values: Sequence[Value]) -> dict[str, Value]:
+        """Spike trains of a layer-synchronous network: drives from one quantized pass, then paced over the steps."""
+        drives: dict[str, Tensor] = {}
+
+        def record(tap: Tap) -> None:
+            drives[tap.name] = tap.drive
+
+        means = [run.mean(value) for value in values]
+        Execution(self.graph, run.neurons, self.tensors, self.timesteps, record).static(means, "quantized")
+        paced = Execution(self.graph, run.neurons, self.tensors, self.timesteps, run.observer, drives)
+        return paced.spiking(values, per_step=True)
+
+    def _finish(self, run: Execution, values: Mapping[str, Value], per_step: bool) -> Any:
+        read = run.running_mean if per_step else run.mean
+        return map_outputs(self.graph.outputs, {name: read(values[name]) for name in self.graph.output_names})
+
+    def step(self, *inputs: Tensor | None) -> Any:
+        """One tick: the inputs of this step (B, ...), or None for each to let what is under way come out.
+
+        Returns the output of one step, not a mean, or None while the look-ahead holds it back (`latency` - T ticks).
+        """
+        if self._stream is None:
+            self._stream = Stream(self.graph, self.neurons, self.tensors, self.timesteps)
+        given = [None if x is None else _channels_last(x) for x in self._all(inputs)]
+        out = self._stream.tick(given)
+        if any(value is None for value in out.values()):
+            return None
+        return map_outputs(self.graph.outputs, out)
+
+    def reset(self) -> None:
+        """Forget the streaming state of `step`."""
+        self._stream = None
+        for neuron in self.neurons.values():
+            neuron.reset()
+
+    def recalibrate(self) -> "SpikingNetwork":
+        """Choose every theta again for the present T, v_init and spikes from the stored histograms, without data.
+
+        Layers whose threshold was given as a value keep it.
+
+        Raises:
+            InputError: the network holds no histograms.
+        """
+        if not self.calibration.histograms:
+            raise InputError("recalibrate: the network holds no histograms; convert it with calibration data")
+        for name, neuron in self.neurons.items():
+            rule, hist = self.calibration.rules.get(name, "given"), self.calibration.histograms.get(name)
+            if rule == "given" or hist is None:
+                continue
+            theta = choose(hist, rule, neuron.v_init, self.timesteps, neuron.levels_per_step, layer=name)
+            neuron.set_threshold(theta if neuron.granularity == "channel" else theta.squeeze(0))
+        return self
+
+    def summary(self) -> pd.DataFrame:
+        """One row a neuron layer: name, theta, v_init, spikes, look-ahead, and the rate predicted from calibration.
+
+        Units: theta in the activation's own; rate in spikes per neuron and step under constant drive, None without
+        histograms.
+        """
+        rows = []
+        for node in self.graph.neurons:
+            neuron = self._neuron(node.name)
+            theta, hist = neuron.threshold.detach(), self.calibration.histograms.get(node.name)
+            rate = None
+            if hist is not None:
+                rate = predicted_rate(hist, theta, neuron.v_init, self.timesteps, neuron.levels_per_step)
+            rows.append(
+                {
+                    "layer": node.name,
+                    "neurons": node.attrs.get("features"),
+                    "thresholds": theta.numel(),
+                    "theta_min": theta.min().item(),
+                    "theta_mean": theta.mean().item(),
+                    "theta_max": theta.max().item(),
+                    "v_init": neuron.v_init.detach().mean().item(),
+                    "spikes": neuron.spikes,
+                    "delay": neuron.delay,
+                    "predicted_rate": rate,
+                    "source": node.source,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def extra_repr(self) -> str:
+        """T, depth and latency in one line."""
+        return f"T={self.timesteps}, {len(self.neurons)} neuron layers, latency={self.latency} steps"
+
+
+def join(pieces: Sequence[Any], dim: int) -> Any:
+    """Outputs of one structure, concatenated leaf by leaf."""
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(list(pieces), dim)
+    if isinstance(pieces[0], dict):
+        return {key: join([piece[key] for piece in pieces], dim) for key in pieces[0]}
+    return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
+
+
+def _holder(tensors: Mapping[str, Tensor], buffers: Sequence[str]) -> nn.Module:
+    module = nn.Module()
+    for name, value in tensors.items():
+        value = value.detach().clone()
+        if value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        if name in buffers or not value.is_floating_point():
+            module.register_buffer(name, value)
+        else:
+            module.register_parameter(name, nn.Parameter(value))
+    return module
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
+

@@ -1,0 +1,222 @@
+"""IFNeuron: one activation of the source network, readable as the source, its quantizer, or spikes."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.errors import InputError
+from speedysnn.kernels import Rule, multistep, parse_spikes
+from speedysnn.kernels.quantizer import levels, quantize
+from speedysnn.kernels.reference import fire
+from speedysnn.surrogate import SURROGATES
+
+Reading = Literal["analog", "quantized", "spiking"]
+READINGS: tuple[Reading, ...] = ("analog", "quantized", "spiking")
+Delay = int | Literal["full"]
+
+
+class IFNeuron(nn.Module):
+    """A layer of integrate-and-fire neurons with soft reset and a trainable threshold.
+
+    spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits theta * s[t]
+    quantized: Q(z) = theta/T clip(floor(T z/theta + v_init), 0, T N)
+    analog:    min(max(z, 0), ceiling)
+
+    with S[k] the input summed over k = min(t + delay, T) steps and n the spikes so far; delay 0 is the plain
+    soft-reset neuron. Shapes: input (T*B, ...) time-major when spiking, (B, ...) otherwise or with `constant`; output
+    alike, in the input's unit. theta is positive by construction (its logarithm is the parameter).
+
+    Args:
+        threshold: theta in the activation's unit, a number or one value a channel.
+        v_init: initial membrane as a fraction of theta; 1/2 rounds, 0 floors.
+        timesteps: T.
+        spikes: "binary", "ternary" (a neuron that fired may take a spike back) or "graded:N".
+        delay: steps of look-ahead, or "full" for T.
+        surrogate: spike derivative, one of `speedysnn.surrogate.SURROGATES`.
+        width: its width in units of theta.
+        detach_reset: no gradient through the reset.
+        channel_dim: which dimension of (B, ...) a per-channel threshold runs along.
+        ceiling: upper clip of the source activation (6 for ReLU6), or None.
+
+    Raises:
+        InputError: a threshold that is not positive and finite, or an option out of range.
+
+    Reference: castagnetti2023
+    """
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        v_init: float | Tensor = 0.5,
+        *,
+        timesteps: int = 4,
+        spikes: str = "binary",
+        delay: Delay = 0,
+        surrogate: str = "rectangle",
+        width: float = 1.0,
+        detach_reset: bool = False,
+        channel_dim: int = 1,
+        ceiling: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.log_threshold = nn.Parameter(_log_threshold(threshold))
+        self.v_init = nn.Parameter(torch.as_tensor(v_init, dtype=torch.float32).clone())
+        self.spikes, self.surrogate, self.width = spikes, surrogate, width
+        self.detach_reset, self.channel_dim, self.ceiling = detach_reset, channel_dim, ceiling
+        self.scaled_gradient = True
+        self.reading: Reading = "spiking"
+        self.timesteps, self.delay = timesteps, delay
+        parse_spikes(spikes)
+        if surrogate not in SURROGATES:
+            raise InputError(f"unknown surrogate {surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
+        _check_steps(timesteps, delay)
+        self.reset()
+
+    @property
+    def threshold(self) -> Tensor:
+        """theta, positive; shape () for a layer or (C,) for channels."""
+        return self.log_threshold.exp()
+
+    def set_threshold(self, threshold: float | Tensor) -> None:
+        """Replace theta in place; a scalar becomes per channel when one value a channel is given."""
+        value = _log_threshold(threshold).to(self.log_threshold)
+        self.log_threshold.data = value.clone()
+
+    @property
+    def granularity(self) -> str:
+        """ "layer" for one theta, "channel" for one a channel."""
+        return "channel" if self.log_threshold.ndim else "layer"
+
+    @property
+    def levels_per_step(self) -> int:
+        """N: most spikes in one step."""
+        return parse_spikes(self.spikes)[1]
+
+    @property
+    def lookahead(self) -> int:
+        """d in steps, with "full" resolved to T and never above it."""
+        return self.timesteps if self.delay == "full" else min(int(self.delay), self.timesteps)
+
+    @property
+    def rule(self) -> Rule:
+        """The firing rule as a backend needs it."""
+        lowest, highest = parse_spikes(self.spikes)
+        return Rule(
+            self.timesteps, self.lookahead, lowest, highest, self.surrogate, self.width, self.detach_reset
+        )
+
+    def per_channel(self, value: Tensor, ndim: int) -> Tensor:
+        """A () or (C,) tensor shaped so that it broadcasts against a (B, ...) tensor of `ndim` dimensions."""
+        if value.ndim == 0:
+            return value
+        shape = [1] * ndim
+        shape[self.channel_dim] = -1
+        return value.view(shape)
+
+    def forward(self, x: Tensor, *, constant: bool = False) -> Tensor:
+        """Read the layer as `self.reading` says; `constant` marks a drive (B, ...) that holds for all T steps."""
+        if self.reading == "analog":
+            return self.analog(x)
+        if self.reading == "quantized":
+            return self.quantized(x)
+        return self.spiking(x, constant=constant)
+
+    def analog(self, z: Tensor) -> Tensor:
+        """The activation that the neuron replaced: min(max(z, 0), ceiling)."""
+        return z.clamp_min(0) if self.ceiling is None else z.clamp(0, self.ceiling)
+
+    def quantized(self, z: Tensor) -> Tensor:
+        """Q(z), with the learned-step-size gradient; shape as z."""
+        theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
+        return quantize(z, theta, start, self.timesteps, self.levels_per_step, scaled=self.scaled_gradient)
+
+    def counts(self, z: Tensor) -> Tensor:
+        """Spikes that T steps of constant drive z give; shape as z, whole numbers."""
+        theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
+        return levels(z, theta, start, self.timesteps, self.levels_per_step)
+
+    def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
+        """theta * s[t] for all steps, (T*B, ...)."""
+        theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
+        return multistep(x, theta, start, self.rule, constant=constant)
+
+    def reset(self) -> None:
+        """Forget the streaming state."""
+        self._sum: Tensor | None = None
+        self._complete: Tensor | None = None
+        self._count: Tensor | None = None
+        self._arrived = 0
+        self._emitted = 0
+
+    def step(self, x: Tensor | None) -> Tensor | None:
+        """One tick: take the input of the next step (None when there is none) and emit, or None while looking ahead.
+
+        The first output comes after `lookahead` ticks; T outputs answer T inputs, and the next T may follow at once.
+        Shapes: (B, ...) in and out.
+
+        Raises:
+            InputError: the shape changed before `reset`, or an input came while the last window was not over.
+        """
+        if self._complete is not None:  # the last window's outputs go on while the next one's inputs arrive
+            out = self._emit(self._complete, x)
+            if x is not None:
+                self._arrive(x)
+            return out
+        if x is None:
+            return None
+        self._arrive(x)
+        arrived = self._arrived if self._complete is None else self.timesteps
+        total = self._sum if self._complete is None else self._complete
+        if total is None or arrived - self.lookahead <= self._emitted:
+            return None
+        return self._emit(total, x)
+
+    def _arrive(self, x: Tensor) -> None:
+        value = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self._sum is not None and self._sum.shape != value.shape:
+            raise InputError(
+                f"step: expected the shape {tuple(self._sum.shape)} of the steps before, got {tuple(value.shape)}; "
+                "call reset() before another batch"
+            )
+        self._sum = value if self._sum is None else self._sum + value
+        self._arrived += 1
+        if self._arrived == self.timesteps:
+            self._complete, self._sum, self._arrived = self._sum, None, 0
+
+    def _emit(self, total: Tensor, x: Tensor | None) -> Tensor:
+        t = self._emitted + 1
+        k = min(t + self.lookahead, self.timesteps)
+        paced = total if k == t else total * (t / k)
+        theta = self.per_channel(self.threshold, total.ndim).to(total.dtype)
+        start = self.per_channel(self.v_init, total.ndim).to(total.dtype)
+        count = torch.zeros_like(total) if self._count is None else self._count
+        spikes = fire(paced / theta + start - count, count, self.rule)
+        self._count, self._emitted = count + spikes, t
+        if t == self.timesteps:
+            self._count, self._complete, self._emitted = None, None, 0
+        out = spikes * theta
+        return out if x is None else out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Options in one line; never the tensors."""
+        return (
+            f"T={self.timesteps}, spikes={self.spikes}, delay={self.delay}, theta per {self.granularity}, "
+            f"surrogate={self.surrogate}({self.width:g})"
+        )
+
+
+def _log_threshold(threshold: float | Tensor) -> Tensor:
+    value = torch.as_tensor(threshold, dtype=torch.float32).detach().clone()
+    if value.ndim > 1:
+        raise InputError(f"threshold: expected a number or one value a channel, got shape {tuple(value.shape)}")
+    if not bool((value.isfinite() & (value > 0)).all()):
+        raise InputError(f"threshold: expected positive finite values, got a minimum of {value.min().item():g}")
+    return value.log()
+
+
+def _check_steps(timesteps: int, delay: Delay) -> None:
+    if timesteps < 1:
+        raise InputError(f"timesteps: expected at least 1, got {timesteps}")
+    if delay != "full" and (not isinstance(delay, int) or isinstance(delay, bool) or delay < 0):
+        raise InputError(f'delay: expected a whole number of steps of at least 0, or "full", got {delay!r}')

@@ -1,0 +1,40 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing unless asked."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+_EVERY_S = 15.0
+
+
+def track(items: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
+    """The items, with progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere."""
+    if not enabled:
+        yield from items
+        return
+    if total is None:
+        total = len(items) if hasattr(items, "__len__") else None
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
+    begin = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= _EVERY_S:
+            last = now
+            of = f"/{total}" if total else ""
+            sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s\n")
+            sys.stderr.flush()

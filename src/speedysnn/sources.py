@@ -1,0 +1,125 @@
+"""Networks by name, as 'torchvision:resnet18' or 'FILE.py:FUNCTION', with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from speedysnn._checkpoint import open_checkpoint
+from speedysnn._checkpoint import read_checkpoint as read_checkpoint
+from speedysnn._fit import load_weights
+from speedysnn._torchvision import import_torchvision
+from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
+from speedysnn.errors import InputError, SourceError
+
+__all__ = ["MODELS", "Source", "load_model", "read_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and where it came from; `notes` says how its checkpoint was read."""
+
+    model: nn.Module = field(repr=False)
+    spec: str
+    checkpoint: str | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: int | None = None) -> Source:
+    """Build the network a text names, with a checkpoint's weights if one is given, in evaluation mode.
+
+    Nothing is ever downloaded: without a checkpoint a torchvision network has random weights.
+
+    Args:
+        spec: 'torchvision:NAME', 'FILE.py:FUNCTION' or 'package.module:FUNCTION'; the function returns an nn.Module.
+        checkpoint: a file of weights, see `read_checkpoint`.
+        num_classes: outputs of the last layer, where the network can be asked for them.
+
+    Raises:
+        InputError: the text names no kind of source, or num_classes is below 1.
+        SourceError: the network cannot be built, or the checkpoint cannot be read or does not fit.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, not {num_classes}")
+    kind = kind_of(spec, MODELS)
+    if kind not in MODELS:
+        raise InputError(_unknown(spec, kind))
+    model = MODELS[kind](spec, num_classes)
+    if not isinstance(model, nn.Module):
+        raise SourceError(f"{spec} returned a {type(model).__name__}, expected a torch.nn.Module: return the network")
+    if checkpoint is None:
+        return Source(model.eval(), spec)
+    opened = open_checkpoint(checkpoint)
+    load_weights(model, opened, spec)
+    return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes)
+
+
+def _unknown(spec: str, kind: str) -> str:
+    hint = closest(kind, list(MODELS))
+    if Path(spec).suffix == ".py":
+        hint = f"; name the function in it too: {spec}:FUNCTION"
+    elif Path(spec).is_file():
+        hint = "; a checkpoint holds weights alone: name the network, and give this file as its checkpoint"
+    else:
+        names = _torchvision_names(strict=False)
+        if spec in names:
+            hint = f"; did you mean 'torchvision:{spec}'?"
+    return f"unknown network {spec!r}{hint}; expected 'torchvision:NAME', {FILE!r} or {MODULE!r}"
+
+
+def _torchvision_names(*, strict: bool = True) -> list[str]:
+    """The classification networks of torchvision; others return boxes, masks or dicts."""
+    try:
+        models = import_torchvision().models
+    except SourceError:
+        if strict:
+            raise
+        return []
+    return [str(name) for name in models.list_models(module=models)]
+
+
+# With weights=None these two warn that their slow initialisation will change one day.
+_EXTRA_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+}
+
+
+def _from_torchvision(spec: str, num_classes: int | None) -> Any:
+    name = spec.partition(":")[2]
+    names = _torchvision_names()
+    if name not in names:
+        hint = closest(name, names) or f"; there are {', '.join(names)}"
+        raise SourceError(f"torchvision has no classification network {name!r}{hint}")
+    arguments = dict(_EXTRA_ARGUMENTS.get(name, {}))
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        return import_torchvision().models.get_model(name, weights=None, **arguments)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise SourceError(f"{spec} could not be built with {arguments}: {err}") from err
+
+
+def _from_function(spec: str, num_classes: int | None) -> Any:
+    function = UserFunction(spec, SourceError)
+    if num_classes is None:
+        return function()
+    if not function.accepts("num_classes"):
+        raise SourceError(
+            f"{spec} takes no argument num_classes, so --num-classes {num_classes} has nowhere to go; "
+            "leave it out, or give the function that parameter"
+        )
+    return function(num_classes=num_classes)
+
+
+# One row a kind of source: (spec, num_classes) -> what should be an nn.Module.
+MODELS: dict[str, Callable[[str, int | None], Any]] = {
+    "torchvision": _from_torchvision,
+    FILE: _from_function,
+    MODULE: _from_function,
+}

@@ -1,0 +1,104 @@
+"""Step by step: one tick of the whole graph, with the state, delay lines and clocks that a chip would keep."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from speedysnn.executor import lags
+from speedysnn.graph import Graph, Node
+from speedysnn.neurons import IFNeuron
+from speedysnn.operators import OPERATORS
+
+
+class RateState:
+    """Running totals of an operator that is not affine: emits the difference of t g(mean) from step to step."""
+
+    def __init__(self, timesteps: int) -> None:
+        self.timesteps, self.t = timesteps, 0
+        self.totals: list[Tensor] = []
+        self.reached: Tensor | None = None
+
+    def step(self, args: Sequence[Tensor], run: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """y[t] for the inputs of step t; after T steps the totals start again."""
+        self.totals = [a + b for a, b in zip(self.totals, args, strict=True)] if self.totals else list(args)
+        self.t += 1
+        reached = run([total / self.t for total in self.totals]) * self.t
+        out = reached if self.reached is None else reached - self.reached
+        self.reached = reached
+        if self.t == self.timesteps:
+            self.t, self.totals, self.reached = 0, [], None
+        return out
+
+
+class Stream:
+    """The streaming state of a network; one tick a call.
+
+    Where branches meet, the one that looked ahead less waits in a delay line, so that all arrive in step.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        neurons: Mapping[str, IFNeuron],
+        tensors: Callable[[str], Mapping[str, Tensor]],
+        timesteps: int,
+    ) -> None:
+        self.graph, self.neurons, self.tensors = graph, neurons, tensors
+        trail = lags(graph, lambda name: neurons[name].lookahead)
+        self.lines: dict[tuple[str, int], deque[Tensor | None]] = {}
+        for node in graph.nodes:
+            meets = max((trail[name] for name in node.inputs), default=0)
+            for position, name in enumerate(node.inputs):
+                if meets > trail[name]:
+                    self.lines[node.name, position] = deque([None] * (meets - trail[name]))
+        ends = max(trail[name] for name in graph.output_names)
+        for position, name in enumerate(graph.output_names):
+            if ends > trail[name]:
+                self.lines["", position] = deque([None] * (ends - trail[name]))
+        self.rates = {
+            node.name: RateState(timesteps)
+            for node in graph.nodes
+            if node.op in OPERATORS and OPERATORS[node.op].behaviour == "rate"
+        }
+        for neuron in neurons.values():
+            neuron.reset()
+
+    def tick(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+        """One step of every node; None stands for "nothing at this tick"."""
+        values: dict[str, Tensor | None] = {}
+        feed = iter(inputs)
+        for node in self.graph.nodes:
+            if node.op == "input":
+                values[node.name] = next(feed)
+                continue
+            args = [self._delayed(node.name, i, values[name]) for i, name in enumerate(node.inputs)]
+            values[node.name] = self._node(node, args)
+        return {
+            name: self._delayed("", position, values[name]) for position, name in enumerate(self.graph.output_names)
+        }
+
+    def _delayed(self, name: str, position: int, value: Tensor | None) -> Tensor | None:
+        line = self.lines.get((name, position))
+        if line is None:
+            return value
+        line.append(value)
+        return line.popleft()
+
+    def _node(self, node: Node, args: list[Tensor | None]) -> Tensor | None:
+        if node.op == "neuron":
+            return self.neurons[node.name].step(args[0])
+        present = [arg for arg in args if arg is not None]
+        if len(present) < len(args):
+            return None
+        operator, tensors = OPERATORS[node.op], self.tensors(node.name)
+        if node.name in self.rates:
+            return self.rates[node.name].step(present, lambda xs: operator.run(xs, node.attrs, tensors))
+        return operator.run(present, node.attrs, tensors)
+
+
+def flush(stream: Stream, inputs: int) -> dict[str, Tensor | None]:
+    """A tick without input, for what is still under way."""
+    with torch.no_grad():
+        return stream.tick([None] * inputs)
