@@ -1,6 +1,7 @@
 """to_spiking and inspect: the two calls of this room."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -81,7 +82,8 @@ def to_spiking(
         InputError: an option out of range.
     """
     _check_options(granularity, v_init, correct)
-    first = next(iter(iter_batches(calibration)))
+    batches = iter_batches(calibration)
+    first = next(batches)
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     example = [x[:4].to(device) for x in first.inputs]
     with evaluating(ann):
@@ -98,7 +100,7 @@ def to_spiking(
     snn = SpikingNetwork(graph, tensors, _neurons(graph, timesteps, options), timesteps, shapes).to(device)
     with torch.no_grad(), snn.reading("analog"):
         error = require_equal(snn(*example), reference)
-    images = collect(snn, calibration, granularity, progress=progress)
+    images = collect(snn, chain([first], batches), granularity, progress=progress)
     assign(snn, threshold, granularity)
     snn.provenance = {
         **(provenance or {}),

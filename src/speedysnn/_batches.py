@@ -67,7 +67,7 @@ def iter_batches(data: Any, *, batch_size: int = 64, what: str = "calibration da
 def _raw_batches(data: Any, batch_size: int, what: str) -> Iterable[Any]:
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
-    if isinstance(data, (Tensor, tuple, Mapping)):
+    if isinstance(data, (Tensor, tuple, Mapping, Batch)):
         return _chunks(_parse(data, what), batch_size, what)
     if isinstance(data, (str, bytes)):
         raise DataError(f"{what}: got the text {data!r}; load it first, as speedysnn.data.load({data!r})")
@@ -91,7 +91,7 @@ def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
     try:
         for batch in batches:
             yield batch
-            index += 1  # noqa: SIM113 - the number is wanted when the loop fails
+            index += 1
     except SpeedySNNError:
         raise
     except Exception as err:

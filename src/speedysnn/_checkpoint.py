@@ -28,6 +28,7 @@ NESTED = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_e
 PREFIXES = ("module.", "_orig_mod.", "model.")
 _COMPILED = "_orig_mod"
 _DOWNLOAD = "download or copy it again"
+_TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1.6
 # What torch.load raises on a damaged file depends on where it is damaged.
 _TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError)
 
@@ -90,9 +91,10 @@ def _require_file(file: Path) -> None:
 def _require_weights_file(file: Path) -> None:
     try:
         with file.open("rb") as handle:
-            head = handle.read(512).lstrip().lower()
+            start = handle.read(512)
     except OSError as err:
         raise SourceError(f"checkpoint {file} cannot be read: {err.strerror}") from err
+    head = start.lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise SourceError(
             f"checkpoint {file} is a web page, not weights: the download saved an error or login page; "
@@ -100,6 +102,8 @@ def _require_weights_file(file: Path) -> None:
         )
     if head.startswith(b"version ") and b"git-lfs" in head:
         raise SourceError(f"checkpoint {file} is a Git LFS pointer, not weights; run `git lfs pull` where it came from")
+    if file.suffix != ".safetensors" and not start.startswith(_TORCH_STARTS):
+        raise SourceError(_not_torch(file))
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -140,13 +144,17 @@ def _read_torch(file: Path) -> Any:
         ) from err
 
 
+def _not_torch(file: Path) -> str:
+    return (
+        f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
+        f"torch.save, or .safetensors; {_DOWNLOAD}"
+    )
+
+
 def _refused(file: Path, reason: str) -> str:
     name = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Unsupported operand:? GLOBAL) ([\w.]+)", reason)
     if name is None:
-        return (
-            f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
-            f"torch.save, or .safetensors; {_DOWNLOAD}"
-        )
+        return _not_torch(file)
     return (
         f"checkpoint {file} was not opened: besides weights it holds {name[1]}, and loading that would run code. "
         "Where you trust it, load it with the code that made it and save weights alone: "

@@ -1,0 +1,130 @@
+"""The state of a run in one safetensors file, replaced atomically after every epoch; no pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from speedysnn.errors import TrainingError
+from speedysnn.finetune.config import Config
+from speedysnn.network import SpikingNetwork
+
+FILE = "run.safetensors"
+SCHEMA = "speedysnn-run/1"
+
+
+@dataclass
+class RunState:
+    """Where a run stands after a whole epoch.
+
+    Attributes:
+        stage: index of the stage the next epoch belongs to.
+        epoch: epochs of that stage that are done.
+        history: one row an epoch.
+        best: parameters with the best score of the present stage, by name.
+        best_score: their score; higher is better.
+        best_epoch: their epoch, 0 for the state before the stage.
+        optimizer: the optimizer's tensors, "index.name" -> tensor.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = float("-inf")
+    best_epoch: int = 0
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+
+def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in snn.state_dict().items()}
+
+
+def fingerprint(snn: SpikingNetwork, config: Config) -> str:
+    """What a run depends on: settings, T, spikes, look-ahead and the network it began with."""
+    digest = hashlib.sha256(json.dumps([config.to_json(), snn.timesteps], sort_keys=True).encode())
+    for name, neuron in snn.neurons.items():
+        digest.update(repr((name, neuron.spikes, neuron.delay, neuron.surrogate, neuron.width)).encode())
+    for name, value in sorted(snn.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().to(torch.float64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter tensors under "index.name"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value).clone() for index, own in state.items()
+            for name, value in own.items()}  # fmt: skip
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    if not tensors:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    document = optimizer.state_dict()
+    document["state"] = state
+    optimizer.load_state_dict(document)
+
+
+def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -> None:
+    """Replace the folder's state file in one step.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    tensors = {f"net:{name}": value for name, value in snapshot(snn).items()}
+    tensors.update({f"best:{name}": value for name, value in run.best.items()})
+    tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
+    document = {"schema": SCHEMA, "fingerprint": print_of_run, "stage": run.stage, "epoch": run.epoch,
+                "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch}  # fmt: skip
+    scratch = folder / f".{FILE}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch, {"run": json.dumps(document)})
+        os.replace(scratch, folder / FILE)
+    except (OSError, SafetensorError) as err:
+        raise TrainingError(f"{folder}: the run's state cannot be written ({err})") from None
+
+
+def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
+    """Load the run's state into the network and return where it stands.
+
+    Raises:
+        TrainingError: there is no state, it is damaged, or it belongs to other settings or another network.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise TrainingError(f"{folder}: nothing to resume: expected {FILE} from an earlier run with the same folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})["run"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        if document["schema"] != SCHEMA:
+            raise TrainingError(f"{path}: expected the schema {SCHEMA!r}, got {document['schema']!r}")
+        if document["fingerprint"] != print_of_run:
+            raise TrainingError(
+                f"{path}: the run there began with another network or other settings; resume with those, or choose "
+                "another folder"
+            )
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}}
+        for key, value in tensors.items():
+            kind, name = key.split(":", 1)
+            parts[kind][name] = value
+        snn.load_state_dict(parts["net"])
+        return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
+                        document["best_score"], document["best_epoch"], parts["opt"])  # fmt: skip
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as err:
+        raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -1,0 +1,159 @@
+"""The training loop: one epoch, one evaluation, one stage."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from speedysnn.data import Batch
+from speedysnn.errors import InputError, TrainingError
+from speedysnn.executor import Tap
+from speedysnn.finetune.augment import augmentation, mix
+from speedysnn.finetune.config import Config
+from speedysnn.finetune.objectives import objective
+from speedysnn.finetune.parameters import bad_gradients, keep_in_range
+from speedysnn.finetune.samples import gather
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Reading
+from speedysnn.progress import track
+
+_EVAL_BATCH = 64
+
+
+@dataclass
+class Trainer:
+    """What every epoch needs: the network, its teacher, the data and the settings."""
+
+    snn: SpikingNetwork
+    teacher: nn.Module
+    train: Dataset[Any]
+    held_out: Dataset[Any]
+    config: Config
+    progress: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.snn.parameters()).device
+
+    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
+        """What the objective compares with: labels, or the teacher's output for the same images."""
+        if self.config.objective == "labels":
+            if batch.labels is None:
+                raise InputError("objective 'labels': the training data has none; use 'kl', which needs none")
+            return batch.labels.to(self.device)
+        with torch.no_grad():
+            return logits(self.teacher(*inputs))
+
+    def epoch(self, reading: Reading, optimizer: torch.optim.Optimizer, stage: int, epoch: int, epochs: int) -> float:
+        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
+        config = self.config
+        count = len(self.train)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(_seed(config.seed, stage, epoch))
+        order = torch.randperm(count, generator=generator).tolist()
+        chunks = [order[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
+        compute, augment = objective(config.objective), augmentation(config.augment)
+        total = 0.0
+        label = f"{reading} {epoch + 1}/{epochs}"
+        for step, indices in enumerate(track(chunks, label, enabled=self.progress)):
+            batch = gather(self.train, indices)
+            images = mix(augment(batch.inputs[0], generator), config.mixup, generator)
+            inputs = [x.to(self.device) for x in (images, *batch.inputs[1:])]
+            target = self.target(batch, inputs)
+            _set_rate(optimizer, (epoch + step / len(chunks)) / epochs, config.warmup)
+            with self.snn.reading(reading):
+                loss = compute(logits(self.snn(*inputs)), target, config.temperature)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._guard(loss, reading, epoch)
+            if config.clip is not None:
+                chosen = [p for group in optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(chosen, config.clip)
+            optimizer.step()
+            keep_in_range(self.snn)
+            total += float(loss.detach()) * len(indices)
+        return total / count
+
+    def _guard(self, loss: Tensor, reading: str, epoch: int) -> None:
+        bad = bad_gradients(self.snn)
+        if bool(torch.isfinite(loss)) and not bad:
+            return
+        where = f"; first in the gradient of {bad[0]}" if bad else ""
+        raise TrainingError(
+            f"{reading} stage, epoch {epoch + 1}: the loss or a gradient is NaN or infinite{where}. The best state so "
+            "far is kept in the network; lower the learning rate, or set clip"
+        )
+
+    def evaluate(self, reading: Reading) -> dict[str, float | None]:
+        """Loss, agreement with the teacher, accuracy where labels are known, and spikes a neuron, on the held-out part."""
+        compute = objective(self.config.objective)
+        count = len(self.held_out)  # type: ignore[arg-type]
+        loss, agree, right, labelled, spikes = 0.0, 0, 0, 0, _Events()
+        with torch.no_grad(), self.snn.reading(reading):
+            for start in range(0, count, _EVAL_BATCH):
+                batch = gather(self.held_out, range(start, min(start + _EVAL_BATCH, count)))
+                inputs = [x.to(self.device) for x in batch.inputs]
+                target = self.target(batch, inputs)
+                ours = logits(self.snn(*inputs, observer=spikes))
+                reference = ours if self.config.objective == "labels" else target
+                loss += float(compute(ours, target, self.config.temperature)) * len(ours)
+                agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
+                if batch.labels is not None:
+                    right += int((ours.argmax(1).cpu() == batch.labels).sum())
+                    labelled += len(ours)
+        return {
+            "held_out_loss": loss / count,
+            "held_out_agreement": None if self.config.objective == "labels" else agree / count,
+            "held_out_accuracy": right / labelled if labelled else None,
+            "spikes_per_neuron": spikes.per_neuron,
+        }
+
+
+class _Events:
+    """Counts spikes (of either sign) a neuron and image."""
+
+    def __init__(self) -> None:
+        self.spikes, self.neurons = 0.0, 0
+
+    def __call__(self, tap: Tap) -> None:
+        neuron = tap.neuron
+        if tap.static_output:
+            self.spikes += float(neuron.counts(tap.drive).sum())
+            self.neurons += tap.output.numel()
+            return
+        theta = neuron.per_channel(neuron.threshold, tap.output.ndim)
+        self.spikes += float((tap.output / theta).abs().sum())
+        self.neurons += tap.output.numel() // neuron.timesteps
+
+    @property
+    def per_neuron(self) -> float:
+        return self.spikes / max(1, self.neurons)
+
+
+def logits(output: Any) -> Tensor:
+    """The one tensor that the objective compares.
+
+    Raises:
+        TrainingError: the network has several outputs.
+    """
+    if isinstance(output, Tensor):
+        return output
+    raise TrainingError(f"expected a network with one output tensor, got a {type(output).__name__}")
+
+
+def _seed(seed: int, stage: int, epoch: int) -> int:
+    return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> None:
+    """Linear rise, then a cosine to zero; a function of progress alone, so that resuming needs no state."""
+    if progress < warmup:
+        factor = max(progress / warmup, 0.02)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

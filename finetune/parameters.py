@@ -1,0 +1,78 @@
+"""Which parameters train: groups with their own learning rates, thresholds and v_init without weight decay."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from speedysnn.errors import TrainingError
+from speedysnn.finetune.config import GROUPS, Config
+from speedysnn.network import SpikingNetwork
+
+_BIASES = ("bias",)
+
+
+def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
+    """All parameters by group and name."""
+    out: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUPS}
+    for name, parameter in snn.named_parameters():
+        last = name.rsplit(".", 1)[-1]
+        if last == "log_threshold":
+            group = "thresholds"
+        elif last == "v_init":
+            group = "v_init"
+        else:
+            group = "biases" if last in _BIASES else "weights"
+        out[group][name] = parameter
+    return out
+
+
+@contextmanager
+def trainable(snn: SpikingNetwork, config: Config) -> Iterator[dict[str, dict[str, nn.Parameter]]]:
+    """The chosen groups with gradients on and all others off; every flag comes back afterwards."""
+    flags = {parameter: parameter.requires_grad for parameter in snn.parameters()}
+    groups = {group: members for group, members in grouped(snn).items() if group in config.train and members}
+    chosen = {parameter for members in groups.values() for parameter in members.values()}
+    if not chosen:
+        raise TrainingError(f"nothing to train: the network has no {', '.join(config.train)}")
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(parameter in chosen)
+        yield groups
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+def optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
+    """Adam with one parameter group a group, in a fixed order; decay on weights only."""
+    return torch.optim.AdamW(
+        [
+            {
+                "params": list(groups[group].values()),
+                "lr": config.rate(group) * factor,
+                "peak": config.rate(group) * factor,
+                "weight_decay": config.weight_decay if group == "weights" else 0.0,
+            }
+            for group in GROUPS
+            if group in groups
+        ]
+    )
+
+
+def keep_in_range(snn: SpikingNetwork) -> None:
+    """v_init stays a fraction of theta: outside 0..1 the count would leave the quantizer's."""
+    with torch.no_grad():
+        for neuron in snn.neurons.values():
+            neuron.v_init.clamp_(0, 1)
+
+
+def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
+    """Names of parameters whose gradient is NaN or infinite."""
+    return [
+        name
+        for name, parameter in snn.named_parameters()
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+    ]

@@ -1,0 +1,376 @@
+"""Networks and checkpoints: what loads, what each mistake says, and that no file runs code."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from speedysnn import _torchvision
+from speedysnn.errors import InputError, SourceError
+from speedysnn.sources import Source, load_model, read_checkpoint
+
+NETS = """
+    import torch
+    from torch import nn
+
+    def small(num_classes=4):
+        return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, num_classes))
+
+    def fixed():
+        return nn.Linear(3, 4)
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = fixed()
+
+        def forward(self, x):
+            return self.model(x)
+
+    def neighbour():
+        from helper import net
+        return net()
+
+    def broken():
+        return nn.Linear(3, 4)(torch.zeros(1, 7))
+
+    def exits():
+        raise SystemExit(2)
+
+    def text():
+        return "resnet"
+
+    def needs(width):
+        return nn.Linear(width, 4)
+
+    WIDTH = 3
+"""
+
+
+@pytest.fixture
+def nets(tmp_path):
+    """A file of networks, as a path without its function."""
+    (tmp_path / "nets.py").write_text(textwrap.dedent(NETS))
+    (tmp_path / "helper.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(1, 1)\n")
+    yield str(tmp_path / "nets.py")
+    sys.modules.pop("helper", None)
+
+
+def _weights(seed=0):
+    torch.manual_seed(seed)
+    return {"weight": torch.randn(4, 3), "bias": torch.randn(4)}
+
+
+def _prefixed(prefix, weights=None):
+    return {prefix + key: value for key, value in (weights or _weights()).items()}
+
+
+class RunsCode:
+    """Unpickling this would create a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran-code",)
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_network_with_its_classes():
+    source = load_model("torchvision:resnet18", num_classes=7)
+    assert isinstance(source, Source)
+    assert source.model.fc.out_features == 7
+    assert not source.model.training
+    assert (source.checkpoint, source.sha256, source.notes) == (None, None, ())
+    assert "Conv2d" not in repr(source)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_whose_constructor_would_warn(name):
+    assert load_model(f"torchvision:{name}", num_classes=3).model.fc.out_features == 3
+
+
+def test_functions_of_a_file_and_of_a_module(nets, tmp_path, monkeypatch):
+    assert load_model(f"{nets}:small").model[3].out_features == 4
+    assert load_model(f"{nets}:small", num_classes=9).model[3].out_features == 9
+    assert load_model(f"{nets}:neighbour").model.in_features == 1
+    assert load_model("speedysnn.assets.digits:avg_net").model.fc2.out_features == 10
+    monkeypatch.chdir(tmp_path)
+    assert load_model("nets:fixed").model.out_features == 4
+    sys.modules.pop("nets")
+    assert str(tmp_path) not in sys.path
+
+
+MODEL_MISTAKES = [
+    ("torchvision:resnet19", {}, SourceError, r"no classification network 'resnet19'; did you mean 'resnet18'"),
+    ("torchvision:qqqq", {}, SourceError, r"no classification network 'qqqq'; there are alexnet, convnext"),
+    ("torchvision:fasterrcnn_resnet50_fpn", {}, SourceError, r"no classification network"),
+    ("torchvison:resnet18", {}, InputError, r"unknown network 'torchvison:resnet18'; did you mean 'torchvision'\?"),
+    ("resnet18", {}, InputError, r"did you mean 'torchvision:resnet18'\?; expected 'torchvision:NAME', 'FILE.py:FUNC"),
+    ("{nets}", {}, InputError, r"name the function in it too: .*nets\.py:FUNCTION"),
+    ("", {}, InputError, r"unknown network ''"),
+    ("torchvision:resnet18", {"num_classes": 0}, InputError, r"num_classes must be at least 1, not 0"),
+    ("absent.py:net", {}, SourceError, r"the file absent\.py does not exist"),
+    ("{nets}:smal", {}, SourceError, r"no function 'smal' \(it defines small, fixed, .*did you mean 'small'"),
+    ("{nets}:WIDTH", {}, SourceError, r"WIDTH is a int, expected a function"),
+    ("{nets}:broken", {}, SourceError, r"calling broken failed at nets\.py:24: RuntimeError: .*mat1 and mat2 shapes"),
+    ("{nets}:exits", {}, SourceError, r"it calls sys\.exit; keep what runs as a script below"),
+    ("{nets}:text", {}, SourceError, r"returned a str, expected a torch\.nn\.Module"),
+    ("{nets}:needs", {}, SourceError, r"is called without any arguments, but needs width; give these defaults"),
+    ("{nets}:fixed", {"num_classes": 3}, SourceError, r"takes no argument num_classes, so --num-classes 3 has nowhere"),
+    ("no.such.module:net", {}, SourceError, r"importing it failed: ModuleNotFoundError: No module named 'no'"),
+    ("speedysnn.errors:net", {}, SourceError, r"speedysnn\.errors has no function 'net' \(it defines no functions\)"),
+]
+
+
+@pytest.mark.parametrize(("spec", "options", "error", "message"), MODEL_MISTAKES)
+def test_network_mistakes(nets, spec, options, error, message):
+    with pytest.raises(error, match=message):
+        load_model(spec.format(nets=nets), **options)
+
+
+def test_a_syntax_error_names_its_line(tmp_path):
+    (tmp_path / "bad.py").write_text("x = 1\ndef net(:\n")
+    with pytest.raises(SourceError, match=r"importing it failed at bad\.py:2: SyntaxError"):
+        load_model(f"{tmp_path / 'bad.py'}:net")
+
+
+def test_a_checkpoint_in_place_of_a_network(tmp_path):
+    torch.save(_weights(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match="a checkpoint holds weights alone: name the network"):
+        load_model(str(tmp_path / "w.pth"))
+
+
+# --- torchvision beside a torch it was not built for ---------------------------------------------------------------
+
+
+def test_torchvision_is_retried_with_stand_in_schemas(monkeypatch):
+    attempts = []
+
+    def importing():
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return "torchvision"
+
+    monkeypatch.setattr(_torchvision, "_import", importing)
+    monkeypatch.setattr(_torchvision, "_forget", lambda: None)
+    monkeypatch.setattr(_torchvision, "_define_schemas", lambda: attempts.append("defined"))
+    assert _torchvision.import_torchvision() == "torchvision"
+    assert "defined" in attempts
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "torchvision is not installed"),
+        (ModuleNotFoundError("No module named 'PIL'", name="PIL"), "does not import beside torch .*PIL"),
+        (RuntimeError("operator torchvision::nms does not exist"), "install the torchvision release made for this"),
+        (RuntimeError("something else"), "does not import beside torch .*something else"),
+        (OSError("undefined symbol"), "does not import beside torch .*undefined symbol"),
+    ],
+)
+def test_torchvision_that_does_not_import(monkeypatch, failure, message):
+    def importing():
+        raise failure
+
+    monkeypatch.setattr(_torchvision, "_import", importing)
+    monkeypatch.setattr(_torchvision, "_forget", lambda: None)
+    monkeypatch.setattr(_torchvision, "_define_schemas", lambda: None)
+    with pytest.raises(SourceError, match=message):
+        _torchvision.import_torchvision()
+
+
+# --- checkpoints that load -----------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "plain": lambda w: w,
+    "ordered": OrderedDict,
+    "state_dict": lambda w: {"state_dict": w, "epoch": 3},
+    "model": lambda w: {"model": w, "optimizer": {"state": {}, "lr": 0.1}},
+    "model_state_dict": lambda w: {"model_state_dict": w},
+    "net": lambda w: {"net": w, "acc": 0.9},
+    "ema alone": lambda w: {"ema": w},
+    "nested twice": lambda w: {"model": {"state_dict": w}},
+    "plain before averaged": lambda w: {"state_dict_ema": {k: v + 1 for k, v in w.items()}, "state_dict": w},
+    "model is a name": lambda w: {"model": {"arch": "resnet"}, "net": w},
+    "DataParallel": lambda w: _prefixed("module.", w),
+    "compiled DataParallel": lambda w: _prefixed("module._orig_mod.", w),
+    "lightning": lambda w: {"state_dict": _prefixed("model.", w), "pytorch-lightning_version": "2"},
+    "numpy and arguments beside": lambda w: {
+        "model": w,
+        "best": np.float64(0.9),
+        "args": argparse.Namespace(lr=0.1),
+    },
+    "half precision": lambda w: {k: v.half() for k, v in w.items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpoint_layouts(tmp_path, nets, layout):
+    file = tmp_path / "w.pth"
+    torch.save(LAYOUTS[layout](_weights()), file)
+    read = read_checkpoint(file)
+    assert read.keys() == {"weight", "bias"}
+    model = load_model(f"{nets}:fixed", checkpoint=file).model
+    assert model.weight.dtype == torch.float32
+    torch.testing.assert_close(model.weight.detach(), _weights()["weight"], atol=2e-3, rtol=0)
+
+
+def test_safetensors_and_the_checksum(tmp_path, nets):
+    file = tmp_path / "w.safetensors"
+    save_file(_weights(), file)
+    source = load_model(f"{nets}:fixed", checkpoint=file)
+    assert torch.equal(source.model.bias.detach(), _weights()["bias"])
+    assert source.checkpoint == str(file)
+    assert len(source.sha256) == 64
+
+
+def test_notes_say_what_was_taken(tmp_path, nets):
+    torch.save({"state_dict_ema": _weights(1), "state_dict": _prefixed("module.")}, tmp_path / "w.pth")
+    notes = load_model(f"{nets}:fixed", checkpoint=tmp_path / "w.pth").notes
+    assert notes == ("took 'state_dict', not 'state_dict_ema'", "removed 'module.' from the front of every key")
+
+
+def test_a_prefix_that_is_the_networks_own(tmp_path, nets):
+    torch.save(_prefixed("model."), tmp_path / "w.pth")
+    model = load_model(f"{nets}:Wrapper", checkpoint=tmp_path / "w.pth").model
+    assert torch.equal(model.model.bias.detach(), _weights()["bias"])
+
+
+def test_old_files_without_batch_counters(tmp_path, nets):
+    state = {k: v for k, v in load_model(f"{nets}:small").model.state_dict().items() if "num_batches" not in k}
+    torch.save(state, tmp_path / "w.pth")
+    load_model(f"{nets}:small", checkpoint=tmp_path / "w.pth")
+
+
+# --- checkpoints that do not ---------------------------------------------------------------------------------------
+
+
+def _cut(content, share=0.5):
+    def write(path):
+        torch.save(content, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * share)])
+
+    return write
+
+
+def _torch_file(content):
+    return lambda path: torch.save(content, path)
+
+
+def _raw(content):
+    return lambda path: path.write_bytes(content)
+
+
+def _script(path):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(str(path))
+
+
+def _cut_safetensors(path):
+    save_file(_weights(), path)
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+CHECKPOINT_MISTAKES = {
+    "missing": ("w.pth", lambda path: None, "does not exist; check the path"),
+    "folder": ("w.pth", lambda path: path.mkdir(), "is a folder, expected a file"),
+    "empty": ("w.pth", _raw(b""), r"is empty \(0 bytes\); download or copy it again"),
+    "web page": ("w.pth", _raw(b"\n<!DOCTYPE html><html>login"), "is a web page, not weights"),
+    "web page as safetensors": ("w.safetensors", _raw(b"<html>"), "is a web page, not weights"),
+    "lfs pointer": ("w.pth", _raw(b"version https://git-lfs.example/spec/v1\noid"), "is a Git LFS pointer"),
+    "cut short": ("w.pth", _cut({"a": torch.ones(999)}), "cut short or damaged .* bytes came; download"),
+    "cut at the start": ("w.pth", _cut({"a": torch.ones(999)}, 0.01), "w.pth (is cut short|is not a file torch.save)"),
+    "cut safetensors": ("w.safetensors", _cut_safetensors, "not a whole safetensors file"),
+    "torch file as safetensors": ("w.safetensors", _torch_file(_weights()), "rename it if torch.save wrote it"),
+    "text": ("w.pth", _raw(b"epoch,loss\n1,0.5\n"), "is not a file torch.save wrote, or it is damaged"),
+    "code": ("w.pth", _torch_file({"a": RunsCode()}), r"was not opened: .* it holds posix.mkdir, and loading that would run code"),
+    "whole model": ("w.pth", _torch_file(nn.Linear(2, 2)), r"holds torch\.nn\.modules\.linear\.Linear, .*state_dict\(\)"),
+    "TorchScript": ("w.pt", _script, "is a TorchScript program, not weights"),
+    "no tensors": ("w.pth", _torch_file({"epoch": 3, "loss": 0.5}), r"no weights: it has the keys 'epoch' \(int\), 'l"),
+    "empty dict": ("w.pth", _torch_file({}), "no weights: it is an empty dict"),
+    "one tensor": ("w.pth", _torch_file(torch.ones(3)), "no weights: it is one Tensor"),
+    "NaN": ("w.pth", _torch_file({"a": torch.tensor([1.0, float("nan")])}), "NaN or infinity in a: its training div"),
+    "infinity": ("w.pth", _torch_file({"a": torch.tensor(float("inf"))}), "NaN or infinity in a"),
+}
+
+
+@pytest.mark.parametrize("mistake", CHECKPOINT_MISTAKES)
+def test_checkpoint_mistakes(tmp_path, monkeypatch, mistake):
+    name, write, message = CHECKPOINT_MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    with pytest.raises(SourceError, match=message) as caught:
+        read_checkpoint(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_a_folder_lists_its_checkpoints(tmp_path):
+    (tmp_path / "best.ckpt").touch()
+    with pytest.raises(SourceError, match=r"it holds best\.ckpt; give the checkpoint file itself"):
+        read_checkpoint(tmp_path)
+
+
+# --- weights that do not fit ---------------------------------------------------------------------------------------
+
+
+def _small(**changes):
+    state = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4)).state_dict()
+    for key, value in changes.items():
+        state[key.replace("_", ".")] = value
+    return {key: value for key, value in state.items() if value is not None}
+
+
+MISFITS = {
+    "classes": (
+        _small(**{"3_weight": torch.ones(10, 5), "3_bias": torch.ones(10)}),
+        r"2 of another shape \(3\.weight \(10, 5\) in the file, \(4, 5\) in the network, .*\)\. "
+        r"The checkpoint has 10 classes and the network 4: pass --num-classes 10$",
+    ),
+    "width": (_small(**{"0_weight": torch.ones(5, 6)}), r"1 of another shape .*another variant of it"),
+    "missing": (_small(**{"0_bias": None}), r"1 missing \(0\.bias\)\. 6 of the network's 9|7 of the network's 9|8 of the"),
+    "unexpected": (_small(aux_weight=torch.ones(1)), r"1 unexpected \(aux\.weight\)\. .*another variant of it"),
+    "other names": (
+        {f"layer{n}.w": torch.ones(1) for n in range(5)},
+        r"8 missing \(0\.weight, 0\.bias, 1\.weight and 5 more\); 5 unexpected .*No name is in both .*'layer0\.w'",
+    ),
+    "prefix in part": (
+        {**_prefixed("model.", _small()), "criterion.weight": torch.ones(2)},
+        r"names are in the file behind 'model\.', beside other ones",
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_weights_that_do_not_fit(tmp_path, nets, misfit):
+    content, message = MISFITS[misfit]
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(SourceError, match=message):
+        load_model(f"{nets}:small", checkpoint=tmp_path / "w.pth")
+
+
+def test_the_advice_on_classes_works(tmp_path, nets):
+    torch.save(load_model(f"{nets}:small", num_classes=10).model.state_dict(), tmp_path / "w.pth")
+    assert load_model(f"{nets}:small", checkpoint=tmp_path / "w.pth", num_classes=10).sha256
+
+
+def test_the_published_cifar10_checkpoint_reads():
+    file = Path("../shared/data/resnet20-12fca82f.th")
+    if not file.is_file():
+        pytest.skip("needs ../shared/data/resnet20-12fca82f.th")
+    weights = read_checkpoint(file)
+    assert weights["conv1.weight"].shape == (16, 3, 3, 3)
+    assert weights["linear.weight"].shape == (10, 64)
