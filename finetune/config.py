@@ -23,6 +23,7 @@ class Config:
         weight_decay: of the weights only, decoupled.
         objective: "kl" or "mse" to the teacher's logits, or "labels".
         temperature: of the softmax in "kl".
+        match: weight of the layer-wise term that draws every neuron's mean output to the source's activation, 0 for none.
         batch_size: images a step.
         augment: "none", "flip", "shift" or "flip-crop"; the images stay as they are otherwise.
         mixup: alpha of mixing pairs of images (the teacher labels the mixture), 0 for none.
@@ -40,6 +41,7 @@ class Config:
     weight_decay: float = 0.0
     objective: str = "kl"
     temperature: float = 1.0
+    match: float = 0.0
     batch_size: int = 50
     augment: str = "none"
     mixup: float = 0.0
@@ -59,6 +61,8 @@ class Config:
             raise InputError(f"batch_size: expected at least 1, got {self.batch_size}")
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {self.holdout}")
+        if self.match < 0 or self.mixup < 0:
+            raise InputError(f"match and mixup: expected at least 0, got {self.match} and {self.mixup}")
         positive = {**{f"learning rate of {k}": v for k, v in self.learning_rates.items()},
                     "temperature": self.temperature, "spiking_rate": self.spiking_rate}  # fmt: skip
         for name, value in positive.items():

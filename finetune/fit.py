@@ -126,7 +126,7 @@ def _stage(
     reading = cast(Reading, name)
     factor = trainer.config.spiking_rate if reading == "spiking" else 1.0
     try:
-        with trainable(trainer.snn, trainer.config) as groups:
+        with torch.enable_grad(), trainable(trainer.snn, trainer.config) as groups:
             adam = optimizer(groups, trainer.config, factor)
             checkpoint.restore_optimizer(adam, run.optimizer)
             if run.epoch == 0 and not run.best:

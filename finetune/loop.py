@@ -14,6 +14,7 @@ from speedysnn.errors import InputError, TrainingError
 from speedysnn.executor import Tap
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.matching import Recorder, layer_distance, layer_outputs
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.parameters import bad_gradients, keep_in_range
 from speedysnn.finetune.samples import gather
@@ -49,6 +50,16 @@ class Trainer:
         with torch.no_grad():
             return logits(self.teacher(*inputs))
 
+    def source_layers(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The source's activations by neuron, for matching; empty where no matching is asked for."""
+        if not self.config.match:
+            return {}
+        network = getattr(self.teacher, "snn", self.teacher)
+        if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
+            raise InputError("match: expected a teacher with the same layers: a SpikingNetwork, or none at all")
+        with torch.no_grad():
+            return layer_outputs(network, inputs, "analog")
+
     def epoch(self, reading: Reading, optimizer: torch.optim.Optimizer, stage: int, epoch: int, epochs: int) -> float:
         """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
         config = self.config
@@ -63,10 +74,13 @@ class Trainer:
             batch = gather(self.train, indices)
             images = mix(augment(batch.inputs[0], generator), config.mixup, generator)
             inputs = [x.to(self.device) for x in (images, *batch.inputs[1:])]
-            target = self.target(batch, inputs)
+            target, source = self.target(batch, inputs), self.source_layers(inputs)
+            recorder = Recorder() if source else None
             _set_rate(optimizer, (epoch + step / len(chunks)) / epochs, config.warmup)
             with self.snn.reading(reading):
-                loss = compute(logits(self.snn(*inputs)), target, config.temperature)
+                loss = compute(logits(self.snn(*inputs, observer=recorder)), target, config.temperature)
+            if recorder is not None:
+                loss = loss + config.match * layer_distance(recorder.outputs, source)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._guard(loss, reading, epoch)

@@ -64,8 +64,9 @@ def test_the_networks_are_what_they_say(make_net, pooling):
 
 def test_training_is_reproducible(monkeypatch):
     monkeypatch.setattr(make, "EPOCHS", 2)
-    runs = [make.train("avg", _stored(), seed=3) for _ in range(2)]
-    assert runs[0][1] == runs[1][1] > 0.3
+    few = {key: values[:200] for key, values in _stored().items()}
+    runs = [make.train("avg", few, seed=3) for _ in range(2)]
+    assert runs[0][1] == runs[1][1]
     pairs = zip(runs[0][0].state_dict().values(), runs[1][0].state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -296,8 +296,16 @@ CHECKPOINT_MISTAKES = {
     "cut safetensors": ("w.safetensors", _cut_safetensors, "not a whole safetensors file"),
     "torch file as safetensors": ("w.safetensors", _torch_file(_weights()), "rename it if torch.save wrote it"),
     "text": ("w.pth", _raw(b"epoch,loss\n1,0.5\n"), "is not a file torch.save wrote, or it is damaged"),
-    "code": ("w.pth", _torch_file({"a": RunsCode()}), r"was not opened: .* it holds posix.mkdir, and loading that would run code"),
-    "whole model": ("w.pth", _torch_file(nn.Linear(2, 2)), r"holds torch\.nn\.modules\.linear\.Linear, .*state_dict\(\)"),
+    "code": (
+        "w.pth",
+        _torch_file({"a": RunsCode()}),
+        r"was not opened: .* it holds posix.mkdir, and loading that would run code",
+    ),
+    "whole model": (
+        "w.pth",
+        _torch_file(nn.Linear(2, 2)),
+        r"holds torch\.nn\.modules\.linear\.Linear, .*state_dict\(\)",
+    ),
     "TorchScript": ("w.pt", _script, "is a TorchScript program, not weights"),
     "no tensors": ("w.pth", _torch_file({"epoch": 3, "loss": 0.5}), r"no weights: it has the keys 'epoch' \(int\), 'l"),
     "empty dict": ("w.pth", _torch_file({}), "no weights: it is an empty dict"),
@@ -341,7 +349,10 @@ MISFITS = {
         r"The checkpoint has 10 classes and the network 4: pass --num-classes 10$",
     ),
     "width": (_small(**{"0_weight": torch.ones(5, 6)}), r"1 of another shape .*another variant of it"),
-    "missing": (_small(**{"0_bias": None}), r"1 missing \(0\.bias\)\. 6 of the network's 9|7 of the network's 9|8 of the"),
+    "missing": (
+        _small(**{"0_bias": None}),
+        r"1 missing \(0\.bias\)\. 6 of the network's 9|7 of the network's 9|8 of the",
+    ),
     "unexpected": (_small(aux_weight=torch.ones(1)), r"1 unexpected \(aux\.weight\)\. .*another variant of it"),
     "other names": (
         {f"layer{n}.w": torch.ones(1) for n in range(5)},

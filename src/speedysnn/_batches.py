@@ -122,7 +122,9 @@ def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
 
 
 def _parse_sequence(raw: Sequence[Any], where: str) -> Batch:
-    *front, last = raw or [None]
+    if not raw:
+        raise DataError(f"{where}: an empty {type(raw).__name__}, expected inputs and, if known, labels")
+    *front, last = raw
     if front and (last is None or _are_labels(last)):
         inputs = tuple(value for part in front for value in _inputs(part, where))
         return Batch(inputs, last)

@@ -152,7 +152,7 @@ def _not_torch(file: Path) -> str:
 
 
 def _refused(file: Path, reason: str) -> str:
-    name = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Unsupported operand:? GLOBAL) ([\w.]+)", reason)
+    name = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*)", reason)
     if name is None:
         return _not_torch(file)
     return (

@@ -42,11 +42,14 @@ def load_npz(rest: str, split: str) -> Loaded:
     """Arrays x_train, y_train, x_test, y_test of an .npz file, or x and y for either split; labels may be absent."""
     path = require_file(Path(rest).expanduser(), "an .npz file", "npz:FILE")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is a single array, expected an .npz file with x_train, y_train, x_test, y_test")
-        with archive:
-            return _from_archive(archive, path, split)
+        with path.open("rb") as handle:  # opened here, as np.load leaves a damaged file open
+            archive = np.load(handle, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"{path} is a single array, expected an .npz file with x_train, y_train, x_test, y_test"
+                )
+            with archive:
+                return _from_archive(archive, path, split)
     except _DAMAGED as err:
         if "pickle" in str(err).lower() and zipfile.is_zipfile(path):
             raise DataError(

@@ -134,6 +134,11 @@ class SpikingNetwork(nn.Module):
         """L: neurons on the longest path from input to output."""
         return depth(self.graph, self.graph.output_names)
 
+    @property
+    def present_reading(self) -> Reading:
+        """The reading that a call uses now."""
+        return self._reading
+
     @contextmanager
     def reading(self, reading: Reading) -> Iterator["SpikingNetwork"]:
         """Read the network as "analog", "quantized" or "spiking" inside the block."""

@@ -1,0 +1,11 @@
+"""Measure a spiking network's noise: how much, in which layer, from which cause, and what to do about it."""
+
+from speedysnn.analysis import theory as theory
+from speedysnn.analysis.columns import COLUMNS as COLUMNS
+from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
+from speedysnn.analysis.columns import Column as Column
+from speedysnn.analysis.evaluate import Evaluation as Evaluation
+from speedysnn.analysis.evaluate import evaluate as evaluate
+from speedysnn.analysis.noise import measure_noise as measure_noise
+from speedysnn.analysis.result import NoiseReport as NoiseReport
+from speedysnn.analysis.sweep import sweep as sweep

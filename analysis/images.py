@@ -1,0 +1,123 @@
+"""Images in passes of a fixed size, whatever batches they come in: float32 results then never depend on the split."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.data import Batch, iter_batches
+from speedysnn.errors import DataError, InputError
+from speedysnn.network import TIME_BATCH, SpikingNetwork
+
+_VALUES = 2**26  # float32 values of all layers that one pass may keep: 256 MB
+_DEVICE_FACTOR = 16  # a GPU takes more images at once than a processor's caches
+
+
+def device_of(snn: SpikingNetwork) -> torch.device:
+    """Where the network lies."""
+    return next((p.device for p in snn.parameters()), torch.device("cpu"))
+
+
+def pass_size(snn: SpikingNetwork, timesteps: int | None = None) -> int:
+    """Images a pass: a function of the network, T and the kind of device alone."""
+    features = sum(int(node.attrs.get("features", 1)) for node in snn.graph.neurons)
+    most = TIME_BATCH if device_of(snn).type == "cpu" else TIME_BATCH * _DEVICE_FACTOR
+    return max(1, min(most // (timesteps or snn.timesteps), _VALUES // max(1, features)))
+
+
+def passes(
+    snn: SpikingNetwork, data: Any, size: int, *, batch_size: int = 32, limit: int | None = None
+) -> Iterator[Batch]:
+    """The images of `data`, `size` at a time and the rest at the end, on the network's device.
+
+    Args:
+        snn: says what an input looks like, static (B, ...) or events (T, B, ...).
+        data: what `iter_batches` takes.
+        size: images a pass.
+        batch_size: images read at a time where the data is not in batches yet.
+        limit: stop after this many images.
+
+    Raises:
+        InputError: a limit below 1.
+        DataError: no data, an input of another rank, or labels on some batches only.
+    """
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise InputError(f"limit: expected a whole number of at least 1, got {limit!r}; leave it out for all images")
+    waiting: Batch | None = None
+    for batch in _limited(snn, data, batch_size, limit):
+        waiting = batch if waiting is None else _join(snn, waiting, batch)
+        count = images_in(snn, waiting.inputs)
+        for start in range(0, count - size + 1, size):
+            yield _moved(snn, part(snn, waiting, start, start + size))
+        left = count % size
+        waiting = part(snn, waiting, count - left, count) if left else None
+    if waiting is not None:
+        yield _moved(snn, waiting)
+
+
+def _limited(snn: SpikingNetwork, data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
+    left, first = limit, None
+    for batch in iter_batches(data, batch_size=batch_size, what="data"):
+        _check(snn, batch.inputs)
+        first = first or batch
+        _check_alike(snn, first, batch)
+        count = images_in(snn, batch.inputs)
+        if left is None or count < left:
+            yield batch
+            left = None if left is None else left - count
+        else:
+            yield part(snn, batch, 0, left)
+            return
+
+
+def _check(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> None:
+    expected = snn.input_shapes
+    if len(inputs) != len(expected) or any(
+        x.ndim - len(shape) - 1 not in (0, 1) for x, shape in zip(inputs, expected, strict=True)
+    ):
+        wanted = ", ".join(f"(B, {', '.join(map(str, shape))})" for shape in expected)
+        got = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise DataError(f"data: expected batches of {wanted}, or events with the steps in front, got {got}")
+
+
+def _check_alike(snn: SpikingNetwork, first: Batch, batch: Batch) -> None:
+    if batch_dims(snn, first.inputs) != batch_dims(snn, batch.inputs):
+        raise DataError("data: some batches are static (B, ...) and others events (T, B, ...); measure them apart")
+    if (first.labels is None) != (batch.labels is None):
+        raise DataError("data: some batches carry labels and others do not; give labels to all or to none")
+
+
+def batch_dims(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> list[int]:
+    """The batch dimension of each input: 0, or 1 for events (T, B, ...)."""
+    return [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+
+
+def images_in(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> int:
+    """B."""
+    return inputs[0].shape[batch_dims(snn, inputs)[0]]
+
+
+def part(snn: SpikingNetwork, batch: Batch, start: int, stop: int) -> Batch:
+    """Images start..stop of a batch."""
+    dims = batch_dims(snn, batch.inputs)
+    inputs = tuple(x.narrow(dim, start, stop - start) for x, dim in zip(batch.inputs, dims, strict=True))
+    return Batch(inputs, None if batch.labels is None else batch.labels[start:stop])
+
+
+def _join(snn: SpikingNetwork, first: Batch, second: Batch) -> Batch:
+    dims = batch_dims(snn, first.inputs)
+    try:
+        inputs = tuple(torch.cat(pair, dim) for *pair, dim in zip(first.inputs, second.inputs, dims, strict=True))
+    except RuntimeError as err:
+        raise DataError(f"data: batches hold images of different shapes ({err})") from None
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
+    return Batch(inputs, labels)
+
+
+def _moved(snn: SpikingNetwork, batch: Batch) -> Batch:
+    device = device_of(snn)
+    labels = None if batch.labels is None else batch.labels.to(device)
+    return Batch(tuple(x.to(device) for x in batch.inputs), labels)

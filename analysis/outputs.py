@@ -1,0 +1,111 @@
+"""The network's outputs and spikes, summed over all images."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.readings import events, leaves
+from speedysnn.analysis.theory import decibels
+from speedysnn.errors import InputError
+from speedysnn.executor import Tap
+from speedysnn.network import SpikingNetwork
+
+
+def flat(out: Any) -> Tensor:
+    """All values of an output, (B, K) float64."""
+    return torch.cat([leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves(out)], 1).double()
+
+
+def classes(out: Any) -> Tensor | None:
+    """The class each image is given, (B,), where the first output is (B, classes)."""
+    first = leaves(out)[0]
+    return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
+
+
+class OutputSums:
+    """Running sums of two readings against the reference, and of the spikes."""
+
+    def __init__(self) -> None:
+        self.images = self.labelled = self.classified = self.spikes = self.fired = 0
+        self.signal = 0.0
+        self.noise = {"twin": 0.0, "spiking": 0.0}
+        self.agreed = {"twin": 0, "spiking": 0}
+        self.correct = {"analog": 0, "twin": 0, "spiking": 0}
+
+    def count(self, tap: Tap) -> None:
+        """Observer of the spiking pass: adds its events and its neurons."""
+        self.spikes += events(tap)
+        steps = 1 if tap.static_output else tap.neuron.timesteps
+        self.fired += tap.output.numel() // steps
+
+    def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
+        """Add the outputs of one pass.
+
+        Raises:
+            InputError: the reference's output has another shape.
+        """
+        reference = flat(analog)
+        chosen = classes(analog)
+        self.images += len(reference)
+        self.signal += float((reference**2).sum())
+        self.classified += 0 if chosen is None else len(reference)
+        self.labelled += 0 if labels is None or chosen is None else len(reference)
+        if labels is not None and chosen is not None:
+            self.correct["analog"] += int((chosen == labels.to(chosen.device)).sum())
+        for name, out in (("twin", twin), ("spiking", spiking)):
+            values = flat(out)
+            reference = reference.to(values.device)
+            if values.shape != reference.shape:
+                raise InputError(
+                    f"source: its output has {reference.shape[1]} values an image, the network's {values.shape[1]}"
+                )
+            self.noise[name] += float(((values - reference) ** 2).sum())
+            answer = classes(out)
+            if chosen is not None and answer is not None:
+                self.agreed[name] += int((answer == chosen.to(answer.device)).sum())
+                if labels is not None:
+                    self.correct[name] += int((answer == labels).sum())
+
+    def figures(self) -> dict[str, Any]:
+        """The figures by the names of `speedysnn.analysis.columns.OUTPUTS`; None where not measured."""
+        sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
+        gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
+        return {
+            "images": self.images,
+            "accuracy": _share(self.correct["spiking"], self.labelled),
+            "twin_accuracy": _share(self.correct["twin"], self.labelled),
+            "analog_accuracy": _share(self.correct["analog"], self.labelled),
+            "agreement": _share(self.agreed["spiking"], self.classified),
+            "twin_agreement": _share(self.agreed["twin"], self.classified),
+            "sqnr_db": sqnr["spiking"],
+            "twin_sqnr_db": sqnr["twin"],
+            "temporal_gap_db": gap,
+            "logit_error": _error(self.noise["spiking"], self.signal),
+            "twin_logit_error": _error(self.noise["twin"], self.signal),
+            "neurons": self.fired // max(1, self.images),
+            "spikes_per_neuron": self.spikes / self.fired if self.fired else None,
+            "spikes_per_inference": self.spikes / self.images if self.images else None,
+        }
+
+
+def settings(snn: SpikingNetwork) -> dict[str, Any]:
+    """What stands beside every accuracy: T, look-ahead, latency, depth and spike kind."""
+    delays = {neuron.delay for neuron in snn.neurons.values()}
+    kinds = {neuron.spikes for neuron in snn.neurons.values()}
+    return {
+        "timesteps": snn.timesteps,
+        "delay": delays.pop() if len(delays) == 1 else "mixed",
+        "latency": snn.latency,
+        "depth": snn.depth,
+        "spikes": kinds.pop() if len(kinds) == 1 else "mixed",
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _error(noise: float, signal: float) -> float:
+    return math.sqrt(noise / signal) if signal > 0 else math.nan

@@ -1,0 +1,148 @@
+"""Run the readings side by side: the reference, the quantized twin, and spikes with every event counted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.analysis.images import batch_dims
+from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.executor import Observer, Tap
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Reading
+
+
+def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
+    """The network's output in one reading; the reading chosen outside is restored whatever happens.
+
+    Raises:
+        DataError: the network does not run on these inputs.
+    """
+    try:
+        with snn.reading(reading):
+            return snn(*inputs, observer=observer)
+    except SpeedySNNError:
+        raise
+    except RuntimeError as err:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        reason = str(err).partition("\n")[0]
+        raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a network is compared with.
+
+    Attributes:
+        network: its analog reading gives the layers' activations, and the outputs where `module` is None.
+        module: the original network, which gives the outputs.
+        outputs: what the outputs are compared with, in words.
+        layers: what the layers are compared with, in words.
+    """
+
+    network: SpikingNetwork
+    module: nn.Module | None
+    outputs: str
+    layers: str
+
+    @staticmethod
+    def of(snn: SpikingNetwork, source: nn.Module | None) -> "Reference":
+        """The reference that a `source` argument stands for.
+
+        Raises:
+            InputError: neither a module nor None, or a spiking network with other neurons.
+        """
+        own = "analog reading of the network itself"
+        if source is None:
+            return Reference(snn, None, own, own)
+        if isinstance(source, SpikingNetwork):
+            if list(source.neurons) != list(snn.neurons):
+                odd = sorted(set(source.neurons) ^ set(snn.neurons)) or ["the order"]
+                raise InputError(
+                    f"source: expected a network with the same neurons, but {', '.join(odd[:4])} differ; "
+                    "give the network as it was before tuning, or the original nn.Module"
+                )
+            other = "analog reading of the source network"
+            return Reference(source, None, other, other)
+        if isinstance(source, nn.Module):
+            return Reference(snn, source, "source module", own + ": a plain module can be compared at its outputs only")
+        raise InputError(f"source: expected a SpikingNetwork, an nn.Module or None, got {type(source).__name__}")
+
+    def analog(self, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
+        """The reference output; the observer sees the network's analog taps. One forward, two with a module."""
+        if self.module is None:
+            return run(self.network, "analog", inputs, observer)
+        if observer is not None:
+            run(self.network, "analog", inputs, observer)
+        device = next((p.device for p in self.module.parameters()), inputs[0].device)
+        means = [x.mean(0) if dim else x for x, dim in zip(inputs, batch_dims(self.network, inputs), strict=True)]
+        with _evaluating(self.module):
+            return self.module(*(x.to(device) for x in means))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule gets its own mode back."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def spike_counts(tap: Tap) -> Tensor:
+    """Spikes n over all T steps from what a spiking pass emitted, (B, ...) float64 whole numbers; n = T r / theta."""
+    steps = tap.neuron.timesteps
+    total = mean_output(tap) * steps
+    theta = tap.neuron.per_channel(tap.neuron.threshold.detach(), total.ndim)
+    return torch.round(total / theta.to(torch.float64))
+
+
+def mean_output(tap: Tap) -> Tensor:
+    """Mean over time of what a neuron emitted, r, (B, ...) float64, in the activation's unit."""
+    if tap.static_output:
+        return tap.output.to(torch.float64)
+    steps = tap.neuron.timesteps
+    total = torch.zeros_like(tap.output[: tap.output.shape[0] // steps], dtype=torch.float64)
+    for emitted in tap.output.chunk(steps):
+        total += emitted
+    return total / steps
+
+
+def events(tap: Tap) -> int:
+    """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade."""
+    if not tap.static_output:
+        return int(torch.count_nonzero(tap.output))
+    return int(spike_counts(tap).clamp_max(tap.neuron.timesteps).sum())  # paced evenly: one a step, then graded ones
+
+
+def reached_counts(tap: Tap) -> Tensor:
+    """Spikes that constant drive z', the time mean of the drive, would have given; (B, ...) whole numbers.
+
+    Where the drive holds still these are the neuron's own `counts`. Where it varies its sum is built step by step, as
+    the neuron builds it, so that a neuron that saw all of its input has the same count to the last tie.
+    """
+    neuron = tap.neuron
+    if tap.static_drive:
+        return neuron.counts(tap.drive)
+    dtype = torch.promote_types(tap.drive.dtype, torch.float32)
+    steps = tap.drive.to(dtype).chunk(neuron.timesteps)
+    total = steps[0]
+    for drive in steps[1:]:
+        total = total + drive
+    theta = neuron.per_channel(neuron.threshold.detach(), total.ndim).to(dtype)
+    start = neuron.per_channel(neuron.v_init.detach(), total.ndim).to(dtype)
+    return torch.floor(total / theta + start).clamp_(0, neuron.timesteps * neuron.levels_per_step)
+
+
+def leaves(out: Any) -> list[Tensor]:
+    """The tensors of a network's output, nested tuples and dicts opened in order."""
+    if isinstance(out, Tensor):
+        return [out]
+    items = [out[key] for key in sorted(out, key=str)] if isinstance(out, Mapping) else list(out)
+    return [leaf for item in items for leaf in leaves(item)]

@@ -1,0 +1,98 @@
+"""NoiseReport: what measure_noise found, as a table, as JSON, and as files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from speedysnn.analysis.columns import COLUMNS, OUTPUTS
+from speedysnn.analysis.strict import plain
+
+SCHEMA = "speedysnn-noise/1"
+_REASONS = {
+    "share_clip": "the layer has no error",
+    "share_round": "the layer has no error",
+    "share_propagated": "the layer has no error",
+    "share_temporal": "the layer has no error",
+    "bias_share": "the layer has no error",
+    "gap_db": "floor and SQNR are both infinite, or one is undefined",
+    "cosine": "the source activation or the spiking output is zero throughout",
+}
+_SILENT = "the source activation is zero throughout"
+_NOT_MEASURED = "not measured: no labels, or an output that is not (B, classes)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoiseReport:
+    """The noise of a spiking network, layer by layer and at its output.
+
+    Attributes:
+        layers: one row a neuron layer in execution order; columns, units and ideals in `speedysnn.analysis.COLUMNS`.
+        outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`.
+        verdict: plain sentences: how far off, which layer, which cause, what to do.
+    """
+
+    layers: pd.DataFrame
+    outputs: Mapping[str, Any]
+    verdict: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Size and headline."""
+        return (
+            f"NoiseReport({len(self.layers)} layers, {self.outputs['images']} images, T={self.outputs['timesteps']}, "
+            f"output SQNR {self.outputs['sqnr_db']:.1f} dB, twin {self.outputs['twin_sqnr_db']:.1f} dB)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as strict JSON data: "inf" for infinities, null for what is undefined or not measured.
+
+        Every null has its reason under "reasons", by its path.
+        """
+        rows = [{name: plain(value) for name, value in row.items()} for row in self.layers.to_dict("records")]
+        return {
+            "schema": SCHEMA,
+            "verdict": list(self.verdict),
+            "outputs": {name: plain(value) for name, value in self.outputs.items()},
+            "layers": rows,
+            "reasons": self._reasons(),
+            "columns": {name: asdict(column) for name, column in COLUMNS.items()},
+            "output_fields": {name: asdict(OUTPUTS[name]) for name in self.outputs},
+        }
+
+    def _reasons(self) -> dict[str, str]:
+        out = {}
+        for name, value in self.outputs.items():
+            if value is None:
+                out[f"outputs.{name}"] = _NOT_MEASURED
+            elif isinstance(value, float) and math.isnan(value):
+                out[f"outputs.{name}"] = "the reference output is zero throughout"
+        for index, row in enumerate(self.layers.to_dict("records")):
+            for name, value in row.items():
+                if isinstance(value, float) and math.isnan(value):
+                    out[f"layers[{index}].{name}"] = _REASONS.get(str(name), _SILENT)
+        return out
+
+    def save(self, folder: str | Path, *, sweep: pd.DataFrame | None = None) -> Path:
+        """Write layers.csv, noise.json, the figures as PNG and a self-contained report.html into a folder.
+
+        Each file is written whole or not at all; files of an earlier report are replaced.
+
+        Args:
+            folder: made if it is not there.
+            sweep: the table of `analysis.sweep`, written as sweep.csv and drawn in the report.
+
+        Raises:
+            InputError: a file is in the way, or the folder cannot be written.
+        """
+        from speedysnn.analysis.report import write
+
+        return write(self, Path(folder), sweep)
+
+    def _repr_html_(self) -> str:
+        """Verdict, outputs and table, for notebooks."""
+        from speedysnn.analysis.report import fragment
+
+        return fragment(self)

@@ -1,0 +1,183 @@
+"""The verdict: plain sentences that name the layer, the cause and what to do about it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from speedysnn.analysis.layers import PARTS
+
+GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
+GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
+CONSTANT = 0.5  # above this part of the squared error a constant a channel is the cure
+UNUSED, CROWDED = 0.001, 0.02  # saturated fractions that tell "too high" and "in balance" from "too low"
+OWN = ("clip", "round", "temporal")
+CAUSES = {
+    "clip": "its range is too small (clipping)",
+    "round": "its steps are too coarse (rounding)",
+    "propagated": "it comes in from earlier layers",
+    "temporal": "spikes come unevenly (timing)",
+}
+
+
+def verdict(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """How far off, what timing costs, and the worst layer with its cause and its cure; most important first.
+
+    The gap between quantized reading and spikes comes before any advice on a layer, since no threshold removes it.
+    """
+    sentences = [_headline(outputs)]
+    if _good(outputs):
+        sentences.append(f"Nothing needs to be done: {_standing(outputs)}. What is left, in case more is wanted:")
+    sentences += _timing(outputs)
+    if _quantized_is_good(outputs) and not _good(outputs):
+        sentences.append("Quantization is not the problem: the quantized reading alone would be good enough.")
+    sentences += _worst(layers, outputs)
+    return tuple(sentences)
+
+
+def _headline(outputs: Mapping[str, Any]) -> str:
+    cost = f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, latency {_steps(outputs['latency'])}"
+    if outputs["spikes_per_neuron"] is not None:
+        cost += f", {outputs['spikes_per_neuron']:.2f} spikes per neuron"
+    head = f"On {outputs['images']} images the spiking network ({cost})"
+    facts = []
+    if outputs["accuracy"] is not None:
+        facts.append(f"is right on {_percent(outputs['accuracy'])}, its source on {_percent(outputs['analog_accuracy'])}")
+    if outputs["agreement"] is not None:
+        facts.append(f"agrees with its source on {_percent(outputs['agreement'])}")
+    facts.append(f"has an output SQNR of {_db(outputs['sqnr_db'])}")
+    return f"{head} {'; it '.join(facts)}."
+
+
+def _good(outputs: Mapping[str, Any]) -> bool:
+    return _enough(outputs["agreement"], outputs["sqnr_db"])
+
+
+def _quantized_is_good(outputs: Mapping[str, Any]) -> bool:
+    return _enough(outputs["twin_agreement"], outputs["twin_sqnr_db"])
+
+
+def _enough(agreement: float | None, sqnr: float) -> bool:
+    return sqnr >= GOOD_DB if agreement is None else agreement >= GOOD_AGREEMENT and sqnr >= GOOD_DB / 2
+
+
+def _standing(outputs: Mapping[str, Any]) -> str:
+    if outputs["agreement"] is None:
+        return f"the output SQNR is {_db(outputs['sqnr_db'])}"
+    return f"it agrees with its source on {_percent(outputs['agreement'])} of the images"
+
+
+def _timing(outputs: Mapping[str, Any]) -> list[str]:
+    gap = outputs["temporal_gap_db"]
+    if math.isnan(gap) or gap < GAP_DB:
+        return [f"Spike timing costs {_db(max(gap, 0.0))} at the output, which is little."] if gap == gap else []
+    lost = ""
+    if outputs["accuracy"] is not None:
+        points = 100 * (outputs["twin_accuracy"] - outputs["accuracy"])
+        lost = f" and {points:.1f} points of accuracy" if points > 0 else ""
+    return [
+        f"Spike timing costs {_db(gap)}{lost} at the output: the quantized reading, which has the same thresholds and "
+        f"no timing error, reaches {_db(outputs['twin_sqnr_db'])}. No threshold removes this. {_cure_timing(outputs)}"
+    ]
+
+
+def _cure_timing(outputs: Mapping[str, Any]) -> str:
+    delay, steps, depth = outputs["delay"], outputs["timesteps"], outputs["depth"]
+    if delay == 0:
+        return (
+            f"Let every neuron look one step ahead: snn.set_delay(1); latency {_steps(steps + depth)} instead of "
+            f"{_steps(outputs['latency'])}, no training, no more spikes. Where latency counts: "
+            'snn.set_spikes("ternary"), or train through time with finetune.fit(snn, train).'
+        )
+    if isinstance(delay, int) and delay + 1 < steps:
+        return f"Look further ahead: snn.set_delay({delay + 1}); or train through time with finetune.fit(snn, train)."
+    return 'Let every neuron see its whole input: snn.set_delay("full"); or train with finetune.fit(snn, train).'
+
+
+def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
+    """The layer with the lowest SQNR, and where its error starts if that is not in the layer itself."""
+    measured = layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]
+    if measured.empty:
+        return []
+    worst = measured.loc[measured["sqnr_db"].idxmin()]
+    cause = max(PARTS, key=lambda part: worst[f"share_{part}"])
+    sentence = (
+        f"Worst layer: {worst['layer']} at {_db(worst['sqnr_db'])}; {_percent(worst[f'share_{cause}'])} of its squared "
+        f"error is {cause}: {CAUSES[cause]}."
+    )
+    if worst["silent"] == 1:
+        return [f"Worst layer: {worst['layer']} never fires. {_cure('round', worst, outputs)}"]
+    if cause != "propagated":
+        return [f"{sentence} {_cure(cause, worst, outputs)}"]
+    upstream = measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]
+    if upstream.empty:
+        return [sentence]
+    origin = upstream.loc[_own_noise(upstream).idxmax()]
+    own = max(OWN, key=lambda part: origin[f"share_{part}"])
+    return [
+        sentence,
+        f"Of the layers before it, {origin['layer']} adds most of its own: "
+        f"{_percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}. "
+        f"{_cure(own, origin, outputs)}",
+    ]
+
+
+def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":
+    """Noise that a layer adds itself, over its signal's power."""
+    shares = layers["share_clip"] + layers["share_round"] + layers["share_temporal"]
+    own: pd.Series[float] = shares * 10 ** (-layers["sqnr_db"] / 10)
+    return own
+
+
+def _before(layers: pd.DataFrame, name: str) -> set[str]:
+    """All layers whose spikes reach the named one, through others too."""
+    reads = {row["layer"]: row["reads"].split(", ") if row["reads"] else [] for row in layers.to_dict("records")}
+    found: set[str] = set()
+    waiting = list(reads[name])
+    while waiting:
+        layer = waiting.pop()
+        if layer not in found:
+            found.add(layer)
+            waiting += reads[layer]
+    return found
+
+
+def _cure(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> str:
+    neuron = f"snn.neurons[{row['layer']!r}]"
+    if row["bias_share"] > CONSTANT:
+        return (
+            f"{_percent(row['bias_share'])} of that error is constant in each channel, so correcting biases and the "
+            'initial membrane suffices: finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init"))).'
+        )
+    if cause == "temporal":
+        return "The cure is the one for timing above; a threshold does not help."
+    if cause == "clip":
+        return (
+            f"{_percent(row['saturated'])} of its elements fire all they can, so raise theta: "
+            f"{neuron}.set_threshold(1.25 * {neuron}.threshold); or train thresholds with finetune.fit(snn, train)."
+        )
+    if row["saturated"] < UNUSED:
+        return (
+            f"Hardly any element uses the whole range, so lower theta: "
+            f"{neuron}.set_threshold(0.8 * {neuron}.threshold); or take more steps."
+        )
+    more = 2 * int(outputs["timesteps"])
+    return (
+        f"Its theta is in balance ({_percent(row['saturated'])} of the elements fire all they can), so take more steps, "
+        f"snn.timesteps = {more} and snn.recalibrate(), or tune the quantized reading with finetune.fit(snn, train)."
+    )
+
+
+def _db(value: float) -> str:
+    if math.isnan(value):
+        return "an undefined number of dB"
+    return f"{value:.1f} dB" if math.isfinite(value) else "infinitely many dB (no error)"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if value < 0.9995 or value >= 1 else f"{100 * value:.2f} %"
+
+
+def _steps(number: int) -> str:
+    return f"{number} step" if number == 1 else f"{number} steps"

@@ -1,0 +1,44 @@
+"""Layer-wise matching: every neuron's mean output against the source activation it stands for."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from speedysnn.executor import Tap
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Reading
+
+
+class Recorder:
+    """An observer that keeps every neuron's mean output, (B, ...) by name."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, Tensor] = {}
+
+    def __call__(self, tap: Tap) -> None:
+        """Keep one neuron's output, averaged over its steps."""
+        out = tap.output
+        if not tap.static_output:
+            out = out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
+        self.outputs[tap.name] = out
+
+
+def layer_outputs(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> dict[str, Tensor]:
+    """Every neuron's mean output for a batch, in the present reading or the one given."""
+    recorder = Recorder()
+    with snn.reading(reading or snn.present_reading):
+        snn(*inputs, observer=recorder)
+    return recorder.outputs
+
+
+def layer_distance(ours: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+    """Mean over layers of sum (r - a)^2 / sum a^2; r mean output, a source activation, both (B, ...).
+
+    It is the mean noise-to-signal power ratio, so 0.1 stands for an SQNR of 10 dB.
+    """
+    terms = []
+    for name, reference in source.items():
+        power = reference.square().sum().clamp_min(torch.finfo(reference.dtype).tiny)
+        terms.append((ours[name] - reference).square().sum() / power)
+    return torch.stack(terms).mean()
