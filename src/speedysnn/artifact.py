@@ -40,7 +40,7 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
         ArtifactError: something is in the way, or the target cannot be written.
     """
     target = Path(path)
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     weights = dump_tensors(_all_tensors(snn))
     document = {**describe(snn), "weights_sha256": hashlib.sha256(weights).hexdigest()}
     try:
@@ -58,7 +58,12 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
     return target
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a target that `save` would refuse, for callers with long work ahead.
+
+    Raises:
+        ArtifactError: something that is no saved network is there, or a network and `overwrite` is off.
+    """
     if not target.exists() and not target.is_symlink():
         return
     if not (target / NETWORK).is_file():

@@ -1,0 +1,4 @@
+"""The command line: one file a command, thin; every mistake ends in one clear line and exit code 2."""
+
+from speedysnn.cli.main import app as app
+from speedysnn.cli.main import main as main

@@ -1,0 +1,92 @@
+"""`speedysnn analyze`: where the accuracy goes, layer by layer, and what to do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speedysnn.analysis import NoiseReport, measure_noise, sweep
+from speedysnn.cli.common import (
+    Data,
+    DelayText,
+    JsonFile,
+    Limit,
+    Network,
+    Normalize,
+    Seed,
+    Spikes,
+    Split,
+    check_folder,
+    configure,
+    data_of,
+    network_of,
+    normalize_of,
+    seeded,
+    several,
+    steps_of,
+)
+from speedysnn.cli.show import cell, check_json, percent, say, table, write_json
+
+WORST = 10
+
+
+def command(
+    network: Network,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
+    split: Split = "test",
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Compare with this network's analog reading: the one before tuning.")
+    ] = None,
+    sweep_steps: Annotated[str | None, typer.Option("--sweep", help="Also measure these T, such as 1,2,4,8.")] = None,
+    timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
+    delay: DelayText = None,
+    spikes: Spikes = None,
+    normalize: Normalize = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+) -> None:
+    """Measure every layer's noise against the source, split it by cause, and write the report.
+
+    Example: speedysnn analyze net.snn -d npz:images.npz -o report --sweep 1,2,4,8,16
+    """
+    check_json(json)
+    check_folder(output)
+    seeded(seed)
+    steps = several(sweep_steps, "--sweep", steps_of) if sweep_steps is not None else []
+    snn = network_of(network)
+    configure(snn, timesteps, delay, spikes)
+    reference = None if source is None else network_of(source)
+    images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
+    noise = measure_noise(snn, images, reference, progress=True)
+    curve = sweep(snn, images, steps, progress=True) if steps else None
+    noise.save(output, sweep=curve)
+    write_json(json, noise.to_json() if curve is None else {**noise.to_json(), "sweep": curve.to_dict("records")})
+    if json != "-":
+        show(noise)
+        say(f"report: {output / 'report.html'}", "bold")
+
+
+def show(noise: NoiseReport) -> None:
+    """The verdict, the outputs in one line, and the worst layers."""
+    for sentence in noise.verdict:
+        say(sentence)
+    say()
+    o = noise.outputs
+    say(
+        f"{o['images']} images, T={o['timesteps']}, delay {o['delay']}, latency {o['latency']} steps, "
+        f"{cell(o['spikes_per_neuron'])} spikes per neuron: accuracy {percent(o['accuracy'])} %, "
+        f"quantized {percent(o['twin_accuracy'])} %, source {percent(o['analog_accuracy'])} %"
+    )
+    worst = noise.layers.sort_values("sqnr_db").head(WORST)
+    rows = [
+        (row.layer, cell(row.sqnr_db, 1), cell(row.twin_sqnr_db, 1), cell(row.floor_db, 1), cell(row.gain, 3),
+         cell(row.rate, 3), *(cell(getattr(row, f"share_{part}")) for part in PARTS))
+        for row in worst.itertuples()
+    ]  # fmt: skip
+    columns = ("layer", "SQNR dB", "quantized", "floor", "gain", "rate", *PARTS)
+    table(f"the {len(rows)} layers with the most noise; shares of the squared error by cause", columns, rows)
+
+
+PARTS = ("clip", "round", "propagated", "temporal")

@@ -1,0 +1,177 @@
+"""Options that several commands share, and how they load what the options name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+
+from speedysnn import artifact
+from speedysnn.cli.show import note
+from speedysnn.data import ImageData, load
+from speedysnn.errors import ArtifactError, InputError
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Delay
+from speedysnn.sources import Source, load_model
+
+Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", "-c", help="Weights: .pt, .pth, .th or .safetensors; no code in it is run.")
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the last layer.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", "-d", help="digits, fashion-mnist, cifar10, npz:FILE, imagefolder:DIR, or FILE.py:FUNCTION."
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option("--normalize", help='imagenet, cifar10, none, or "mean,mean,mean/std,std,std"; kept with the network.'),
+]
+Split = Annotated[str, typer.Option("--split", help="train or test.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Use this many images, chosen by the seed.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+JsonFile = Annotated[str | None, typer.Option("--json", help="Also write the result as JSON; - for standard output only.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a network saved at the output.")]
+DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
+Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
+
+T = TypeVar("T")
+
+
+def announce(*specs: str | None) -> None:
+    """Say that a spec runs the user's own code, before it does."""
+    for spec in dict.fromkeys(specs):
+        if spec and ".py:" in spec:
+            note(f"running code of {spec.partition(':')[0]}")
+
+
+def model_of(spec: str, checkpoint: Path | None, num_classes: int | None) -> Source:
+    """The source network with its weights."""
+    announce(spec)
+    source = load_model(spec, checkpoint=checkpoint, num_classes=num_classes)
+    for line in source.notes:
+        note(line)
+    if checkpoint is None and spec.startswith("torchvision:"):
+        note(f"{spec}: no --checkpoint given, so its weights are random")
+    return source
+
+
+def data_of(spec: str, split: str, normalize: str | None, limit: int | None, seed: int) -> ImageData:
+    """The images of a data spec."""
+    announce(spec)
+    return load(spec, split, normalize=normalize, limit=limit, seed=seed)
+
+
+def network_of(path: Path) -> SpikingNetwork:
+    """The saved network."""
+    return artifact.load(path)
+
+
+def normalize_of(snn: SpikingNetwork, given: str | None) -> str | None:
+    """The normalisation given, or the one the network was converted with."""
+    return given if given is not None else snn.provenance.get("normalize")
+
+
+def delay_of(text: str) -> Delay:
+    """A look-ahead option as a value.
+
+    Raises:
+        InputError: neither a whole number of at least 0 nor "full".
+    """
+    if text == "full":
+        return "full"
+    if text.isdecimal():
+        return int(text)
+    raise InputError(f'--delay: expected a whole number of steps of at least 0, or "full", got {text!r}')
+
+
+def several(text: str, option: str, parse: Callable[[str], T]) -> list[T]:
+    """A comma-separated option as values.
+
+    Raises:
+        InputError: nothing in it, or an item that is not what is expected.
+    """
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise InputError(f"{option}: expected one or more values separated by commas, got {text!r}")
+    return [parse(item) for item in items]
+
+
+def steps_of(text: str) -> int:
+    """A number of steps.
+
+    Raises:
+        InputError: not a whole number of at least 1.
+    """
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise InputError(f"-T: expected a whole number of steps of at least 1, got {text!r}")
+
+
+def configure(snn: SpikingNetwork, timesteps: int | None, delay: str | None, spikes: str | None) -> None:
+    """Apply T, look-ahead and spike kind where they are given."""
+    if timesteps is not None:
+        snn.timesteps = timesteps
+    if delay is not None:
+        snn.set_delay(delay_of(delay))
+    if spikes is not None:
+        snn.set_spikes(spikes)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse an output network that is in the way, before any work.
+
+    Raises:
+        ArtifactError: something is there that may not be replaced.
+    """
+    artifact.check_target(path, overwrite)
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ArtifactError(f"{path}: {parent} is a file, not a folder")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse an output folder that is a file.
+
+    Raises:
+        InputError: a file is there.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: a file is there; give a folder for the report")
+
+
+def seeded(seed: int) -> None:
+    """Seed torch.
+
+    Raises:
+        InputError: a negative seed.
+    """
+    if seed < 0:
+        raise InputError(f"--seed: expected a number of at least 0, got {seed}")
+    torch.manual_seed(seed)
+
+
+def named(spec: str) -> str:
+    """A spec without folders, fit to be kept with a network."""
+    kind, colon, rest = spec.partition(":")
+    if ".py" in kind:
+        return f"{Path(kind).name}{colon}{rest}"
+    return f"{kind}{colon}{Path(rest).name}" if kind in ("npz", "imagefolder") else spec
+
+
+def provenance(source: Source, **more: Any) -> dict[str, Any]:
+    """Where a network came from, as JSON data without paths."""
+    return {
+        "model": named(source.spec),
+        "checkpoint": None if source.checkpoint is None else Path(source.checkpoint).name,
+        "checkpoint_sha256": source.sha256,
+        **more,
+    }

@@ -1,0 +1,90 @@
+"""`speedysnn convert`: a trained network becomes a spiking one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speedysnn import artifact
+from speedysnn.cli.common import (
+    Checkpoint,
+    Classes,
+    Data,
+    JsonFile,
+    Model,
+    Normalize,
+    Overwrite,
+    Seed,
+    check_target,
+    data_of,
+    delay_of,
+    model_of,
+    named,
+    provenance,
+    seeded,
+)
+from speedysnn.cli.show import cell, check_json, say, table, write_json
+from speedysnn.convert import to_spiking
+from speedysnn.network import SpikingNetwork
+from speedysnn.thresholds import parse_rule
+
+
+def command(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new network, by custom NAME.snn.")],
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    normalize: Normalize = None,
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Steps T.", min=1)] = 4,
+    threshold: Annotated[str, typer.Option("--threshold", help="mse, max, or percentile:Q.")] = "mse",
+    granularity: Annotated[str, typer.Option("--granularity", help="channel or layer.")] = "channel",
+    v_init: Annotated[float, typer.Option("--v-init", help="Initial membrane, a fraction of the threshold.")] = 0.5,
+    spikes: Annotated[str, typer.Option("--spikes", help="binary, ternary or graded:N.")] = "binary",
+    delay: Annotated[str, typer.Option("--delay", help="Steps of look-ahead, or full.")] = "0",
+    limit: Annotated[int, typer.Option("--limit", help="Calibration images, chosen by the seed.")] = 1024,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: JsonFile = None,
+) -> None:
+    """Replace every activation by integrate-and-fire neurons, with thresholds from the training images.
+
+    Example: speedysnn convert net.py:make -c net.pth -d npz:images.npz --normalize imagenet -T 4 -o net.snn
+    """
+    check_json(json)
+    check_target(output, overwrite)
+    parse_rule(threshold)
+    seeded(seed)
+    source = model_of(model, checkpoint, num_classes)
+    images = data_of(data, "train", normalize, limit, seed)
+    snn = to_spiking(
+        source.model,
+        images,
+        timesteps,
+        threshold=threshold,
+        granularity=granularity,
+        v_init=v_init,
+        spikes=spikes,
+        delay=delay_of(delay),
+        provenance=provenance(source, data=named(data), normalize=normalize, seed=seed, threshold=threshold),
+        progress=True,
+    )
+    artifact.save(snn, output, overwrite=overwrite)
+    summary = snn.summary()
+    write_json(json, {"network": str(output), "latency": snn.latency, "timesteps": timesteps,
+                      "provenance": snn.provenance, "layers": summary.to_dict("records")})  # fmt: skip
+    if json != "-":
+        _show(snn, output)
+
+
+def _show(snn: SpikingNetwork, output: Path) -> None:
+    rows = [
+        (row.layer, cell(row.neurons), cell(row.thresholds), cell(row.theta_min, 3), cell(row.theta_mean, 3),
+         cell(row.theta_max, 3), cell(row.predicted_rate, 3))
+        for row in snn.summary().itertuples()
+    ]  # fmt: skip
+    columns = ("layer", "neurons", "thresholds", "theta min", "mean", "max", "spikes/neuron/step")
+    table(f"{len(rows)} neuron layers, T={snn.timesteps}", columns, rows)
+    error = snn.provenance["analog_error"]
+    say(f"analog reading equals the source network: relative error {error:.1e}, expected below 1e-5")
+    say(f"saved {output}; latency {snn.latency} steps. Next: speedysnn analyze {output} --data ... -o report", "bold")

@@ -1,0 +1,81 @@
+"""`speedysnn demo`: the whole path on the bundled digits, in about a minute."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speedysnn import artifact, data
+from speedysnn.analysis import NoiseReport, measure_noise
+from speedysnn.assets.digits import load_digits_net
+from speedysnn.cli.common import Seed, check_folder, seeded
+from speedysnn.cli.show import cell, note, percent, say, table
+from speedysnn.convert import to_spiking
+from speedysnn.finetune import Config, fit
+
+T = 4
+
+
+def command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the report and the networks; numbered if it is there.")
+    ] = Path("speedysnn-demo"),
+    pool: Annotated[str, typer.Option(help="Which bundled network: avg or max pooling.")] = "max",
+    seed: Seed = 0,
+) -> None:
+    """Convert a trained digits network at T=4, measure it, tune it, measure again; writes the report and the networks."""
+    seeded(seed)
+    check_folder(output)
+    folder, begin = _free(output), time.monotonic()
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    note(f"1/4 converting the bundled {pool}-pool network at T={T}: thresholds from {len(train)} training images")
+    snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance={"model": f"digits, {pool}-pool", "data": "digits"})
+    artifact.save(snn, folder / "converted.snn")
+    source = copy.deepcopy(snn)
+    note(f"2/4 measuring its noise on {len(test)} test images")
+    before = measure_noise(snn, test)
+    note("3/4 tuning thresholds and weights without labels: 8 epochs quantized, 4 through time")
+    config = Config(epochs_quantized=8, epochs_spiking=4, augment="shift", match=1.0, seed=seed)
+    fit(snn, train, config=config, on_epoch=lambda row: note(f"    {row['stage']} epoch {row['epoch']}: agreement "
+                                                             f"{percent(row['held_out_agreement'])} % held out"))  # fmt: skip
+    artifact.save(snn, folder / "tuned.snn")
+    note("4/4 measuring again, against the source network")
+    after = measure_noise(snn, test, source)
+    before.save(folder / "before")
+    after.save(folder)
+    _show(before, after)
+    say(f"\nreport           {folder / 'report.html'}   (before tuning: {folder / 'before' / 'report.html'})")
+    say(f"tuned network    {folder / 'tuned.snn'}")
+    say(f"done in {time.monotonic() - begin:.0f} s")
+
+
+def _free(wanted: Path) -> Path:
+    """The folder, or the first numbered one that is not there yet."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _show(before: NoiseReport, after: NoiseReport) -> None:
+    o, p = before.outputs, after.outputs
+    head = f"T={o['timesteps']}, delay {o['delay']}, latency {o['latency']} steps, {o['images']} test images"
+    rows = [
+        ("accuracy % (source " + percent(o["analog_accuracy"]) + ")", percent(o["accuracy"]), percent(p["accuracy"])),
+        ("agreement with the source %", percent(o["agreement"]), percent(p["agreement"])),
+        ("output SQNR dB, higher is better", cell(o["sqnr_db"], 1), cell(p["sqnr_db"], 1)),
+        ("relative error of the logits", cell(o["logit_error"], 3), cell(p["logit_error"], 3)),
+        ("spikes per neuron", cell(o["spikes_per_neuron"]), cell(p["spikes_per_neuron"])),
+    ]
+    table(head, ("", "before", "after"), rows)
+    by_name = after.layers.set_index("layer")
+    layers = [(row.layer, cell(row.sqnr_db, 1), cell(by_name.sqnr_db[row.layer], 1), cell(row.share_temporal),
+               cell(by_name.share_temporal[row.layer])) for row in before.layers.itertuples()]  # fmt: skip
+    say()
+    table("layer by layer", ("layer", "SQNR dB before", "after", "temporal share before", "after"), layers)
+    say("\nverdict after tuning", "bold")
+    for sentence in after.verdict:
+        say(f"  {sentence}")

@@ -1,0 +1,103 @@
+"""`speedysnn finetune`: train the thresholds, and more if asked, until the noise is gone."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from speedysnn import artifact
+from speedysnn.cli.common import (
+    Data,
+    DelayText,
+    JsonFile,
+    Limit,
+    Network,
+    Normalize,
+    Overwrite,
+    Seed,
+    Spikes,
+    check_target,
+    configure,
+    data_of,
+    network_of,
+    normalize_of,
+    seeded,
+)
+from speedysnn.cli.show import cell, check_json, note, percent, say, table, write_json
+from speedysnn.finetune import Config, Result, fit
+from speedysnn.finetune.config import GROUPS
+
+
+def command(
+    network: Network,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned network, by custom NAME.snn.")],
+    epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = 8,
+    epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = 2,
+    train: Annotated[str, typer.Option(help="What trains: some of thresholds,v_init,biases,weights.")] = ",".join(GROUPS),
+    labels: Annotated[bool, typer.Option("--labels", help="Train towards labels instead of the source's logits.")] = False,
+    match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
+    augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
+    mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
+    timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
+    delay: DelayText = None,
+    spikes: Spikes = None,
+    normalize: Normalize = None,
+    limit: Limit = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: JsonFile = None,
+) -> None:
+    """Train on the training images; a tenth is held out, and the state that does best there is kept.
+
+    Example: speedysnn finetune net.snn -d npz:images.npz --augment flip-crop --epochs-quantized 24 -o tuned.snn
+    """
+    check_json(json)
+    check_target(output, overwrite)
+    seeded(seed)
+    config = Config(
+        epochs_quantized=epochs_quantized,
+        epochs_spiking=epochs_spiking,
+        train=tuple(name.strip() for name in train.split(",") if name.strip()),
+        learning_rates={"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
+                        "thresholds": 10 * learning_rate},
+        objective="labels" if labels else "kl",
+        match=match,
+        augment=augment,
+        mixup=mixup,
+        batch_size=batch_size,
+        seed=seed,
+    )  # fmt: skip
+    snn = network_of(network)
+    configure(snn, timesteps, delay, spikes)
+    images = data_of(data, "train", normalize_of(snn, normalize), limit, seed)
+    result = fit(snn, images, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line)
+    artifact.save(snn, output, overwrite=overwrite)
+    write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
+                      "best_epoch": result.best_epoch, "seconds": result.seconds,
+                      "history": result.history.to_dict("records")})  # fmt: skip
+    if json != "-":
+        show(result)
+        say(f"saved {output} after {result.seconds:.0f} s. Next: speedysnn analyze {output} --source {network} ...", "bold")
+
+
+def _line(row: dict[str, Any]) -> None:
+    note(
+        f"{row['stage']} epoch {row['epoch']}: held-out loss {row['held_out_loss']:.4f}, agreement "
+        f"{percent(row['held_out_agreement'])} %, {row['spikes_per_neuron']:.2f} spikes per neuron"
+    )
+
+
+def show(result: Result) -> None:
+    """The history as a table."""
+    rows = [
+        (row.stage, str(row.epoch), cell(row.train_loss, 4), cell(row.held_out_loss, 4), percent(row.held_out_agreement),
+         percent(row.held_out_accuracy), cell(row.spikes_per_neuron))
+        for row in result.history.itertuples()
+    ]  # fmt: skip
+    columns = ("stage", "epoch", "train loss", "held-out loss", "agreement %", "accuracy %", "spikes/neuron")
+    table("on the held-out part of the training images; epoch 0 is before the stage", columns, rows)

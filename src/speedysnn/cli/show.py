@@ -1,0 +1,103 @@
+"""What commands print: tables, one-line errors, JSON."""
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from speedysnn.errors import InputError
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int) -> int:
+    """Print one error on stderr and give the exit code back."""
+    text = escape(" ".join(message.split("\r")).strip())
+    err.print(f"[bold red]error:[/] {text}", soft_wrap=True)
+    return code
+
+
+def note(message: str) -> None:
+    """One line about what is happening, on stderr."""
+    err.print(escape(message), style="dim", soft_wrap=True)
+
+
+def say(message: str = "", style: str = "") -> None:
+    """One line of result on stdout."""
+    out.print(escape(message), style=style, soft_wrap=True)
+
+
+def cell(value: Any, digits: int = 2) -> str:
+    """A value as a table shows it: a dash for what is not known."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return escape(str(value))
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """A table on stdout; the first `left` columns are text, the others numbers."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for position, name in enumerate(columns):
+        grid.add_column(name, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+def strict(value: Any) -> Any:
+    """JSON data without NaN or infinity: null for NaN, "inf" and "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if hasattr(value, "item") and not isinstance(value, str | int | float | bool):
+        return strict(value.item())
+    return value
+
+
+def check_json(target: str | None) -> None:
+    """Refuse a JSON target that could not be written, before any work.
+
+    Raises:
+        InputError: a folder is there, or its parent is missing.
+    """
+    if target in (None, "-"):
+        return
+    path = Path(str(target))
+    if path.is_dir():
+        raise InputError(f"--json {path}: a folder is there; give a file name, or - for standard output")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--json {path}: its folder does not exist")
+
+
+def write_json(target: str | None, data: Any) -> None:
+    """Write JSON to a file in one step, or to standard output for "-"; nothing for None."""
+    if target is None:
+        return
+    text = json.dumps(strict(data), indent=1, allow_nan=False)
+    if target == "-":
+        sys.stdout.write(text + "\n")
+        return
+    path = Path(target)
+    handle, scratch = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    os.replace(scratch, path)
