@@ -85,8 +85,8 @@ def score(snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums) -> N
     for start in range(0, count, size):
         stop = min(count, start + size)
         piece = part(snn, batch, start, stop)
-        outs = [leaves(run(snn, "quantized", piece.inputs)), leaves(run(snn, "spiking", piece.inputs, sums.count))]
-        sums.update(_between(reference, start, stop), *outs, piece.labels)
+        twin, spiking = run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, sums.count)
+        sums.update(_between(reference, start, stop), twin, spiking, piece.labels)
 
 
 def _between(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:

@@ -21,7 +21,7 @@ COLOURS = {
     "temporal": "#D55E00",
     "recalibrated": "#009E73",
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -117,7 +117,7 @@ def sweep(table: pd.DataFrame) -> Figure:
             steps = rows["timesteps"].tolist()
             axes.plot(steps, _finite(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
             axes.plot(steps, _finite(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
-                      label=f"quantized, θ {kind}" + (" (ideal: no timing error)" if axes is right else ""))  # fmt: skip
+                      label=f"quantized, θ {kind}" + " (ideal: no timing error)" * (axes is right))  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(table["timesteps"]))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -37,7 +37,7 @@ class LayerSums:
         self.sums, self.counts = torch.zeros(len(_SUMS), 1), torch.zeros(len(_COUNTS), 1, dtype=torch.int64)
 
     def _step(self) -> Tensor:
-        """theta / T, () or (C,) float64."""
+        """The quantizer's step theta / T, () or (C,) float64."""
         return self.neuron.threshold.detach().to(torch.float64) / self.neuron.timesteps
 
     def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> None:

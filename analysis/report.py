@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from speedysnn.analysis import figures
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
@@ -74,7 +74,7 @@ def page(report: "NoiseReport", pictures: dict[str, bytes]) -> str:
 def write(report: "NoiseReport", folder: Path, sweep: pd.DataFrame | None = None) -> Path:
     """See `NoiseReport.save`."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder to write the report into, but a file is there; give another name")
+        raise InputError(f"{folder}: expected a folder for the report, but a file is there; give another name")
     drawn = figures.all_figures(report.layers, sweep)
     pictures = {name: png(figure) for name, figure in drawn.items()}
     files: dict[str, bytes] = {f"{name}.png": data for name, data in pictures.items()}
@@ -106,13 +106,13 @@ def _replace(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(scratch).chmod(0o644)
-        os.replace(scratch, path)
+        Path(scratch).replace(path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
 
 
-def _template(name: str) -> Any:
+def _template(name: str) -> Template:
     loader = PackageLoader("speedysnn.analysis", ".")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                        lstrip_blocks=True).get_template(name)  # fmt: skip

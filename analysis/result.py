@@ -70,9 +70,9 @@ class NoiseReport:
             elif isinstance(value, float) and math.isnan(value):
                 out[f"outputs.{name}"] = "the reference output is zero throughout"
         for index, row in enumerate(self.layers.to_dict("records")):
-            for name, value in row.items():
-                if isinstance(value, float) and math.isnan(value):
-                    out[f"layers[{index}].{name}"] = _REASONS.get(str(name), _SILENT)
+            for column, figure in row.items():
+                if isinstance(figure, float) and math.isnan(figure):
+                    out[f"layers[{index}].{column}"] = _REASONS.get(str(column), _SILENT)
         return out
 
     def save(self, folder: str | Path, *, sweep: pd.DataFrame | None = None) -> Path:

@@ -43,7 +43,8 @@ def _headline(outputs: Mapping[str, Any]) -> str:
     head = f"On {outputs['images']} images the spiking network ({cost})"
     facts = []
     if outputs["accuracy"] is not None:
-        facts.append(f"is right on {_percent(outputs['accuracy'])}, its source on {_percent(outputs['analog_accuracy'])}")
+        right = _percent(outputs["accuracy"]), _percent(outputs["analog_accuracy"])
+        facts.append(f"is right on {right[0]}, its source on {right[1]}")
     if outputs["agreement"] is not None:
         facts.append(f"agrees with its source on {_percent(outputs['agreement'])}")
     facts.append(f"has an output SQNR of {_db(outputs['sqnr_db'])}")
@@ -100,7 +101,7 @@ def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
     measured = layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]
     if measured.empty:
         return []
-    worst = measured.loc[measured["sqnr_db"].idxmin()]
+    worst = measured.nsmallest(1, "sqnr_db").iloc[0]
     cause = max(PARTS, key=lambda part: worst[f"share_{part}"])
     sentence = (
         f"Worst layer: {worst['layer']} at {_db(worst['sqnr_db'])}; {_percent(worst[f'share_{cause}'])} of its squared "
@@ -113,7 +114,7 @@ def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
     upstream = measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]
     if upstream.empty:
         return [sentence]
-    origin = upstream.loc[_own_noise(upstream).idxmax()]
+    origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
     own = max(OWN, key=lambda part: origin[f"share_{part}"])
     return [
         sentence,
@@ -151,7 +152,9 @@ def _cure(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> str:
             'initial membrane suffices: finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init"))).'
         )
     if cause == "temporal":
-        return "The cure is the one for timing above; a threshold does not help."
+        if outputs["temporal_gap_db"] >= GAP_DB:
+            return "The cure is the one for timing above; a threshold does not help."
+        return f"A threshold does not help. {_cure_timing(outputs)}"
     if cause == "clip":
         return (
             f"{_percent(row['saturated'])} of its elements fire all they can, so raise theta: "
@@ -164,8 +167,9 @@ def _cure(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> str:
         )
     more = 2 * int(outputs["timesteps"])
     return (
-        f"Its theta is in balance ({_percent(row['saturated'])} of the elements fire all they can), so take more steps, "
-        f"snn.timesteps = {more} and snn.recalibrate(), or tune the quantized reading with finetune.fit(snn, train)."
+        f"Its theta is in balance ({_percent(row['saturated'])} of the elements fire all they can), so take more "
+        f"steps, snn.timesteps = {more} and snn.recalibrate(), or tune the quantized reading with "
+        "finetune.fit(snn, train)."
     )
 
 

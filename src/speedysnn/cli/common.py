@@ -8,9 +8,10 @@ import torch
 import typer
 
 from speedysnn import artifact
+from speedysnn.analysis.readings import leaves, run
 from speedysnn.cli.show import note
 from speedysnn.data import ImageData, load
-from speedysnn.errors import ArtifactError, InputError
+from speedysnn.errors import ArtifactError, DataError, InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 from speedysnn.sources import Source, load_model
@@ -20,7 +21,8 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", "-c", help="Weights: .pt, .pth, .th or .safetensors; no code in it is run.")
+    Path | None,
+    typer.Option("--checkpoint", "-c", help="Weights: .pt, .pth, .th or .safetensors; no code in it is run."),
 ]
 Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the last layer.")]
 Data = Annotated[
@@ -31,12 +33,14 @@ Data = Annotated[
 ]
 Normalize = Annotated[
     str | None,
-    typer.Option("--normalize", help='imagenet, cifar10, none, or "mean,mean,mean/std,std,std"; kept with the network.'),
+    typer.Option("--normalize", help='imagenet, cifar10, none, or "mean,mean,mean/std,std,std"; kept with the net.'),
 ]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use this many images, chosen by the seed.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
-JsonFile = Annotated[str | None, typer.Option("--json", help="Also write the result as JSON; - for standard output only.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", help="Also write the result as JSON; - for standard output only.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a network saved at the output.")]
 DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
 Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
@@ -66,6 +70,20 @@ def data_of(spec: str, split: str, normalize: str | None, limit: int | None, see
     """The images of a data spec."""
     announce(spec)
     return load(spec, split, normalize=normalize, limit=limit, seed=seed)
+
+
+def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
+    """Run one image, so that data of another shape is refused before any work; with `labels` those must fit too.
+
+    Raises:
+        DataError: the network does not run on it, or has fewer outputs than there are classes.
+        InputError: an image of another rank.
+    """
+    image = images[0][0] if images.labelled else images[0]
+    with torch.no_grad():
+        out = leaves(run(snn, "quantized", (image[None],)))[0]
+    if labels and out.ndim == 2 and images.classes > out.shape[1]:
+        raise DataError(f"--labels: the data has {images.classes} classes, the network {out.shape[1]} outputs")
 
 
 def network_of(path: Path) -> SpikingNetwork:
@@ -129,33 +147,41 @@ def check_target(path: Path, overwrite: bool) -> None:
 
     Raises:
         ArtifactError: something is there that may not be replaced.
+        InputError: it lies below a file.
     """
+    if (path / artifact.NETWORK).is_file() and not overwrite:
+        raise ArtifactError(f"{path}: a network is saved there already; choose another name, or pass --overwrite")
     artifact.check_target(path, overwrite)
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ArtifactError(f"{path}: {parent} is a file, not a folder")
+    _check_parent(path)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse an output folder that is a file.
+    """Refuse an output folder that is a file or lies below one.
 
     Raises:
         InputError: a file is there.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: a file is there; give a folder for the report")
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: {parent} is a file, not a folder")
 
 
 def seeded(seed: int) -> None:
     """Seed torch.
 
     Raises:
-        InputError: a negative seed.
+        InputError: a negative seed, or one of more than 63 bits.
     """
-    if seed < 0:
-        raise InputError(f"--seed: expected a number of at least 0, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed: expected a number of at least 0 and below 2^63, got {seed}")
     torch.manual_seed(seed)
 
 

@@ -79,11 +79,11 @@ def command(
 
 def _show(snn: SpikingNetwork, output: Path) -> None:
     rows = [
-        (row.layer, cell(row.neurons), cell(row.thresholds), cell(row.theta_min, 3), cell(row.theta_mean, 3),
+        (str(row.layer), cell(row.neurons), cell(row.thresholds), cell(row.theta_min, 3), cell(row.theta_mean, 3),
          cell(row.theta_max, 3), cell(row.predicted_rate, 3))
         for row in snn.summary().itertuples()
     ]  # fmt: skip
-    columns = ("layer", "neurons", "thresholds", "theta min", "mean", "max", "spikes/neuron/step")
+    columns = ("layer", "neurons", "thresholds", "theta min", "mean", "max", "spikes per neuron and step")
     table(f"{len(rows)} neuron layers, T={snn.timesteps}", columns, rows)
     error = snn.provenance["analog_error"]
     say(f"analog reading equals the source network: relative error {error:.1e}, expected below 1e-5")

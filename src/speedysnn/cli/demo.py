@@ -3,7 +3,7 @@
 import copy
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,21 +25,24 @@ def command(
     pool: Annotated[str, typer.Option(help="Which bundled network: avg or max pooling.")] = "max",
     seed: Seed = 0,
 ) -> None:
-    """Convert a trained digits network at T=4, measure it, tune it, measure again; writes the report and the networks."""
+    """Convert a trained digits network at T=4, measure, tune and measure again; writes the report and the networks.
+
+    Example: speedysnn demo -o speedysnn-demo
+    """
     seeded(seed)
     check_folder(output)
     folder, begin = _free(output), time.monotonic()
     train, test = data.load("digits", "train"), data.load("digits", "test")
     note(f"1/4 converting the bundled {pool}-pool network at T={T}: thresholds from {len(train)} training images")
-    snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance={"model": f"digits, {pool}-pool", "data": "digits"})
+    origin = {"model": f"digits, {pool}-pool", "data": "digits"}
+    snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance=origin)
     artifact.save(snn, folder / "converted.snn")
     source = copy.deepcopy(snn)
     note(f"2/4 measuring its noise on {len(test)} test images")
     before = measure_noise(snn, test)
     note("3/4 tuning thresholds and weights without labels: 8 epochs quantized, 4 through time")
     config = Config(epochs_quantized=8, epochs_spiking=4, augment="shift", match=1.0, seed=seed)
-    fit(snn, train, config=config, on_epoch=lambda row: note(f"    {row['stage']} epoch {row['epoch']}: agreement "
-                                                             f"{percent(row['held_out_agreement'])} % held out"))  # fmt: skip
+    fit(snn, train, config=config, on_epoch=_line)
     artifact.save(snn, folder / "tuned.snn")
     note("4/4 measuring again, against the source network")
     after = measure_noise(snn, test, source)
@@ -49,6 +52,10 @@ def command(
     say(f"\nreport           {folder / 'report.html'}   (before tuning: {folder / 'before' / 'report.html'})")
     say(f"tuned network    {folder / 'tuned.snn'}")
     say(f"done in {time.monotonic() - begin:.0f} s")
+
+
+def _line(row: dict[str, Any]) -> None:
+    note(f"    {row['stage']} epoch {row['epoch']}: agreement {percent(row['held_out_agreement'])} % held out")
 
 
 def _free(wanted: Path) -> Path:
@@ -71,9 +78,10 @@ def _show(before: NoiseReport, after: NoiseReport) -> None:
         ("spikes per neuron", cell(o["spikes_per_neuron"]), cell(p["spikes_per_neuron"])),
     ]
     table(head, ("", "before", "after"), rows)
-    by_name = after.layers.set_index("layer")
-    layers = [(row.layer, cell(row.sqnr_db, 1), cell(by_name.sqnr_db[row.layer], 1), cell(row.share_temporal),
-               cell(by_name.share_temporal[row.layer])) for row in before.layers.itertuples()]  # fmt: skip
+    by_name = after.layers.set_index("layer").to_dict("index")
+    layers = [(str(row["layer"]), cell(row["sqnr_db"], 1), cell(by_name[row["layer"]]["sqnr_db"], 1),
+               cell(row["share_temporal"]), cell(by_name[row["layer"]]["share_temporal"]))
+              for row in before.layers.to_dict("records")]  # fmt: skip
     say()
     table("layer by layer", ("layer", "SQNR dB before", "after", "temporal share before", "after"), layers)
     say("\nverdict after tuning", "bold")

@@ -27,8 +27,8 @@ from speedysnn.data import ImageData
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 
-COLUMNS = ("spikes", "T", "delay", "latency", "accuracy %", "quantized %", "source %", "agreement %", "logit error",
-           "spikes/neuron")  # fmt: skip
+COLUMNS = ("spikes", "T", "delay", "latency", "accuracy %", "quantized %", "source %", "agree %", "logit error",
+           "spikes per neuron")  # fmt: skip
 
 
 def command(

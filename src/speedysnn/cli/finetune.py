@@ -16,6 +16,7 @@ from speedysnn.cli.common import (
     Overwrite,
     Seed,
     Spikes,
+    check_fits,
     check_target,
     configure,
     data_of,
@@ -24,8 +25,11 @@ from speedysnn.cli.common import (
     seeded,
 )
 from speedysnn.cli.show import cell, check_json, note, percent, say, table, write_json
+from speedysnn.errors import InputError
 from speedysnn.finetune import Config, Result, fit
 from speedysnn.finetune.config import GROUPS
+
+ALL = ",".join(GROUPS)
 
 
 def command(
@@ -34,8 +38,8 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned network, by custom NAME.snn.")],
     epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = 8,
     epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = 2,
-    train: Annotated[str, typer.Option(help="What trains: some of thresholds,v_init,biases,weights.")] = ",".join(GROUPS),
-    labels: Annotated[bool, typer.Option("--labels", help="Train towards labels instead of the source's logits.")] = False,
+    train: Annotated[str, typer.Option(help=f"What trains: some of {ALL}.")] = ALL,
+    labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
     match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
     augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
@@ -58,6 +62,8 @@ def command(
     """
     check_json(json)
     check_target(output, overwrite)
+    if resume and run_dir is None:
+        raise InputError("--resume: expected --run-dir, the folder of the run to go on with")
     seeded(seed)
     config = Config(
         epochs_quantized=epochs_quantized,
@@ -75,6 +81,7 @@ def command(
     snn = network_of(network)
     configure(snn, timesteps, delay, spikes)
     images = data_of(data, "train", normalize_of(snn, normalize), limit, seed)
+    check_fits(snn, images, labels)
     result = fit(snn, images, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line)
     artifact.save(snn, output, overwrite=overwrite)
     write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
@@ -82,7 +89,8 @@ def command(
                       "history": result.history.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result)
-        say(f"saved {output} after {result.seconds:.0f} s. Next: speedysnn analyze {output} --source {network} ...", "bold")
+        next_step = f"speedysnn analyze {output} --source {network} ..."
+        say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
 
 def _line(row: dict[str, Any]) -> None:
@@ -95,9 +103,9 @@ def _line(row: dict[str, Any]) -> None:
 def show(result: Result) -> None:
     """The history as a table."""
     rows = [
-        (row.stage, str(row.epoch), cell(row.train_loss, 4), cell(row.held_out_loss, 4), percent(row.held_out_agreement),
-         percent(row.held_out_accuracy), cell(row.spikes_per_neuron))
+        (str(row.stage), str(row.epoch), cell(row.train_loss, 4), cell(row.held_out_loss, 4),
+         percent(row.held_out_agreement), percent(row.held_out_accuracy), cell(row.spikes_per_neuron))
         for row in result.history.itertuples()
     ]  # fmt: skip
-    columns = ("stage", "epoch", "train loss", "held-out loss", "agreement %", "accuracy %", "spikes/neuron")
+    columns = ("stage", "epoch", "train loss", "held-out loss", "agreement %", "accuracy %", "spikes per neuron")
     table("on the held-out part of the training images; epoch 0 is before the stage", columns, rows)

@@ -11,6 +11,7 @@ from speedysnn.cli import analyze, convert, demo, evaluate, finetune, inspect
 from speedysnn.cli.show import fail
 from speedysnn.errors import SpeedySNNError
 
+INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -40,7 +41,7 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns and exits with 0, 1 (inspect found problems), 2 (a mistake) or 130 (interrupted)."""
+    """Run the command line; the code is 0, 1 (inspect found problems), 2 (a mistake) or 130 (interrupted)."""
     code = run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         sys.exit(code)
@@ -52,20 +53,22 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
-        return fail("interrupted", 130)
+        return fail("interrupted", INTERRUPTED)
     except SpeedySNNError as err:
         return fail(str(err), 2)
     except OSError as err:
         return fail(f"{err.filename or 'a file'}: {err.strerror or err}", 2)
     except Exception as err:
         return _other(err)
+    if result == INTERRUPTED:  # the option parser's own handling, which says nothing
+        return fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
 def _other(err: Exception) -> int:
     """Usage errors of the option parser, an aborted prompt, or a bug."""
     if isinstance(err, typer.Abort):
-        return fail("interrupted", 130)
+        return fail("interrupted", INTERRUPTED)
     if isinstance(err, typer.Exit):
         return err.exit_code
     if hasattr(err, "format_message"):
@@ -76,6 +79,7 @@ def _other(err: Exception) -> int:
     if os.environ.get("SPEEDYSNN_DEBUG"):
         traceback.print_exc()
     return fail(
-        f"{type(err).__name__}: {err}. This is a fault of speedysnn's own; run again with SPEEDYSNN_DEBUG=1 and report it",
+        f"{type(err).__name__}: {err}. This is a fault of speedysnn's own; run again with SPEEDYSNN_DEBUG=1 and "
+        "report it",
         70,
     )

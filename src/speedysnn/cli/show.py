@@ -17,6 +17,7 @@ from speedysnn.errors import InputError
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
+GAP = 2  # characters between two columns
 
 
 def fail(message: str, code: int) -> int:
@@ -45,18 +46,29 @@ def cell(value: Any, digits: int = 2) -> str:
     return escape(str(value))
 
 
-def percent(value: float | None) -> str:
+def percent(value: Any) -> str:
     """A fraction in per cent."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout; the first `left` columns are text, the others numbers."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for position, name in enumerate(columns):
-        grid.add_column(name, justify="left" if position < left else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
+    """A table on stdout; the first `left` columns are text, the others numbers.
+
+    Columns with nothing in them are left out. Where the terminal is too narrow, the columns stand closer and the
+    numbers' headers take a line a word.
+    """
+    cells = [list(row) for row in rows]
+    kept = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
+    widths = [max(len(text) for text in (columns[i], *(row[i] for row in cells))) + GAP for i in kept]
+    narrow = sum(widths) - GAP > out.width
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
+                 collapse_padding=narrow)  # fmt: skip
+    for i in kept:
+        name = columns[i].replace(" ", "\n") if narrow and i >= left else columns[i]
+        words = max(map(len, columns[i].split()), default=1)
+        grid.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=words)
+    for row in cells:
+        grid.add_row(*(row[i] for i in kept))
     out.print(grid)
 
 
@@ -100,4 +112,4 @@ def write_json(target: str | None, data: Any) -> None:
     handle, scratch = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text + "\n")
-    os.replace(scratch, path)
+    Path(scratch).replace(path)

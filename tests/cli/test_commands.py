@@ -1,0 +1,202 @@
+"""What the commands do on the bundled digits, what they print, and what they write."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import speedysnn
+from speedysnn import artifact, data
+from speedysnn.analysis import evaluate, measure_noise
+from speedysnn.cli import demo
+from speedysnn.cli.main import run
+from speedysnn.finetune import Config
+
+NET = "speedysnn.assets.digits:load_digits_net"
+COMMANDS = ("demo", "inspect", "convert", "analyze", "finetune", "evaluate")
+
+
+def words(line):
+    return line.split()
+
+
+def strict(text):
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def small(limit):
+    return data.load("digits", "test", limit=limit, seed=0)
+
+
+def test_version(capfd):
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out == f"speedysnn {speedysnn.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(capfd, command):
+    assert run([command, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert f"Example: speedysnn {command}" in out
+    assert not err
+
+
+def test_help_lists_the_commands(capfd):
+    assert run(["-h"]) == 0
+    out = capfd.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_as_a_program(here):
+    environment = {**os.environ, "PYTHONPATH": str(Path(speedysnn.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def call(*arguments):
+        line = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-m", "speedysnn", *arguments]
+        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+    good = call("evaluate", "net.snn", "-d", "digits", "--limit", "8", "--json", "-")
+    assert good.returncode == 0, good.stderr
+    assert strict(good.stdout)["rows"][0]["images"] == 8
+    bad = call("evaluate", "none.snn", "-d", "digits")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: none.snn")
+
+
+def test_inspect(here, capfd):
+    assert run(["inspect", NET, "-d", "digits"]) == 0
+    assert "everything converts" in capfd.readouterr().out
+    assert run(["inspect", NET, "--input-shape", "1,8,8", "--json", "-"]) == 0
+    assert strict(capfd.readouterr().out)
+
+
+def test_inspect_finds_problems(here, capfd):
+    assert run(["inspect", "user.py:wavy", "--input-shape", "1,8,8", "--problems"]) == 1
+    out, err = capfd.readouterr()
+    assert "SiLU" in out
+    assert "Linear" not in out
+    assert "running code of user.py" in err
+    assert "error:" not in err
+
+
+def test_convert(there, capfd):
+    line = f"convert {NET} -c good.pth -d digits --limit 64 -T 3 --spikes ternary --delay 1 --threshold max "
+    assert run(words(f"{line} --granularity layer --v-init 0.25 -o a.snn --json a.json")) == 0
+    out = capfd.readouterr().out
+    assert "relu5" in out
+    assert "saved a.snn" in out
+    snn = artifact.load("a.snn")
+    neuron = snn.neurons["relu1"]
+    assert (snn.timesteps, neuron.spikes, neuron.delay, neuron.granularity) == (3, "ternary", 1, "layer")
+    assert float(neuron.v_init.detach()) == 0.25
+    said = strict((there / "a.json").read_text())
+    assert (said["timesteps"], said["latency"], len(said["layers"])) == (3, snn.latency, 5)
+    assert said["provenance"]["checkpoint"] == "good.pth"
+    assert str(there) not in json.dumps(said["provenance"])
+
+
+def test_convert_is_the_same_twice_and_overwrites_only_when_told(there):
+    line = words(f"convert {NET} -d digits --limit 64 -o net.snn")
+    before = (there / "net.snn" / "network.json").read_bytes()
+    assert run(line) == 2
+    assert (there / "net.snn" / "network.json").read_bytes() == before
+    assert run([*line, "--overwrite"]) == 0
+    first = {p.name: p.read_bytes() for p in (there / "net.snn").iterdir()}
+    assert run([*line, "--overwrite"]) == 0
+    assert {p.name: p.read_bytes() for p in (there / "net.snn").iterdir()} == first
+
+
+def test_evaluate_many(there, capfd):
+    line = "evaluate net.snn -d digits --limit 40 -T 2,4 --delay 0,1,full --json"
+    assert run([*line.split(), "-"]) == 0
+    rows = strict(capfd.readouterr().out)["rows"]
+    settings = [(t, d) for t in (2, 4) for d in (0, 1, "full")]
+    assert [(row["timesteps"], row["delay"]) for row in rows] == settings
+    for row, (steps, delay) in zip(rows, settings, strict=True):
+        snn = artifact.load("net.snn")
+        snn.timesteps = steps
+        snn.set_delay(delay)
+        assert row == evaluate(snn, small(40)).to_json()
+    assert run([*line.split(), "rows.json"]) == 0
+    assert "net.snn: 40 test images" in capfd.readouterr().out
+    assert strict((there / "rows.json").read_text())["rows"] == rows
+
+
+def test_evaluate_recalibrated(there, capfd):
+    for recalibrate in (False, True):
+        flags = ["--recalibrate"] if recalibrate else []
+        assert run([*words("evaluate net.snn -d digits --limit 40 -T 2 --json -"), *flags]) == 0
+        said = strict(capfd.readouterr().out)
+        snn = artifact.load("net.snn")
+        snn.timesteps = 2
+        if recalibrate:
+            snn.recalibrate()
+        assert said["theta"] == ("recalibrated" if recalibrate else "fixed")
+        assert said["rows"] == [evaluate(snn, small(40)).to_json()]
+
+
+def test_analyze(there, capfd):
+    line = "analyze net.snn -d digits --limit 40 -o report --sweep 1,4 --source net.snn --json"
+    assert run([*line.split(), "noise.json"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("On 40 images the spiking network")
+    assert "report.html" in out
+    said = strict((there / "noise.json").read_text())
+    assert len(said["sweep"]) == 4
+    snn = artifact.load("net.snn")
+    expected = measure_noise(snn, small(40), snn)
+    assert said["layers"] == expected.to_json()["layers"]
+    assert {p.name for p in (there / "report").iterdir()} >= {"report.html", "layers.csv", "noise.json", "sweep.csv"}
+    assert run(words("analyze net.snn -d npz:unlabelled.npz --limit 8 -o report --json -")) == 0
+    assert strict(capfd.readouterr().out)["outputs"]["accuracy"] is None
+
+
+def test_finetune_and_resume(there, capfd):
+    line = words("finetune net.snn -d digits --limit 64 --epochs-quantized 1 --epochs-spiking 1 --run-dir run")
+    assert run([*line, "-o", "tuned.snn", "--json", "run.json"]) == 0
+    out, err = capfd.readouterr()
+    assert "saved tuned.snn" in out
+    assert "quantized epoch 1: held-out loss" in err
+    said = strict((there / "run.json").read_text())
+    assert [(row["stage"], row["epoch"]) for row in said["history"]] == [
+        ("quantized", 0), ("quantized", 1), ("spiking", 0), ("spiking", 1)
+    ]  # fmt: skip
+    assert run([*line, "-o", "again.snn", "--resume", "--json", "-"]) == 0
+    assert strict(capfd.readouterr().out)["history"] == said["history"]
+    weights = "weights.safetensors"
+    assert (there / "again.snn" / weights).read_bytes() == (there / "tuned.snn" / weights).read_bytes()
+    assert run([*line, "-o", "other.snn", "--resume", "--lr", "0.5"]) == 2
+    assert "other settings" in capfd.readouterr().err
+    assert not (there / "other.snn").exists()
+    assert run(words("analyze tuned.snn --source net.snn -d digits --limit 16 -o report")) == 0
+
+
+def test_demo(there, capfd, monkeypatch):
+    load = data.load
+    monkeypatch.setattr(demo.data, "load", lambda spec, split: load(spec, split, limit=48))
+    short = Config(epochs_quantized=1, epochs_spiking=1)
+    monkeypatch.setattr(demo, "Config", lambda **_: short)
+    assert run(["demo", "-o", "out"]) == 0
+    out = capfd.readouterr().out
+    assert "verdict after tuning" in out
+    assert (there / "out" / "report.html").is_file()
+    assert (there / "out" / "before" / "report.html").is_file()
+    assert artifact.load("out/tuned.snn").provenance["data"] == "digits"
+    (there / "file").write_text("mine")
+    assert run(["demo", "-o", "file"]) == 2
+    assert (there / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_fit_and_no_header_word_is_cut(printed, width):
+    columns = ("spikes", "T", "delay", "latency", "accuracy %", "quantized %", "source %", "agree %", "logit error",
+               "spikes per neuron")  # fmt: skip
+    text = printed(width, "title", columns, [("graded:2", "16", "full", "112", *["100.00"] * 4, "0.123", "0.12")])
+    cut = {word for name in columns for word in name.split()}
+    assert cut <= set(text.split())
+    assert max(map(len, text.splitlines())) <= width
+    empty = printed(width, "title", ("layer", "operator", "advice"), [("a", "b", ""), ("c", "d", "")], left=3)
+    assert "advice" not in empty
+    assert "layer" in printed(width, "title", ("layer", "operator"), [])
