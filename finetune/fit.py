@@ -20,7 +20,7 @@ from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.parameters import optimizer, trainable
 from speedysnn.finetune.samples import as_dataset, hold_out
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Reading
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,7 +81,8 @@ def fit(
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
         train: a dataset, a loader, tensors or batches; labels are used by the objective "labels" only.
         validation: held-out data; without it `config.holdout` of the training data is kept for that.
-        teacher: maps the inputs to logits; by default the network's own analog reading before tuning.
+        teacher: maps the inputs to logits; a `SpikingNetwork` is read analog; by default the network's own analog
+            reading before tuning, which a network whose weights were tuned before no longer has.
         config: the settings.
         folder: where the state is kept after every epoch.
         resume: go on from the state in `folder`; gives the result of an uninterrupted run.
@@ -100,7 +101,7 @@ def fit(
     tune, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
-    frozen = _Teacher(snn) if teacher is None else teacher
+    frozen = _teacher(snn, teacher, config)
     place = None if folder is None else Path(folder)
     run_print = checkpoint.fingerprint(snn, config)
     run = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState()
@@ -116,6 +117,17 @@ def fit(
             module.training = mode
     _record(snn, config, run)
     return Result(pd.DataFrame(run.history), run.best_epoch, run.best_score, time.monotonic() - begin, config)
+
+
+def _teacher(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
+    if teacher is not None:
+        return _Teacher(teacher) if isinstance(teacher, SpikingNetwork) else teacher
+    if weights_tuned(snn) and (config.objective != "labels" or config.match):
+        raise TrainingError(
+            "the network's weights were tuned before, so its analog reading is not the source network any more; give "
+            "the teacher: the network before tuning (teacher=, or --source on the command line)"
+        )
+    return _Teacher(snn)
 
 
 def _stage(

@@ -159,7 +159,7 @@ cure slowly and one step of look-ahead removes.
 {tuned}
 
 "quantized" is the quantized stage alone (24 epochs, KL to the source's logits and layer matching, flip and crop);
-"quantized + spiking" adds 6 epochs through time at delay 0, from there. Before: the untuned network at the same setting.
+"quantized + spiking" adds 4 epochs through time at delay 0, from there. Before: the untuned network at the same setting.
 
 ![learning curves](learning.png)
 

@@ -56,16 +56,23 @@ class Study:
                      "--seed", "0", "-o", self.run("untuned.snn"), "--overwrite")  # fmt: skip
 
     def sweep(self) -> pd.DataFrame:
-        """Accuracy over T, look-ahead and spike kind, thresholds recalibrated for each T, nothing tuned."""
-        steps = ",".join(map(str, (1, 4) if self.smoke else STEPS))
-        frames = []
-        for spikes in ("binary", "ternary"):
-            frames.append(self.evaluate("untuned", steps, DELAYS, spikes, "--recalibrate"))
+        """Accuracy over T, look-ahead and spike kind, thresholds recalibrated for each T, nothing tuned.
+
+        Above T = 16 only look-ahead 0 and full are run: the others equal the twin well before.
+        """
+        few, many = ("1,4", "4") if self.smoke else (",".join(map(str, STEPS[:5])), ",".join(map(str, STEPS[5:])))
+        frames = [
+            self.evaluate("untuned", few, DELAYS, "binary", "--recalibrate", label="few"),
+            self.evaluate("untuned", few, ("0", "1"), "ternary", "--recalibrate", label="few"),
+            self.evaluate("untuned", many, ("0", "full"), "binary", "--recalibrate", label="many"),
+        ]
         return pd.concat(frames).assign(tuned="no")
 
-    def evaluate(self, name: str, steps: str, delays: tuple[str, ...], spikes: str, *more: str) -> pd.DataFrame:
+    def evaluate(
+        self, name: str, steps: str, delays: tuple[str, ...], spikes: str, *more: str, label: str = "tuned"
+    ) -> pd.DataFrame:
         """The rows of one `evaluate` command on the test images."""
-        out = self.run(f"evaluate-{name}-{spikes}.json")
+        out = self.run(f"evaluate-{name}-{spikes}-{label}.json")
         self.command("evaluate", self.run(f"{name}.snn"), "--data", self.spec, "-T", steps, "--delay",
                      ",".join(delays), "--spikes", spikes, *more, *self.limit, "--json", out)  # fmt: skip
         rows = json.loads(Path(out).read_text(encoding="utf-8"))["rows"]
@@ -73,15 +80,16 @@ class Study:
 
     def tune(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The quantized stage once, then the spiking stage at look-ahead 0 for each spike kind; no labels."""
-        epochs = ("1", "1") if self.smoke else ("24", "6")
+        epochs = ("1", "1") if self.smoke else ("24", "4")
         common = ("--data", self.spec, *TUNE, *self.limit)
         self.finetune("untuned", "twin", *common, "--epochs-quantized", epochs[0], "--epochs-spiking", "0")
-        rows = [self.evaluate("twin", "4", DELAYS, "binary").assign(tuned="quantized")]
-        rows.append(self.evaluate("twin", "4", ("0", "1"), "ternary").assign(tuned="quantized"))
+        source = ("--source", self.run("untuned.snn"))
+        rows = [self.evaluate("twin", "4", DELAYS, "binary", *source).assign(tuned="quantized")]
+        rows.append(self.evaluate("twin", "4", ("0", "1"), "ternary", *source).assign(tuned="quantized"))
         for spikes in ("binary", "ternary"):
-            self.finetune("twin", spikes, *common, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
+            self.finetune("twin", spikes, *common, *source, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
                           "--spikes", spikes, "--delay", "0")  # fmt: skip
-            rows.append(self.evaluate(spikes, "4", ("0",), spikes).assign(tuned="quantized + spiking"))
+            rows.append(self.evaluate(spikes, "4", ("0",), spikes, *source).assign(tuned="quantized + spiking"))
         history = []
         for name in ("twin", "binary", "ternary"):
             entries = json.loads(Path(self.run(f"finetune-{name}.json")).read_text(encoding="utf-8"))["history"]

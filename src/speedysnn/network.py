@@ -296,6 +296,11 @@ class SpikingNetwork(nn.Module):
         return f"T={self.timesteps}, {len(self.neurons)} neuron layers, latency={self.latency} steps"
 
 
+def weights_tuned(snn: SpikingNetwork) -> bool:
+    """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
+    return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
+
+
 def join(pieces: Sequence[Any], dim: int) -> Any:
     """Outputs of one structure, concatenated leaf by leaf."""
     if isinstance(pieces[0], Tensor):

@@ -52,17 +52,11 @@ def test_help_lists_the_commands(capfd):
 
 def test_as_a_program(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(speedysnn.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-
-    def call(*arguments):
-        line = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-m", "speedysnn", *arguments]
-        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-
-    good = call("evaluate", "net.snn", "-d", "digits", "--limit", "8", "--json", "-")
-    assert good.returncode == 0, good.stderr
-    assert strict(good.stdout)["rows"][0]["images"] == 8
-    bad = call("evaluate", "none.snn", "-d", "digits")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("error: none.snn")
+    line = [sys.executable, "-m", "speedysnn", "evaluate", "none.snn", "-d", "digits"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: none.snn")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_inspect(here, capfd):

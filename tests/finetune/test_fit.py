@@ -188,6 +188,22 @@ def test_no_data_is_named() -> None:
         finetune.fit(_network(), _data(1)[0], config=_config())
 
 
+def test_a_second_tuning_needs_the_source_as_teacher() -> None:
+    snn = _network()
+    source = copy.deepcopy(snn)
+    finetune.fit(snn, _data()[0], config=_config(epochs_spiking=0))
+    with pytest.raises(TrainingError, match="before tuning"):
+        finetune.fit(snn, _data()[0], config=_config(epochs_spiking=0))
+    x = _data()[0]
+    result = finetune.fit(snn, x, validation=x, teacher=source, config=_config(epochs_quantized=0, match=1.0))
+    with torch.no_grad(), source.reading("analog"):
+        target = source(x)
+    with torch.no_grad():
+        ours = snn(x)
+    loss = finetune.OBJECTIVES["kl"](ours, target, 1.0)
+    assert loss.item() == pytest.approx(-result.best_score, rel=1e-4)
+
+
 def test_config_survives_json() -> None:
     config = _config(train=("thresholds",), learning_rates={"thresholds": 0.02})
     assert finetune.Config.from_json(config.to_json()) == config

@@ -81,7 +81,7 @@ def show(noise: NoiseReport) -> None:
     )
     worst = noise.layers.sort_values("sqnr_db").head(WORST)
     rows = [
-        (str(row.layer), cell(row.sqnr_db, 1), cell(row.twin_sqnr_db, 1), cell(row.floor_db, 1), cell(row.gain, 3),
+        (cell(row.layer), cell(row.sqnr_db, 1), cell(row.twin_sqnr_db, 1), cell(row.floor_db, 1), cell(row.gain, 3),
          cell(row.rate, 3), *(cell(getattr(row, f"share_{part}")) for part in PARTS))
         for row in worst.itertuples()
     ]  # fmt: skip

@@ -79,7 +79,7 @@ def command(
 
 def _show(snn: SpikingNetwork, output: Path) -> None:
     rows = [
-        (str(row.layer), cell(row.neurons), cell(row.thresholds), cell(row.theta_min, 3), cell(row.theta_mean, 3),
+        (cell(row.layer), cell(row.neurons), cell(row.thresholds), cell(row.theta_min, 3), cell(row.theta_mean, 3),
          cell(row.theta_max, 3), cell(row.predicted_rate, 3))
         for row in snn.summary().itertuples()
     ]  # fmt: skip

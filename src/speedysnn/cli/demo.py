@@ -79,7 +79,7 @@ def _show(before: NoiseReport, after: NoiseReport) -> None:
     ]
     table(head, ("", "before", "after"), rows)
     by_name = after.layers.set_index("layer").to_dict("index")
-    layers = [(str(row["layer"]), cell(row["sqnr_db"], 1), cell(by_name[row["layer"]]["sqnr_db"], 1),
+    layers = [(cell(row["layer"]), cell(row["sqnr_db"], 1), cell(by_name[row["layer"]]["sqnr_db"], 1),
                cell(row["share_temporal"]), cell(by_name[row["layer"]]["share_temporal"]))
               for row in before.layers.to_dict("records")]  # fmt: skip
     say()

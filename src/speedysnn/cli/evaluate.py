@@ -1,5 +1,6 @@
 """`speedysnn evaluate`: accuracy beside T, look-ahead, latency and spikes, for one or many settings."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from speedysnn.cli.common import (
 )
 from speedysnn.cli.show import cell, check_json, note, percent, table, write_json
 from speedysnn.data import ImageData
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
 
 COLUMNS = ("spikes", "T", "delay", "latency", "accuracy %", "quantized %", "source %", "agree %", "logit error",
@@ -41,6 +42,9 @@ def command(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Choose the thresholds again for each T (undoes trained ones).")
     ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Compare with this network's analog reading: the one before tuning.")
+    ] = None,
     normalize: Normalize = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -58,7 +62,10 @@ def command(
     if spikes is not None:
         snn.set_spikes(spikes)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
-    rows = [row for t in steps for row in _rows(snn, images, t, delays, recalibrate)]
+    reference = None if source is None else network_of(source)
+    if reference is None and weights_tuned(snn):
+        note("its weights were tuned: without --source it is compared with its own analog reading, not with the source")
+    rows = [row for t in steps for row in _rows(snn, images, t, delays, recalibrate, reference)]
     write_json(json, {"schema": "speedysnn-evaluate/1", "network": str(network), "data": data, "split": split,
                       "theta": "recalibrated" if recalibrate else "fixed", "rows": rows})  # fmt: skip
     if json != "-":
@@ -72,7 +79,8 @@ def command(
 
 
 def _rows(
-    snn: SpikingNetwork, images: ImageData, timesteps: int, delays: list[Delay | None], recalibrate: bool
+    snn: SpikingNetwork, images: ImageData, timesteps: int, delays: list[Delay | None], recalibrate: bool,
+    reference: SpikingNetwork | None,
 ) -> list[dict[str, Any]]:
     snn.timesteps = timesteps
     if recalibrate:
@@ -81,7 +89,7 @@ def _rows(
     for delay in delays:
         if delay is not None:
             snn.set_delay(delay)
-        result = analysis.evaluate(snn, images)
+        result = analysis.evaluate(snn, images, source=reference)
         rows.append(result.to_json())
         note(f"T={timesteps} delay={result.delay}: {percent(result.accuracy)} %")
     return rows

@@ -45,6 +45,9 @@ def command(
     augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Teacher: this network's analog reading (needed to tune a second time).")
+    ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -82,14 +85,17 @@ def command(
     configure(snn, timesteps, delay, spikes)
     images = data_of(data, "train", normalize_of(snn, normalize), limit, seed)
     check_fits(snn, images, labels)
-    result = fit(snn, images, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line)
+    teacher = None if source is None else network_of(source)
+    result = fit(
+        snn, images, teacher=teacher, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line
+    )
     artifact.save(snn, output, overwrite=overwrite)
     write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
                       "best_epoch": result.best_epoch, "seconds": result.seconds,
                       "history": result.history.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result)
-        next_step = f"speedysnn analyze {output} --source {network} ..."
+        next_step = f"speedysnn analyze {output} --source {source or network} ..."
         say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
 

@@ -61,14 +61,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], lef
     kept = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
     widths = [max(len(text) for text in (columns[i], *(row[i] for row in cells))) + GAP for i in kept]
     narrow = sum(widths) - GAP > out.width
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-                 collapse_padding=narrow)  # fmt: skip
+    grid = Table(box=None, pad_edge=False, collapse_padding=narrow)
     for i in kept:
         name = columns[i].replace(" ", "\n") if narrow and i >= left else columns[i]
         words = max(map(len, columns[i].split()), default=1)
         grid.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=words)
     for row in cells:
         grid.add_row(*(row[i] for i in kept))
+    say(title, "bold")
     out.print(grid)
 
 

@@ -1,0 +1,25 @@
+"""Shared fixtures: one thread a worker, fixed seeds, and data that may be absent."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("suite")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Path:
+    """The folder with the CIFAR-10 subset and the ResNet-20 checkpoint; skips where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "cifar10-subset.npz").is_file():
+        pytest.skip("no CIFAR-10 subset beside the project")
+    return folder

@@ -1,0 +1,71 @@
+"""The layout's traps: packages in the wheel, one copy of every room, which room imports which, module sizes."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("convert", "analysis", "finetune")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def folders() -> dict[str, Path]:
+    return {"speedysnn": ROOT / "src" / "speedysnn", **{f"speedysnn.{room}": ROOT / room for room in ROOMS}}
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [(name, path) for name, folder in folders().items() for path in sorted(folder.rglob("*.py"))
+            if name != "speedysnn" or path.relative_to(folder).parts[0] not in ROOMS]  # fmt: skip
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    found = set()
+    for name, path in modules():
+        if path.name == "__init__.py":
+            inner = path.parent.relative_to(folders()[name]).parts
+            found.add(".".join((name, *inner)))
+    assert found == set(SETTINGS["packages"])
+
+
+def test_rooms_are_imported_once() -> None:
+    code = (
+        "import sys, speedysnn.convert, speedysnn.analysis, speedysnn.finetune, speedysnn.cli;"
+        "print([n for n in ('convert', 'analysis', 'finetune') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_a_room_imports_the_core_and_nothing_beside_it(room: str, path: Path) -> None:
+    names = imported(path)
+    bare = {name.split(".")[0] for name in names} & set(ROOMS)
+    assert not bare, "a bare import makes a second copy of every registry"
+    if "cli" in path.parts:
+        return
+    others = {f"speedysnn.{other}" for other in ROOMS} - {room}
+    crossed = {name for name in names for other in others if name == other or name.startswith(f"{other}.")}
+    assert not crossed
+
+
+@pytest.mark.parametrize("path", [path for _, path in modules()], ids=lambda path: path.name)
+def test_modules_stay_small_and_say_what_they_are_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
