@@ -1,5 +1,6 @@
 """Prove that the converted network's analog reading is the source network."""
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def relative_error(ours: Any, reference: Any) -> float:
     pairs = list(zip(leaves(ours), leaves(reference), strict=True))
     noise = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     signal = sum(float(b.double().square().sum()) for _, b in pairs)
-    return (noise / signal) ** 0.5 if signal > 0 else noise**0.5
+    return math.sqrt(noise / signal) if signal > 0 else math.sqrt(noise)
 
 
 def require_equal(ours: Any, reference: Any) -> float:

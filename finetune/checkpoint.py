@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +93,7 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch, {"run": json.dumps(document)})
-        os.replace(scratch, folder / FILE)
+        scratch.replace(folder / FILE)
     except (OSError, SafetensorError) as err:
         raise TrainingError(f"{folder}: the run's state cannot be written ({err})") from None
 

@@ -23,7 +23,7 @@ class Config:
         weight_decay: of the weights only, decoupled.
         objective: "kl" or "mse" to the teacher's logits, or "labels".
         temperature: of the softmax in "kl".
-        match: weight of the layer-wise term that draws every neuron's mean output to the source's activation, 0 for none.
+        match: weight of the layer-wise term that draws every neuron's mean output to the source's activation.
         batch_size: images a step.
         augment: "none", "flip", "shift" or "flip-crop"; the images stay as they are otherwise.
         mixup: alpha of mixing pairs of images (the teacher labels the mixture), 0 for none.

@@ -103,7 +103,7 @@ class Trainer:
         )
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
-        """Loss, agreement with the teacher, accuracy where labels are known, and spikes a neuron, on the held-out part."""
+        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
         compute = objective(self.config.objective)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled, spikes = 0.0, 0, 0, 0, _Events()

@@ -8,7 +8,7 @@ from speedysnn.convert.ops import shapes
 from speedysnn.convert.ops.functions import FUNCTIONS, METHODS
 from speedysnn.convert.ops.modules import MODULES
 
-Key = type | Callable[..., Any] | str
+Key = Any  # a module class, a function, a method name, or "package.module.function"
 Handler = Callable[[Call], Any]
 
 HANDLERS: dict[Key, Handler] = {

@@ -118,12 +118,12 @@ def relu6(call: Call) -> Ref:
 
 
 def clamp(call: Call) -> Ref:
-    """clamp(x, 0), clamp(x, 0, c): a neuron; another floor is not an activation of non-negative rates."""
+    """A clamp at 0 from below, with or without a ceiling, is a neuron; another floor is none."""
     return _clamped(call, call.number(1, "min"), call.number(2, "max"))
 
 
 def clamp_min(call: Call) -> Ref:
-    """clamp_min(x, 0) and torch.maximum with a constant 0."""
+    """A clamp_min at 0 is a ReLU."""
     return _clamped(call, call.number(1, "min"), None)
 
 
@@ -193,7 +193,7 @@ def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
 
 
 def reduce(op: str) -> Handler:
-    """mean or sum over dimensions other than the batch."""
+    """Mean or sum over dimensions other than the batch."""
 
     def handle(call: Call) -> Ref:
         x = call.ref()

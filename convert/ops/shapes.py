@@ -57,7 +57,7 @@ def _parts(item: slice) -> tuple[Any, Any, Any]:
 
 
 def split(call: Call) -> tuple[Ref, ...]:
-    """chunk and split become slices."""
+    """Chunk and split become slices."""
     x = call.ref()
     dim = call.dims(call.number(2, "dim", 0), len(x.shape))[0]
     out, start = [], 0

@@ -79,19 +79,18 @@ class Study:
         return pd.DataFrame(rows).assign(network=name)
 
     def tune(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The quantized stage once, then the spiking stage at look-ahead 0 for each spike kind; no labels."""
+        """The quantized stage, then the spiking stage for binary spikes at look-ahead 0; no labels."""
         epochs = ("1", "1") if self.smoke else ("24", "4")
         common = ("--data", self.spec, *TUNE, *self.limit)
         self.finetune("untuned", "twin", *common, "--epochs-quantized", epochs[0], "--epochs-spiking", "0")
         source = ("--source", self.run("untuned.snn"))
         rows = [self.evaluate("twin", "4", DELAYS, "binary", *source).assign(tuned="quantized")]
         rows.append(self.evaluate("twin", "4", ("0", "1"), "ternary", *source).assign(tuned="quantized"))
-        for spikes in ("binary", "ternary"):
-            self.finetune("twin", spikes, *common, *source, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
-                          "--spikes", spikes, "--delay", "0")  # fmt: skip
-            rows.append(self.evaluate(spikes, "4", ("0",), spikes, *source).assign(tuned="quantized + spiking"))
+        self.finetune("twin", "binary", *common, *source, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
+                      "--spikes", "binary", "--delay", "0")  # fmt: skip
+        rows.append(self.evaluate("binary", "4", ("0",), "binary", *source).assign(tuned="quantized + spiking"))
         history = []
-        for name in ("twin", "binary", "ternary"):
+        for name in ("twin", "binary"):
             entries = json.loads(Path(self.run(f"finetune-{name}.json")).read_text(encoding="utf-8"))["history"]
             history.append(pd.DataFrame(entries).assign(network=name))
         return pd.concat(rows), pd.concat(history)

@@ -1,10 +1,10 @@
 """speedysnn: spiking networks from trained PyTorch networks, with the quantization noise measured and trained away.
 
-    from speedysnn import analysis, convert, finetune
+from speedysnn import analysis, convert, finetune
 
-    snn = convert.to_spiking(ann, calibration, timesteps=4)
-    noise = analysis.measure_noise(snn, data)
-    result = finetune.fit(snn, train)
+snn = convert.to_spiking(ann, calibration, timesteps=4)
+noise = analysis.measure_noise(snn, data)
+result = finetune.fit(snn, train)
 """
 
 from speedysnn.artifact import load as load

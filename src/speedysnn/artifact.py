@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +50,8 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
             (fresh / WEIGHTS).write_bytes(weights)
             (fresh / NETWORK).write_text(json.dumps(document, indent=1), encoding="utf-8")
             if target.exists():
-                os.replace(target, Path(scratch) / "old")
-            os.replace(fresh, target)
+                target.replace(Path(scratch) / "old")
+            fresh.replace(target)
     except OSError as err:
         raise ArtifactError(f"{target}: cannot be written ({err.strerror or err})") from None
     return target

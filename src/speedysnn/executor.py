@@ -167,7 +167,7 @@ class Execution:
         return out if unit is None else out * unit
 
     def _unit(self, node: Node, ndim: int) -> Tensor | None:
-        """theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
+        """Theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
         neuron = self.neurons.get(node.inputs[0])
         if neuron is None or torch.is_grad_enabled():
             return None

@@ -183,7 +183,7 @@ class SpikingNetwork(nn.Module):
 
     def _in_chunks(self, inputs: Sequence[Tensor], chunk: int, per_step: bool) -> Any:
         batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
-        pieces = zip(*(x.split(chunk, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+        pieces = zip(*(torch.split(x, chunk, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
         return join([self(*piece, per_step=per_step) for piece in pieces], dim=int(per_step))
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:

@@ -85,7 +85,7 @@ class IFNeuron(nn.Module):
 
     @property
     def granularity(self) -> str:
-        """ "layer" for one theta, "channel" for one a channel."""
+        """One theta for the "layer", or one for each "channel"."""
         return "channel" if self.log_threshold.ndim else "layer"
 
     @property
@@ -95,7 +95,7 @@ class IFNeuron(nn.Module):
 
     @property
     def lookahead(self) -> int:
-        """d in steps, with "full" resolved to T and never above it."""
+        """D in steps, with "full" resolved to T and never above it."""
         return self.timesteps if self.delay == "full" else min(int(self.delay), self.timesteps)
 
     @property
@@ -137,7 +137,7 @@ class IFNeuron(nn.Module):
         return levels(z, theta, start, self.timesteps, self.levels_per_step)
 
     def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
-        """theta * s[t] for all steps, (T*B, ...)."""
+        """Theta * s[t] for all steps, (T*B, ...)."""
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
         return multistep(x, theta, start, self.rule, constant=constant)
 

@@ -37,7 +37,7 @@ def squared_error(
 
 
 def least_squares(hist: ActivationHistogram, v_init: Tensor, timesteps: int, highest: int = 1) -> Tensor:
-    """theta that minimises the quantized reading's squared error: a geometric grid, then a finer one around its best.
+    """Theta that minimises the quantized reading's squared error: a geometric grid, then a finer one around its best.
 
     Shapes: v_init (C,); result (C,), in the activation's unit; dead channels get 0.
     """
@@ -90,7 +90,7 @@ def parse_rule(rule: str) -> tuple[str, float]:
 def choose(
     hist: ActivationHistogram, rule: str, v_init: Tensor, timesteps: int, highest: int = 1, *, layer: str = ""
 ) -> Tensor:
-    """theta (C,) by the named rule; a dead channel takes the layer's largest theta, so that it stays silent.
+    """Theta (C,) by the named rule; a dead channel takes the layer's largest theta, so that it stays silent.
 
     Raises:
         ConversionError: no activation of the layer was ever positive.

@@ -46,7 +46,7 @@ def command(
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
     source: Annotated[
-        Path | None, typer.Option("--source", help="Teacher: this network's analog reading (needed to tune a second time).")
+        Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
     delay: DelayText = None,

@@ -65,5 +65,5 @@ def quantize(
 
     Reference: castagnetti2023, esser2020
     """
-    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, scaled)  # type: ignore[no-untyped-call]
+    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, scaled)
     return out

@@ -147,5 +147,5 @@ def _adjoint(
 
 def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
     """The reference backend; see `speedysnn.kernels.multistep`."""
-    out: Tensor = _MultiStep.apply(drive, theta, v_init, rule, constant)  # type: ignore[no-untyped-call]
+    out: Tensor = _MultiStep.apply(drive, theta, v_init, rule, constant)
     return out
