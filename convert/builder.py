@@ -153,6 +153,15 @@ class Call:
         name = self.builder.emit(op, tuple(ref.name for ref in inputs), attrs, tensors)
         return Ref(name, tuple(self.result if shape is None else shape))
 
+    def norm_input(self) -> Ref:
+        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
+        L and not along the layer's outputs, so that it must not be folded."""
+        x = self.ref()
+        made = next(node for node in self.builder.nodes if node.name == x.name)
+        if made.op == "linear" and len(x.shape) > 2:
+            return self.emit("identity", (x,), shape=x.shape)
+        return x
+
     def neuron(self, x: Ref, ceiling: float | None = None) -> Ref:
         """Add an integrate-and-fire layer in place of an activation."""
         shape = list(x.shape[1:])

@@ -59,7 +59,7 @@ def batch_norm(call: Call) -> Ref:
         "weight": _own(call, 3, "weight"),
         "bias": _own(call, 4, "bias"),
     }
-    return call.emit("batch_norm", (call.ref(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+    return call.emit("batch_norm", (call.norm_input(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
 
 
 def avg_pool(call: Call) -> Ref:

@@ -51,7 +51,7 @@ def batch_norm(call: Call) -> Ref:
     if m.running_mean is None:
         raise Unsupported("batch-norm without running statistics works across the batch", "track running statistics")
     tensors = {"mean": m.running_mean, "var": m.running_var, "weight": m.weight, "bias": m.bias}
-    return call.emit("batch_norm", (call.ref(),), {"eps": m.eps}, tensors)
+    return call.emit("batch_norm", (call.norm_input(),), {"eps": m.eps}, tensors)
 
 
 def avg_pool(call: Call) -> Ref:
