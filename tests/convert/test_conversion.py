@@ -100,7 +100,7 @@ def test_thresholds_do_not_depend_on_order_or_split(granularity: str) -> None:
         (lambda: [], DataError, "no batch"),
         (lambda: torch.full((4, 4), float("nan")), DataError, "NaN"),
         (lambda: [torch.randn(4, 4), torch.randn(4, 5)], DataError, "does not run"),
-        (lambda: torch.zeros(0, 4), DataError, ""),
+        (lambda: torch.zeros(0, 4), DataError, "image|batch|empty"),
         (lambda: "digits", DataError, "text"),
     ],
 )
