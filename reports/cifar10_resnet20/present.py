@@ -84,8 +84,8 @@ def sweep_table(sweep: pd.DataFrame) -> str:
     rows.append(["quantized twin", "-", *(_percent(twin[t]) for t in steps)])
     for (spikes, delay), part in sweep.groupby(["spikes", "delay"], sort=False):
         cells = part.set_index("timesteps")
-        rows.append([str(spikes), str(delay), *(f"{_percent(cells.accuracy[t])} ({cells.spikes_per_neuron[t]:.2f})"
-                                                for t in steps)])  # fmt: skip
+        shown = {t: f"{_percent(cells.accuracy[t])} ({cells.spikes_per_neuron[t]:.2f})" for t in cells.index}
+        rows.append([str(spikes), str(delay), *(shown.get(t, "-") for t in steps)])
     return _table(rows)
 
 
@@ -125,7 +125,7 @@ def write(out: Path, commands: Sequence[str], machine: str) -> None:
         machine=machine,
         source=_percent(sweep.analog_accuracy.iloc[0]),
         images=int(sweep.images.iloc[0]),
-        depth=int(sweep.latency.max() - sweep.timesteps.max()) // 64 or 19,
+        depth=int((sweep.latency - sweep.timesteps)[sweep.delay == "1"].max()),
         sweep=sweep_table(sweep),
         tuned=tuned_table(sweep, tuned),
         causes=causes_table(out),
