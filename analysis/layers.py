@@ -6,14 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.readings import events, mean_output, reached_counts, spike_counts
+from speedysnn.analysis.readings import events, mean_of, reached_counts
 from speedysnn.analysis.theory import decibels, rmse_steps
 from speedysnn.executor import Tap
+from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons import IFNeuron
 
 PARTS = ("clip", "round", "propagated", "temporal")
-_SUMS = ("a", "aa", "ar", "rr", "e", "ee", "twin", "miss", *PARTS)
-_COUNTS = ("n", "in_range", "saturated", "silent", "source_silent")
+_CHANNELS = ("a", "e", "ee", "in_range")
+_TOTALS = ("aa", "ar", "rr", "twin", "miss", *PARTS)
+_COUNTS = ("n", "saturated", "silent", "source_silent", "events")
+_BLOCK = 2**14  # elements worked on at once, so that a processor's caches hold them
+_DEVICE_BLOCK = 2**26
 
 
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
@@ -33,15 +37,17 @@ class LayerSums:
     """
 
     def __init__(self, name: str, neuron: IFNeuron) -> None:
-        self.name, self.neuron, self.events = name, neuron, 0
-        self.sums, self.counts = torch.zeros(len(_SUMS), 1), torch.zeros(len(_COUNTS), 1, dtype=torch.int64)
+        self.name, self.neuron = name, neuron
+        self.theta = neuron.threshold.detach().to(torch.float32)
+        self.start = neuron.v_init.detach().to(torch.float32)
+        self.step = self.theta.to(torch.float64) / neuron.timesteps
+        self.most = neuron.timesteps * neuron.levels_per_step
+        self.channels = torch.zeros(len(_CHANNELS), 1, dtype=torch.float64)
+        self.totals = torch.zeros(len(_TOTALS), dtype=torch.float64)
+        self.counts = dict.fromkeys(_COUNTS, 0)
 
-    def _step(self) -> Tensor:
-        """The quantizer's step theta / T, () or (C,) float64."""
-        return self.neuron.threshold.detach().to(torch.float64) / self.neuron.timesteps
-
-    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> None:
-        """Add one pass.
+    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int:
+        """Add one pass; returns its spike events.
 
         Args:
             z: the source's pre-activation, (B, ...).
@@ -49,56 +55,66 @@ class LayerSums:
             twin: what the quantized reading emitted, (B, ...).
             tap: what the spiking reading received and emitted.
         """
-        neuron, step = self.neuron, self._step()
-        most = neuron.timesteps * neuron.levels_per_step
-        fired, aimed = self._rows(spike_counts(tap)), self._rows(neuron.counts(z))
-        reached, drive = self._rows(reached_counts(tap)), self._rows(z)
-        a = self._rows(source.analog(z))
-        clipped = torch.minimum(drive.clamp_min(0), (step * most).expand_as(drive))
-        r, target = fired * step, aimed * step
-        e = r - a
-        parts = (clipped - a, target - clipped, (reached - aimed) * step, (fired - reached) * step)
-        miss = sum(parts, a) - self._rows(mean_output(tap))
-        off = self._rows(twin) - a
-        pairs = ((a, a), (a, r), (r, r), (e, e), (off, off), (miss, miss), *((part, e) for part in parts))
-        aa, ar, rr, ee, twins, missed, *shares = ((x * y).sum(0) for x, y in pairs)
-        added = torch.stack([a.sum(0), aa, ar, rr, e.sum(0), ee, twins, missed, *shares])
-        inside = (drive > 0) & (drive < step * most)
-        kept = torch.stack([inside.sum(0), (fired == most).sum(0), (fired == 0).sum(0), (a == 0).sum(0)])
-        total = torch.full_like(kept[:1], len(a))
-        self.sums = self.sums.to(added) + added
-        self.counts = self.counts.to(kept) + torch.cat([total, kept])
-        self.events += events(tap)
+        steps = self.neuron.timesteps
+        drives = (tap.drive,) if tap.static_drive else tap.drive.chunk(steps)
+        outs = (tap.output,) if tap.static_output else tap.output.chunk(steps)
+        rows = [rows_of(x, self.neuron.channel_dim) for x in (z, twin, *drives, *outs)]
+        size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))
+        for own, quantized, *both in zip(*(torch.split(x, size) for x in rows), strict=True):
+            self._add(own, source.analog(own), quantized, both[: len(drives)], both[len(drives) :])
+        fired = events(tap)
+        self.counts["events"] += fired
+        return fired
 
-    def _rows(self, x: Tensor) -> Tensor:
-        return rows_of(x.to(torch.float64), self.neuron.channel_dim)
+    def _add(self, z: Tensor, analog: Tensor, twin: Tensor, drives: list[Tensor], outs: list[Tensor]) -> None:
+        """One block, all tensors (M, C)."""
+        a, drive = analog.to(torch.float64), z.to(torch.float64)
+        measured = mean_of(outs)
+        fired = torch.round(measured / self.step)
+        aimed = levels(z, self.theta, self.start, self.neuron.timesteps, self.neuron.levels_per_step).to(torch.float64)
+        reached = reached_counts(drives, self.theta, self.start, self.neuron).to(torch.float64)
+        clipped = torch.minimum(drive.clamp_min(0), self.step * self.most)
+        target = aimed * self.step
+        input_target = reached * self.step
+        r = fired * self.step
+        e = r - a
+        parts = (clipped - a, target - clipped, input_target - target, r - input_target)
+        off, miss = twin - a, parts[0] + parts[1] + parts[2] + parts[3] - (measured - a)
+        inside = (drive > 0) & (drive < self.step * self.most)
+        channels = torch.stack([a.sum(0), e.sum(0), (e * e).sum(0), inside.to(torch.float64).sum(0)])
+        pairs = ((a, a), (a, r), (r, r), (off, off), (miss, miss), *((part, e) for part in parts))
+        self.channels = self.channels.to(channels.device) + channels
+        totals = torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs])
+        self.totals = self.totals.to(totals.device) + totals
+        self.counts["n"] += a.numel()
+        for name, hit in (("saturated", fired == self.most), ("silent", fired == 0), ("source_silent", a == 0)):
+            self.counts[name] += int(torch.count_nonzero(hit))
 
     def row(self) -> dict[str, Any]:
         """The layer's figures by the names of `speedysnn.analysis.columns.COLUMNS`; NaN where undefined."""
-        channel = dict(zip(_SUMS, self.sums.cpu(), strict=True))
-        number = dict(zip(_COUNTS, self.counts.cpu(), strict=True))
-        step = self._step().cpu()
-        total = {name: float(value.sum()) for name, value in channel.items()}
-        count = {name: int(value.sum()) for name, value in number.items()}
-        n = count["n"]
+        channel = dict(zip(_CHANNELS, self.channels.cpu(), strict=True))
+        total = dict(zip(_TOTALS, self.totals.tolist(), strict=True))
+        total.update({name: float(value.sum()) for name, value in channel.items()})
+        count, n, steps = self.counts, self.counts["n"], self.neuron.timesteps
+        step, ideal = self.step.cpu(), self._ideal()
         return {
             **self._settings(),
             "n": n,
-            **_signal(total, self._floor(total["aa"], number["in_range"], step)),
+            **_signal(total, decibels(total["aa"], float((channel["in_range"] * (step * ideal) ** 2).sum()))),
             "rmse_steps": math.sqrt(float((channel["ee"] / step**2).sum()) / n),
-            "rmse_ideal": math.sqrt(float((self._ideal() ** 2 * number["n"]).sum()) / n),
+            "rmse_ideal": math.sqrt(float((ideal**2).mean())),
             **{name: count[name] / n for name in ("saturated", "silent", "source_silent")},
-            "rate": self.events / n / self.neuron.timesteps,
-            "rate_ideal": float((channel["a"] / step).sum()) / n / self.neuron.timesteps,
-            "spikes_per_neuron": self.events / n,
+            "rate": count["events"] / n / steps,
+            "rate_ideal": float((channel["a"] / step).sum()) / n / steps,
+            "spikes_per_neuron": count["events"] / n,
             **{f"share_{part}": _ratio(total[part], total["ee"]) for part in PARTS},
             "bias": total["e"] / n,
-            "bias_share": _ratio(float((channel["e"] ** 2 / number["n"]).sum()), total["ee"]),
+            "bias_share": _ratio(float((channel["e"] ** 2).sum()) / (n / len(channel["e"])), total["ee"]),
             "residual": math.sqrt(total["miss"] / total["ee"]) if total["ee"] else math.sqrt(total["miss"]),
         }
 
     def _settings(self) -> dict[str, Any]:
-        theta = self.neuron.threshold.detach().to(torch.float64)
+        theta = self.theta.to(torch.float64)
         return {
             "layer": self.name,
             "kind": self.neuron.spikes,
@@ -112,11 +128,8 @@ class LayerSums:
 
     def _ideal(self) -> Tensor:
         """Ideal error in steps, () or (C,)."""
-        start = self.neuron.v_init.detach().cpu().to(torch.float64)
-        return torch.tensor([rmse_steps(v) for v in start.reshape(-1).tolist()]).reshape(start.shape)
-
-    def _floor(self, power: float, in_range: Tensor, step: Tensor) -> float:
-        return decibels(power, float((in_range * (step * self._ideal()) ** 2).sum()))
+        values = [rmse_steps(v) for v in self.start.reshape(-1).tolist()]
+        return torch.tensor(values, dtype=torch.float64).reshape(self.start.shape)
 
 
 def _signal(total: dict[str, float], floor: float) -> dict[str, float]:

@@ -89,8 +89,8 @@ def _measure(
     sources = reference.network.neurons
 
     def spiking(tap: Tap) -> None:
-        sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
-        outputs.count(tap)
+        fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
+        outputs.add_spikes(tap, fired)
 
     analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
     twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))

@@ -36,7 +36,11 @@ class OutputSums:
 
     def count(self, tap: Tap) -> None:
         """Observer of the spiking pass: adds its events and its neurons."""
-        self.spikes += events(tap)
+        self.add_spikes(tap, events(tap))
+
+    def add_spikes(self, tap: Tap, fired: int) -> None:
+        """Add the events of a tap and the neurons that could have made them."""
+        self.spikes += fired
         steps = 1 if tap.static_output else tap.neuron.timesteps
         self.fired += tap.output.numel() // steps
 

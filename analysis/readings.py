@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from speedysnn.analysis.images import batch_dims
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.executor import Observer, Tap
+from speedysnn.kernels.quantizer import levels
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Reading
+from speedysnn.neurons import IFNeuron, Reading
 
 
 def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
@@ -95,49 +96,38 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def spike_counts(tap: Tap) -> Tensor:
-    """Spikes n over all T steps from what a spiking pass emitted, (B, ...) float64 whole numbers; n = T r / theta."""
-    steps = tap.neuron.timesteps
-    total = mean_output(tap) * steps
-    theta = tap.neuron.per_channel(tap.neuron.threshold.detach(), total.ndim)
-    return torch.round(total / theta.to(torch.float64))
+def mean_of(outs: Sequence[Tensor]) -> Tensor:
+    """Mean over time of what a neuron emitted, step by step or already the mean; float64, the activation's unit."""
+    total = outs[0].to(torch.float64)
+    for emitted in outs[1:]:
+        total = total + emitted
+    return total / len(outs)
 
 
-def mean_output(tap: Tap) -> Tensor:
-    """Mean over time of what a neuron emitted, r, (B, ...) float64, in the activation's unit."""
-    if tap.static_output:
-        return tap.output.to(torch.float64)
-    steps = tap.neuron.timesteps
-    total = torch.zeros_like(tap.output[: tap.output.shape[0] // steps], dtype=torch.float64)
-    for emitted in tap.output.chunk(steps):
-        total += emitted
-    return total / steps
+def reached_counts(drives: Sequence[Tensor], theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
+    """Spikes that constant drive z', the time mean of the drive, would have given; whole numbers, shape of one step.
+
+    One drive holds for all steps, and the counts are the quantizer's. Where the drive varies its sum is built step by
+    step, as the neuron builds it, so that a neuron that saw all of its input has the same count to the last tie.
+
+    Shapes: drives (M, C) each, theta and start () or (C,).
+    """
+    if len(drives) == 1:
+        return levels(drives[0], theta, start, neuron.timesteps, neuron.levels_per_step)
+    total = drives[0]
+    for drive in drives[1:]:
+        total = total + drive
+    return torch.floor(total / theta + start).clamp_(0, neuron.timesteps * neuron.levels_per_step)
 
 
 def events(tap: Tap) -> int:
     """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade."""
     if not tap.static_output:
         return int(torch.count_nonzero(tap.output))
-    return int(spike_counts(tap).clamp_max(tap.neuron.timesteps).sum())  # paced evenly: one a step, then graded ones
-
-
-def reached_counts(tap: Tap) -> Tensor:
-    """Spikes that constant drive z', the time mean of the drive, would have given; (B, ...) whole numbers.
-
-    Where the drive holds still these are the neuron's own `counts`. Where it varies its sum is built step by step, as
-    the neuron builds it, so that a neuron that saw all of its input has the same count to the last tie.
-    """
     neuron = tap.neuron
-    if tap.static_drive:
-        return neuron.counts(tap.drive)
-    dtype = torch.promote_types(tap.drive.dtype, torch.float32)
-    steps = tap.drive.to(dtype).chunk(neuron.timesteps)
-    total = steps[0]
-    for drive in steps[1:]:
-        total = total + drive
-    theta = neuron.per_channel(neuron.threshold.detach(), total.ndim).to(dtype)
-    start = neuron.per_channel(neuron.v_init.detach(), total.ndim).to(dtype)
-    return torch.floor(total / theta + start).clamp_(0, neuron.timesteps * neuron.levels_per_step)
+    step = neuron.per_channel(neuron.threshold.detach(), tap.output.ndim).to(torch.float64) / neuron.timesteps
+    counts = torch.round(tap.output.to(torch.float64) / step)
+    return int(counts.clamp_max(neuron.timesteps).sum())  # constant drive paces them: one a step before any second one
 
 
 def leaves(out: Any) -> list[Tensor]:

@@ -155,7 +155,8 @@ class Call:
 
     def norm_input(self) -> Ref:
         """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
-        L and not along the layer's outputs, so that it must not be folded."""
+        L and not along the layer's outputs, so that it must not be folded.
+        """
         x = self.ref()
         made = next(node for node in self.builder.nodes if node.name == x.name)
         if made.op == "linear" and len(x.shape) > 2:

@@ -118,9 +118,11 @@ class Lowering:
 
     def _stand_in(self, node: fx.Node, recorded: Any) -> Any:
         """A value to go on with, so that every problem is found in one walk."""
-        shapes = recorded if not isinstance(recorded, Shape) else (recorded,)
-        refs = tuple(Ref(self.builder.emit("input", (), name=f"unsupported.{node.name}"), tuple(s)) for s in shapes)
-        return refs[0] if isinstance(recorded, Shape) else refs
+        if isinstance(recorded, Shape):
+            return Ref(self.builder.emit("input", (), name=f"unsupported.{node.name}"), tuple(recorded))
+        if isinstance(recorded, tuple):
+            return tuple(self._stand_in(node, item) for item in recorded)
+        return recorded
 
     def _explain(self, node: fx.Node, before: int) -> None:
         made = [new.op for new in self.builder.nodes[before:]]

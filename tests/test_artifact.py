@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,5 @@ def test_mutated_json_loads_or_is_refused(snn, tmp_path_factory: pytest.TempPath
     else:
         holder[last] = new
     (target / NETWORK).write_text(json.dumps(document))
-    try:
+    with suppress(ArtifactError):  # anything else fails the test
         speedysnn.load(target)
-    except ArtifactError as err:
-        assert str(err)

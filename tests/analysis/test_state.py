@@ -68,7 +68,8 @@ def test_state_after_a_reading_raises(build, digits, name, monkeypatch):
             raise Boom
         return 0
 
-    monkeypatch.setattr("speedysnn.analysis.outputs.events", fail)
+    for module in ("outputs", "layers"):
+        monkeypatch.setattr(f"speedysnn.analysis.{module}.events", fail)
     with pytest.raises(Boom):
         MEASURES[name](snn, digits)
     assert state(snn) == before

@@ -26,6 +26,19 @@ def small():
 def wavy():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.SiLU(), nn.ReLU(), nn.Linear(16, 10))
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.relu(x.flatten(1, 2))
+        return self.attention(x, x, x, need_weights=False)[0]
+
+def attentive():
+    return Attention()
+
 def broken():
     raise KeyError("the table of widths")
 
@@ -82,6 +95,11 @@ def material(tmp_path_factory):
     (root / "file.snn").write_text("no folder")
     (root / "folder").mkdir()
     (root / "folder" / "mine.txt").write_text("mine")
+    (root / "old").mkdir()
+    for name in ("noise.json", "layers.csv"):
+        (root / "old" / name).write_text("an earlier report")
+    (root / "run").mkdir()
+    (root / "run" / "run.safetensors").write_text("an earlier run")
     return root
 
 

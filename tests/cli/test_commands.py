@@ -12,6 +12,7 @@ import speedysnn
 from speedysnn import artifact, data
 from speedysnn.analysis import evaluate, measure_noise
 from speedysnn.cli import demo
+from speedysnn.cli.common import named
 from speedysnn.cli.main import run
 from speedysnn.finetune import Config
 
@@ -75,6 +76,29 @@ def test_inspect_finds_problems(here, capfd):
     assert "error:" not in err
 
 
+def test_inspect_goes_on_after_a_layer_with_an_empty_output(here, capfd):
+    assert run(["inspect", "user.py:attentive", "--input-shape", "4,2,8", "--json", "-"]) == 1
+    said = strict(capfd.readouterr().out)
+    assert [row["operator"] for row in said["operators"] if row["treatment"] == "unsupported"] == ["MultiheadAttention"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        ("digits", "digits"),
+        ("fashion-mnist:/data/fashion", "fashion-mnist:fashion"),
+        ("cifar10:/data/cifar", "cifar10:cifar"),
+        ("npz:/data/a.npz", "npz:a.npz"),
+        ("imagefolder:/data/photos@32", "imagefolder:photos@32"),
+        ("/home/a/net.py:make", "net.py:make"),
+        ("package.module:make", "package.module:make"),
+        ("torchvision:resnet18", "torchvision:resnet18"),
+    ],
+)
+def test_a_network_keeps_no_path(spec, kept):
+    assert named(spec) == kept
+
+
 def test_convert(there, capfd):
     line = f"convert {NET} -c good.pth -d digits --limit 64 -T 3 --spikes ternary --delay 1 --threshold max "
     assert run(words(f"{line} --granularity layer --v-init 0.25 -o a.snn --json a.json")) == 0
@@ -113,8 +137,13 @@ def test_evaluate_many(there, capfd):
         snn.timesteps = steps
         snn.set_delay(delay)
         assert row == evaluate(snn, small(40)).to_json()
-    assert run([*line.split(), "rows.json"]) == 0
-    assert "net.snn: 40 test images" in capfd.readouterr().out
+    (there / "rows.json").write_text("older")
+    assert run([*line.split(), "rows.json"]) == 2
+    assert (there / "rows.json").read_text() == "older"
+    assert run([*line.split(), "rows.json", "--overwrite"]) == 0
+    out, err = capfd.readouterr()
+    assert "net.snn: 40 test images" in out
+    assert "T=4, delay 1, latency 9" in err
     assert strict((there / "rows.json").read_text())["rows"] == rows
 
 
@@ -143,7 +172,9 @@ def test_analyze(there, capfd):
     expected = measure_noise(snn, small(40), snn)
     assert said["layers"] == expected.to_json()["layers"]
     assert {p.name for p in (there / "report").iterdir()} >= {"report.html", "layers.csv", "noise.json", "sweep.csv"}
-    assert run(words("analyze net.snn -d npz:unlabelled.npz --limit 8 -o report --json -")) == 0
+    again = words("analyze net.snn -d npz:unlabelled.npz --limit 8 -o report --json -")
+    assert run(again) == 2
+    assert run([*again, "--overwrite"]) == 0
     assert strict(capfd.readouterr().out)["outputs"]["accuracy"] is None
 
 
@@ -164,7 +195,27 @@ def test_finetune_and_resume(there, capfd):
     assert run([*line, "-o", "other.snn", "--resume", "--lr", "0.5"]) == 2
     assert "other settings" in capfd.readouterr().err
     assert not (there / "other.snn").exists()
+    kept = artifact.load("tuned.snn").provenance["finetuned"]
+    assert [(entry["data"], entry["normalize"], entry["limit"]) for entry in kept] == [("digits", None, 64)]
+    capfd.readouterr()
     assert run(words("analyze tuned.snn --source net.snn -d digits --limit 16 -o report")) == 0
+    assert "its weights were tuned" not in capfd.readouterr().err
+    assert run(words("analyze tuned.snn -d digits --limit 16 -o other")) == 0
+    assert "its weights were tuned" in capfd.readouterr().err
+    assert run([*line, "-o", "third.snn"]) == 2
+    assert run([*line, "-o", "third.snn", "--overwrite"]) == 0
+
+
+def test_the_normalisation_of_convert_is_used_later(there, capfd):
+    assert run(words(f"convert {NET} -d digits --limit 64 --normalize 0.5/0.5 -o half.snn")) == 0
+    capfd.readouterr()
+    said = []
+    for extra in ("", "--normalize 0.5/0.5", "--normalize none"):
+        assert run(words(f"evaluate half.snn -d digits --limit 40 --json - {extra}")) == 0
+        said.append(strict(capfd.readouterr().out))
+    assert said[0] == said[1]
+    assert said[0]["normalize"] == "0.5/0.5"
+    assert said[0]["rows"] != said[2]["rows"]
 
 
 def test_demo(there, capfd, monkeypatch):
@@ -178,6 +229,10 @@ def test_demo(there, capfd, monkeypatch):
     assert (there / "out" / "report.html").is_file()
     assert (there / "out" / "before" / "report.html").is_file()
     assert artifact.load("out/tuned.snn").provenance["data"] == "digits"
+    report = (there / "out" / "report.html").read_bytes()
+    assert run(["demo", "-o", "out"]) == 0
+    assert (there / "out" / "report.html").read_bytes() == report
+    assert (there / "out-2" / "tuned.snn").is_dir()
     (there / "file").write_text("mine")
     assert run(["demo", "-o", "file"]) == 2
     assert (there / "file").read_text() == "mine"

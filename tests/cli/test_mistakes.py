@@ -29,7 +29,7 @@ MISTAKES = {
     "no function named": ("inspect user.py -d digits", "user.py:FUNCTION"),
     "missing function": ("inspect user.py:smal -d digits", "'small'"),
     "not a function": ("inspect user.py:number -d digits", "expected a function"),
-    "user code raises": ("inspect user.py:broken -d digits", "user.py:12: KeyError: 'the table of widths'"),
+    "user code raises": ("inspect user.py:broken -d digits", "user.py:25: KeyError: 'the table of widths'"),
     "user import fails": ("inspect bad.py:f -d digits", "nothing_of_the_kind"),
     "user syntax": ("inspect syntax.py:f -d digits", "syntax.py:1"),
     "not a module": ("inspect user.py:images -d digits", "split"),
@@ -83,6 +83,20 @@ MISTAKES = {
     "demo onto a file": ("demo -o file.snn", "file.snn"),
     "demo below a file": ("demo -o file.snn/demo", "file.snn"),
     "demo of another pool": ("demo --pool min -o new", "'min'"),
+    "report onto a report": (ANALYZE.replace("-o new", "-o old"), "--overwrite"),
+    "report among other files": (ANALYZE.replace("-o new", "-o folder"), "other files"),
+    "report among other files, overwrite": (f"{ANALYZE} --overwrite".replace("-o new", "-o folder"), "other files"),
+    "report into a network": (f"{ANALYZE} --overwrite".replace("-o new", "-o net.snn"), "other files"),
+    "report into the present folder": (ANALYZE.replace("-o new", "-o ."), "other files"),
+    "demo into the present folder": ("demo -o .", "new folder"),
+    "demo into the folder above": ("demo -o ..", "new folder"),
+    "json onto a file": (f"{EVALUATE} --json user.py", "--overwrite"),
+    "json onto a file in inspect": (f"inspect {NET} -d digits --json keys.npz", "--overwrite"),
+    "json into a network": (f"{EVALUATE} --overwrite --json net.snn/network.json", "saved network"),
+    "json onto a device": (f"{EVALUATE} --overwrite --json /dev/null", "no plain file"),
+    "json onto the output": (f"{CONVERT} --json new.snn", "output too"),
+    "json onto the report": (f"{ANALYZE} --json new", "output too"),
+    "json below a file": (f"{EVALUATE} --json user.py/out.json", "--json"),
     "json into no folder": (f"{EVALUATE} --json none/out.json", "--json"),
     "json onto a folder": (f"{EVALUATE} --json folder", "--json"),
     "net missing": ("evaluate none.snn -d digits", "nothing is there"),
@@ -113,6 +127,12 @@ MISTAKES = {
     "resume without a folder": (f"{FINETUNE} --resume", "--run-dir"),
     "resume from nothing": (f"{FINETUNE} --resume --run-dir none", "nothing to resume"),
     "run folder is a file": (f"{FINETUNE} --run-dir file.snn", "file.snn"),
+    "run folder below a file": (f"{FINETUNE} --run-dir file.snn/run", "file.snn"),
+    "run folder is a network": (f"{FINETUNE} --run-dir net.snn", "a network is saved there"),
+    "run folder is the output": (f"{FINETUNE} --run-dir new.snn", "the output"),
+    "run folder in the output": (f"{FINETUNE} --run-dir new.snn/run", "the output"),
+    "run of before without resume": (f"{FINETUNE} --run-dir run", "--resume"),
+    "run of before is damaged": (f"{FINETUNE} --run-dir run --resume", "damaged"),
     "one image": (FINETUNE.replace("--limit 32", "--limit 1"), "two images"),
     "seed of convert": (f"{CONVERT} --seed -1", "--seed"),
     "seed of analyze": (f"{ANALYZE} --seed -1", "--seed"),
@@ -161,9 +181,37 @@ def test_a_bug_is_code_70_and_says_so(here, capfd, monkeypatch):
     err = capfd.readouterr().err
     assert "ZeroDivisionError: oh. This is a fault of speedysnn's own" in err
     assert "Traceback" not in err
-    monkeypatch.setenv("SPEEDYSNN_DEBUG", "1")
-    assert run(EVALUATE.split()) == 70
-    assert "Traceback" in capfd.readouterr().err
+    for line in (f"--debug {EVALUATE}", f"{EVALUATE} --debug"):
+        assert run(line.split()) == 70
+        assert "Traceback" in capfd.readouterr().err
+    for value, shown in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("SPEEDYSNN_DEBUG", value)
+        assert run(EVALUATE.split()) == 70
+        assert ("Traceback" in capfd.readouterr().err) is shown
+
+
+def test_debug_shows_where_a_mistake_arose(here, capfd):
+    assert run(["inspect", "user.py:broken", "-d", "digits", "--debug"]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: user.py:broken")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [CONVERT, ANALYZE, FINETUNE, f"{FINETUNE} --run-dir run2", f"{EVALUATE} --json new.json", "demo -o new"],
+)
+def test_a_folder_that_cannot_be_written_is_refused_at_once(here, capfd, monkeypatch, line):
+    def locked(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("speedysnn.cli.targets.tempfile.TemporaryFile", locked)
+    before = contents(here)
+    assert run(line.split()) == 2
+    err = capfd.readouterr().err
+    assert "Permission denied" in err
+    assert len([row for row in err.splitlines() if row.startswith("error: ")]) == 1
+    assert contents(here) == before
 
 
 def test_an_interrupt_is_code_130(here, capfd, monkeypatch):

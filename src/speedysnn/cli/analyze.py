@@ -12,20 +12,23 @@ from speedysnn.cli.common import (
     JsonFile,
     Limit,
     Network,
-    Normalize,
+    NormalizeNet,
+    Overwrite,
     Seed,
+    SourceNet,
     Spikes,
     Split,
-    check_folder,
     configure,
     data_of,
     network_of,
     normalize_of,
+    reference_of,
     seeded,
     several,
     steps_of,
 )
-from speedysnn.cli.show import cell, check_json, percent, say, table, write_json
+from speedysnn.cli.show import cell, percent, say, table, write_json
+from speedysnn.cli.targets import check_json, check_report
 
 WORST = 10
 
@@ -35,29 +38,31 @@ def command(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
     split: Split = "test",
-    source: Annotated[
-        Path | None, typer.Option("--source", help="Compare with this network's analog reading: the one before tuning.")
-    ] = None,
+    source: SourceNet = None,
     sweep_steps: Annotated[str | None, typer.Option("--sweep", help="Also measure these T, such as 1,2,4,8.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
-    normalize: Normalize = None,
+    normalize: NormalizeNet = None,
     limit: Limit = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     json: JsonFile = None,
 ) -> None:
     """Measure every layer's noise against the source, split it by cause, and write the report.
 
-    Example: speedysnn analyze net.snn -d npz:images.npz -o report --sweep 1,2,4,8,16
-    """
-    check_json(json)
-    check_folder(output)
+    \b
+    Example: speedysnn analyze digits.snn -d digits -o report
+             speedysnn analyze net.snn -d npz:images.npz -o report --sweep 1,2,4,8,16
+             speedysnn analyze tuned.snn --source net.snn -d npz:images.npz -o after --delay 1
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite, output)
+    check_report(output, overwrite)
     seeded(seed)
     steps = several(sweep_steps, "--sweep", steps_of) if sweep_steps is not None else []
     snn = network_of(network)
     configure(snn, timesteps, delay, spikes)
-    reference = None if source is None else network_of(source)
+    reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     noise = measure_noise(snn, images, reference, progress=True)
     curve = sweep(snn, images, steps, progress=True) if steps else None

@@ -11,8 +11,8 @@ from speedysnn import artifact
 from speedysnn.analysis.readings import leaves, run
 from speedysnn.cli.show import note
 from speedysnn.data import ImageData, load
-from speedysnn.errors import ArtifactError, DataError, InputError
-from speedysnn.network import SpikingNetwork
+from speedysnn.errors import DataError, InputError
+from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
 from speedysnn.sources import Source, load_model
 
@@ -35,13 +35,19 @@ Normalize = Annotated[
     str | None,
     typer.Option("--normalize", help='imagenet, cifar10, none, or "mean,mean,mean/std,std,std"; kept with the net.'),
 ]
+NormalizeNet = Annotated[
+    str | None, typer.Option("--normalize", help="As in convert; by default what the network was converted with.")
+]
+SourceNet = Annotated[
+    Path | None, typer.Option("--source", help="Compare with this network's analog reading: the one before tuning.")
+]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use this many images, chosen by the seed.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 JsonFile = Annotated[
     str | None, typer.Option("--json", help="Also write the result as JSON; - for standard output only.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a network saved at the output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of a command wrote there.")]
 DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
 Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
 
@@ -89,6 +95,15 @@ def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
 def network_of(path: Path) -> SpikingNetwork:
     """The saved network."""
     return artifact.load(path)
+
+
+def reference_of(source: Path | None, snn: SpikingNetwork) -> SpikingNetwork | None:
+    """The network to compare with; without one, a note if the analog reading is not the source network any more."""
+    if source is not None:
+        return network_of(source)
+    if weights_tuned(snn):
+        note("its weights were tuned: without --source it is compared with its own analog reading, not with the source")
+    return None
 
 
 def normalize_of(snn: SpikingNetwork, given: str | None) -> str | None:
@@ -142,38 +157,6 @@ def configure(snn: SpikingNetwork, timesteps: int | None, delay: str | None, spi
         snn.set_spikes(spikes)
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse an output network that is in the way, before any work.
-
-    Raises:
-        ArtifactError: something is there that may not be replaced.
-        InputError: it lies below a file.
-    """
-    if (path / artifact.NETWORK).is_file() and not overwrite:
-        raise ArtifactError(f"{path}: a network is saved there already; choose another name, or pass --overwrite")
-    artifact.check_target(path, overwrite)
-    _check_parent(path)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse an output folder that is a file or lies below one.
-
-    Raises:
-        InputError: a file is there.
-    """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: a file is there; give a folder for the report")
-    _check_parent(path)
-
-
-def _check_parent(path: Path) -> None:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is a file, not a folder")
-
-
 def seeded(seed: int) -> None:
     """Seed torch.
 
@@ -187,10 +170,8 @@ def seeded(seed: int) -> None:
 
 def named(spec: str) -> str:
     """A spec without folders, fit to be kept with a network."""
-    kind, colon, rest = spec.partition(":")
-    if ".py" in kind:
-        return f"{Path(kind).name}{colon}{rest}"
-    return f"{kind}{colon}{Path(rest).name}" if kind in ("npz", "imagefolder") else spec
+    kind, colon, rest = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
+    return f"{Path(kind).name}{colon}{Path(rest).name}"
 
 
 def provenance(source: Source, **more: Any) -> dict[str, Any]:

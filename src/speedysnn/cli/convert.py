@@ -15,7 +15,6 @@ from speedysnn.cli.common import (
     Normalize,
     Overwrite,
     Seed,
-    check_target,
     data_of,
     delay_of,
     model_of,
@@ -23,7 +22,8 @@ from speedysnn.cli.common import (
     provenance,
     seeded,
 )
-from speedysnn.cli.show import cell, check_json, say, table, write_json
+from speedysnn.cli.show import cell, say, table, write_json
+from speedysnn.cli.targets import check_json, check_network
 from speedysnn.convert import to_spiking
 from speedysnn.network import SpikingNetwork
 from speedysnn.thresholds import parse_rule
@@ -49,11 +49,15 @@ def command(
 ) -> None:
     """Replace every activation by integrate-and-fire neurons, with thresholds from the training images.
 
-    Example: speedysnn convert net.py:make -c net.pth -d npz:images.npz --normalize imagenet -T 4 -o net.snn
-    """
-    check_json(json)
-    check_target(output, overwrite)
+    \b
+    Example: speedysnn convert speedysnn.assets.digits:load_digits_net -d digits -o digits.snn
+             speedysnn convert net.py:make -c net.pth -d npz:images.npz --normalize imagenet -T 4 --delay 1 -o net.snn
+             speedysnn convert torchvision:resnet18 -c r18.pth -d imagefolder:photos@224 --normalize imagenet -o r18.snn
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite, output)
+    check_network(output, overwrite)
     parse_rule(threshold)
+    look_ahead = delay_of(delay)
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)
     images = data_of(data, "train", normalize, limit, seed)
@@ -65,7 +69,7 @@ def command(
         granularity=granularity,
         v_init=v_init,
         spikes=spikes,
-        delay=delay_of(delay),
+        delay=look_ahead,
         provenance=provenance(source, data=named(data), normalize=normalize, seed=seed, threshold=threshold),
         progress=True,
     )

@@ -1,6 +1,5 @@
 """`speedysnn evaluate`: accuracy beside T, look-ahead, latency and spikes, for one or many settings."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,21 +10,25 @@ from speedysnn.cli.common import (
     JsonFile,
     Limit,
     Network,
-    Normalize,
+    NormalizeNet,
+    Overwrite,
     Seed,
+    SourceNet,
     Spikes,
     Split,
     data_of,
     delay_of,
     network_of,
     normalize_of,
+    reference_of,
     seeded,
     several,
     steps_of,
 )
-from speedysnn.cli.show import cell, check_json, note, percent, table, write_json
+from speedysnn.cli.show import cell, note, percent, table, write_json
+from speedysnn.cli.targets import check_json
 from speedysnn.data import ImageData
-from speedysnn.network import SpikingNetwork, weights_tuned
+from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 
 COLUMNS = ("spikes", "T", "delay", "latency", "accuracy %", "quantized %", "source %", "agree %", "logit error",
@@ -42,31 +45,33 @@ def command(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Choose the thresholds again for each T (undoes trained ones).")
     ] = False,
-    source: Annotated[
-        Path | None, typer.Option("--source", help="Compare with this network's analog reading: the one before tuning.")
-    ] = None,
-    normalize: Normalize = None,
+    source: SourceNet = None,
+    normalize: NormalizeNet = None,
     limit: Limit = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     json: JsonFile = None,
 ) -> None:
     """Accuracy of a network, with T, look-ahead, latency and spikes beside it.
 
-    Example: speedysnn evaluate net.snn -d npz:images.npz -T 2,4,8 --delay 0,1,full
-    """
-    check_json(json)
+    \b
+    Example: speedysnn evaluate digits.snn -d digits
+             speedysnn evaluate net.snn -d npz:images.npz -T 2,4,8 --delay 0,1,full --json table.json
+             speedysnn evaluate tuned.snn --source net.snn -d npz:images.npz --spikes ternary
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite)
     seeded(seed)
     snn = network_of(network)
     steps = [snn.timesteps] if timesteps is None else several(timesteps, "-T", steps_of)
     delays: list[Delay | None] = [None] if delay is None else [*several(delay, "--delay", delay_of)]
     if spikes is not None:
         snn.set_spikes(spikes)
-    images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
-    reference = None if source is None else network_of(source)
-    if reference is None and weights_tuned(snn):
-        note("its weights were tuned: without --source it is compared with its own analog reading, not with the source")
+    normalize = normalize_of(snn, normalize)
+    images = data_of(data, split, normalize, limit, seed)
+    reference = reference_of(source, snn)
     rows = [row for t in steps for row in _rows(snn, images, t, delays, recalibrate, reference)]
     write_json(json, {"schema": "speedysnn-evaluate/1", "network": str(network), "data": data, "split": split,
+                      "normalize": normalize, "limit": limit, "seed": seed,
                       "theta": "recalibrated" if recalibrate else "fixed", "rows": rows})  # fmt: skip
     if json != "-":
         shown = [
@@ -79,7 +84,11 @@ def command(
 
 
 def _rows(
-    snn: SpikingNetwork, images: ImageData, timesteps: int, delays: list[Delay | None], recalibrate: bool,
+    snn: SpikingNetwork,
+    images: ImageData,
+    timesteps: int,
+    delays: list[Delay | None],
+    recalibrate: bool,
     reference: SpikingNetwork | None,
 ) -> list[dict[str, Any]]:
     snn.timesteps = timesteps
@@ -91,5 +100,6 @@ def _rows(
             snn.set_delay(delay)
         result = analysis.evaluate(snn, images, source=reference)
         rows.append(result.to_json())
-        note(f"T={timesteps} delay={result.delay}: {percent(result.accuracy)} %")
+        cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
+        note(f"T={timesteps}, delay {result.delay}, {cost}: accuracy {percent(result.accuracy)} %")
     return rows

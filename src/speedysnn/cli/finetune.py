@@ -6,28 +6,30 @@ from typing import Annotated, Any
 import typer
 
 from speedysnn import artifact
+from speedysnn.analysis.outputs import settings
 from speedysnn.cli.common import (
     Data,
     DelayText,
     JsonFile,
     Limit,
     Network,
-    Normalize,
+    NormalizeNet,
     Overwrite,
     Seed,
     Spikes,
     check_fits,
-    check_target,
     configure,
     data_of,
+    named,
     network_of,
     normalize_of,
     seeded,
 )
-from speedysnn.cli.show import cell, check_json, note, percent, say, table, write_json
-from speedysnn.errors import InputError
+from speedysnn.cli.show import cell, note, percent, say, table, write_json
+from speedysnn.cli.targets import check_json, check_network, check_run
 from speedysnn.finetune import Config, Result, fit
 from speedysnn.finetune.config import GROUPS
+from speedysnn.network import SpikingNetwork
 
 ALL = ",".join(GROUPS)
 
@@ -45,13 +47,11 @@ def command(
     augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
-    source: Annotated[
-        Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
-    normalize: Normalize = None,
+    normalize: NormalizeNet = None,
     limit: Limit = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
@@ -61,12 +61,14 @@ def command(
 ) -> None:
     """Train on the training images; a tenth is held out, and the state that does best there is kept.
 
-    Example: speedysnn finetune net.snn -d npz:images.npz --augment flip-crop --epochs-quantized 24 -o tuned.snn
-    """
-    check_json(json)
-    check_target(output, overwrite)
-    if resume and run_dir is None:
-        raise InputError("--resume: expected --run-dir, the folder of the run to go on with")
+    \b
+    Example: speedysnn finetune digits.snn -d digits --augment shift -o tuned.snn
+             speedysnn finetune net.snn -d npz:images.npz --augment flip-crop --epochs-quantized 24 -o tuned.snn
+             speedysnn finetune net.snn -d npz:images.npz --train thresholds --run-dir run -o tuned.snn
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite, output)
+    check_network(output, overwrite)
+    check_run(run_dir, output, resume, overwrite)
     seeded(seed)
     config = Config(
         epochs_quantized=epochs_quantized,
@@ -83,18 +85,20 @@ def command(
     )  # fmt: skip
     snn = network_of(network)
     configure(snn, timesteps, delay, spikes)
-    images = data_of(data, "train", normalize_of(snn, normalize), limit, seed)
+    normalize = normalize_of(snn, normalize)
+    images = data_of(data, "train", normalize, limit, seed)
     check_fits(snn, images, labels)
     teacher = None if source is None else network_of(source)
     result = fit(
         snn, images, teacher=teacher, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line
     )
+    snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit)
     artifact.save(snn, output, overwrite=overwrite)
     write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
                       "best_epoch": result.best_epoch, "seconds": result.seconds,
                       "history": result.history.to_dict("records")})  # fmt: skip
     if json != "-":
-        show(result)
+        show(result, snn)
         next_step = f"speedysnn analyze {output} --source {source or network} ..."
         say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
@@ -106,7 +110,7 @@ def _line(row: dict[str, Any]) -> None:
     )
 
 
-def show(result: Result) -> None:
+def show(result: Result, snn: SpikingNetwork) -> None:
     """The history as a table."""
     rows = [
         (str(row.stage), str(row.epoch), cell(row.train_loss, 4), cell(row.held_out_loss, 4),
@@ -114,4 +118,5 @@ def show(result: Result) -> None:
         for row in result.history.itertuples()
     ]  # fmt: skip
     columns = ("stage", "epoch", "train loss", "held-out loss", "agreement %", "accuracy %", "spikes per neuron")
-    table("on the held-out part of the training images; epoch 0 is before the stage", columns, rows)
+    setting = f"T={snn.timesteps}, delay {settings(snn)['delay']}, latency {snn.latency} steps"
+    table(f"{setting}; on held-out training images; epoch 0 is before the stage", columns, rows)

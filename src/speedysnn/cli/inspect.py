@@ -6,8 +6,9 @@ import torch
 import typer
 from rich.markup import escape
 
-from speedysnn.cli.common import Checkpoint, Classes, JsonFile, Model, Normalize, data_of, model_of
-from speedysnn.cli.show import check_json, say, table, write_json
+from speedysnn.cli.common import Checkpoint, Classes, JsonFile, Model, Normalize, Overwrite, data_of, model_of
+from speedysnn.cli.show import say, table, write_json
+from speedysnn.cli.targets import check_json
 from speedysnn.convert import Report
 from speedysnn.convert import inspect as inspect_network
 from speedysnn.errors import InputError
@@ -25,15 +26,19 @@ def command(
         str | None, typer.Option("--input-shape", help="Shape of one input instead of data, such as 3,224,224.")
     ] = None,
     problems: Annotated[bool, typer.Option("--problems", help="List only what cannot be converted.")] = False,
+    overwrite: Overwrite = False,
     json: JsonFile = None,
 ) -> int:
     """Say how every operator would be converted, where it is, and what to change.
 
     Exit code 0: everything converts; 1: something does not; 2: a mistake in the command.
 
+    \b
     Example: speedysnn inspect torchvision:resnet18 --input-shape 3,64,64
-    """
-    check_json(json)
+             speedysnn inspect net.py:make -c net.pth -d npz:images.npz --problems
+             speedysnn inspect net.py:make --input-shape 3,32,32 --json report.json
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite)
     if (data is None) == (input_shape is None):
         raise InputError("give the example input: either --data, or --input-shape such as 3,32,32")
     example = torch.randn(2, *_shape(input_shape)) if input_shape else _images(str(data), normalize)

@@ -11,7 +11,8 @@ from speedysnn.cli import analyze, convert, demo, evaluate, finetune, inspect
 from speedysnn.cli.show import fail
 from speedysnn.errors import SpeedySNNError
 
-INTERRUPTED = 130
+MISTAKE, FAULT, INTERRUPTED = 2, 70, 130
+DEBUG = "--debug"
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,12 +37,21 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show where an error arose; anywhere on the line, or SPEEDYSNN_DEBUG=1.")
+    ] = False,
 ) -> None:
-    """Convert trained networks to spiking networks, measure their noise, tune it away."""
+    """Convert trained networks to spiking networks, measure their noise, tune it away.
+
+    Begin with: speedysnn demo
+    """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the code is 0, 1 (inspect found problems), 2 (a mistake) or 130 (interrupted)."""
+    """Run the command line.
+
+    The exit code is 0, 1 (inspect found problems), 2 (a mistake), 70 (a fault of this package) or 130 (interrupted).
+    """
     code = run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         sys.exit(code)
@@ -50,23 +60,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run one command and turn whatever happens into an exit code."""
+    debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app([word for word in arguments if word != DEBUG], standalone_mode=False)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
-    except SpeedySNNError as err:
-        return fail(str(err), 2)
-    except OSError as err:
-        return fail(f"{err.filename or 'a file'}: {err.strerror or err}", 2)
     except Exception as err:
-        return _other(err)
+        if debug and not isinstance(err, typer.Exit):
+            traceback.print_exc()
+        return _code(err)
     if result == INTERRUPTED:  # the option parser's own handling, which says nothing
         return fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
-def _other(err: Exception) -> int:
-    """Usage errors of the option parser, an aborted prompt, or a bug."""
+def _code(err: Exception) -> int:
+    """Say what went wrong: a mistake of the user's, a usage error of the option parser, an aborted prompt, or a bug."""
+    if isinstance(err, SpeedySNNError):
+        return fail(str(err), MISTAKE)
+    if isinstance(err, OSError):
+        return fail(f"{err.filename or 'a file'}: {err.strerror or err}", MISTAKE)
     if isinstance(err, typer.Abort):
         return fail("interrupted", INTERRUPTED)
     if isinstance(err, typer.Exit):
@@ -75,11 +88,7 @@ def _other(err: Exception) -> int:
         context = getattr(err, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         message = err.format_message().strip()
-        return fail(message + hint, 2) if message else 2
-    if os.environ.get("SPEEDYSNN_DEBUG"):
-        traceback.print_exc()
+        return fail(message + hint, MISTAKE) if message else MISTAKE
     return fail(
-        f"{type(err).__name__}: {err}. This is a fault of speedysnn's own; run again with SPEEDYSNN_DEBUG=1 and "
-        "report it",
-        70,
+        f"{type(err).__name__}: {err}. This is a fault of speedysnn's own; run again with --debug and report it", FAULT
     )

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from speedysnn.errors import InputError
-
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 GAP = 2  # characters between two columns
@@ -83,21 +81,6 @@ def strict(value: Any) -> Any:
     if hasattr(value, "item") and not isinstance(value, str | int | float | bool):
         return strict(value.item())
     return value
-
-
-def check_json(target: str | None) -> None:
-    """Refuse a JSON target that could not be written, before any work.
-
-    Raises:
-        InputError: a folder is there, or its parent is missing.
-    """
-    if target in (None, "-"):
-        return
-    path = Path(str(target))
-    if path.is_dir():
-        raise InputError(f"--json {path}: a folder is there; give a file name, or - for standard output")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--json {path}: its folder does not exist")
 
 
 def write_json(target: str | None, data: Any) -> None:
