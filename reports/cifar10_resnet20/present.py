@@ -56,8 +56,9 @@ def accuracy_against(sweep: pd.DataFrame, tuned: pd.DataFrame, column: str) -> F
 def learning(history: pd.DataFrame) -> Figure:
     """Agreement with the source on held-out training images, epoch by epoch."""
     figure, axes = _figure("Tuning at T = 4 without labels, on held-out training images")
-    names = {"twin": "quantized reading", "binary": "then binary spikes through time, delay 0"}
-    for name, colour in zip(names, ("#E69F00", "#D55E00"), strict=True):
+    names = {"twin": "quantized reading", "binary": "then binary spikes through time, delay 0",
+             "ternary": "then ternary spikes through time, delay 0"}  # fmt: skip
+    for name, colour in zip(names, ("#E69F00", "#D55E00", "#0072B2"), strict=True):
         rows = history[history.network == name]
         axes.plot(rows.epoch, 100 * rows.held_out_agreement, "o-", color=colour, markersize=4, label=names[name])
     axes.axhline(100, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the source's own answers")

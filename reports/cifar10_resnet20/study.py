@@ -1,6 +1,6 @@
 """The published CIFAR-10 ResNet-20 made spiking, measured and tuned without labels; every step is a public command.
 
-    python reports/cifar10_resnet20/study.py --data DIR            # all steps, about 40 minutes on 2 cores
+    python reports/cifar10_resnet20/study.py --data DIR            # all steps, about 45 minutes on 2 cores
     python reports/cifar10_resnet20/study.py --data DIR --smoke    # the same path on a few images, for a quick check
 
 DIR holds cifar10-subset.npz (4,660 training and 846 test images, lossless) and resnet20-12fca82f.th. The networks go
@@ -50,22 +50,17 @@ class Study:
     def convert(self) -> None:
         """Inspect and convert the checkpoint at T = 4, one threshold a channel."""
         source = (f"{HERE / 'resnet20.py'}:make", "--checkpoint", str(self.data / "resnet20-12fca82f.th"))
-        self.command("inspect", *source, "--input-shape", "3,32,32", "--json", self.run("inspect.json"))
+        self.command("inspect", *source, "--input-shape", "3,32,32", "--json", self.run("inspect.json"),
+                     "--overwrite")  # fmt: skip
         images = "64" if self.smoke else "1024"
         self.command("convert", *source, "--data", self.spec, "--normalize", "imagenet", "--limit", images, "-T", "4",
                      "--seed", "0", "-o", self.run("untuned.snn"), "--overwrite")  # fmt: skip
 
     def sweep(self) -> pd.DataFrame:
-        """Accuracy over T, look-ahead and spike kind, thresholds recalibrated for each T, nothing tuned.
-
-        Above T = 16 only look-ahead 0 and full are run: the others equal the twin well before.
-        """
-        few, many = ("1,4", "4") if self.smoke else (",".join(map(str, STEPS[:5])), ",".join(map(str, STEPS[5:])))
-        frames = [
-            self.evaluate("untuned", few, DELAYS, "binary", "--recalibrate", label="few"),
-            self.evaluate("untuned", few, ("0", "1"), "ternary", "--recalibrate", label="few"),
-            self.evaluate("untuned", many, ("0", "full"), "binary", "--recalibrate", label="many"),
-        ]
+        """Accuracy over T, look-ahead and spike kind, thresholds recalibrated for each T, nothing tuned."""
+        steps = "1,4" if self.smoke else ",".join(map(str, STEPS))
+        kinds = ("binary", "ternary")
+        frames = [self.evaluate("untuned", steps, DELAYS, kind, "--recalibrate", label="sweep") for kind in kinds]
         return pd.concat(frames).assign(tuned="no")
 
     def evaluate(
@@ -74,23 +69,24 @@ class Study:
         """The rows of one `evaluate` command on the test images."""
         out = self.run(f"evaluate-{name}-{spikes}-{label}.json")
         self.command("evaluate", self.run(f"{name}.snn"), "--data", self.spec, "-T", steps, "--delay",
-                     ",".join(delays), "--spikes", spikes, *more, *self.limit, "--json", out)  # fmt: skip
+                     ",".join(delays), "--spikes", spikes, *more, *self.limit, "--json", out, "--overwrite")  # fmt: skip
         rows = json.loads(Path(out).read_text(encoding="utf-8"))["rows"]
         return pd.DataFrame(rows).assign(network=name)
 
     def tune(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The quantized stage, then the spiking stage for binary spikes at look-ahead 0; no labels."""
+        """The quantized stage, then the spiking stage at look-ahead 0 for each spike kind; no labels."""
         epochs = ("1", "1") if self.smoke else ("24", "4")
         common = ("--data", self.spec, *TUNE, *self.limit)
         self.finetune("untuned", "twin", *common, "--epochs-quantized", epochs[0], "--epochs-spiking", "0")
         source = ("--source", self.run("untuned.snn"))
         rows = [self.evaluate("twin", "4", DELAYS, "binary", *source).assign(tuned="quantized")]
-        rows.append(self.evaluate("twin", "4", ("0", "1"), "ternary", *source).assign(tuned="quantized"))
-        self.finetune("twin", "binary", *common, *source, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
-                      "--spikes", "binary", "--delay", "0")  # fmt: skip
-        rows.append(self.evaluate("binary", "4", ("0",), "binary", *source).assign(tuned="quantized + spiking"))
+        rows.append(self.evaluate("twin", "4", DELAYS, "ternary", *source).assign(tuned="quantized"))
+        for kind in ("binary", "ternary"):
+            self.finetune("twin", kind, *common, *source, "--epochs-quantized", "0", "--epochs-spiking", epochs[1],
+                          "--spikes", kind, "--delay", "0")  # fmt: skip
+            rows.append(self.evaluate(kind, "4", ("0",), kind, *source).assign(tuned="quantized + spiking"))
         history = []
-        for name in ("twin", "binary"):
+        for name in ("twin", "binary", "ternary"):
             entries = json.loads(Path(self.run(f"finetune-{name}.json")).read_text(encoding="utf-8"))["history"]
             history.append(pd.DataFrame(entries).assign(network=name))
         return pd.concat(rows), pd.concat(history)
@@ -107,12 +103,13 @@ class Study:
             "untuned_delay1": ("untuned", "1"),
             "twin_delay1": ("twin", "1"),
             "binary_delay0": ("binary", "0"),
+            "ternary_delay0": ("ternary", "0"),
         }
         for label, (name, delay) in cases.items():
             folder = self.run(f"noise_{label}")
             source = () if name == "untuned" else ("--source", self.run("untuned.snn"))
             self.command("analyze", self.run(f"{name}.snn"), "--data", self.spec, "--delay", delay, *source, "-o",
-                         folder, *self.limit)  # fmt: skip
+                         folder, "--overwrite", *self.limit)  # fmt: skip
             shutil.copy(Path(folder) / "layers.csv", self.out / f"layers_{label}.csv")
 
 
