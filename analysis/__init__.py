@@ -6,6 +6,10 @@ from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
 from speedysnn.analysis.columns import Column as Column
 from speedysnn.analysis.evaluate import Evaluation as Evaluation
 from speedysnn.analysis.evaluate import evaluate as evaluate
+from speedysnn.analysis.exits import Confidence as Confidence
+from speedysnn.analysis.exits import choose_confidence as choose_confidence
+from speedysnn.analysis.exits import early_exit as early_exit
 from speedysnn.analysis.noise import measure_noise as measure_noise
+from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.result import NoiseReport as NoiseReport
 from speedysnn.analysis.sweep import sweep as sweep

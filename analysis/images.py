@@ -58,7 +58,8 @@ def passes(
 
 def _limited(snn: SpikingNetwork, data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
     left, first = limit, None
-    for batch in iter_batches(data, batch_size=batch_size, what="data"):
+    ranks = [len(shape) + 1 for shape in snn.input_shapes]
+    for batch in iter_batches(data, batch_size=batch_size, what="data", events="steps", ranks=ranks):
         _check(snn, batch.inputs)
         first = first or batch
         _check_alike(snn, first, batch)

@@ -505,7 +505,7 @@ SHAPES = {
     "image dicts": (lambda: [{"image": X, "label": Y}], 1, True, [5]),
     "model dicts": (lambda: [{"pixel_values": X, "labels": Y}], 1, True, [5]),
     "input dicts": (lambda: [{"input": X, "other": "text"}], 1, False, [5]),
-    "events in time": (lambda: [(torch.rand(4, 5, 2), Y)], 1, True, [4]),
+    "events in time": (lambda: [(X.expand(4, 5, 2), Y)], 1, True, [5]),
 }
 
 

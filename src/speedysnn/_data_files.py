@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from speedysnn._images import ArrayStore, Loaded, as_labels, as_nchw
+from speedysnn._images import ArrayStore, Loaded, as_events, as_labels, as_nchw
 from speedysnn.assets import DIGITS, asset_path
 from speedysnn.errors import DataError, InputError
 
@@ -39,7 +39,10 @@ def load_digits(rest: str, split: str) -> Loaded:
 
 
 def load_npz(rest: str, split: str) -> Loaded:
-    """Arrays x_train, y_train, x_test, y_test of an .npz file, or x and y for either split; labels may be absent."""
+    """Arrays x_train, y_train, x_test, y_test of an .npz file, or x and y for either split; labels may be absent.
+
+    x holds images, or events (N, T, C, H, W), whose values are kept as they are.
+    """
     path = require_file(Path(rest).expanduser(), "an .npz file", "npz:FILE")
     try:
         with path.open("rb") as handle:  # opened here, as np.load leaves a damaged file open
@@ -69,13 +72,15 @@ def _from_archive(archive: Any, path: Path, split: str) -> Loaded:
             f"{path} holds {', '.join(keys) or 'no arrays'}, expected x_{split} and y_{split} (or x and y){advice}"
         )
     where = f"{path}, x{suffix}"
-    images = as_nchw(archive[f"x{suffix}"], where)
+    array = archive[f"x{suffix}"]
+    timesteps = array.shape[1] if array.ndim == 5 else 0
+    images = as_events(array, where) if timesteps else as_nchw(array, where)
     if f"y{suffix}" not in keys:
-        return Loaded(ArrayStore(images), path.stem, 0)
+        return Loaded(ArrayStore(images, None, bool(timesteps)), path.stem, 0, timesteps)
     labels = as_labels(archive[f"y{suffix}"], len(images), f"{path}, y{suffix}")
     others = [archive[key] for key in ("y", "y_train", "y_test") if key in keys and key != f"y{suffix}" and suffix]
     largest = max([int(labels.max())] + [int(y.max()) for y in others if y.size and y.dtype.kind in "iuf"])
-    return Loaded(ArrayStore(images, labels), path.stem, largest + 1)
+    return Loaded(ArrayStore(images, labels, bool(timesteps)), path.stem, largest + 1, timesteps)
 
 
 def load_fashion_mnist(rest: str, split: str) -> Loaded:

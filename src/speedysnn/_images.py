@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speedysnn.errors import DataError, InputError
 
-__all__ = ["ArrayStore", "Loaded", "Normalizer", "Store", "as_labels", "as_nchw", "parse_normalize"]
+__all__ = ["ArrayStore", "Loaded", "Normalizer", "Store", "as_events", "as_labels", "as_nchw", "parse_normalize"]
 
 _COLOURS = (1, 2, 3, 4)  # channel counts by which an axis of an image array is recognised
 _BY_FUNCTION = "or serve the data from a function, as 'FILE.py:FUNCTION'"
@@ -30,19 +30,24 @@ class Store(Protocol):
 
 
 class Loaded(NamedTuple):
-    """What a handler of `data.load` returns; `classes` is 0 where unknown."""
+    """What a handler of `data.load` returns; `classes` is 0 where unknown, `timesteps` where samples are static."""
 
     store: Store
     name: str
     classes: int
+    timesteps: int = 0
 
 
 @dataclass(frozen=True)
 class ArrayStore:
-    """Images (N, ...) and labels (N,) kept as they came; uint8 becomes float32 in [0, 1] one image at a time."""
+    """Images (N, ...) and labels (N,) kept as they came; uint8 becomes float32 in [0, 1] one image at a time.
+
+    `counts` marks numbers that are no pixels, such as events: they become float32 as they are.
+    """
 
     images: Tensor
     labels: Tensor | None = None
+    counts: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -51,7 +56,8 @@ class ArrayStore:
     def __getitem__(self, position: int, /) -> Any:
         """(image, label), or the image alone where there are no labels."""
         image = self.images[position]
-        image = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+        pixels = image.dtype == torch.uint8 and not self.counts
+        image = image.float().div_(255) if pixels else image.float()
         image = image.contiguous()
         return image if self.labels is None else (image, int(self.labels[position]))
 
@@ -119,13 +125,35 @@ def as_nchw(images: NDArray[Any], where: str) -> Tensor:
     """
     if images.ndim not in (3, 4) or not images.size:
         raise DataError(
-            f"{where}: expected images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with N at least 1, "
-            f"got {images.shape}; reshape them, {_BY_FUNCTION}"
+            f"{where}: expected images of shape (N, H, W), (N, H, W, C) or (N, C, H, W), or events (N, T, C, H, W), "
+            f"with N at least 1, got {images.shape}; reshape them, {_BY_FUNCTION}"
         )
     tensor = _as_compact(images, where)
     if tensor.ndim == 3:
         return tensor[:, None]
     return tensor.permute(0, 3, 1, 2) if _channels_last(images.shape, where) else tensor
+
+
+def as_events(events: NDArray[Any], where: str) -> Tensor:
+    """Events (N, T, C, H, W), counts or amplitudes of any sign, as a compact tensor with their values unchanged.
+
+    Raises:
+        DataError: another number of dimensions, nothing in it, not numbers, NaN or infinity.
+    """
+    if events.ndim != 5 or not events.size:
+        raise DataError(f"{where}: expected events of shape (N, T, C, H, W), none of them 0, got {events.shape}")
+    if events.dtype.kind not in "iufb":
+        raise DataError(f"{where}: events are {events.dtype}, expected whole numbers or floats")
+    if events.dtype.kind in "iub":
+        small = np.iinfo(np.uint8)
+        fits = small.min <= int(events.min()) and int(events.max()) <= small.max
+        return torch.from_numpy(np.ascontiguousarray(events, np.uint8 if fits else np.float32))
+    tensor = torch.from_numpy(np.ascontiguousarray(events, np.float16 if events.dtype.itemsize == 2 else np.float32))
+    finite = tensor.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise DataError(f"{where}: {int((~finite).sum())} of {len(events)} samples hold NaN or infinity, first {bad}")
+    return tensor
 
 
 def _channels_last(shape: tuple[int, ...], where: str) -> bool:

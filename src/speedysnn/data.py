@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from speedysnn._batches import Batch as Batch
 from speedysnn._batches import iter_batches as iter_batches
+from speedysnn._batches import steps_of as steps_of
 from speedysnn._data_files import load_cifar10, load_digits, load_fashion_mnist, load_npz
 from speedysnn._image_folder import load_image_folder
 from speedysnn._images import ArrayStore, Loaded, Normalizer, Store, parse_normalize
 from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 
-__all__ = ["HANDLERS", "Batch", "ImageData", "iter_batches", "load", "loader", "split_holdout"]
+__all__ = ["HANDLERS", "Batch", "ImageData", "iter_batches", "load", "loader", "split_holdout", "steps_of"]
 
 SPLITS = ("train", "test")
 
@@ -29,14 +30,20 @@ class ImageData(Dataset[Any]):
     Attributes:
         name: of the data, for reports.
         classes: number of classes, 0 where unknown.
-        image_shape: shape of one image, usually (C, H, W).
+        image_shape: shape of one image, usually (C, H, W), of events that of one step.
         labelled: whether samples carry a label.
+        timesteps: T where the samples are events (T, C, H, W), 0 where they are images.
     """
 
     def __init__(
-        self, loaded: Loaded, normalizer: Normalizer | None = None, positions: Sequence[int] | None = None
+        self,
+        loaded: Loaded,
+        normalizer: Normalizer | None = None,
+        positions: Sequence[int] | None = None,
+        timesteps: int | None = None,
     ) -> None:
         self.name, self.classes = loaded.name, loaded.classes
+        self.timesteps = loaded.timesteps if timesteps is None else timesteps
         self._loaded, self._normalizer = loaded, normalizer
         self._positions: Sequence[int] = range(len(loaded.store)) if positions is None else positions
         if not len(self._positions):
@@ -44,7 +51,8 @@ class ImageData(Dataset[Any]):
         sample = _first(loaded.store, self._positions[0], self.name)
         self.labelled = isinstance(sample, (tuple, list))
         image = sample[0] if self.labelled else sample
-        self.image_shape: tuple[int, ...] = tuple(image.shape) if isinstance(image, Tensor) else ()
+        shape = tuple(image.shape) if isinstance(image, Tensor) else ()
+        self.image_shape: tuple[int, ...] = shape[1:] if self.timesteps else shape
         if normalizer is not None:
             normalizer.require_fits(self.image_shape, self.name)
             if image.min() < 0:
@@ -57,17 +65,39 @@ class ImageData(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """One sample, its image normalised."""
         sample = self._loaded.store[self._positions[index]]
-        if self._normalizer is None:
+        if self._normalizer is None and self.timesteps == self._loaded.timesteps:
             return sample
-        return (self._normalizer(sample[0]), *sample[1:]) if self.labelled else self._normalizer(sample)
+        return (self._prepared(sample[0]), *sample[1:]) if self.labelled else self._prepared(sample)
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        if self.timesteps:
+            image = image.view(self.timesteps, -1, *image.shape[1:]).mean(1)
+        return image if self._normalizer is None else self._normalizer(image)
 
     def __repr__(self) -> str:
         """Name, size and shape."""
-        return f"ImageData({self.name!r}, {len(self)} images {self.image_shape}, {self.classes} classes)"
+        steps = f" of {self.timesteps} steps" if self.timesteps else ""
+        return f"ImageData({self.name!r}, {len(self)} images {self.image_shape}{steps}, {self.classes} classes)"
 
     def subset(self, indices: Sequence[int]) -> ImageData:
         """These samples, in this order, sharing the memory."""
-        return ImageData(self._loaded, self._normalizer, [self._positions[index] for index in indices])
+        chosen = [self._positions[index] for index in indices]
+        return ImageData(self._loaded, self._normalizer, chosen, self.timesteps)
+
+    def in_steps(self, timesteps: int) -> ImageData:
+        """The same events in fewer steps: the mean over T / timesteps neighbours, which keeps the mean over time.
+
+        Raises:
+            InputError: the samples are no events, or `timesteps` does not divide their T.
+        """
+        own = self._loaded.timesteps
+        if not own:
+            raise InputError(f"{self.name}: the samples are images without a time axis; encode them to get events")
+        if timesteps < 1 or own % timesteps:
+            raise InputError(
+                f"{self.name}: events of {own} steps cannot be put into {timesteps}; give a number that divides {own}"
+            )
+        return ImageData(self._loaded, self._normalizer, self._positions, timesteps)
 
 
 def _first(store: Store, position: int, name: str) -> Any:
@@ -85,7 +115,9 @@ def load(
     """Find and open the data a text names. Nothing is downloaded, and no pickle is opened.
 
     Args:
-        spec: a kind in `HANDLERS`, with what it needs after a colon: 'digits', 'npz:FILE', 'imagefolder:DIR@32'.
+        spec: a kind in `HANDLERS`, with what it needs after a colon: 'digits', 'npz:FILE', 'imagefolder:DIR@32'. An
+            npz array (N, T, C, H, W) is events, and so are the samples of a function's Dataset that says
+            `timesteps = T`.
         split: "train" or "test".
         normalize: None, "none", "imagenet", "cifar10" or 'means/deviations', as '0.5,0.5,0.5/0.2,0.2,0.2'.
         limit: keep this many samples, chosen at random by `seed`, in that random order.
@@ -134,7 +166,7 @@ def _from_function(spec: str, split: str) -> Loaded:
         raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
     made = function(split=split)
     if isinstance(made, Dataset):
-        return Loaded(_user_samples(made, spec), spec, _classes_of(made))
+        return Loaded(_user_samples(made, spec), spec, _classes_of(made), steps_of(made))
     parts = made if isinstance(made, tuple) else (made,)
     if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
         raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
