@@ -91,7 +91,7 @@ def command(
     check_encoder(encoder, images)
     if exit_loss is not None:
         other = "test" if split == "train" else "train"
-        readouts = replace(readouts, validation=data_of(data, other, normalize, None, seed))
+        readouts = replace(readouts, validation=data_of(data, other, normalize, limit, seed))
     reference = reference_of(source, snn)
     case = _Case(images, encoder, seed, recalibrate, reference, readouts)
     rows = [row for t in steps for row in case.rows(snn, t, delays)]
