@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -339,6 +340,35 @@ def test_event_values_stay_as_they_are(tmp_path, dtype) -> None:
     sample = data[0] * (2 if dtype == np.float64 else 1)
     assert sample.dtype == torch.float32
     assert torch.equal(sample, torch.from_numpy(events[0].astype(np.float32)))
+
+
+USER = """
+import torch
+from torch.utils.data import Dataset
+
+class Sensor(Dataset):
+    timesteps, classes = 8, 3
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return torch.full((8, 2, 6, 6), float(index)), index % 3
+
+def make(split):
+    return Sensor()
+"""
+
+
+def test_a_users_dataset_says_its_samples_are_events(sensor, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mine.py").write_text(USER)
+    data = load(f"{tmp_path / 'mine.py'}:make")
+    assert (data.timesteps, data.image_shape, data.classes) == (8, (2, 6, 6), 3)
+    assert data.in_steps(2)[4][0].shape == (2, 2, 6, 6)
+    batch = next(iter_batches(data.subset([1, 3]), events="steps"))
+    assert (tuple(batch.inputs[0].shape), batch.labels.tolist()) == ((8, 2, 2, 6, 6), [1, 0])
+    assert analysis.evaluate(convert.to_spiking(sensor[1], load(sensor[0], "train"), timesteps=8), data).images == 5
 
 
 def test_events_leave_the_network_as_it_is(sensor) -> None:
