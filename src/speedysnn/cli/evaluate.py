@@ -142,5 +142,6 @@ class _Case:
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
             note(f"T={timesteps}, delay {result.delay}, {cost}: accuracy {percent(result.accuracy)} %")
             more = self.readouts.measured(snn, images, validation, self.reference)
-            rows.append({**result.to_json(), "encoder": self.encoder, **more})
+            entered = {"encoder": self.encoder} if self.given_encoder or self.images.timesteps else {}
+            rows.append({**result.to_json(), **entered, **more})
         return rows
