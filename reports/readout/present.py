@@ -285,16 +285,17 @@ ResNet-20 of [cifar10_resnet20](../cifar10_resnet20/README.md).
 ```
 """
 
-WORDS = """**{name}.** Encoders at T = {last}, look-ahead 1: constant {constant} %; poisson {poisson} %, of which the encoder's own
-noise leaves the source {mean} %; latency {latency1} % ({latency0} % at look-ahead 0: everything bright arrives first).
-Leaving out the first {half} of {last} steps takes look-ahead 0 from {whole} to {skipped} %, look-ahead 1 from {whole1} to
-{skipped1} %. Early exit at T = {steps}: look-ahead 0 {exit0}; look-ahead 1 {exit1}. The same {last} + 1 levels at look-ahead
-0: {binary} % in {last} binary steps, {one} % in one step of graded spikes, which has no time to go wrong in.
-"""
+WORDS = """- **{name}.** Encoders at T = {last}, look-ahead 1: constant {constant} %; poisson {poisson} % (the source itself on the mean of
+  those events: {mean} %); latency {latency1} %, and {latency0} % at look-ahead 0, as everything bright arrives first.
+  Leaving out the first {half} of {last} steps takes look-ahead 0 from {whole} to {skipped} %, look-ahead 1 from {whole1} to {skipped1} %.
+  Early exit at T = {steps}: look-ahead 0 {exit0};
+  look-ahead 1 {exit1}.
+  The same {last} + 1 levels at look-ahead 0: {binary} % in {last} binary steps, {one} % in one step of graded spikes, which has no
+  time to go wrong in."""
 
 PART = """## {title}: {images} test images, source {source} % (standard error {error} points)
 
-Accuracy % by encoder; `poisson` as mean (range) over {seeds} seed(s).
+Accuracy % by encoder; `poisson` as mean (range) over {seeds} seed(s); latency and spikes per neuron in `encoders.csv`.
 
 {encoders}
 
