@@ -71,24 +71,31 @@ class LayerSums:
         a, drive = analog.to(torch.float64), z.to(torch.float64)
         measured = mean_of(outs)
         fired = torch.round(measured / self.step)
-        aimed = levels(z, self.theta, self.start, self.neuron.timesteps, self.neuron.levels_per_step).to(torch.float64)
+        aimed = self._levels(z)
         reached = reached_counts(drives, self.theta, self.start, self.neuron).to(torch.float64)
-        clipped = torch.minimum(drive.clamp_min(0), self.step * self.most)
+        top = self.step * self.most
+        low = -top if self.neuron.signed else torch.zeros_like(top)
+        clipped = torch.maximum(torch.minimum(drive, top), low)
         target = aimed * self.step
         input_target = reached * self.step
         r = fired * self.step
         e = r - a
         parts = (clipped - a, target - clipped, input_target - target, r - input_target)
         off, miss = twin - a, parts[0] + parts[1] + parts[2] + parts[3] - (measured - a)
-        inside = (drive > 0) & (drive < self.step * self.most)
-        channels = torch.stack([a.sum(0), e.sum(0), (e * e).sum(0), inside.to(torch.float64).sum(0)])
+        inside = (drive > low) & (drive < top)
+        channels = torch.stack([a.abs().sum(0), e.sum(0), (e * e).sum(0), inside.to(torch.float64).sum(0)])
         pairs = ((a, a), (a, r), (r, r), (off, off), (miss, miss), *((part, e) for part in parts))
         self.channels = self.channels.to(channels.device) + channels
         totals = torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs])
         self.totals = self.totals.to(totals.device) + totals
         self.counts["n"] += a.numel()
-        for name, hit in (("saturated", fired == self.most), ("silent", fired == 0), ("source_silent", a == 0)):
+        for name, hit in (("saturated", fired.abs() == self.most), ("silent", fired == 0), ("source_silent", a == 0)):
             self.counts[name] += int(torch.count_nonzero(hit))
+
+    def _levels(self, z: Tensor) -> Tensor:
+        neuron = self.neuron
+        counts = levels(z, self.theta, self.start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
+        return counts.to(torch.float64)
 
     def row(self) -> dict[str, Any]:
         """The layer's figures by the names of `speedysnn.analysis.columns.COLUMNS`; NaN where undefined."""

@@ -113,11 +113,12 @@ def reached_counts(drives: Sequence[Tensor], theta: Tensor, start: Tensor, neuro
     Shapes: drives (M, C) each, theta and start () or (C,).
     """
     if len(drives) == 1:
-        return levels(drives[0], theta, start, neuron.timesteps, neuron.levels_per_step)
+        return levels(drives[0], theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
     total = drives[0]
     for drive in drives[1:]:
         total = total + drive
-    return torch.floor(total / theta + start).clamp_(0, neuron.timesteps * neuron.levels_per_step)
+    most = neuron.timesteps * neuron.levels_per_step
+    return torch.floor(total / theta + start).clamp_(-most if neuron.signed else 0, most)
 
 
 def events(tap: Tap) -> int:
@@ -126,7 +127,7 @@ def events(tap: Tap) -> int:
         return int(torch.count_nonzero(tap.output))
     neuron = tap.neuron
     step = neuron.per_channel(neuron.threshold.detach(), tap.output.ndim).to(torch.float64) / neuron.timesteps
-    counts = torch.round(tap.output.to(torch.float64) / step)
+    counts = torch.round(tap.output.to(torch.float64) / step).abs()
     return int(counts.clamp_max(neuron.timesteps).sum())  # constant drive paces them: one a step before any second one
 
 

@@ -1,6 +1,9 @@
 """Convert a trained network into a spiking one: trace, replace every activation, choose the thresholds."""
 
 from speedysnn.convert.ops import HANDLERS as HANDLERS
+from speedysnn.convert.ops.custom import as_leaky as as_leaky
+from speedysnn.convert.ops.custom import as_neuron as as_neuron
+from speedysnn.convert.ops.custom import as_operator as as_operator
 from speedysnn.convert.report import Report as Report
 from speedysnn.convert.report import Row as Row
 from speedysnn.convert.spiking import inspect as inspect

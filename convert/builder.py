@@ -4,18 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speedysnn.graph import Graph, Node
+from speedysnn.operators import OPERATORS
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of the new graph: the node that makes it and its shape, batch dimension included."""
+    """A tensor of the new graph: the node that makes it and its shape, batch dimension included.
+
+    `order` is a permutation not made yet, because it takes the batch from the first place: dimension i of `shape` is
+    dimension order[i] of the node's tensor. It is made once the batch is first again.
+    """
 
     name: str
     shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,9 @@ class BatchInt:
     """A whole number that follows the batch size; only reshaping may use it."""
 
     value: int
+
+
+WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
@@ -41,6 +49,27 @@ class Builder:
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     path: str = ""
     source: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    keep_analog: tuple[str, ...] = ()
+
+    def kept_analog(self) -> bool:
+        """Whether the present path, or a module above it, is to stay analog."""
+        return any(self.path == name or self.path.startswith(f"{name}.") for name in self.keep_analog)
+
+    def track(self, name: str, op: str, inputs: tuple[str, ...], attrs: Mapping[str, Any], shape: Any) -> None:
+        """Remember a node's shape, and which of its dimensions holds the channels."""
+        self.shapes[name] = tuple(shape)
+        first = self.channels.get(inputs[0], 1) if inputs else 1
+        if op == "linear":
+            first = len(shape) - 1
+        elif op in WEIGHTED or op == "batch_norm":
+            first = 1
+        elif op == "permute":
+            first = list(attrs["dims"]).index(first) if first in attrs["dims"] else 1
+        elif inputs and len(self.shapes.get(inputs[0], ())) != len(shape):
+            first = 1 if self.channels.get(inputs[0], 1) == 1 else len(shape) - 1
+        self.channels[name] = min(first, max(len(shape) - 1, 0))
 
     def name(self, wanted: str) -> str:
         """`wanted`, or the first of wanted_1, wanted_2, ... that is free."""
@@ -77,104 +106,3 @@ class Builder:
         kept = tuple(node for node in self.nodes if node.name in needed or node.op == "input")
         self.tensors = {node.name: self.tensors[node.name] for node in kept if node.name in self.tensors}
         return Graph(kept, outputs)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One traced call, as a handler sees it.
-
-    Attributes:
-        builder: where nodes go.
-        module: the called module, None for functions and methods.
-        args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
-        kwargs: keyword arguments, likewise.
-        result: shape of the result for the traced batch, or a tuple of shapes for several.
-    """
-
-    builder: Builder
-    module: nn.Module | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
-
-    def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    def ref(self, position: int = 0, name: str = "input") -> Ref:
-        """A tensor argument that comes from the network's input.
-
-        Raises:
-            Unsupported: it is something else.
-        """
-        value = self.get(position, name)
-        if not isinstance(value, Ref):
-            raise Unsupported(
-                f"its argument {position} is {_kind(value)}, expected a tensor computed from the input",
-                "rewrite the layer so that it works on one tensor",
-            )
-        return value
-
-    def number(self, position: int, name: str, default: Any = None) -> Any:
-        """A constant argument.
-
-        Raises:
-            Unsupported: it depends on the input or on the batch size.
-        """
-        value = self.get(position, name, default)
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, Ref | BatchInt | Tensor):
-                raise Unsupported(f"its argument {name!r} is {_kind(item)}, expected a constant", "make it a constant")
-        return value
-
-    def dims(self, dim: Any, ndim: int) -> list[int]:
-        """Dimensions as non-negative numbers that leave the batch alone.
-
-        Raises:
-            Unsupported: the batch dimension is among them.
-        """
-        chosen = range(ndim) if dim is None else dim if isinstance(dim, list | tuple) else [dim]
-        out = [int(d) % ndim for d in chosen]
-        if 0 in out:
-            raise Unsupported("it works across the batch dimension", "keep images apart inside the network")
-        return out
-
-    def emit(
-        self,
-        op: str,
-        inputs: tuple[Ref, ...],
-        attrs: Mapping[str, Any] | None = None,
-        tensors: Mapping[str, Tensor | None] | None = None,
-        shape: tuple[int, ...] | None = None,
-    ) -> Ref:
-        """Add a node; the result has the traced shape unless another is given."""
-        name = self.builder.emit(op, tuple(ref.name for ref in inputs), attrs, tensors)
-        return Ref(name, tuple(self.result if shape is None else shape))
-
-    def norm_input(self) -> Ref:
-        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
-        L and not along the layer's outputs, so that it must not be folded.
-        """
-        x = self.ref()
-        made = next(node for node in self.builder.nodes if node.name == x.name)
-        if made.op == "linear" and len(x.shape) > 2:
-            return self.emit("identity", (x,), shape=x.shape)
-        return x
-
-    def neuron(self, x: Ref, ceiling: float | None = None) -> Ref:
-        """Add an integrate-and-fire layer in place of an activation."""
-        shape = list(x.shape[1:])
-        features = 1
-        for size in shape:
-            features *= size
-        return self.emit("neuron", (x,), {"ceiling": ceiling, "shape": shape, "features": features}, shape=x.shape)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Ref):
-        return "a tensor computed from the input"
-    if isinstance(value, BatchInt):
-        return "a number that follows the batch size"
-    return f"a {type(value).__name__}" if not torch.is_tensor(value) else "a tensor of the model's own"

@@ -33,6 +33,8 @@ def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progr
 
     def observe(tap: Tap) -> None:
         values = rows_of(tap.output, tap.neuron.channel_dim, granularity)
+        if tap.neuron.signed:
+            values = torch.cat([values, -values])
         try:
             histograms.setdefault(tap.name, ActivationHistogram(values.shape[0])).update(values)
         except DataError as err:
@@ -72,15 +74,18 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
         raise InputError(f"threshold: no neuron is called {unknown[0]!r}; there are {', '.join(snn.neurons)}")
     for name, neuron in snn.neurons.items():
         hist = snn.calibration.histograms[name]
+        channels = hist.channels // 2 if neuron.signed else hist.channels
         if name in given:
             value = torch.as_tensor(given[name], dtype=torch.float32)
-            if value.ndim and value.shape != (hist.channels,):
+            if value.ndim and value.shape != (channels,):
                 raise InputError(
-                    f"threshold of {name!r}: expected a number or {hist.channels} values, got {tuple(value.shape)}"
+                    f"threshold of {name!r}: expected a number or {channels} values, got {tuple(value.shape)}"
                 )
-            neuron.set_threshold(value.expand(hist.channels) if granularity == "channel" else value)
+            neuron.set_threshold(value.expand(channels) if granularity == "channel" else value)
             snn.calibration.rules[name] = "given"
             continue
-        theta = choose(hist, rule, neuron.v_init, snn.timesteps, neuron.levels_per_step, layer=name)
+        theta = choose(
+            hist, rule, neuron.v_init, snn.timesteps, neuron.levels_per_step, signed=neuron.signed, layer=name
+        )
         neuron.set_threshold(theta if granularity == "channel" else theta.squeeze(0))
         snn.calibration.rules[name] = rule

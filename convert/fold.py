@@ -13,15 +13,15 @@ _OUT_DIM = {"linear": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0,
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def fold_batch_norm(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
+def fold_batch_norm(graph: Graph, tensors: Tensors) -> Graph:
     """W' = W g/s, b' = (b - m) g/s + beta with s = sqrt(var + eps), computed in float64.
 
-    Only where the batch-norm is the one reader of that layer; the layer keeps its name.
+    Only where the batch-norm is the one reader of that layer; the layer keeps its name. `tensors` is changed in place.
     """
     readers = Counter(name for node in graph.nodes for name in node.inputs)
     readers.update(graph.output_names)
     by_name = {node.name: node for node in graph.nodes}
-    folded, renamed = dict(tensors), dict[str, str]()
+    folded, renamed = tensors, dict[str, str]()
     for node in graph.nodes:
         before = by_name[node.inputs[0]] if node.op == "batch_norm" else None
         if before is None or not _foldable(before, readers, folded, node):
@@ -33,7 +33,7 @@ def fold_batch_norm(graph: Graph, tensors: Tensors) -> tuple[Graph, Tensors]:
         for n in graph.nodes
         if n.name not in renamed
     )
-    return Graph(nodes, _rename(graph.outputs, renamed)), folded
+    return Graph(nodes, _rename(graph.outputs, renamed))
 
 
 def _foldable(before: Node, readers: Counter[str], tensors: Tensors, norm: Node) -> bool:

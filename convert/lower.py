@@ -2,38 +2,56 @@
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from speedysnn.convert.builder import BatchInt, Builder, Call, Ref, Unsupported
+from speedysnn.convert.builder import BatchInt, Builder, Ref, Unsupported
+from speedysnn.convert.call import Call
+from speedysnn.convert.cost import Cost, cost_of
+from speedysnn.convert.encode import encode
 from speedysnn.convert.ops import HANDLERS, Handler, Key
-from speedysnn.convert.report import Report, Row
-from speedysnn.convert.trace import Shape, has_tensor, path_of, record, source_of, trace
-from speedysnn.graph import Graph
+from speedysnn.convert.ops.nonlinear import constant
+from speedysnn.convert.report import Accuracy, Row, Treatment
+from speedysnn.convert.trace import Shape, Traced, has_tensor, record, source_of
+from speedysnn.graph import Node
+from speedysnn.operators import OPERATORS
 
 _INPLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_)
 _WHY = {
-    "neuron": ("approximate", "becomes integrate-and-fire neurons; its error is what `analyze` measures"),
-    "max_pool": ("exact", "exact in rate: the running maximum of the counts, emitted as differences"),
-    "batch_norm": ("exact", "affine a channel: folded into the layer before it, else applied at every step"),
+    "hybrid": "not linear: an analog unit applies it to the running mean and emits the difference",
+    "neuron": "becomes integrate-and-fire neurons; its error is what `analyze` measures",
+    "signed": "becomes integrate-and-fire neurons with signed spikes; its error is what `analyze` measures",
+    "max_pool": "exact in rate: the running maximum of the counts, emitted as differences",
+    "batch_norm": "affine a channel: folded into the layer before it, else applied at every step",
+    "left out": "changes nothing when evaluating: left out",
+    "affine": "affine at every step, so its mean over time is exact",
 }
+_HYBRID = "replace it by ReLU and batch-norm and retrain, or accept an analog unit with allow_hybrid=True"
 
 
 class Lowering:
     """One walk over a traced network.
 
     Args:
-        module: the traced network.
+        traced: the traced network.
         example: its inputs.
         handlers: user entries, which win over the registry.
+        keep_analog: layer paths, or modules above them, in which no neuron is placed.
     """
 
-    def __init__(self, module: fx.GraphModule, example: Sequence[Tensor], handlers: Mapping[Key, Handler]) -> None:
-        self.module, self.handlers = module, {**HANDLERS, **handlers}
-        self.records, self.reference = record(module, example)
-        self.builder, self.rows = Builder(), list[Row]()
+    def __init__(
+        self,
+        traced: Traced,
+        example: Sequence[Tensor],
+        handlers: Mapping[Key, Handler],
+        keep_analog: Sequence[str] = (),
+    ) -> None:
+        self.traced, self.module, self.handlers = traced, traced.module, {**HANDLERS, **handlers}
+        self.records, self.reference = record(traced.module, example, traced.batches)
+        self.builder, self.rows = Builder(keep_analog=tuple(keep_analog)), list[Row]()
         self.env: dict[fx.Node, Any] = {}
         self.called: set[str] = set()
 
@@ -41,13 +59,13 @@ class Lowering:
         """Walk all calls; returns the output structure of node names (None if a problem was met)."""
         outputs: Any = None
         for node in self.module.graph.nodes:
-            self.builder.path, self.builder.source = path_of(node), source_of(node)
+            self.builder.path, self.builder.source = self.traced.path(node), source_of(node)
             if node.op == "placeholder":
                 self.env[node] = self._placeholder(node)
             elif node.op == "get_attr":
                 self.env[node] = self._attribute(str(node.target))
             elif node.op == "output":
-                outputs = self._outputs(self._resolve(node.args[0]))
+                outputs = self._outputs(self.traced.structured(self._resolve(node.args[0])))
             else:
                 self.env[node] = self._call(node)
         return outputs
@@ -56,7 +74,9 @@ class Lowering:
         shape = self.records[node]
         if not isinstance(shape, Shape):
             return shape
-        return Ref(self.builder.emit("input", (), name=str(node.target)), tuple(shape))
+        name = self.builder.emit("input", (), name=str(node.target))
+        self.builder.track(name, "input", (), {}, shape)
+        return Ref(name, tuple(shape))
 
     def _attribute(self, target: str) -> Any:
         value: Any = self.module
@@ -86,24 +106,31 @@ class Lowering:
         before = len(self.builder.nodes)
         try:
             if module is None and not _any_ref((args, kwargs)):
-                return self._fold_constant(node, args, kwargs)
+                return self._constant(node, args, kwargs)
             handler = self._handler(node, module)
             result = handler(Call(self.builder, module, args, kwargs, recorded))
         except Unsupported as problem:
-            self._report(node, "unsupported", problem.reason, problem.advice)
+            self._report(node, "unsupported", "", problem.reason, problem.advice)
             return self._stand_in(node, recorded)
         self._explain(node, before)
         if _is_inplace(node, module) and isinstance(node.args[0], fx.Node):
             self.env[node.args[0]] = result
         return result
 
-    def _fold_constant(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if _any_batch((args, kwargs)):
-            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
+    def _constant(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The value of a call that reads nothing from the input; what it makes for the batch serves any batch."""
+        sized = _any_batch((args, kwargs))
+        args, kwargs = _plain(args), _plain(kwargs)
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            value = node.target(*args, **kwargs)
+        if not sized:
+            return value
+        if not torch.is_tensor(value) or len(value) != self.traced.batches[0] or bool((value != value[:1]).any()):
+            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
+        return constant(Call(self.builder, None, (), {}, self.records[node]), value[:1])
 
     def _handler(self, node: fx.Node, module: nn.Module | None) -> Handler:
         for key in _keys(node, module):
@@ -119,28 +146,58 @@ class Lowering:
     def _stand_in(self, node: fx.Node, recorded: Any) -> Any:
         """A value to go on with, so that every problem is found in one walk."""
         if isinstance(recorded, Shape):
-            return Ref(self.builder.emit("input", (), name=f"unsupported.{node.name}"), tuple(recorded))
+            name = self.builder.emit("input", (), name=f"unsupported.{node.name}")
+            self.builder.track(name, "input", (), {}, recorded)
+            return Ref(name, tuple(recorded))
         if isinstance(recorded, tuple):
             return tuple(self._stand_in(node, item) for item in recorded)
         return recorded
 
     def _explain(self, node: fx.Node, before: int) -> None:
-        made = [new.op for new in self.builder.nodes[before:]]
-        if not made:
-            self._report(node, "exact", "changes nothing when evaluating: left out")
-            return
-        for word, (treatment, why) in _WHY.items():
-            if any(word in op for op in made):
-                self._report(node, treatment, why)
-                return
-        self._report(node, "exact", "affine at every step, so its mean over time is exact")
+        made = self.builder.nodes[before:]
+        cost = sum((self._cost(new) for new in made), Cost())
+        neurons = [new for new in made if new.op == "neuron"]
+        if any(new.op in OPERATORS and OPERATORS[new.op].hybrid for new in made):
+            self._report(node, "hybrid", "exact", _WHY["hybrid"], _HYBRID, cost)
+        elif neurons:
+            floor = neurons[0].attrs["floor"]
+            why = _WHY["signed" if floor is None or floor < 0 else "neuron"]
+            self._report(node, "spiking", "approximate", why, "", cost)
+        else:
+            words = [word for word in ("max_pool", "batch_norm") if any(word in new.op for new in made)]
+            why = _WHY[words[0] if words else "affine" if made else "left out"]
+            self._report(node, "spiking", "exact", why, "", cost)
 
-    def _report(self, node: fx.Node, treatment: Any, why: str, advice: str = "") -> None:
+    def _cost(self, node: Node) -> Cost:
+        images = next((self.builder.shapes[n.name][0] for n in self.builder.nodes if n.op == "input"), 1)
+        return cost_of(node, self.builder.shapes, self.builder.tensors, max(1, images))
+
+    def _report(
+        self,
+        node: fx.Node,
+        treatment: Treatment,
+        accuracy: Accuracy,
+        why: str,
+        advice: str = "",
+        cost: Cost | None = None,
+    ) -> None:
         if node.op == "call_module":
             word = type(self.module.get_submodule(str(node.target))).__name__
         else:
             word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        self.rows.append(Row(self.builder.path, word, treatment, why, advice, self.builder.source))
+        spent = asdict(cost or Cost())
+        row = Row(self.builder.path, word, treatment, accuracy, why, advice, self.builder.source, **spent)
+        self.rows.append(row)
+
+    def encode(self) -> None:
+        """Feed every weight layer with spikes, and say so in the report."""
+        for name, layer in encode(self.builder).items():
+            node = next(node for node in self.builder.nodes if node.name == name)
+            signed = node.attrs["floor"] is None
+            why = f"re-encodes as {'signed ' if signed else ''}spikes what {layer} receives, which is no spike train"
+            self.rows.append(
+                Row(name, "encode", "spiking", "approximate", why, "", node.source, **asdict(self._cost(node)))
+            )
 
     def _outputs(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -150,7 +207,7 @@ class Lowering:
         if isinstance(value, tuple) and value:
             return [self._outputs(item) for item in value]
         self.rows.append(
-            Row("output", type(value).__name__, "unsupported", "an output that is no tensor", "return tensors only")
+            Row("output", type(value).__name__, "unsupported", "", "an output that is no tensor", "return tensors only")
         )
         return []
 
@@ -170,7 +227,18 @@ def _is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "inplace", False))
     if isinstance(node.target, str):
         return node.target.endswith("_")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
     return node.target in _INPLACE or bool(node.kwargs.get("inplace", False))
+
+
+def _plain(value: Any) -> Any:
+    """The value with numbers that follow the batch as they were for the traced batch."""
+    if isinstance(value, BatchInt):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, tuple | list) else value
 
 
 def _any_ref(value: Any) -> bool:
@@ -187,29 +255,3 @@ def _holds(value: Any, kind: type) -> bool:
     if isinstance(value, dict):
         return any(_holds(item, kind) for item in value.values())
     return isinstance(value, kind)
-
-
-def lower(
-    model: nn.Module, example: Sequence[Tensor], handlers: Mapping[Key, Handler]
-) -> tuple[Graph | None, dict[str, dict[str, Tensor]], Report]:
-    """Trace a model in evaluation mode and convert every call; the graph is None where the report has problems.
-
-    Raises:
-        ConversionError: the model cannot be traced, or does not run on the example.
-    """
-    traced = trace(model, tuple(key for key in handlers if isinstance(key, type)))
-    walk = Lowering(traced, example, handlers)
-    outputs = walk.run()
-    leaves = [name for name, m in model.named_modules() if name and not list(m.children())]
-    reached = {*walk.called, *(name.rsplit(".", 1)[0] for name in walk.called)}
-    report = Report(
-        network=type(model).__name__,
-        rows=tuple(walk.rows),
-        activations_found=sum("torch.nn.modules.activation" in type(m).__module__ for m in model.modules()),
-        neurons=sum(node.op == "neuron" for node in walk.builder.nodes),
-        never_called=tuple(name for name in leaves if name not in reached),
-    )
-    if not report.supported:
-        return None, {}, report
-    graph = walk.builder.finish(outputs)
-    return graph, walk.builder.tensors, report

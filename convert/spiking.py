@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from speedysnn.convert.calibrate import Threshold, assign, collect
 from speedysnn.convert.check import require_equal
 from speedysnn.convert.fold import fold_batch_norm
-from speedysnn.convert.lower import lower
 from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating
 from speedysnn.data import iter_batches
@@ -23,19 +23,29 @@ from speedysnn.neurons import Delay, IFNeuron
 Example = Tensor | Sequence[Tensor]
 
 
-def inspect(ann: nn.Module, example: Example, *, handlers: Mapping[Key, Handler] | None = None) -> Report:
+def inspect(
+    ann: nn.Module,
+    example: Example,
+    *,
+    allow_hybrid: bool = False,
+    keep_analog: Sequence[str] = (),
+    handlers: Mapping[Key, Handler] | None = None,
+) -> Report:
     """Say how every operator of a network would be converted, without converting it.
 
     Args:
         ann: the trained network; it is left as it is.
         example: an input batch (B, ...), or one for each input.
+        allow_hybrid: count operators that need an analog unit as converted.
+        keep_analog: layer paths, or modules above them, in which no neuron is placed.
         handlers: user entries of the operator registry, which win.
 
     Raises:
         ConversionError: the network cannot be traced, or does not run on the example.
     """
     with evaluating(ann):
-        return lower(ann, _inputs(ann, example), handlers or {})[2]
+        inputs = _inputs(ann, example)
+        return read(ann, inputs, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=_paths(ann, keep_analog))[2]
 
 
 def to_spiking(
@@ -50,6 +60,8 @@ def to_spiking(
     delay: Delay = 0,
     correct: str = "none",
     fold_bn: bool = True,
+    allow_hybrid: bool = False,
+    keep_analog: Sequence[str] = (),
     surrogate: str = "rectangle",
     handlers: Mapping[Key, Handler] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -71,6 +83,9 @@ def to_spiking(
         delay: steps of look-ahead, or "full".
         correct: "none"; thresholds and biases are left as chosen.
         fold_bn: fold batch-norm into the layer before it.
+        allow_hybrid: take operators that need an analog unit, acting on the running mean (SiLU, softmax, layer-norm,
+            products of branches, ...); False refuses the network and lists them.
+        keep_analog: layer paths, or modules above them, in which no neuron is placed; for early layers above all.
         surrogate: spike derivative for training later.
         handlers: user entries of the operator registry, which win.
         provenance: JSON data to keep with the network.
@@ -87,17 +102,20 @@ def to_spiking(
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     example = [x[:4].to(device) for x in first.inputs]
     with evaluating(ann):
-        graph, tensors, report = lower(ann, example, handlers or {})
+        kept = _paths(ann, keep_analog)
+        graph, tensors, report = read(ann, example, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=kept)
         reference = ann(*example)
     if graph is None:
         raise ConversionError(report.complaint())
     if not graph.neurons:
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
+    tensors = {name: {key: value.detach().clone() for key, value in own.items()} for name, own in tensors.items()}
     if fold_bn:
-        graph, tensors = fold_batch_norm(graph, tensors)
+        graph = fold_batch_norm(graph, tensors)
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     shapes = [x.shape[1:] for x in example]
-    snn = SpikingNetwork(graph, tensors, _neurons(graph, timesteps, options), timesteps, shapes).to(device)
+    snn = SpikingNetwork(graph, tensors, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
+    snn = snn.to(device)
     with torch.no_grad(), snn.reading("analog"):
         error = require_equal(snn(*example), reference)
     images = collect(snn, chain([first], batches), granularity, progress=progress)
@@ -108,14 +126,29 @@ def to_spiking(
         "calibration_images": images,
         "analog_error": error,
         "granularity": granularity,
+        "treatment": report.treatment,
     }
     return snn
 
 
 def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[str, IFNeuron]:
+    own = ("ceiling", "floor", "channel_dim")
     return {
-        node.name: IFNeuron(timesteps=timesteps, ceiling=node.attrs["ceiling"], **options) for node in graph.neurons
+        node.name: IFNeuron(timesteps=timesteps, **{name: node.attrs[name] for name in own}, **options)
+        for node in graph.neurons
     }
+
+
+def _paths(ann: nn.Module, keep_analog: Sequence[str]) -> tuple[str, ...]:
+    """The given paths, refused where a string is meant as one or a module's name is misspelt."""
+    if isinstance(keep_analog, str):
+        raise InputError(f"keep_analog: expected a list of layer paths, got {keep_analog!r}")
+    known = {name for name, _ in ann.named_modules()}
+    for path in keep_analog:
+        if path not in known and path.rpartition(".")[0] not in known:
+            names = ", ".join(sorted(known)[:20])
+            raise InputError(f"keep_analog: the network has no module {path!r}; there are {names}")
+    return tuple(keep_analog)
 
 
 def _inputs(ann: nn.Module, example: Example) -> list[Tensor]:

@@ -1,9 +1,12 @@
-"""Trace a network with torch.fx and record the shape or the value of every call for two batch sizes."""
+"""Trace a network, with torch.fx or torch.export, and record the shape or value of every call for two batch sizes."""
 
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,57 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A network as a list of calls.
+
+    Attributes:
+        module: the calls.
+        tracer: "fx" or "export".
+        batches: batch sizes it can be run with.
+        model: the source network.
+    """
+
+    module: fx.GraphModule
+    tracer: str
+    batches: tuple[int, ...]
+    model: nn.Module
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The source network's modules by path."""
+        return dict(self.model.named_modules())
+
+    def path(self, node: fx.Node) -> str:
+        """The layer path of a call: the module's own, or the enclosing module's and the function's name."""
+        if node.op == "call_module":
+            return str(node.target)
+        word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+        found = self.scopes(node)
+        scope = found[-1] if found else ""
+        if self.tracer == "fx":
+            return f"{scope}.{word}".lstrip(".")
+        leaf = scope in self.modules and not list(self.modules[scope].children())
+        return scope if scope and leaf else f"{scope}.{str(word).partition('.')[0]}".lstrip(".")
+
+    def structured(self, outputs: Any) -> Any:
+        """The outputs as the source network returns them; torch.export lists them flat."""
+        info = getattr(self.module.graph._codegen, "pytree_info", None)
+        if self.tracer == "fx" or info is None or info.out_spec is None:
+            return outputs
+        return torch.utils._pytree.tree_unflatten(list(outputs), info.out_spec)
+
+    def scopes(self, node: fx.Node) -> list[str]:
+        """Paths of the modules in which a call was met, the innermost last."""
+        stack = node.meta.get("nn_module_stack") or {}
+        names = stack.keys() if self.tracer == "fx" else (item[0] for item in stack.values())
+        cleaned = [re.sub(r"^L\['self'\]\.?", "", str(name)) for name in names]
+        return [name for name in cleaned if name in self.modules]
+
+
 class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type, ...]) -> None:
-        super().__init__()
+    def __init__(self, leaves: tuple[type, ...], functions: tuple[Any, ...]) -> None:
+        super().__init__(autowrap_functions=functions)
         self.record_stack_traces = True
         self.leaves = leaves
 
@@ -40,23 +91,48 @@ class _Tracer(fx.Tracer):
         return type(m) in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, leaves: tuple[type, ...] = ()) -> fx.GraphModule:
-    """Symbolic trace of a model in evaluation mode.
+def trace(model: nn.Module, leaves: tuple[type, ...] = (), functions: tuple[Any, ...] = ()) -> Traced:
+    """Symbolic trace of a model in evaluation mode; `leaves` and `functions` are not looked into.
 
     Raises:
         ConversionError: its control flow or shapes depend on the data; names the file and line.
     """
-    tracer = _Tracer(leaves)
+    tracer = _Tracer(leaves, functions)
     try:
         graph = tracer.trace(model)
     except Exception as err:
         where = _user_frame(err)
-        raise ConversionError(
-            f"{type(model).__name__} cannot be traced{where}: {str(err).splitlines()[0] if str(err) else err!r}. "
-            "Expected a forward pass without decisions on tensor values and without *args; rewrite that line, or "
-            "convert the submodule that holds the layers"
-        ) from None
-    return fx.GraphModule(model, graph)
+        raise ConversionError(f"{type(model).__name__} cannot be traced{where}: {first_line(err)}") from None
+    return Traced(fx.GraphModule(model, graph), "fx", (2, 3), model)
+
+
+def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
+    """The model's ATen operators by torch.export, batch size left open where it can be.
+
+    Raises:
+        ConversionError: torch.export gives up; names the file and line where it says so.
+    """
+    inputs = tuple(x[torch.arange(2) % x.shape[0]] for x in example)
+    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that says nothing of its parts
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
+            module = program.module(check_guards=False)
+    except Exception as err:
+        raise ConversionError(f"torch.export gives up{_user_frame(err)}: {first_line(err)}") from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    assert isinstance(module, fx.GraphModule)
+    fixed = all(isinstance(n.meta["val"].shape[0], int) for n in module.graph.nodes if n.op == "placeholder")
+    return Traced(module, "export", (2,) if fixed else (2, 3), model)
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of an error's message, without a full stop."""
+    return str(err).strip().splitlines()[0].rstrip(".") if str(err).strip() else repr(err)
 
 
 def _user_frame(err: BaseException) -> str:
@@ -69,16 +145,6 @@ def source_of(node: fx.Node) -> str:
     frames = _FRAME.findall(node.stack_trace or "")
     mine = [f for f in frames if not f[0].startswith(_FOREIGN)]
     return f"{Path(mine[-1][0]).name}:{mine[-1][1]}" if mine else ""
-
-
-def path_of(node: fx.Node) -> str:
-    """The layer path: the module's own for a module, the enclosing module's and the function's name otherwise."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = list((node.meta.get("nn_module_stack") or {}).keys())
-    word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-    scope = str(stack[-1]) if stack else ""
-    return f"{scope}.{word}".lstrip(".")
 
 
 class _Recorder(fx.Interpreter):
@@ -98,7 +164,9 @@ class _Recorder(fx.Interpreter):
 
 
 class Shape(tuple[int, ...]):
-    """The shape of a traced tensor, apart from tuples of numbers."""
+    """The shape of a traced tensor, apart from tuples of numbers; `leads` if the first dimension follows the batch."""
+
+    leads = True
 
 
 def _shapes(value: Any) -> Any:
@@ -111,18 +179,22 @@ def _shapes(value: Any) -> Any:
     return value
 
 
-def _merge(first: Any, second: Any) -> Any:
+def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
     """One record out of two runs with different batches: numbers that differ follow the batch."""
     if isinstance(first, Shape):
+        if isinstance(second, Shape) and first and first is not second:
+            first.leads = first[0] * batches[1] == second[0] * batches[0]
         return first
     if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
-        return tuple(_merge(a, b) for a, b in zip(first, second, strict=True))
+        return tuple(_merge(a, b, batches) for a, b in zip(first, second, strict=True))
     if isinstance(first, int) and not isinstance(first, bool) and first != second:
         return BatchInt(first)
     return first
 
 
-def record(module: fx.GraphModule, example: Sequence[Tensor]) -> tuple[dict[fx.Node, Any], Any]:
+def record(
+    module: fx.GraphModule, example: Sequence[Tensor], batches: tuple[int, ...] = (2, 3)
+) -> tuple[dict[fx.Node, Any], Any]:
     """Shapes and values of every call for a batch of two, with numbers that follow the batch marked, and the output.
 
     Raises:
@@ -132,7 +204,7 @@ def record(module: fx.GraphModule, example: Sequence[Tensor]) -> tuple[dict[fx.N
     if any(x.shape[0] == 0 for x in example):
         raise InputError("the example input is empty: expected at least one image")
     runs = []
-    for batch in (2, 3):
+    for batch in batches:
         inputs = [x[torch.arange(batch) % x.shape[0]] for x in example]
         recorder = _Recorder(module)
         try:
@@ -142,8 +214,9 @@ def record(module: fx.GraphModule, example: Sequence[Tensor]) -> tuple[dict[fx.N
             shapes = ", ".join(str(tuple(x.shape)) for x in example)
             raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None
         runs.append(recorder)
-    first, second = runs
-    return {node: _merge(value, second.records[node]) for node, value in first.records.items()}, first.final
+    first, second = runs[0], runs[-1]
+    sizes = (batches[0], batches[-1])
+    return {node: _merge(value, second.records[node], sizes) for node, value in first.records.items()}, first.final
 
 
 def has_tensor(recorded: Any) -> bool:

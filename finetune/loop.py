@@ -136,7 +136,7 @@ class _Events:
     def __call__(self, tap: Tap) -> None:
         neuron = tap.neuron
         if tap.static_output:
-            self.spikes += float(neuron.counts(tap.drive).sum())
+            self.spikes += float(neuron.counts(tap.drive).abs().sum())
             self.neurons += tap.output.numel()
             return
         theta = neuron.per_channel(neuron.threshold, tap.output.ndim)

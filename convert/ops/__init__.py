@@ -3,17 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
-from speedysnn.convert.builder import Call
-from speedysnn.convert.ops import shapes
-from speedysnn.convert.ops.functions import FUNCTIONS, METHODS
-from speedysnn.convert.ops.modules import MODULES
+from speedysnn.convert.call import Call
+from speedysnn.convert.ops import aten, attention, functions, modules, moves, nonlinear, shapes
 
 Key = Any  # a module class, a function, a method name, or "package.module.function"
 Handler = Callable[[Call], Any]
 
 HANDLERS: dict[Key, Handler] = {
-    **MODULES,
-    **FUNCTIONS,
-    **METHODS,
+    **modules.MODULES,
+    **functions.FUNCTIONS,
+    **functions.METHODS,
+    **{
+        key: value
+        for room in (moves, nonlinear, attention)
+        for key, value in (*room.FUNCTIONS.items(), *room.METHODS.items())
+    },
+    **nonlinear.MODULES,
+    **attention.MODULES,
+    **aten.aten_handlers(),
     "torchvision.ops.stochastic_depth.stochastic_depth": shapes.same,  # by name: torchvision need not be imported
 }

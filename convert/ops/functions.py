@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speedysnn.convert.builder import Call, Ref, Unsupported
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call
 from speedysnn.convert.ops import shapes
 
 Handler = Callable[[Call], Any]
@@ -22,7 +23,8 @@ def _own(call: Call, position: int, name: str) -> Tensor | None:
     return value
 
 
-def _list(value: Any, dims: int) -> list[int]:
+def as_list(value: Any, dims: int) -> list[int]:
+    """A number for every spatial dimension."""
     return list(value) if isinstance(value, list | tuple) else [int(value)] * dims
 
 
@@ -34,9 +36,9 @@ def conv(call: Call) -> Ref:
     dims = weight.ndim - 2
     padding = call.number(4, "padding", 0)
     attrs = {
-        "stride": _list(call.number(3, "stride", 1), dims),
-        "padding": padding if isinstance(padding, str) else _list(padding, dims),
-        "dilation": _list(call.number(5, "dilation", 1), dims),
+        "stride": as_list(call.number(3, "stride", 1), dims),
+        "padding": padding if isinstance(padding, str) else as_list(padding, dims),
+        "dilation": as_list(call.number(5, "dilation", 1), dims),
         "groups": call.number(6, "groups", 1),
     }
     return call.emit(f"conv{dims}d", (call.ref(),), attrs, {"weight": weight, "bias": bias})
@@ -118,7 +120,7 @@ def relu6(call: Call) -> Ref:
 
 
 def clamp(call: Call) -> Ref:
-    """A clamp at 0 from below, with or without a ceiling, is a neuron; another floor is none."""
+    """A clamp to a range that holds 0 is a neuron, signed where it reaches below 0."""
     return _clamped(call, call.number(1, "min"), call.number(2, "max"))
 
 
@@ -128,14 +130,17 @@ def clamp_min(call: Call) -> Ref:
 
 
 def hardtanh(call: Call) -> Ref:
-    """torch.nn.functional.hardtanh with a floor of 0."""
+    """torch.nn.functional.hardtanh; signed neurons where it reaches below 0."""
     return _clamped(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
 
 
 def _clamped(call: Call, low: Any, high: Any) -> Ref:
-    if low != 0 or (high is not None and high <= 0):
-        raise Unsupported(f"a clamp to [{low}, {high}] is no ReLU", "clamp at 0 from below")
-    return call.neuron(call.ref(), ceiling=None if high is None else float(high))
+    if low is None and high is None:
+        return call.ref()
+    low, high = (None if value is None else float(value) for value in (low, high))
+    if (low is not None and low > 0) or (high is not None and high <= 0):
+        return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
+    return call.neuron(call.ref(), ceiling=high, floor=low)
 
 
 def add(sign: int) -> Handler:
@@ -158,19 +163,23 @@ def add(sign: int) -> Handler:
 
 
 def multiply(call: Call) -> Ref:
-    """Product with a constant; the product of two branches is not affine."""
+    """Product with a constant, which is affine, or of two branches, which is not."""
     a, b = call.args[0], call.get(1, "other")
     if isinstance(a, Ref) and isinstance(b, Ref):
-        raise Unsupported("the product of two branches is not linear", "keep the gate analog")
+        return call.emit("mul", (a, b))
     return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
 
 
 def divide(call: Call) -> Ref:
-    """Division by a constant."""
-    x, b = call.ref(), call.get(1, "other")
-    if isinstance(b, Ref) or call.kwargs.get("rounding_mode"):
-        raise Unsupported("the division by a branch is not linear", "divide by a constant")
-    return _affine(call, x, 1.0 / b, None)
+    """Division by a constant, which is affine, or by a branch, which is not."""
+    a, b = call.args[0], call.get(1, "other")
+    if call.kwargs.get("rounding_mode"):
+        raise Unsupported("a division that rounds", "divide without rounding_mode")
+    if not isinstance(b, Ref):
+        return _affine(call, call.ref(), 1.0 / b, None)
+    if isinstance(a, Ref):
+        return call.emit("div", (a, b))
+    return _affine(call, call.emit("reciprocal", (b,), shape=b.shape), a, None)
 
 
 def negate(call: Call) -> Ref:
@@ -212,7 +221,9 @@ def interpolate(call: Call) -> Ref:
         "align_corners": call.number(4, "align_corners"),
     }
     if attrs["size"] is not None:
-        attrs["size"] = _list(attrs["size"], len(call.ref().shape) - 2)
+        attrs["size"] = as_list(attrs["size"], len(call.ref().shape) - 2)
+    if attrs["scale"] is not None:
+        attrs["scale"] = as_list(attrs["scale"], len(call.ref().shape) - 2)
     return call.emit("interpolate", (call.ref(),), attrs)
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from speedysnn.convert.builder import Call, Ref, Unsupported
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -112,11 +113,12 @@ def relu6(call: Call) -> Ref:
 
 
 def hardtanh(call: Call) -> Ref:
-    """A clamp between 0 and a ceiling becomes a neuron; other floors do not."""
+    """A clamp to a range that holds 0 becomes a neuron, signed where it reaches below 0."""
     m: Any = call.module
-    if m.min_val != 0 or m.max_val <= 0:
-        raise Unsupported(f"a clamp to [{m.min_val:g}, {m.max_val:g}] is negative somewhere", "clamp at 0 from below")
-    return call.neuron(call.ref(), ceiling=float(m.max_val))
+    low, high = float(m.min_val), float(m.max_val)
+    if low > 0 or high <= 0:
+        return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
+    return call.neuron(call.ref(), ceiling=high, floor=low)
 
 
 def same(call: Call) -> Ref:

@@ -2,21 +2,24 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from speedysnn.convert.builder import Call, Ref, Unsupported
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call
 
 
 def reshape(call: Call) -> Ref:
-    """view, reshape, unflatten: the traced shape with the batch left open."""
+    """view, reshape, unflatten: the traced shape with the batch left open, which must stay outermost."""
     x = call.ref()
     out = tuple(call.result)
-    batch = x.shape[0]
-    if out and out[0] == batch:
+    if not out or not getattr(call.result, "leads", True):
+        raise Unsupported(
+            f"it turns {x.shape} into {out}: the batch is no longer outermost", "keep it first"
+        )
+    if out[0] == x.shape[0]:
         return call.emit("reshape", (x,), {"shape": [0, -1] if len(out) == 2 else [0, *out[1:]]})
-    if out and out[0] % batch == 0:
-        return call.emit("reshape", (x,), {"shape": [-1, *out[1:]]})
-    raise Unsupported(f"it turns {x.shape} into {out}, which mixes the batch with other dimensions", "keep it first")
+    return call.emit("reshape", (x,), {"shape": [-1, *out[1:]]})
 
 
 def flatten(call: Call) -> Ref:
@@ -32,14 +35,35 @@ def getitem(call: Call) -> Any:
     value, index = call.args[0], call.args[1]
     if isinstance(value, list | tuple):
         return value[index]
-    x, items = call.ref(), list(index) if isinstance(index, tuple) else [index]
+    items = list(index) if isinstance(index, tuple) else [index]
+    if isinstance(value, Ref) and value.order and len(items) == 1 and isinstance(items[0], int):
+        return picked(call, value, 0, items[0] % value.shape[0])
+    x = call.ref()
     if Ellipsis in items:
         at = items.index(Ellipsis)
         rest = len(x.shape) - (len(items) - 1)
         items = items[:at] + [slice(None)] * rest + items[at + 1 :]
-    if not items or items[0] != slice(None):
+    first = items[0] if items else None
+    if not (isinstance(first, slice) and first in (slice(None), slice(0, None), slice(None, None, 1))):
         raise Unsupported("it indexes the batch dimension", "keep the batch whole: x[:, ...]")
-    return call.emit("slice", (x,), {"index": [_index(item) for item in items]})
+    for position, item in enumerate(items):
+        if isinstance(item, Tensor) and all(rest == slice(None) for rest in items[:position] + items[position + 1 :]):
+            return take(call, x, position, item)
+    plain = [item for item in items if item is not None]
+    made = x if len(plain) == 1 else call.emit("slice", (x,), {"index": [None, *map(_index, plain[1:])]})
+    at = 0
+    for item in items:  # a None in the index is a new dimension; an integer has taken one away
+        if item is None:
+            made = call.emit("unsqueeze", (made,), {"dim": at}, shape=(*made.shape[:at], 1, *made.shape[at:]))
+        at += not isinstance(item, int)
+    return Ref(made.name, tuple(call.result))
+
+
+def take(call: Call, x: Ref, dim: int, index: Tensor) -> Ref:
+    """Entries of one dimension by a constant index tensor."""
+    positions = torch.nonzero(index).flatten() if index.dtype == torch.bool else index
+    positions = torch.where(positions < 0, positions + x.shape[dim], positions)
+    return call.emit("take", (x,), {"dim": dim}, {"index": positions})
 
 
 def _index(item: Any) -> Any:
@@ -89,22 +113,47 @@ def stack(call: Call) -> Ref:
 
 
 def permute(call: Call) -> Ref:
-    """Permutation, batch kept first."""
-    x = call.ref()
+    """Permutation; one that moves the batch is put off until the batch is first again."""
+    x = call.args[0]
+    if not isinstance(x, Ref):
+        return call.ref()
     dims = call.args[1] if isinstance(call.get(1, "dims"), list | tuple) else call.args[1:]
-    order = [int(d) % len(x.shape) for d in (dims or call.kwargs["dims"])]
-    if order[0] != 0:
-        raise Unsupported("it moves the batch dimension", "keep the batch first")
-    return call.emit("permute", (x,), {"dims": order})
+    return permuted(call, x, [int(d) % len(x.shape) for d in (dims or call.kwargs["dims"])])
+
+
+def permuted(call: Call, x: Ref, order: list[int]) -> Ref:
+    """The tensor with its dimensions in another order."""
+    before = x.order or tuple(range(len(x.shape)))
+    after = tuple(before[d] for d in order)
+    shape = tuple(x.shape[d] for d in order)
+    if after == tuple(range(len(after))):
+        return Ref(x.name, shape)
+    if after[0] != 0:
+        return Ref(x.name, shape, after)
+    return call.emit("permute", (Ref(x.name, call.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
+
+
+def picked(call: Call, x: Ref, dim: int, index: int) -> Ref:
+    """One index of one dimension, which goes; of a tensor whose permutation was put off too."""
+    order = x.order or tuple(range(len(x.shape)))
+    stored, at = call.builder.shapes[x.name], order[dim]
+    if at == 0:
+        raise Unsupported("it works across the batch dimension", "keep images apart inside the network")
+    slim = call.emit("slice", (Ref(x.name, stored),), {"index": [None] * at + [int(index)]},
+                     shape=(*stored[:at], *stored[at + 1 :]))  # fmt: skip
+    rest = [d - (d > at) for i, d in enumerate(order) if i != dim]
+    return permuted(call, slim, rest)
 
 
 def transpose(call: Call) -> Ref:
     """Two dimensions swapped."""
-    x = call.ref()
-    first, second = call.dims([call.number(1, "dim0"), call.number(2, "dim1")], len(x.shape))
+    x = call.args[0]
+    if not isinstance(x, Ref):
+        return call.ref()
     order = list(range(len(x.shape)))
+    first, second = (int(call.number(i, f"dim{i - 1}")) % len(order) for i in (1, 2))
     order[first], order[second] = second, first
-    return call.emit("permute", (x,), {"dims": order})
+    return permuted(call, x, order)
 
 
 def squeeze(call: Call) -> Ref:
@@ -121,9 +170,7 @@ def unsqueeze(call: Call) -> Ref:
     return call.emit("unsqueeze", (x,), {"dim": call.dims(call.number(1, "dim"), len(x.shape) + 1)[0]})
 
 
-def pad_mode(
-    call: Call, x: Ref, amounts: list[int], mode: str, value: float = 0.0, *, final: bool = False
-) -> Ref:
+def pad_mode(call: Call, x: Ref, amounts: list[int], mode: str, value: float = 0.0, *, final: bool = False) -> Ref:
     """A pad node; a constant other than zero is added at every step, so its mean is right too."""
     if len(amounts) > 2 * (len(x.shape) - 1):
         raise Unsupported("it pads the batch dimension", "keep the batch as it is")
@@ -139,6 +186,14 @@ def pad(call: Call) -> Ref:
     """torch.nn.functional.pad."""
     mode, value = call.number(2, "mode", "constant"), call.number(3, "value", 0.0)
     return pad_mode(call, call.ref(), list(call.number(1, "pad")), mode, value, final=True)
+
+
+def pad_aten(call: Call) -> Ref:
+    """aten.pad (x, amounts, mode, value) and aten.constant_pad_nd (x, amounts, value)."""
+    mode = call.get(2, "mode", "constant")
+    if not isinstance(mode, str):
+        return pad_mode(call, call.ref(), list(call.number(1, "pad")), "constant", mode, final=True)
+    return pad_mode(call, call.ref(), list(call.number(1, "pad")), mode, call.get(3, "value", 0.0), final=True)
 
 
 def same(call: Call) -> Any:

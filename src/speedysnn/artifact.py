@@ -22,7 +22,7 @@ from speedysnn.operators import OPERATORS
 
 SCHEMA = "speedysnn/1"
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
-_NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling")
+_NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling", "floor")
 
 
 def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> Path:

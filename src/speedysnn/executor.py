@@ -169,7 +169,9 @@ class Execution:
     def _unit(self, node: Node, ndim: int) -> Tensor | None:
         """Theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
         neuron = self.neurons.get(node.inputs[0])
-        if neuron is None or torch.is_grad_enabled():
+        if neuron is None or torch.is_grad_enabled() or "max_pool" not in node.op:
+            return None
+        if neuron.granularity == "channel" and neuron.channel_dim != 1:  # the window spans several thetas
             return None
         return neuron.per_channel(neuron.threshold, ndim)
 

@@ -3,6 +3,8 @@
 A bin is a float32's exponent with the first four bits of its mantissa, so that every bin is 3 to 6 % wide whatever
 the scale; 20 octaves below the largest value are kept apart, what is smaller shares one bin. All counts are integers
 and the window follows the maximum alone, hence nothing depends on the order of the data.
+
+Values that may be negative take two rows a channel: C rows of the values, then C rows of the values negated.
 """
 
 import torch
@@ -82,11 +84,14 @@ class ActivationHistogram:
             self.top[row] = top[row]
 
     def edges(self) -> Tensor:
-        """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut at the maximum seen."""
+        """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut just above the maximum seen.
+
+        Just above, because a maximum on a bin's lower edge would leave its bin without width.
+        """
         codes = self.top[:, None] - (BINS - 1) + torch.arange(BINS)
         edges = (codes.clamp_min(0) << _SHIFT).to(torch.int32).view(torch.float32).to(torch.float64)
         edges = torch.cat([torch.zeros(self.channels, 1, dtype=torch.float64), edges], 1)
-        return torch.minimum(edges, self.maximum.to(torch.float64)[:, None])
+        return torch.minimum(edges, self.maximum.to(torch.float64)[:, None] * (1 + 1e-6))
 
     def percentile(self, q: float) -> Tensor:
         """(C,) value below which q percent of all values (zeros included) lie, linear inside a bin."""
@@ -110,6 +115,17 @@ class ActivationHistogram:
         out.counts = rows.counts.sum(0, keepdim=True)
         out.top, out.zeros = target, self.zeros.sum().reshape(1)
         out.maximum = self.maximum.max().reshape(1)
+        return out
+
+    def folded(self) -> "ActivationHistogram":
+        """Magnitudes, C rows, of values kept in 2 C rows with both signs."""
+        half = self.channels // 2
+        rows = ActivationHistogram.from_state(self.state())
+        rows._raise_top(torch.maximum(self.top[:half], self.top[half:]).repeat(2))
+        out = ActivationHistogram(half)
+        out.counts, out.top = rows.counts[:half] + rows.counts[half:], rows.top[:half].clone()
+        out.zeros = self.zeros[:half] + self.zeros[half:] - self.total[:half]
+        out.maximum = torch.maximum(self.maximum[:half], self.maximum[half:])
         return out
 
     def state(self) -> dict[str, Tensor]:

@@ -48,12 +48,13 @@ class SpikingNetwork(nn.Module):
         input_shapes: shape of each input without the batch dimension.
         calibration: histograms and rules for `recalibrate`.
         provenance: where the network came from, JSON data.
+        copy: False takes the tensors over as they are.
 
     Raises:
         InputError: on a call whose input has another rank than the network was converted with.
     """
 
-    BUFFERS = ("mean", "var", "value")
+    BUFFERS = ("mean", "var", "value", "index", "mask")
 
     def __init__(
         self,
@@ -64,10 +65,12 @@ class SpikingNetwork(nn.Module):
         input_shapes: Sequence[Sequence[int]],
         calibration: Calibration | None = None,
         provenance: dict[str, Any] | None = None,
+        *,
+        copy: bool = True,
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.layers = nn.ModuleDict({key_of(name): _holder(own, self.BUFFERS) for name, own in tensors.items()})
+        self.layers = nn.ModuleDict({key_of(name): _holder(own, self.BUFFERS, copy) for name, own in tensors.items()})
         self._neurons = nn.ModuleDict({key_of(name): neuron for name, neuron in neurons.items()})
         self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
         self.calibration = calibration or Calibration()
@@ -257,7 +260,9 @@ class SpikingNetwork(nn.Module):
             rule, hist = self.calibration.rules.get(name, "given"), self.calibration.histograms.get(name)
             if rule == "given" or hist is None:
                 continue
-            theta = choose(hist, rule, neuron.v_init, self.timesteps, neuron.levels_per_step, layer=name)
+            theta = choose(
+                hist, rule, neuron.v_init, self.timesteps, neuron.levels_per_step, signed=neuron.signed, layer=name
+            )
             neuron.set_threshold(theta if neuron.granularity == "channel" else theta.squeeze(0))
         return self
 
@@ -273,7 +278,9 @@ class SpikingNetwork(nn.Module):
             theta, hist = neuron.threshold.detach(), self.calibration.histograms.get(node.name)
             rate = None
             if hist is not None:
-                rate = predicted_rate(hist, theta, neuron.v_init, self.timesteps, neuron.levels_per_step)
+                rate = predicted_rate(
+                    hist, theta, neuron.v_init, self.timesteps, neuron.levels_per_step, signed=neuron.signed
+                )
             rows.append(
                 {
                     "layer": node.name,
@@ -310,10 +317,10 @@ def join(pieces: Sequence[Any], dim: int) -> Any:
     return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
 
 
-def _holder(tensors: Mapping[str, Tensor], buffers: Sequence[str]) -> nn.Module:
+def _holder(tensors: Mapping[str, Tensor], buffers: Sequence[str], copy: bool) -> nn.Module:
     module = nn.Module()
     for name, value in tensors.items():
-        value = value.detach().clone()
+        value = value.detach().clone() if copy else value.detach()
         if value.ndim == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         if name in buffers or not value.is_floating_point():

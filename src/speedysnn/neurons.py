@@ -21,8 +21,10 @@ class IFNeuron(nn.Module):
 
     spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits theta * s[t]
     quantized: Q(z) = theta/T clip(floor(T z/theta + v_init), 0, T N)
-    analog:    min(max(z, 0), ceiling)
+    analog:    min(max(z, floor), ceiling)
 
+    A signed neuron (floor below 0 or None) stands for a value that may be negative: s[t] runs from -N to N, the count
+    from -T N to T N.
     with S[k] the input summed over k = min(t + delay, T) steps and n the spikes so far; delay 0 is the plain
     soft-reset neuron. Shapes: input (T*B, ...) time-major when spiking, (B, ...) otherwise or with `constant`; output
     alike, in the input's unit. theta is positive by construction (its logarithm is the parameter).
@@ -38,6 +40,7 @@ class IFNeuron(nn.Module):
         detach_reset: no gradient through the reset.
         channel_dim: which dimension of (B, ...) a per-channel threshold runs along.
         ceiling: upper clip of the source activation (6 for ReLU6), or None.
+        floor: lower clip of the source activation; 0 for ReLU, None for a value that is only re-encoded.
 
     Raises:
         InputError: a threshold that is not positive and finite, or an option out of range.
@@ -58,12 +61,13 @@ class IFNeuron(nn.Module):
         detach_reset: bool = False,
         channel_dim: int = 1,
         ceiling: float | None = None,
+        floor: float | None = 0.0,
     ) -> None:
         super().__init__()
         self.log_threshold = nn.Parameter(_log_threshold(threshold))
         self.v_init = nn.Parameter(torch.as_tensor(v_init, dtype=torch.float32).clone())
         self.spikes, self.surrogate, self.width = spikes, surrogate, width
-        self.detach_reset, self.channel_dim, self.ceiling = detach_reset, channel_dim, ceiling
+        self.detach_reset, self.channel_dim, self.ceiling, self.floor = detach_reset, channel_dim, ceiling, floor
         self.scaled_gradient = True
         self.reading: Reading = "spiking"
         self.timesteps, self.delay = timesteps, delay
@@ -71,6 +75,7 @@ class IFNeuron(nn.Module):
         if surrogate not in SURROGATES:
             raise InputError(f"unknown surrogate {surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
         _check_steps(timesteps, delay)
+        _check_range(floor, ceiling)
         self.reset()
 
     @property
@@ -94,6 +99,11 @@ class IFNeuron(nn.Module):
         return parse_spikes(self.spikes)[1]
 
     @property
+    def signed(self) -> bool:
+        """Whether the value may be negative, and spikes with it."""
+        return self.floor is None or self.floor < 0
+
+    @property
     def lookahead(self) -> int:
         """D in steps, with "full" resolved to T and never above it."""
         return self.timesteps if self.delay == "full" else min(int(self.delay), self.timesteps)
@@ -103,7 +113,14 @@ class IFNeuron(nn.Module):
         """The firing rule as a backend needs it."""
         lowest, highest = parse_spikes(self.spikes)
         return Rule(
-            self.timesteps, self.lookahead, lowest, highest, self.surrogate, self.width, self.detach_reset
+            self.timesteps,
+            self.lookahead,
+            lowest,
+            highest,
+            self.surrogate,
+            self.width,
+            self.detach_reset,
+            self.signed,
         )
 
     def per_channel(self, value: Tensor, ndim: int) -> Tensor:
@@ -123,18 +140,20 @@ class IFNeuron(nn.Module):
         return self.spiking(x, constant=constant)
 
     def analog(self, z: Tensor) -> Tensor:
-        """The activation that the neuron replaced: min(max(z, 0), ceiling)."""
-        return z.clamp_min(0) if self.ceiling is None else z.clamp(0, self.ceiling)
+        """The activation that the neuron replaced: min(max(z, floor), ceiling)."""
+        return z if self.floor is None and self.ceiling is None else z.clamp(self.floor, self.ceiling)
 
     def quantized(self, z: Tensor) -> Tensor:
         """Q(z), with the learned-step-size gradient; shape as z."""
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
-        return quantize(z, theta, start, self.timesteps, self.levels_per_step, scaled=self.scaled_gradient)
+        return quantize(
+            z, theta, start, self.timesteps, self.levels_per_step, signed=self.signed, scaled=self.scaled_gradient
+        )
 
     def counts(self, z: Tensor) -> Tensor:
         """Spikes that T steps of constant drive z give; shape as z, whole numbers."""
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
-        return levels(z, theta, start, self.timesteps, self.levels_per_step)
+        return levels(z, theta, start, self.timesteps, self.levels_per_step, self.signed)
 
     def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
         """Theta * s[t] for all steps, (T*B, ...)."""
@@ -213,6 +232,13 @@ def _log_threshold(threshold: float | Tensor) -> Tensor:
     if not bool((value.isfinite() & (value > 0)).all()):
         raise InputError(f"threshold: expected positive finite values, got a minimum of {value.min().item():g}")
     return value.log()
+
+
+def _check_range(floor: float | None, ceiling: float | None) -> None:
+    if floor is not None and floor > 0:
+        raise InputError(f"floor: expected 0 or below, or None, got {floor!r}")
+    if ceiling is not None and ceiling <= (floor or 0):
+        raise InputError(f"ceiling: expected a value above the floor and above 0, got {ceiling!r}")
 
 
 def _check_steps(timesteps: int, delay: Delay) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import ArtifactError
+from speedysnn.nonlinear import NONLINEAR
 
 Attrs = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
@@ -31,6 +32,9 @@ class Operator:
         attrs: names of its constants.
         arity: number of inputs, -1 for one or more.
         homogeneous: g(c x) = c g(x) for c > 0, so that a rate operator may run on sums instead of means.
+        hybrid: needs an analog unit; spikes and accumulation alone cannot do it.
+        weighted: multiplies by trained weights, so its input should be spikes.
+        sign: of the result: "positive" whatever the inputs, what it "keeps" of non-negative inputs, or "any".
     """
 
     run: Run
@@ -39,6 +43,9 @@ class Operator:
     attrs: tuple[str, ...] = ()
     arity: int = 1
     homogeneous: bool = False
+    hybrid: bool = False
+    weighted: bool = False
+    sign: str = "any"
 
     def check(self, name: str, inputs: int, attrs: Attrs) -> None:
         """Raise ArtifactError unless the number of inputs and the constants' names are right."""
@@ -120,6 +127,19 @@ def _interpolate(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
     return F.interpolate(x[0], a["size"], a["scale"], a["mode"], a["align_corners"])
 
 
+def _expand(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
+    """Shape constants: 0 stands for the input's own first dimension."""
+    return x[0].expand([x[0].shape[0] if size == 0 else size for size in a["shape"]])
+
+
+def _take(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
+    """Entries of one dimension by an index tensor of any shape, which takes that dimension's place."""
+    index, dim = w["index"], a["dim"]
+    taken = x[0].index_select(dim, index.reshape(-1))
+    return taken.reshape(*x[0].shape[:dim], *index.shape, *x[0].shape[dim + 1 :])
+
+
+_HOMOGENEOUS = ("abs", "amax", "amin", "maximum", "minimum", "vector_norm")
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _AVG = ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -127,44 +147,74 @@ _MAX = ("kernel", "stride", "padding", "dilation", "ceil_mode")
 _WEIGHTS = ("weight", "bias?")
 
 OPERATORS: dict[str, Operator] = {
-    "conv1d": Operator(_conv(F.conv1d), tensors=_WEIGHTS, attrs=_CONV),
-    "conv2d": Operator(_conv(F.conv2d), tensors=_WEIGHTS, attrs=_CONV),
-    "conv3d": Operator(_conv(F.conv3d), tensors=_WEIGHTS, attrs=_CONV),
-    "conv_transpose1d": Operator(_conv_transpose(F.conv_transpose1d), tensors=_WEIGHTS, attrs=_TRANSPOSED),
-    "conv_transpose2d": Operator(_conv_transpose(F.conv_transpose2d), tensors=_WEIGHTS, attrs=_TRANSPOSED),
-    "conv_transpose3d": Operator(_conv_transpose(F.conv_transpose3d), tensors=_WEIGHTS, attrs=_TRANSPOSED),
-    "linear": Operator(lambda x, a, w: F.linear(x[0], w["weight"], w.get("bias")), tensors=_WEIGHTS),
+    "conv1d": Operator(_conv(F.conv1d), tensors=_WEIGHTS, attrs=_CONV, weighted=True),
+    "conv2d": Operator(_conv(F.conv2d), tensors=_WEIGHTS, attrs=_CONV, weighted=True),
+    "conv3d": Operator(_conv(F.conv3d), tensors=_WEIGHTS, attrs=_CONV, weighted=True),
+    "conv_transpose1d": Operator(
+        _conv_transpose(F.conv_transpose1d), tensors=_WEIGHTS, attrs=_TRANSPOSED, weighted=True
+    ),
+    "conv_transpose2d": Operator(
+        _conv_transpose(F.conv_transpose2d), tensors=_WEIGHTS, attrs=_TRANSPOSED, weighted=True
+    ),
+    "conv_transpose3d": Operator(
+        _conv_transpose(F.conv_transpose3d), tensors=_WEIGHTS, attrs=_TRANSPOSED, weighted=True
+    ),
+    "linear": Operator(lambda x, a, w: F.linear(x[0], w["weight"], w.get("bias")), tensors=_WEIGHTS, weighted=True),
     "batch_norm": Operator(_batch_norm, tensors=("mean", "var", "weight?", "bias?"), attrs=("eps",)),
-    "avg_pool1d": Operator(_avg_pool(1), attrs=_AVG),
-    "avg_pool2d": Operator(_avg_pool(2), attrs=_AVG),
-    "avg_pool3d": Operator(_avg_pool(3), attrs=_AVG),
-    "adaptive_avg_pool1d": Operator(_adaptive(F.adaptive_avg_pool1d), attrs=("size",)),
-    "adaptive_avg_pool2d": Operator(_adaptive(F.adaptive_avg_pool2d), attrs=("size",)),
-    "adaptive_avg_pool3d": Operator(_adaptive(F.adaptive_avg_pool3d), attrs=("size",)),
-    "max_pool1d": Operator(_max_pool(F.max_pool1d), "rate", attrs=_MAX, homogeneous=True),
-    "max_pool2d": Operator(_max_pool(F.max_pool2d), "rate", attrs=_MAX, homogeneous=True),
-    "max_pool3d": Operator(_max_pool(F.max_pool3d), "rate", attrs=_MAX, homogeneous=True),
-    "adaptive_max_pool1d": Operator(_adaptive(F.adaptive_max_pool1d), "rate", attrs=("size",), homogeneous=True),
-    "adaptive_max_pool2d": Operator(_adaptive(F.adaptive_max_pool2d), "rate", attrs=("size",), homogeneous=True),
-    "adaptive_max_pool3d": Operator(_adaptive(F.adaptive_max_pool3d), "rate", attrs=("size",), homogeneous=True),
-    "flatten": Operator(lambda x, a, w: x[0].flatten(a["start"], a["end"]), attrs=("start", "end")),
-    "reshape": Operator(_reshape, attrs=("shape",)),
-    "permute": Operator(lambda x, a, w: x[0].permute(a["dims"]), attrs=("dims",)),
-    "squeeze": Operator(lambda x, a, w: x[0].squeeze(a["dim"]), attrs=("dim",)),
-    "unsqueeze": Operator(lambda x, a, w: x[0].unsqueeze(a["dim"]), attrs=("dim",)),
-    "mean": Operator(lambda x, a, w: x[0].mean(a["dim"], a["keepdim"]), attrs=("dim", "keepdim")),
-    "sum": Operator(lambda x, a, w: x[0].sum(a["dim"], a["keepdim"]), attrs=("dim", "keepdim")),
+    "avg_pool1d": Operator(_avg_pool(1), attrs=_AVG, sign="keeps"),
+    "avg_pool2d": Operator(_avg_pool(2), attrs=_AVG, sign="keeps"),
+    "avg_pool3d": Operator(_avg_pool(3), attrs=_AVG, sign="keeps"),
+    "adaptive_avg_pool1d": Operator(_adaptive(F.adaptive_avg_pool1d), attrs=("size",), sign="keeps"),
+    "adaptive_avg_pool2d": Operator(_adaptive(F.adaptive_avg_pool2d), attrs=("size",), sign="keeps"),
+    "adaptive_avg_pool3d": Operator(_adaptive(F.adaptive_avg_pool3d), attrs=("size",), sign="keeps"),
+    "max_pool1d": Operator(_max_pool(F.max_pool1d), "rate", attrs=_MAX, homogeneous=True, sign="keeps"),
+    "max_pool2d": Operator(_max_pool(F.max_pool2d), "rate", attrs=_MAX, homogeneous=True, sign="keeps"),
+    "max_pool3d": Operator(_max_pool(F.max_pool3d), "rate", attrs=_MAX, homogeneous=True, sign="keeps"),
+    "adaptive_max_pool1d": Operator(
+        _adaptive(F.adaptive_max_pool1d), "rate", attrs=("size",), homogeneous=True, sign="keeps"
+    ),
+    "adaptive_max_pool2d": Operator(
+        _adaptive(F.adaptive_max_pool2d), "rate", attrs=("size",), homogeneous=True, sign="keeps"
+    ),
+    "adaptive_max_pool3d": Operator(
+        _adaptive(F.adaptive_max_pool3d), "rate", attrs=("size",), homogeneous=True, sign="keeps"
+    ),
+    "flatten": Operator(lambda x, a, w: x[0].flatten(a["start"], a["end"]), attrs=("start", "end"), sign="keeps"),
+    "reshape": Operator(_reshape, attrs=("shape",), sign="keeps"),
+    "permute": Operator(lambda x, a, w: x[0].permute(a["dims"]), attrs=("dims",), sign="keeps"),
+    "squeeze": Operator(lambda x, a, w: x[0].squeeze(a["dim"]), attrs=("dim",), sign="keeps"),
+    "unsqueeze": Operator(lambda x, a, w: x[0].unsqueeze(a["dim"]), attrs=("dim",), sign="keeps"),
+    "mean": Operator(lambda x, a, w: x[0].mean(a["dim"], a["keepdim"]), attrs=("dim", "keepdim"), sign="keeps"),
+    "sum": Operator(lambda x, a, w: x[0].sum(a["dim"], a["keepdim"]), attrs=("dim", "keepdim"), sign="keeps"),
     "pad": Operator(lambda x, a, w: F.pad(x[0], a["pad"], a["mode"], a["value"]), attrs=("pad", "mode", "value")),
-    "slice": Operator(_slices, attrs=("index",)),
+    "slice": Operator(_slices, attrs=("index",), sign="keeps"),
     "interpolate": Operator(_interpolate, attrs=("size", "scale", "mode", "align_corners")),
-    "identity": Operator(lambda x, a, w: x[0]),
-    "add": Operator(lambda x, a, w: x[0] + x[1], arity=2),
+    "identity": Operator(lambda x, a, w: x[0], sign="keeps"),
+    "add": Operator(lambda x, a, w: x[0] + x[1], arity=2, sign="keeps"),
     "sub": Operator(lambda x, a, w: x[0] - x[1], arity=2),
-    "cat": Operator(lambda x, a, w: torch.cat(tuple(x), a["dim"]), attrs=("dim",), arity=-1),
-    "stack": Operator(lambda x, a, w: torch.stack(tuple(x), a["dim"]), attrs=("dim",), arity=-1),
+    "cat": Operator(lambda x, a, w: torch.cat(tuple(x), a["dim"]), attrs=("dim",), arity=-1, sign="keeps"),
+    "stack": Operator(lambda x, a, w: torch.stack(tuple(x), a["dim"]), attrs=("dim",), arity=-1, sign="keeps"),
     "scale": Operator(lambda x, a, w: x[0] * a["factor"] + a["offset"], attrs=("factor", "offset")),
     "affine": Operator(_affine, tensors=("weight?", "bias?")),
-    "pixel_shuffle": Operator(lambda x, a, w: F.pixel_shuffle(x[0], a["factor"]), attrs=("factor",)),
-    "channel_shuffle": Operator(lambda x, a, w: F.channel_shuffle(x[0], a["groups"]), attrs=("groups",)),
+    "pixel_shuffle": Operator(lambda x, a, w: F.pixel_shuffle(x[0], a["factor"]), attrs=("factor",), sign="keeps"),
+    "channel_shuffle": Operator(lambda x, a, w: F.channel_shuffle(x[0], a["groups"]), attrs=("groups",), sign="keeps"),
     "constant": Operator(_constant, tensors=("value",)),
+    "expand": Operator(_expand, attrs=("shape",), sign="keeps"),
+    "repeat": Operator(lambda x, a, w: x[0].repeat(a["repeats"]), attrs=("repeats",), sign="keeps"),
+    "roll": Operator(lambda x, a, w: x[0].roll(a["shifts"], a["dims"]), attrs=("shifts", "dims"), sign="keeps"),
+    "flip": Operator(lambda x, a, w: x[0].flip(a["dims"]), attrs=("dims",), sign="keeps"),
+    "masked_fill": Operator(
+        lambda x, a, w: x[0].masked_fill(w["mask"], a["value"]), tensors=("mask",), attrs=("value",)
+    ),
+    "take": Operator(_take, tensors=("index",), attrs=("dim",), sign="keeps"),
+    "pixel_unshuffle": Operator(lambda x, a, w: F.pixel_unshuffle(x[0], a["factor"]), attrs=("factor",), sign="keeps"),
+    "unfold": Operator(
+        lambda x, a, w: F.unfold(x[0], a["kernel"], a["dilation"], a["padding"], a["stride"]),
+        attrs=("kernel", "dilation", "padding", "stride"),
+        sign="keeps",
+    ),
+    **{
+        name: Operator(run, "rate", tensors, attrs, arity, name in _HOMOGENEOUS, hybrid=True, sign=sign)
+        for name, (run, attrs, tensors, arity, sign) in NONLINEAR.items()
+    },
 }

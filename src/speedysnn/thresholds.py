@@ -11,7 +11,7 @@ from speedysnn.histogram import ActivationHistogram
 
 _COARSE = 96
 _FINE = 33
-_CHUNK = 128
+_LOWEST = -10.0  # octaves below the maximum where the search begins
 
 
 def squared_error(
@@ -36,36 +36,33 @@ def squared_error(
     return (integral.diff(dim=2) * density[:, None, :]).sum(2)
 
 
-def least_squares(hist: ActivationHistogram, v_init: Tensor, timesteps: int, highest: int = 1) -> Tensor:
+def least_squares(
+    hist: ActivationHistogram, v_init: Tensor, timesteps: int, highest: int = 1, *, signed: bool = False
+) -> Tensor:
     """Theta that minimises the quantized reading's squared error: a geometric grid, then a finer one around its best.
 
-    Shapes: v_init (C,); result (C,), in the activation's unit; dead channels get 0.
+    floor(-x + v) = -floor(x + 1 - v) but for ties, so a signed layer's negated rows are quantized with 1 - v_init.
+
+    Shapes: v_init (C,); result (C,), in the activation's unit; dead channels get 0. `signed` takes 2 C rows.
     """
-    out = torch.zeros(hist.channels)
-    for begin in range(0, hist.channels, _CHUNK):
-        rows = slice(begin, begin + _CHUNK)
-        part = _rows(hist, rows)
-        top = part.maximum.to(torch.float64) * 1.05
-        lowest, ratio = -10.0, 10.0 / (_COARSE - 1)
-        exponents = torch.linspace(lowest, 0, _COARSE, dtype=torch.float64)
-        best = _best(part, top, exponents.expand(part.channels, -1), v_init[rows], timesteps, highest)
-        fine = best[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64)
-        best = _best(part, top, fine, v_init[rows], timesteps, highest)
-        out[rows] = (top * 2**best / highest).to(torch.float32)
-    return out
+    from speedysnn.kernels import rounding_error  # numba takes half a second to import, which --help need not spend
 
+    sides = 2 if signed else 1
+    edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
+    width = edges.diff(dim=1)
+    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
+    top = hist.maximum.view(sides, -1).amax(0).to(torch.float64) * 1.05
 
-def _best(
-    hist: ActivationHistogram, top: Tensor, exponents: Tensor, v_init: Tensor, timesteps: int, highest: int
-) -> Tensor:
-    """Candidates are full scales N theta = top 2^e, so that graded spikes search the same range."""
-    theta = (top[:, None] * 2**exponents / highest).clamp_min(1e-30)
-    error = squared_error(hist, theta, v_init, timesteps, highest)
-    return exponents.gather(1, error.argmin(1, keepdim=True)).squeeze(1)
+    def best(exponents: Tensor) -> Tensor:
+        """Candidates are full scales N theta = top 2^e, so that graded spikes search the same range."""
+        theta = (top[:, None] * 2**exponents / highest).clamp_min(1e-30).repeat(sides, 1)
+        errors = rounding_error.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, highest)
+        return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
 
-
-def _rows(hist: ActivationHistogram, rows: slice) -> ActivationHistogram:
-    return ActivationHistogram.from_state({name: value[rows] for name, value in hist.state().items()})
+    ratio = -_LOWEST / (_COARSE - 1)
+    coarse = best(torch.linspace(_LOWEST, 0, _COARSE, dtype=torch.float64).expand(len(top), -1))
+    fine = best(coarse[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64))
+    return (top * 2**fine / highest).to(torch.float32)
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
@@ -88,36 +85,60 @@ def parse_rule(rule: str) -> tuple[str, float]:
 
 
 def choose(
-    hist: ActivationHistogram, rule: str, v_init: Tensor, timesteps: int, highest: int = 1, *, layer: str = ""
+    hist: ActivationHistogram,
+    rule: str,
+    v_init: Tensor,
+    timesteps: int,
+    highest: int = 1,
+    *,
+    signed: bool = False,
+    layer: str = "",
 ) -> Tensor:
     """Theta (C,) by the named rule; a dead channel takes the layer's largest theta, so that it stays silent.
+
+    A `signed` layer's histogram holds 2 C rows; maximum and percentile are then those of the magnitudes.
 
     Raises:
         ConversionError: no activation of the layer was ever positive.
         InputError: an unknown rule.
     """
     name, q = parse_rule(rule)
-    starts = v_init.detach().to("cpu", torch.float32).clamp(0, 1).expand(hist.channels)
+    sizes = hist.folded() if signed else hist
+    starts = v_init.detach().to("cpu", torch.float32).clamp(0, 1).expand(sizes.channels)
     rules: dict[str, Callable[[], Tensor]] = {
-        "mse": lambda: least_squares(hist, starts, timesteps, highest),
-        "max": lambda: hist.maximum / highest,
-        "percentile": lambda: hist.percentile(q) / highest,
+        "mse": lambda: least_squares(hist, starts, timesteps, highest, signed=signed),
+        "max": lambda: sizes.maximum / highest,
+        "percentile": lambda: sizes.percentile(q) / highest,
     }
     theta = rules[name]()
-    theta = torch.where(theta > 0, theta, hist.maximum / highest)  # a percentile below the zeros would silence a neuron
+    # a percentile below the zeros would silence a neuron
+    theta = torch.where(theta > 0, theta, sizes.maximum / highest)
     if not bool((theta > 0).any()):
         raise ConversionError(
-            f"layer {layer!r}: no activation was positive on the calibration data, so no threshold can be chosen; "
+            f"layer {layer!r}: no activation was {'other than zero' if signed else 'positive'} on the calibration "
+            "data, so no threshold can be chosen; "
             "check the checkpoint and the input's normalisation, or give the threshold yourself"
         )
     return torch.where(theta > 0, theta, theta.max())
 
 
-def predicted_rate(hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1) -> float:
+def predicted_rate(
+    hist: ActivationHistogram,
+    theta: Tensor,
+    v_init: Tensor,
+    timesteps: int,
+    highest: int = 1,
+    *,
+    signed: bool = False,
+) -> float:
     """Mean spikes per neuron and step that the quantizer would emit on the calibration data (bin centres)."""
     edges = hist.edges()
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
     th, v0 = theta.detach().cpu().to(torch.float64), v_init.detach().cpu().to(torch.float64)
-    scaled = centres * timesteps / th.reshape(-1, 1) + v0.reshape(-1, 1)
+    channels = hist.channels // 2 if signed else hist.channels
+    th, v0 = th.reshape(-1).expand(channels), v0.reshape(-1).expand(channels)
+    if signed:
+        th, v0 = th.repeat(2), torch.cat([v0, 1 - v0])
+    scaled = centres * timesteps / th[:, None] + v0[:, None]
     spikes = torch.floor(scaled).clamp(0, timesteps * highest) * hist.counts
-    return float(spikes.sum() / hist.total.sum().clamp_min(1) / timesteps)
+    return float(spikes.sum() / hist.total.sum().clamp_min(1) / timesteps) * (2 if signed else 1)

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 
-def levels(drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1) -> Tensor:
+def levels(
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1, signed: bool = False
+) -> Tensor:
     """Spikes counted in T steps of constant drive, n = clip(floor(T z / theta + v_init), 0, T N).
 
-    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `highest` spikes a step.
+    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `highest` spikes a step; the
+    lower clip is -T N if `signed`.
     """
     dtype = torch.promote_types(drive.dtype, torch.float32)
     scaled = drive.to(dtype) * timesteps / theta.to(dtype) + v_init.to(dtype)
-    return torch.floor(scaled).clamp_(0, timesteps * highest)
+    return torch.floor(scaled).clamp_(-timesteps * highest if signed else 0, timesteps * highest)
 
 
 class _Quantize(torch.autograd.Function):
@@ -22,22 +25,29 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int, scaled: bool
+        ctx: Any,
+        drive: Tensor,
+        theta: Tensor,
+        v_init: Tensor,
+        timesteps: int,
+        highest: int,
+        signed: bool,
+        scaled: bool,
     ) -> Tensor:
         ctx.save_for_backward(drive, theta, v_init)
-        ctx.timesteps, ctx.highest, ctx.scaled = timesteps, highest, scaled
-        count = levels(drive, theta, v_init, timesteps, highest)
+        ctx.timesteps, ctx.highest, ctx.signed, ctx.scaled = timesteps, highest, signed, scaled
+        count = levels(drive, theta, v_init, timesteps, highest, signed)
         return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         drive, theta, v_init = ctx.saved_tensors
         steps, highest, grad = ctx.timesteps, ctx.highest, grads[0]
-        count = levels(drive, theta, v_init, steps, highest)
+        count = levels(drive, theta, v_init, steps, highest, ctx.signed)
         ratio = drive.to(count.dtype) / theta.to(count.dtype)
-        inside = (ratio > 0) & (ratio < highest)
-        above = (ratio >= highest).to(count.dtype) * highest
-        to_theta = grad * torch.where(inside, count / steps - ratio, above)
+        least = -highest if ctx.signed else 0
+        inside = (ratio > least) & (ratio < highest)
+        to_theta = grad * torch.where(inside, count / steps - ratio, ratio.clamp(least, highest))
         to_start = grad * inside * (theta / steps)
         scale = 1.0
         if ctx.scaled and drive.numel():
@@ -50,20 +60,29 @@ class _Quantize(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def quantize(
-    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1, *, scaled: bool = True
+    drive: Tensor,
+    theta: Tensor,
+    v_init: Tensor,
+    timesteps: int,
+    highest: int = 1,
+    *,
+    signed: bool = False,
+    scaled: bool = True,
 ) -> Tensor:
     """Q(z) = theta/T clip(floor(T z / theta + v_init), 0, T N).
 
     Gradients: dQ/dz = 1 for 0 < z < N theta, else 0; dQ/dtheta = n/T - z/theta inside, N above, 0 below;
-    dQ/dv_init = theta/T inside. With `scaled` the last two are multiplied by 1/sqrt(features * T).
+    dQ/dv_init = theta/T inside. If `signed`, "inside" is -N theta < z < N theta, with -N below. With `scaled` the last
+    two are multiplied by 1/sqrt(features * T).
 
     Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive, in its unit.
 
     Reference: castagnetti2023, esser2020
     """
-    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, scaled)
+    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, signed, scaled)
     return out

@@ -12,8 +12,8 @@ from speedysnn.surrogate import slope
 
 def fire(u: Tensor, count: Tensor, rule: Rule) -> Tensor:
     """Spikes of one step from the membrane u (units of theta, v_init included) and the spikes so far."""
-    spikes = torch.floor(u).clamp_(0, rule.highest)
-    if rule.lowest < 0:
+    spikes = torch.floor(u).clamp_(-rule.highest if rule.signed else 0, rule.highest)
+    if rule.lowest < 0 and not rule.signed:
         spikes = spikes - ((u < 0) & (count > 0)).to(u.dtype)
     return spikes
 
@@ -99,7 +99,11 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
     for level in range(2, rule.highest + 1):
         term = slope(rule.surrogate, u - level, rule.width)
         total, weighted = total + term, weighted + level * term
-    if rule.lowest < 0:
+    if rule.signed:
+        for level in range(rule.highest):
+            term = slope(rule.surrogate, u + level, rule.width)
+            total, weighted = total + term, weighted - level * term
+    elif rule.lowest < 0:
         total = total + torch.where(count > 0, slope(rule.surrogate, u, rule.width), torch.zeros_like(u))
     return total, weighted
 

@@ -12,7 +12,8 @@ class Rule:
 
     With S[k] the input summed over the first k steps, n the spikes so far and k = min(t + delay, T), the membrane in
     units of the threshold is u = (t/k) S[k] / theta + v_init - n, and s = clip(floor(u), 0, highest); with
-    lowest = -1 a neuron that has fired takes one spike back while u < 0.
+    lowest = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be negative,
+    emits s = clip(floor(u), -highest, highest) and its count may fall below zero.
 
     Attributes:
         timesteps: T.
@@ -22,6 +23,7 @@ class Rule:
         surrogate: name of the spike derivative used in the backward pass.
         width: its width in units of theta.
         detach_reset: no gradient through the reset.
+        signed: the count may be negative; spikes run from -highest to highest.
     """
 
     timesteps: int
@@ -31,6 +33,7 @@ class Rule:
     surrogate: str = "rectangle"
     width: float = 1.0
     detach_reset: bool = False
+    signed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no backend could compute."""

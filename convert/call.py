@@ -1,0 +1,134 @@
+"""What a handler sees of one traced call, and how it adds nodes for it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.convert.builder import BatchInt, Builder, Ref, Unsupported
+
+
+@dataclass(frozen=True)
+class Call:
+    """One traced call, as a handler sees it.
+
+    Attributes:
+        builder: where nodes go.
+        module: the called module, None for functions and methods.
+        args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
+        kwargs: keyword arguments, likewise.
+        result: shape of the result for the traced batch, or a tuple of shapes for several.
+    """
+
+    builder: Builder
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def ref(self, position: int = 0, name: str = "input") -> Ref:
+        """A tensor argument that comes from the network's input.
+
+        Raises:
+            Unsupported: it is something else.
+        """
+        value = self.get(position, name)
+        if isinstance(value, Ref):
+            _require_batch_first(value)
+        else:
+            raise Unsupported(
+                f"its argument {position} is {_kind(value)}, expected a tensor computed from the input",
+                "rewrite the layer so that it works on one tensor",
+            )
+        return value
+
+    def number(self, position: int, name: str, default: Any = None) -> Any:
+        """A constant argument.
+
+        Raises:
+            Unsupported: it depends on the input or on the batch size.
+        """
+        value = self.get(position, name, default)
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Ref | BatchInt | Tensor):
+                raise Unsupported(f"its argument {name!r} is {_kind(item)}, expected a constant", "make it a constant")
+        return value
+
+    def dims(self, dim: Any, ndim: int) -> list[int]:
+        """Dimensions as non-negative numbers that leave the batch alone.
+
+        Raises:
+            Unsupported: the batch dimension is among them.
+        """
+        chosen = range(ndim) if dim is None else dim if isinstance(dim, list | tuple) else [dim]
+        out = [int(d) % ndim for d in chosen]
+        if 0 in out:
+            raise Unsupported("it works across the batch dimension", "keep images apart inside the network")
+        return out
+
+    def emit(
+        self,
+        op: str,
+        inputs: tuple[Ref, ...],
+        attrs: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Ref:
+        """Add a node; the result has the traced shape unless another is given."""
+        for ref in inputs:
+            _require_batch_first(ref)
+        names = tuple(ref.name for ref in inputs)
+        name = self.builder.emit(op, names, attrs, tensors)
+        made = tuple(self.result if shape is None else shape)
+        self.builder.track(name, op, names, attrs or {}, made)
+        return Ref(name, made)
+
+    def norm_input(self) -> Ref:
+        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
+        L and not along the layer's outputs, so that it must not be folded.
+        """
+        x = self.ref()
+        made = next(node for node in self.builder.nodes if node.name == x.name)
+        if made.op == "linear" and len(x.shape) > 2:
+            return self.emit("identity", (x,), shape=x.shape)
+        return x
+
+    def neuron(self, x: Ref, ceiling: float | None = None, floor: float | None = 0.0) -> Ref:
+        """Add an integrate-and-fire layer in place of min(max(x, floor), ceiling); that clamp itself if kept analog."""
+        if self.builder.kept_analog():
+            return self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
+        return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+
+
+def _require_batch_first(ref: Ref) -> None:
+    if ref.order:
+        raise Unsupported("its input has the batch in another place than the first", "keep the batch first")
+
+
+def neuron_attrs(builder: Builder, x: Ref, ceiling: float | None, floor: float | None) -> dict[str, Any]:
+    """Constants of a neuron node; `features` are neurons an image, which may be folded into the batch dimension."""
+    images = max(1, next((builder.shapes[n.name][0] for n in builder.nodes if n.op == "input"), 1))
+    return {
+        "ceiling": ceiling,
+        "floor": floor,
+        "shape": list(x.shape[1:]),
+        "features": math.prod(x.shape) // images,
+        "channel_dim": builder.channels.get(x.name, 1),
+    }
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Ref):
+        return "a tensor computed from the input"
+    if isinstance(value, BatchInt):
+        return "a number that follows the batch size"
+    return f"a {type(value).__name__}" if not torch.is_tensor(value) else "a tensor of the model's own"

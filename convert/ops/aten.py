@@ -1,0 +1,180 @@
+"""Handlers of ATen operators, as torch.export leaves them; most share a functional form's handler."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call
+from speedysnn.convert.ops import attention, moves, nonlinear, shapes
+from speedysnn.convert.ops import functions as f
+
+Handler = Callable[[Call], Any]
+
+
+def _batch_norm(call: Call) -> Ref:
+    x, weight, bias, mean, var, training, *_ = call.args
+    named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "training": training,
+             "eps": call.args[7]}  # fmt: skip
+    return f.batch_norm(Call(call.builder, None, (x,), named, call.result))
+
+
+def _norm_only(call: Call) -> Ref:
+    x, weight, bias, mean, var, _, eps = call.args[:7]
+    named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "eps": eps}
+    return f.batch_norm(Call(call.builder, None, (x,), named, call.result))
+
+
+def _conv_transpose(call: Call) -> Ref:
+    weight = call.args[1]
+    dims = weight.ndim - 2
+    names = ("stride", "padding", "output_padding", "groups", "dilation")
+    defaults = (1, 0, 0, 1, 1)
+    attrs: dict[str, Any] = {}
+    for i, (name, default) in enumerate(zip(names, defaults, strict=True)):
+        value = call.get(3 + i, name, default)
+        attrs[name] = value if name == "groups" else f.as_list(value, dims)
+    return call.emit(f"conv_transpose{dims}d", (call.ref(),), attrs, {"weight": weight, "bias": call.get(2, "bias")})
+
+
+def _convolution(call: Call) -> Ref:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = call.args
+    if transposed:
+        args: tuple[Any, ...] = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _conv_transpose(Call(call.builder, None, args, {}, call.result))
+    return f.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
+
+
+def _upsample(mode: str) -> Handler:
+    def handle(call: Call) -> Ref:
+        corners = None if mode == "nearest" else bool(call.get(2, "align_corners"))
+        attrs = {"size": list(call.result[2:]), "scale": None, "mode": mode, "align_corners": corners}
+        return call.emit("interpolate", (call.ref(),), attrs)
+
+    return handle
+
+
+def _lrelu(call: Call) -> Ref:
+    return nonlinear.two_neurons(call, float(call.get(1, "negative_slope", 0.01)))
+
+
+def _elu(call: Call) -> Ref:
+    if (call.get(2, "scale", 1), call.get(3, "input_scale", 1)) != (1, 1):
+        raise Unsupported("a scaled ELU", "use torch.nn.SELU")
+    return call.emit("elu", (call.ref(),), {"alpha": float(call.get(1, "alpha", 1.0))})
+
+
+def _max_with_indices(call: Call) -> Any:
+    values = f.max_pool(Call(call.builder, None, call.args, call.kwargs, call.result[0]))
+    return values, None
+
+
+def _layer_norm(call: Call) -> Any:
+    pair = bool(call.result) and isinstance(call.result[0], tuple)
+    out = nonlinear.layer_norm(
+        Call(call.builder, None, call.args, call.kwargs, call.result[0] if pair else call.result)
+    )
+    return (out, None, None) if pair else out
+
+
+def _same(call: Call) -> Any:
+    return call.args[0]
+
+
+# The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
+BY_NAME: dict[str, Handler] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), f.conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    "convolution": _convolution,
+    "linear": f.linear,
+    "batch_norm": _batch_norm,
+    **dict.fromkeys(("_native_batch_norm_legit_no_training",), _norm_only),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), f.avg_pool),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), f.max_pool),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _max_with_indices),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), f.adaptive_pool("avg")),
+    **dict.fromkeys(("relu", "relu_"), f.relu),
+    **dict.fromkeys(("relu6", "relu6_"), f.relu6),
+    **dict.fromkeys(("hardtanh", "hardtanh_"), f.hardtanh),
+    **dict.fromkeys(("clamp", "clamp_"), f.clamp),
+    **dict.fromkeys(("clamp_min", "clamp_min_"), f.clamp_min),
+    **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
+    **dict.fromkeys(("prelu", "_prelu_kernel"), nonlinear.prelu),
+    **dict.fromkeys(("elu", "elu_"), _elu),
+    **dict.fromkeys(("add", "add_"), f.add(1)),
+    **dict.fromkeys(("sub", "sub_"), f.add(-1)),
+    **dict.fromkeys(("mul", "mul_"), f.multiply),
+    **dict.fromkeys(("div", "div_"), f.divide),
+    "neg": f.negate,
+    "mean": f.reduce("mean"),
+    "sum": f.reduce("sum"),
+    "cat": shapes.cat,
+    "stack": shapes.stack,
+    "flatten": shapes.flatten,
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "unflatten"), shapes.reshape),
+    "permute": shapes.permute,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), shapes.transpose),
+    "squeeze": shapes.squeeze,
+    "unsqueeze": shapes.unsqueeze,
+    **dict.fromkeys(("split", "chunk", "split_with_sizes"), shapes.split),
+    **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad_aten),
+    "slice": moves.slice_dim,
+    "select": moves.select,
+    "narrow": moves.narrow,
+    "unbind": moves.unbind,
+    **dict.fromkeys(("expand", "expand_as"), moves.expand),
+    "repeat": moves.repeat,
+    "roll": moves.roll,
+    "flip": moves.flip,
+    "index": moves.index,
+    "index_select": moves.index_select,
+    "masked_fill": moves.masked_fill,
+    "movedim": moves.movedim,
+    **dict.fromkeys(("silu", "silu_"), nonlinear.unary("silu")),
+    **dict.fromkeys(("hardswish", "hardswish_"), nonlinear.unary("hardswish")),
+    **dict.fromkeys(("hardsigmoid", "hardsigmoid_"), nonlinear.unary("hardsigmoid")),
+    **dict.fromkeys(("mish", "mish_"), nonlinear.unary("mish")),
+    **dict.fromkeys(("selu", "selu_"), nonlinear.unary("selu")),
+    **{op: nonlinear.unary(op) for op in ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "square",
+                                          "reciprocal", "erf", "sin", "cos")},
+    "gelu": nonlinear.unary("gelu", ("approximate", "none")),
+    "softplus": nonlinear.unary("softplus", ("beta", 1.0), ("threshold", 20.0)),
+    **dict.fromkeys(("softmax", "_softmax"), nonlinear.along("softmax")),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), nonlinear.along("log_softmax")),
+    "glu": nonlinear.along("glu"),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
+    "rms_norm": nonlinear.rms_norm,
+    "group_norm": nonlinear.group_norm,
+    "pow": nonlinear.power,
+    **{op: nonlinear.compare(op) for op in ("gt", "ge", "lt", "le")},
+    "where": nonlinear.where,
+    "maximum": nonlinear.pairwise("maximum"),
+    "minimum": nonlinear.pairwise("minimum"),
+    "amax": nonlinear.reduce("amax"),
+    "amin": nonlinear.reduce("amin"),
+    **dict.fromkeys(("matmul", "bmm"), attention.matmul),
+    "einsum": attention.einsum,
+    "linalg_vector_norm": nonlinear.vector_norm,
+    "new_zeros": moves.new_constant(0.0),
+    "new_ones": moves.new_constant(1.0),
+    "new_full": moves.new_constant(None),
+    "scaled_dot_product_attention": attention.scaled_dot_product,
+    "upsample_nearest2d": _upsample("nearest"),
+    "upsample_bilinear2d": _upsample("bilinear"),
+    "upsample_nearest1d": _upsample("nearest"),
+    "upsample_linear1d": _upsample("linear"),
+    "pixel_shuffle": lambda call: call.emit("pixel_shuffle", (call.ref(),), {"factor": call.args[1]}),
+    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "contiguous", "clone", "detach", "detach_"), _same),
+    **dict.fromkeys(("alias", "to", "_to_copy", "lift_fresh_copy", "type_as"), _same),
+}  # fmt: skip
+
+
+def aten_handlers() -> Mapping[Any, Handler]:
+    """Handlers keyed by every overload of the packets named above, as an exported graph calls them."""
+    out: dict[Any, Handler] = {}
+    for name, handler in BY_NAME.items():
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in packet.overloads() if packet is not None else ():
+            out[getattr(packet, overload)] = handler
+    return out

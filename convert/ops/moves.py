@@ -1,0 +1,178 @@
+"""Handlers of further shape operators: expand, repeat, roll, flip, select, unbind, index_select, masked_fill."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call
+from speedysnn.convert.ops.shapes import picked, take
+
+Handler = Callable[[Call], Any]
+
+
+def _sizes(call: Call, name: str) -> list[Any]:
+    given = call.get(1, name)
+    return list(given) if isinstance(given, list | tuple) else list(call.args[1:])
+
+
+def expand(call: Call) -> Ref:
+    """Expansion to the traced shape, batch kept."""
+    x, out = call.ref(), tuple(call.result)
+    if len(out) != len(x.shape) or out[0] != x.shape[0]:
+        raise Unsupported("it expands along the batch dimension", "keep the batch as it is")
+    return call.emit("expand", (x,), {"shape": [0, *out[1:]]})
+
+
+def repeat(call: Call) -> Ref:
+    """Tensor.repeat along other dimensions than the batch."""
+    x, times = call.ref(), _sizes(call, "repeats")
+    if len(times) != len(x.shape) or times[0] != 1 or not all(isinstance(n, int) for n in times):
+        raise Unsupported("it repeats the batch dimension", "repeat other dimensions only")
+    return call.emit("repeat", (x,), {"repeats": times})
+
+
+def roll(call: Call) -> Ref:
+    """torch.roll along other dimensions than the batch."""
+    x, shifts = call.ref(), call.number(1, "shifts")
+    dims = call.dims(call.number(2, "dims"), len(x.shape))
+    return call.emit(
+        "roll", (x,), {"shifts": list(shifts) if isinstance(shifts, list | tuple) else [shifts], "dims": dims}
+    )
+
+
+def flip(call: Call) -> Ref:
+    """torch.flip along other dimensions than the batch."""
+    x = call.ref()
+    return call.emit("flip", (x,), {"dims": call.dims(_sizes(call, "dims"), len(x.shape))})
+
+
+def select(call: Call) -> Ref:
+    """One index of one dimension."""
+    x = call.args[0]
+    if not isinstance(x, Ref):
+        return call.ref()
+    return picked(call, x, int(call.number(1, "dim")) % len(x.shape), int(call.number(2, "index")))
+
+
+def narrow(call: Call) -> Ref:
+    """A range of one dimension."""
+    x = call.ref()
+    dim, start, length = (
+        call.dims(call.number(1, "dim"), len(x.shape))[0],
+        call.number(2, "start"),
+        call.number(3, "length"),
+    )
+    return call.emit("slice", (x,), {"index": [None] * dim + [[start, start + length, None]]})
+
+
+def slice_dim(call: Call) -> Ref:
+    """aten.slice: (x, dim, start, end, step)."""
+    x = call.ref()
+    dim = int(call.get(1, "dim", 0)) % len(x.shape)
+    start, end, step = call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1)
+    if tuple(call.result) == tuple(x.shape):
+        return x
+    if dim == 0:
+        raise Unsupported("it slices the batch dimension", "keep the batch whole: x[:, ...]")
+    end = None if end is None or end >= x.shape[dim] else end
+    return call.emit("slice", (x,), {"index": [None] * dim + [[start, end, step]]})
+
+
+def unbind(call: Call) -> tuple[Ref, ...]:
+    """Every index of one dimension."""
+    x = call.args[0]
+    if not isinstance(x, Ref):
+        return (call.ref(),)
+    dim = int(call.number(1, "dim", 0)) % len(x.shape)
+    return tuple(picked(call, x, dim, i) for i in range(len(call.result)))
+
+
+def movedim(call: Call) -> Ref:
+    """torch.movedim, batch kept first."""
+    x = call.ref()
+    source, target = call.number(1, "source"), call.number(2, "destination")
+    moved = list(torch.zeros([i + 2 for i in range(len(x.shape))]).movedim(source, target).shape)
+    dims = [size - 2 for size in moved]
+    if dims[0] != 0:
+        raise Unsupported("it moves the batch dimension", "keep the batch first")
+    return call.emit("permute", (x,), {"dims": dims})
+
+
+def index_select(call: Call) -> Ref:
+    """Entries of one dimension by a constant index."""
+    x, index = call.ref(), call.get(2, "index")
+    dim = call.dims(call.number(1, "dim"), len(x.shape))[0]
+    if not isinstance(index, Tensor):
+        raise Unsupported("it indexes with a tensor computed inside the network", "use a constant index")
+    return take(call, x, dim, index)
+
+
+def repeat_interleave(call: Call) -> Ref:
+    """Every entry of one dimension several times."""
+    x, times = call.ref(), call.number(1, "repeats")
+    dim = call.dims(call.number(2, "dim"), len(x.shape))[0]
+    return take(call, x, dim, torch.arange(x.shape[dim]).repeat_interleave(times))
+
+
+def index(call: Call) -> Ref:
+    """aten.index: (x, [None, tensor, ...]) with one constant tensor."""
+    x, items = call.ref(), list(call.get(1, "indices"))
+    chosen = [(dim, item) for dim, item in enumerate(items) if item is not None]
+    if len(chosen) != 1 or not isinstance(chosen[0][1], Tensor) or chosen[0][0] == 0:
+        raise Unsupported("it indexes with several tensors or along the batch", "index one other dimension")
+    return take(call, x, *chosen[0])
+
+
+def new_constant(value: float | None) -> Handler:
+    """new_zeros, zeros_like and the like: a constant that has only its shape from the input."""
+
+    def handle(call: Call) -> Any:
+        x, shape = call.ref(), tuple(call.result)
+        filled = call.get(2, "fill_value") if value is None else value
+        if shape[:1] == x.shape[:1]:
+            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
+        return torch.full(shape, float(filled))
+
+    return handle
+
+
+def masked_fill(call: Call) -> Ref:
+    """A constant mask's entries replaced by a number."""
+    mask, value = call.get(1, "mask"), call.get(2, "value")
+    if not isinstance(mask, Tensor) or isinstance(value, Ref):
+        raise Unsupported("a mask computed from the input", "use a constant mask")
+    return call.emit("masked_fill", (call.ref(),), {"value": float(value)}, {"mask": mask.to(torch.bool)})
+
+
+FUNCTIONS: dict[Callable[..., Any], Handler] = {
+    torch.roll: roll,
+    torch.flip: flip,
+    torch.select: select,
+    torch.narrow: narrow,
+    torch.unbind: unbind,
+    **dict.fromkeys((torch.movedim, torch.moveaxis), movedim),
+    torch.index_select: index_select,
+    torch.repeat_interleave: repeat_interleave,
+    torch.masked_fill: masked_fill,
+    torch.broadcast_to: expand,
+}
+
+METHODS: dict[str, Handler] = {
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
+    "repeat": repeat,
+    "roll": roll,
+    "flip": flip,
+    "select": select,
+    "narrow": narrow,
+    "unbind": unbind,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    "index_select": index_select,
+    "new_zeros": new_constant(0.0),
+    "new_ones": new_constant(1.0),
+    "new_full": new_constant(None),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("masked_fill", "masked_fill_"), masked_fill),
+}

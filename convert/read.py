@@ -1,0 +1,145 @@
+"""Read a network as a graph: torch.fx first, torch.export where that fails, and a useful message where both do."""
+
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.convert.lower import Lowering
+from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.report import Report
+from speedysnn.convert.trace import Traced, export, trace
+from speedysnn.errors import ConversionError, SpeedySNNError
+from speedysnn.graph import Graph
+
+Lowered = tuple[Graph | None, dict[str, dict[str, Tensor]], Report]
+
+
+def read(
+    model: nn.Module,
+    example: Sequence[Tensor],
+    handlers: Mapping[Key, Handler],
+    *,
+    allow_hybrid: bool = False,
+    keep_analog: Sequence[str] = (),
+) -> Lowered:
+    """Trace a model in evaluation mode and convert every call; the graph is None where the report has problems.
+
+    Raises:
+        ConversionError: neither torch.fx nor torch.export can trace the model, or it does not run on the example.
+    """
+    options: dict[str, Any] = {"handlers": handlers, "allow_hybrid": allow_hybrid, "keep_analog": keep_analog}
+    _require_run(model, example)
+    if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
+        return lower(Traced(model, "export", (2, 3), model), example, **options)
+    leaves = tuple(key for key in handlers if isinstance(key, type))
+    functions = tuple(key for key in handlers if isinstance(key, FunctionType))
+    try:
+        by_fx = lower(trace(model, leaves, functions), example, **options)
+    except ConversionError as err:
+        try:
+            return lower(export(model, example), example, **options)
+        except ConversionError as second:
+            raise ConversionError(f"{err}; {second}. {_advice(model, example, options)}") from None
+    if not any(row.treatment == "unsupported" for row in by_fx[2].rows):
+        return by_fx
+    try:
+        by_export = lower(export(model, example), example, **options)
+    except ConversionError:
+        return by_fx
+    return by_export if not any(row.treatment == "unsupported" for row in by_export[2].rows) else by_fx
+
+
+def lower(
+    traced: Traced,
+    example: Sequence[Tensor],
+    handlers: Mapping[Key, Handler],
+    allow_hybrid: bool,
+    keep_analog: Sequence[str],
+) -> Lowered:
+    """Convert every call of a traced network."""
+    walk = Lowering(traced, example, handlers, keep_analog)
+    outputs = walk.run()
+    if not any(row.treatment == "unsupported" for row in walk.rows):
+        walk.encode()
+    model = traced.model
+    called = {*walk.called, *(scope for node in traced.module.graph.nodes for scope in traced.scopes(node))}
+    leaves = [name for name, m in model.named_modules()
+              if name and not list(m.children()) and not isinstance(m, nn.Sequential)]  # fmt: skip
+    report = Report(
+        network=type(model).__name__,
+        rows=tuple(walk.rows),
+        activations_found=sum("torch.nn.modules.activation" in type(m).__module__ for m in model.modules()),
+        neurons=sum(node.op == "neuron" for node in walk.builder.nodes),
+        never_called=tuple(name for name in leaves if name not in called and not _inside_leaf(name, walk.called)),
+        allow_hybrid=allow_hybrid,
+        tracer=traced.tracer,
+    )
+    if not report.supported:
+        return None, {}, report
+    graph = walk.builder.finish(outputs)
+    return graph, walk.builder.tensors, report
+
+
+def _inside_leaf(name: str, called: set[str]) -> bool:
+    """Whether a module is a part of one that was converted as a whole."""
+    return any(name.startswith(f"{module}.") for module in called)
+
+
+def _is_exported(model: torch.fx.GraphModule) -> bool:
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes)
+
+
+def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
+    try:
+        model(*example)
+    except SpeedySNNError:
+        raise
+    except Exception as err:
+        shapes = ", ".join(str(tuple(x.shape)) for x in example)
+        text = str(err).splitlines()[0] if str(err) else repr(err)
+        raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None
+
+
+def _advice(model: nn.Module, example: Sequence[Tensor], options: dict[str, Any]) -> str:
+    """Which modules inside can be converted on their own, the largest first."""
+    inputs = _seen(model, example)
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        if not name or name not in inputs or any(name.startswith(f"{part}.") for part in parts):
+            continue
+        if not list(module.children()):
+            continue
+        try:
+            ok = lower(trace(module), inputs[name], **{**options, "allow_hybrid": True})[2].supported
+        except ConversionError:
+            ok = False
+        if ok:
+            parts.append(name)
+    sizes = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in parts}
+    ordered = sorted(parts, key=lambda name: -sizes[name])[:3]
+    if not ordered:
+        return "Rewrite that line without decisions on tensor values and without *args"
+    return f"Rewrite that line, or convert a module inside that can be: {', '.join(ordered)}"
+
+
+def _seen(model: nn.Module, example: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The tensors each module received first, in one run."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if name not in seen and args and all(isinstance(arg, Tensor) and arg.ndim for arg in args):
+                seen[name] = list(args)
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(keep(name)) for name, m in model.named_modules()]
+    try:
+        model(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
