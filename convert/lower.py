@@ -191,10 +191,10 @@ class Lowering:
 
     def encode(self) -> None:
         """Feed every weight layer with spikes, and say so in the report."""
-        for name, layer in encode(self.builder).items():
+        for name in encode(self.builder):
             node = next(node for node in self.builder.nodes if node.name == name)
-            signed = node.attrs["floor"] is None
-            why = f"re-encodes as {'signed ' if signed else ''}spikes what {layer} receives, which is no spike train"
+            kind = "signed spikes" if node.attrs["floor"] is None else "spikes"
+            why = f"re-encodes as {kind} what a weight layer receives, which is no spike train any more"
             self.rows.append(
                 Row(name, "encode", "spiking", "approximate", why, "", node.source, **asdict(self._cost(node)))
             )

@@ -11,7 +11,7 @@ from speedysnn.convert.lower import Lowering
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import Traced, export, trace
-from speedysnn.errors import ConversionError, SpeedySNNError
+from speedysnn.errors import ConversionError, InputError, SpeedySNNError
 from speedysnn.graph import Graph
 
 Lowered = tuple[Graph | None, dict[str, dict[str, Tensor]], Report]
@@ -30,6 +30,8 @@ def read(
     Raises:
         ConversionError: neither torch.fx nor torch.export can trace the model, or it does not run on the example.
     """
+    if isinstance(keep_analog, str):
+        raise InputError(f"keep_analog: expected a list of layer paths, got {keep_analog!r}")
     options: dict[str, Any] = {"handlers": handlers, "allow_hybrid": allow_hybrid, "keep_analog": keep_analog}
     _require_run(model, example)
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
@@ -62,6 +64,10 @@ def lower(
     """Convert every call of a traced network."""
     walk = Lowering(traced, example, handlers, keep_analog)
     outputs = walk.run()
+    for path in keep_analog:
+        if not any(row.path == path or row.path.startswith(f"{path}.") for row in walk.rows):
+            names = ", ".join(dict.fromkeys(row.path for row in walk.rows[:20]))
+            raise InputError(f"keep_analog: the network has no module {path!r}; there are {names}, ...")
     if not any(row.treatment == "unsupported" for row in walk.rows):
         walk.encode()
     model = traced.model

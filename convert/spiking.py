@@ -45,7 +45,7 @@ def inspect(
     """
     with evaluating(ann):
         inputs = _inputs(ann, example)
-        return read(ann, inputs, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=_paths(ann, keep_analog))[2]
+        return read(ann, inputs, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=keep_analog)[2]
 
 
 def to_spiking(
@@ -102,8 +102,7 @@ def to_spiking(
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     example = [x[:4].to(device) for x in first.inputs]
     with evaluating(ann):
-        kept = _paths(ann, keep_analog)
-        graph, tensors, report = read(ann, example, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=kept)
+        graph, tensors, report = read(ann, example, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
         reference = ann(*example)
     if graph is None:
         raise ConversionError(report.complaint())
@@ -137,18 +136,6 @@ def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[s
         node.name: IFNeuron(timesteps=timesteps, **{name: node.attrs[name] for name in own}, **options)
         for node in graph.neurons
     }
-
-
-def _paths(ann: nn.Module, keep_analog: Sequence[str]) -> tuple[str, ...]:
-    """The given paths, refused where a string is meant as one or a module's name is misspelt."""
-    if isinstance(keep_analog, str):
-        raise InputError(f"keep_analog: expected a list of layer paths, got {keep_analog!r}")
-    known = {name for name, _ in ann.named_modules()}
-    for path in keep_analog:
-        if path not in known and path.rpartition(".")[0] not in known:
-            names = ", ".join(sorted(known)[:20])
-            raise InputError(f"keep_analog: the network has no module {path!r}; there are {names}")
-    return tuple(keep_analog)
 
 
 def _inputs(ann: nn.Module, example: Example) -> list[Tensor]:

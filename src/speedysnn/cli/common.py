@@ -48,6 +48,12 @@ JsonFile = Annotated[
     str | None, typer.Option("--json", help="Also write the result as JSON; - for standard output only.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of a command wrote there.")]
+AllowHybrid = Annotated[
+    bool, typer.Option("--allow-hybrid", help="Accept operators that need an analog unit (SiLU, softmax, layer-norm).")
+]
+KeepAnalog = Annotated[
+    list[str] | None, typer.Option("--keep-analog", help="A layer path in which no neuron is placed; may be repeated.")
+]
 DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
 Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
 

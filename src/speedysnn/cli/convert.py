@@ -7,10 +7,12 @@ import typer
 
 from speedysnn import artifact
 from speedysnn.cli.common import (
+    AllowHybrid,
     Checkpoint,
     Classes,
     Data,
     JsonFile,
+    KeepAnalog,
     Model,
     Normalize,
     Overwrite,
@@ -42,6 +44,11 @@ def command(
     v_init: Annotated[float, typer.Option("--v-init", help="Initial membrane, a fraction of the threshold.")] = 0.5,
     spikes: Annotated[str, typer.Option("--spikes", help="binary, ternary or graded:N.")] = "binary",
     delay: Annotated[str, typer.Option("--delay", help="Steps of look-ahead, or full.")] = "0",
+    correct: Annotated[
+        str, typer.Option("--correct", help="none, bias, potential or bias+potential: after the thresholds.")
+    ] = "none",
+    allow_hybrid: AllowHybrid = False,
+    keep_analog: KeepAnalog = None,
     limit: Annotated[int, typer.Option("--limit", help="Calibration images, chosen by the seed.")] = 1024,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -70,6 +77,9 @@ def command(
         v_init=v_init,
         spikes=spikes,
         delay=look_ahead,
+        correct=correct,
+        allow_hybrid=allow_hybrid,
+        keep_analog=tuple(keep_analog or ()),
         provenance=provenance(source, data=named(data), normalize=normalize, seed=seed, threshold=threshold),
         progress=True,
     )

@@ -1,19 +1,32 @@
 """`speedysnn inspect`: how every operator of a network would be converted."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import typer
 from rich.markup import escape
 
-from speedysnn.cli.common import Checkpoint, Classes, JsonFile, Model, Normalize, Overwrite, data_of, model_of
+from speedysnn.cli.common import (
+    AllowHybrid,
+    Checkpoint,
+    Classes,
+    JsonFile,
+    KeepAnalog,
+    Model,
+    Normalize,
+    Overwrite,
+    data_of,
+    model_of,
+)
 from speedysnn.cli.show import say, table, write_json
 from speedysnn.cli.targets import check_json
-from speedysnn.convert import Report
+from speedysnn.convert import Report, Row
 from speedysnn.convert import inspect as inspect_network
 from speedysnn.errors import InputError
 
-COLOURS = {"exact": "green", "approximate": "yellow", "unsupported": "bold red"}
+COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}
 
 
 def command(
@@ -25,6 +38,8 @@ def command(
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", help="Shape of one input instead of data, such as 3,224,224.")
     ] = None,
+    allow_hybrid: AllowHybrid = False,
+    keep_analog: KeepAnalog = None,
     problems: Annotated[bool, typer.Option("--problems", help="List only what cannot be converted.")] = False,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -43,7 +58,8 @@ def command(
         raise InputError("give the example input: either --data, or --input-shape such as 3,32,32")
     example = torch.randn(2, *_shape(input_shape)) if input_shape else _images(str(data), normalize)
     source = model_of(model, checkpoint, num_classes)
-    report = inspect_network(source.model, example)
+    kept = tuple(keep_analog or ())
+    report = inspect_network(source.model, example, allow_hybrid=allow_hybrid, keep_analog=kept)
     write_json(json, report.to_json())
     if json != "-":
         _show(report, problems)
@@ -66,16 +82,36 @@ def _show(report: Report, problems: bool) -> None:
     rows = report.problems if problems else report.rows
     if rows:
         table(
-            f"{report.network}: {len(report.rows)} operators",
-            ("layer", "operator", "treatment", "why", "what to change", "source"),
+            f"{report.network}: {len(report.rows)} operators, read by torch.{report.tracer}",
+            ("layer", "operator", "treatment", "source", "neurons", "operations", "state"),
             [
                 (escape(row.path), escape(row.operator), f"[{COLOURS[row.treatment]}]{row.treatment}[/]",
-                 escape(row.why), escape(row.advice), escape(row.source))
+                 escape(row.source), f"{row.neurons:,}", f"{row.operations:,}", f"{row.state:,}")
                 for row in rows
             ],
-            left=6,
+            left=4,
         )  # fmt: skip
+    for (treatment, accuracy, why, advice), count in _reasons(rows).items():
+        said = ", ".join(word for word in (treatment, accuracy) if word)
+        say(escape(f"{said}: {count} x {why}") + (escape(f". To do: {advice}") if advice else ""))
     never = f"; never called: {', '.join(report.never_called)}" if report.never_called else ""
     say(f"{report.activations_found} activation modules found, {report.neurons} neuron layers placed{never}")
-    verdict = "everything converts" if report.supported else f"{len(report.problems)} operators cannot be converted"
-    say(verdict, "bold green" if report.supported else "bold red")
+    total = report.frame[["neurons", "operations", "state"]].sum()
+    say(f"one image: {total.neurons:,} neurons, {total.operations:,} operations a step, {total.state:,} values kept")
+    say(_verdict(report), "bold green" if report.supported else "bold red")
+
+
+def _reasons(rows: Sequence[Row]) -> Counter[tuple[str, str, str, str]]:
+    """How often each treatment is given for each reason, the first met first."""
+    return Counter((row.treatment, row.accuracy, row.why, row.advice) for row in rows)
+
+
+def _verdict(report: Report) -> str:
+    """What can be done with the network, in a line."""
+    kinds = report.frame.treatment.value_counts()
+    hybrid, unsupported = int(kinds.get("hybrid", 0)), int(kinds.get("unsupported", 0))
+    if unsupported:
+        return f"{unsupported} operators cannot be converted"
+    if hybrid and not report.allow_hybrid:
+        return f"{hybrid} operators need an analog unit: it converts with --allow-hybrid"
+    return f"everything converts, {hybrid} operators on an analog unit" if hybrid else "everything converts"

@@ -4,6 +4,7 @@
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 Floats = NDArray[np.float64]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=False)  # type: ignore[untyped-decorator]
 def _errors(edges: Floats, density: Floats, theta: Floats, start: Floats, steps: int, most: int, out: Floats) -> None:
     """Row by row: sum over filled bins of density times the error's integral across the bin."""
     rows, bins = density.shape
@@ -42,6 +42,9 @@ def _errors(edges: Floats, density: Floats, theta: Floats, start: Floats, steps:
             out[row, j] = total * step * step * step
 
 
+_compiled: Any = numba.njit(cache=True, nogil=True)(_errors)
+
+
 def squared_error(
     edges: Tensor, density: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1
 ) -> Tensor:
@@ -57,7 +60,7 @@ def squared_error(
 
     def work(i: int) -> None:
         rows = slice(bounds[i], bounds[i + 1])
-        _errors(*(x[rows] for x in arrays), timesteps, timesteps * highest, out[rows])
+        _compiled(*(x[rows] for x in arrays), timesteps, timesteps * highest, out[rows])
 
     if workers == 1:
         work(0)
