@@ -74,14 +74,16 @@ class ActivationHistogram:
 
     def _raise_top(self, top: Tensor) -> None:
         """Move rows' windows up to a larger maximum, merging what falls out below into bin 0."""
-        grown = top > self.top
-        for row in torch.nonzero(grown).flatten().tolist():
-            shift = min(int(top[row] - self.top[row]), BINS - 1)
-            old = self.counts[row].clone()
-            self.counts[row] = 0
-            self.counts[row, 0] = old[: shift + 1].sum()
-            self.counts[row, 1 : BINS - shift] = old[shift + 1 :]
-            self.top[row] = top[row]
+        rows = torch.nonzero(top > self.top).flatten()
+        if not len(rows):
+            return
+        old = self.counts[rows]
+        shift = (top[rows] - self.top[rows]).clamp_max(BINS - 1)[:, None]
+        index = torch.arange(BINS) + shift
+        new = torch.where(index < BINS, old.gather(1, index.clamp_max(BINS - 1)), 0)
+        new[:, :1] = old.cumsum(1).gather(1, shift)
+        self.counts[rows] = new
+        self.top[rows] = top[rows]
 
     def edges(self) -> Tensor:
         """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut just above the maximum seen.
