@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from speedysnn.convert.lower import Lowering
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import Traced, export, trace
+from speedysnn.convert.trace import Traced, export, open_batches, trace
 from speedysnn.errors import ConversionError, InputError, SpeedySNNError
 from speedysnn.graph import Graph
 
@@ -35,7 +35,7 @@ def read(
     options: dict[str, Any] = {"handlers": handlers, "allow_hybrid": allow_hybrid, "keep_analog": keep_analog}
     _require_run(model, example)
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
-        return lower(Traced(model, "export", (2, 3), model), example, **options)
+        return lower(Traced(model, "export", open_batches(model, example), model), example, **options)
     leaves = tuple(key for key in handlers if isinstance(key, type))
     functions = tuple(key for key in handlers if isinstance(key, FunctionType))
     try:

@@ -1,10 +1,11 @@
 """Trace a network, with torch.fx or torch.export, and record the shape or value of every call for two batch sizes."""
 
+import inspect
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode and without gradients; every module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        with suppress(NotImplementedError):  # an exported program has no modes
+            model.eval()
         with torch.no_grad():
             yield model
     finally:
@@ -113,7 +115,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
         ConversionError: torch.export gives up; names the file and line where it says so.
     """
     inputs = tuple(x[torch.arange(2) % x.shape[0]] for x in example)
-    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    dynamic = _open_dims(model, len(inputs))
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that says nothing of its parts
@@ -126,8 +128,28 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert isinstance(module, fx.GraphModule)
-    fixed = all(isinstance(n.meta["val"].shape[0], int) for n in module.graph.nodes if n.op == "placeholder")
-    return Traced(module, "export", (2,) if fixed else (2, 3), model)
+    return Traced(module, "export", open_batches(module, example), model)
+
+
+def _open_dims(model: nn.Module, inputs: int) -> dict[str, Any]:
+    """Dimension 0 of every input left open, by the names of the forward method's parameters."""
+    sizes: list[Any] = [{0: torch.export.Dim.AUTO} for _ in range(inputs)]
+    out: dict[str, Any] = {}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            out[name], sizes = tuple(sizes), []
+        elif sizes and parameter.kind is not parameter.VAR_KEYWORD:
+            out[name] = sizes.pop(0)
+    return out
+
+
+def open_batches(module: nn.Module, example: Sequence[Tensor]) -> tuple[int, ...]:
+    """Batch sizes that an exported program can be run with: two and three, or the two it was exported with."""
+    try:
+        module(*(x[torch.arange(3) % x.shape[0]] for x in example))
+    except Exception:
+        return (2,)
+    return (2, 3)
 
 
 def first_line(err: BaseException) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from speedysnn._batches import steps_of
 from speedysnn.data import Batch, iter_batches, split_holdout
 from speedysnn.errors import DataError
 
@@ -37,6 +38,8 @@ def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         columns: list[Tensor] = [column[chosen] for column in dataset.tensors]
         return next(iter_batches([columns], what="training data"))
+    if steps_of(dataset):  # events train on their mean over time
+        return next(iter_batches(Subset(dataset, indices), batch_size=len(indices), what="training data"))
     return next(iter_batches([default_collate([dataset[i] for i in indices])], what="training data"))
 
 

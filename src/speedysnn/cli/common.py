@@ -10,7 +10,7 @@ import typer
 from speedysnn import artifact
 from speedysnn.analysis.readings import leaves, run
 from speedysnn.cli.show import note
-from speedysnn.data import ImageData, load
+from speedysnn.data import ImageData, iter_batches, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
@@ -91,9 +91,8 @@ def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
         DataError: the network does not run on it, or has fewer outputs than there are classes.
         InputError: an image of another rank.
     """
-    image = images[0][0] if images.labelled else images[0]
     with torch.no_grad():
-        out = leaves(run(snn, "quantized", (image[None],)))[0]
+        out = leaves(run(snn, "quantized", next(iter_batches(images, batch_size=1)).inputs))[0]
     if labels and out.ndim == 2 and images.classes > out.shape[1]:
         raise DataError(f"--labels: the data has {images.classes} classes, the network {out.shape[1]} outputs")
 

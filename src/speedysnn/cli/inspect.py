@@ -24,6 +24,7 @@ from speedysnn.cli.show import say, table, write_json
 from speedysnn.cli.targets import check_json
 from speedysnn.convert import Report, Row
 from speedysnn.convert import inspect as inspect_network
+from speedysnn.data import iter_batches
 from speedysnn.errors import InputError
 
 COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}
@@ -74,8 +75,7 @@ def _shape(text: str) -> list[int]:
 
 
 def _images(data: str, normalize: str | None) -> torch.Tensor:
-    images = data_of(data, "train", normalize, 2, 0)
-    return torch.stack([images[i][0] if images.labelled else images[i] for i in range(len(images))])
+    return next(iter_batches(data_of(data, "train", normalize, 2, 0))).inputs[0]
 
 
 def _show(report: Report, problems: bool) -> None:
