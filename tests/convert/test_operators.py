@@ -177,16 +177,3 @@ def test_batch_norm_is_folded_where_a_layer_precedes_it() -> None:
     assert [node.op for node in kept.graph.nodes].count("batch_norm") == 2
     with torch.no_grad(), folded.reading("analog"), kept.reading("analog"):
         assert relative(folded(x), kept(x)) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "squeezenet1_0", "mobilenet_v2"])
-def test_torchvision_networks(name: str) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    net = torchvision.models.get_model(name, weights=None, num_classes=10)
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-    snn = convert.to_spiking(net, torch.randn(4, 3, 64, 64), timesteps=2)
-    assert snn.provenance["analog_error"] < 1e-5
-    assert len(snn.neurons) == {"resnet18": 17, "vgg11_bn": 10, "squeezenet1_0": 26, "mobilenet_v2": 52}[name]
