@@ -14,7 +14,19 @@ from speedysnn.kernels import Rule, multistep, parse_spikes
 from speedysnn.kernels.quantizer import levels, quantize
 from speedysnn.surrogate import SURROGATES, slope
 
-KINDS = {"binary": (0, 1), "ternary": (-1, 1), "graded:3": (0, 3)}
+# lowest, highest, signed
+KINDS = {
+    "binary": (0, 1, False),
+    "ternary": (-1, 1, False),
+    "graded:3": (0, 3, False),
+    "signed": (0, 1, True),
+    "signed graded:2": (0, 2, True),
+}
+
+
+def least(kind: str) -> int:
+    """The lowest spike count of a step that the quantizer's range is made of."""
+    return -KINDS[kind][1] if KINDS[kind][2] else 0
 
 
 def drive(steps: int, seed: int, neurons: int = 40, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -24,13 +36,13 @@ def drive(steps: int, seed: int, neurons: int = 40, dtype: torch.dtype = torch.f
 
 
 def rule(steps: int, delay: int = 0, kind: str = "binary", **options: object) -> Rule:
-    low, high = KINDS[kind]
-    return Rule(steps, delay, low, high, **options)  # type: ignore[arg-type]
+    low, high, signed = KINDS[kind]
+    return Rule(steps, delay, low, high, signed=signed, **options)  # type: ignore[arg-type]
 
 
 def naive(x: Tensor, theta: float, v_init: float, steps: int, delay: int, kind: str) -> Tensor:
     """The rule of the design in plain Python, one neuron at a time."""
-    low, high = KINDS[kind]
+    low, high, signed = KINDS[kind]
     out = torch.zeros_like(x)
     for i in range(x.shape[1]):
         n = 0
@@ -40,8 +52,8 @@ def naive(x: Tensor, theta: float, v_init: float, steps: int, delay: int, kind: 
             for j in range(k):
                 total += x[j, i].item()
             u = (total * (t / k) if k != t else total) / theta + v_init - n
-            s = min(max(math.floor(u), 0), high)
-            if low < 0 and u < 0 and n > 0:
+            s = min(max(math.floor(u), least(kind)), high)
+            if low < 0 and not signed and u < 0 and n > 0:
                 s = -1
             n += s
             out[t - 1, i] = s * theta
@@ -92,7 +104,7 @@ def test_constant_drive_counts_what_the_quantizer_says(kind: str, v_init: float,
     x, th, v0 = (torch.tensor(value, dtype=torch.float64) for value in (z, theta, v_init))
     for steps in range(1, 65):
         y = multistep(x[None], th, v0, rule(steps, 0, kind), constant=True).view(steps, -1)
-        expected = levels(x[None], th, v0, steps, KINDS[kind][1])[0]
+        expected = levels(x[None], th, v0, steps, KINDS[kind][1], KINDS[kind][2])[0]
         assert torch.equal((y / th).sum(0), expected), steps
 
 
@@ -101,7 +113,7 @@ def test_constant_drive_counts_what_the_quantizer_says(kind: str, v_init: float,
 def test_full_look_ahead_is_the_quantizer_of_the_mean(kind: str, steps: int, seed: int, theta: float) -> None:
     x, th, v0 = drive(steps, seed), torch.tensor(theta, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     y = multistep(x, th, v0, rule(steps, steps, kind))
-    expected = torch.floor(x.cumsum(0)[-1] / th + v0).clamp(0, steps * KINDS[kind][1])
+    expected = torch.floor(x.cumsum(0)[-1] / th + v0).clamp(steps * least(kind), steps * KINDS[kind][1])
     assert torch.equal(torch.round((y / th).sum(0)), expected)
 
 
@@ -121,10 +133,10 @@ class Spike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, theta, count, kind, name, width):
-        low, high = KINDS[kind]
+        low, high, signed = KINDS[kind]
         u = v / theta
-        s = torch.floor(u).clamp(0, high)
-        if low < 0:
+        s = torch.floor(u).clamp(least(kind), high)
+        if low < 0 and not signed:
             s = s - ((u < 0) & (count > 0)).to(u.dtype)
         ctx.save_for_backward(u, theta, count)
         ctx.setting = (kind, name, width)
@@ -134,12 +146,15 @@ class Spike(torch.autograd.Function):
     def backward(ctx, grad):
         u, theta, count = ctx.saved_tensors
         kind, name, width = ctx.setting
-        low, high = KINDS[kind]
+        low, high, signed = KINDS[kind]
         to_v, to_theta = torch.zeros_like(u), torch.zeros_like(u)
         for level in range(1, high + 1):
             h = slope(name, u - level, width) / theta
             to_v, to_theta = to_v + h, to_theta - level * h
-        if low < 0:
+        for level in range(high if signed else 0):
+            h = slope(name, u + level, width) / theta
+            to_v, to_theta = to_v + h, to_theta + level * h
+        if low < 0 and not signed:
             to_v = to_v + (count > 0) * slope(name, u, width) / theta
         return grad * to_v, (grad * to_theta).sum(), None, None, None, None
 
@@ -197,17 +212,18 @@ def test_threshold_gradient_identity(name: str) -> None:
     torch.testing.assert_close(gradient, v_init - du, rtol=1e-9, atol=1e-9)
 
 
-def test_quantizer_gradient_is_the_learned_step_sizes() -> None:
-    z = torch.linspace(-1, 2, 301, dtype=torch.float64).view(1, -1).requires_grad_()
+@pytest.mark.parametrize("signed", [False, True])
+def test_quantizer_gradient_is_the_learned_step_sizes(signed: bool) -> None:
+    z = torch.linspace(-2, 2, 301, dtype=torch.float64).view(1, -1).requires_grad_()
     theta = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
     v_init, steps = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), 4
     grad = torch.randn(1, 301, dtype=torch.float64)
     for scaled in (False, True):
-        y = quantize(z, theta, v_init, steps, scaled=scaled)
+        y = quantize(z, theta, v_init, steps, signed=signed, scaled=scaled)
         to_z, to_theta, to_start = torch.autograd.grad((y * grad).sum(), (z, theta, v_init))
-        n = torch.floor(z * steps / theta + 0.5).clamp(0, steps)
-        inside, scale = (z > 0) & (z < theta), 1 / math.sqrt(301 * steps) if scaled else 1.0
-        expected = torch.where(inside, n / steps - z / theta, (z >= theta).double())
+        n = torch.floor(z * steps / theta + 0.5).clamp(-steps if signed else 0, steps)
+        inside, scale = (z > (-theta if signed else 0)) & (z < theta), 1 / math.sqrt(301 * steps) if scaled else 1.0
+        expected = torch.where(inside, n / steps - z / theta, n / steps)
         torch.testing.assert_close(to_z, grad * inside)
         torch.testing.assert_close(to_theta, (grad * expected).sum() * scale)
         torch.testing.assert_close(to_start, (grad * inside * theta / steps).sum() * scale)

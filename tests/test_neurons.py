@@ -10,11 +10,12 @@ from speedysnn.errors import InputError
 @pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2"])
 @pytest.mark.parametrize("steps", [1, 4, 5])
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
-def test_step_by_step_equals_time_batched(spikes: str, steps: int, granularity: str) -> None:
+@pytest.mark.parametrize("floor", [0.0, None])
+def test_step_by_step_equals_time_batched(spikes: str, steps: int, granularity: str, floor: float | None) -> None:
     """For every look-ahead, and two windows back to back without a reset."""
     theta = torch.tensor(0.6) if granularity == "layer" else torch.tensor([0.4, 0.6, 1.1])
     for delay in range(steps + 1):
-        neuron = IFNeuron(theta, timesteps=steps, spikes=spikes, delay=delay)
+        neuron = IFNeuron(theta, timesteps=steps, spikes=spikes, delay=delay, floor=floor)
         windows = [torch.randn(steps, 2, 3, 4) * 0.7 + 0.3 for _ in range(2)]
         expected = [neuron(x.flatten(0, 1)).view(steps, 2, 3, 4) for x in windows]
         feed = [*windows[0], *windows[1], *[None] * delay]
@@ -33,6 +34,20 @@ def test_readings() -> None:
     assert torch.equal(neuron(z), torch.tensor([[0.0, 0.0, 1.0, 1.5, 2.0]]))
     neuron.reading = "spiking"
     assert torch.equal(neuron(z, constant=True).view(4, 5).mean(0), torch.tensor([0.0, 0.0, 1.0, 1.5, 2.0]))
+
+
+def test_a_signed_neuron_reads_negative_values() -> None:
+    neuron = IFNeuron(2.0, timesteps=4, floor=-3.0, ceiling=3.0)
+    z = torch.tensor([[-5.0, -1.6, -0.9, 0.2, 5.0]])
+    assert torch.equal(neuron.analog(z), torch.tensor([[-3.0, -1.6, -0.9, 0.2, 3.0]]))
+    assert torch.equal(neuron.quantized(z), torch.tensor([[-2.0, -1.5, -1.0, 0.0, 2.0]]))
+    spikes = neuron(z, constant=True).view(4, 5)
+    assert set(spikes.unique().tolist()) <= {-2.0, 0.0, 2.0}
+    assert torch.equal(spikes.mean(0), neuron.quantized(z)[0])
+    with pytest.raises(InputError, match="floor"):
+        IFNeuron(1.0, floor=0.5)
+    with pytest.raises(InputError, match="ceiling"):
+        IFNeuron(1.0, ceiling=-1.0)
 
 
 def test_full_look_ahead_equals_quantized() -> None:

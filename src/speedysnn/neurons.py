@@ -210,7 +210,7 @@ class IFNeuron(nn.Module):
         theta = self.per_channel(self.threshold, total.ndim).to(total.dtype)
         start = self.per_channel(self.v_init, total.ndim).to(total.dtype)
         count = torch.zeros_like(total) if self._count is None else self._count
-        spikes = fire(paced / theta + start - count, count, self.rule)
+        spikes = fire(paced / theta + start, count, self.rule)
         self._count, self._emitted = count + spikes, t
         if t == self.timesteps:
             self._count, self._complete, self._emitted = None, None, 0

@@ -10,11 +10,14 @@ from speedysnn.kernels.rule import Rule
 from speedysnn.surrogate import slope
 
 
-def fire(u: Tensor, count: Tensor, rule: Rule) -> Tensor:
-    """Spikes of one step from the membrane u (units of theta, v_init included) and the spikes so far."""
-    spikes = torch.floor(u).clamp_(-rule.highest if rule.signed else 0, rule.highest)
+def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
+    """Spikes of one step from the level u + n (units of theta, v_init included) and the spikes so far, n.
+
+    floor(level) - n, not floor(level - n): whole numbers are subtracted exactly, so no tie is lost in rounding.
+    """
+    spikes = (torch.floor(level) - count).clamp_(-rule.highest if rule.signed else 0, rule.highest)
     if rule.lowest < 0 and not rule.signed:
-        spikes = spikes - ((u < 0) & (count > 0)).to(u.dtype)
+        spikes = spikes - ((level < count) & (count > 0)).to(level.dtype)
     return spikes
 
 
@@ -66,7 +69,7 @@ class _MultiStep(torch.autograd.Function):
             level = total / amplitude + start
             if count is None:
                 count = torch.zeros_like(level)
-            spikes = fire(level - count, count, rule)
+            spikes = fire(level, count, rule)
             count = count + spikes
             slices[t - 1].copy_(spikes * amplitude)
         return out
@@ -86,7 +89,7 @@ def _history(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant:
         if count is None:
             count = torch.zeros_like(level)
         u = level - count
-        spikes = fire(u, count, rule)
+        spikes = fire(level, count, rule)
         steps.append((u, count, spikes))
         count = count + spikes
     return steps
