@@ -1,6 +1,7 @@
 """Networks and checkpoints: what loads, what each mistake says, and that no file runs code."""
 
 import argparse
+import json
 import os
 import sys
 import textwrap
@@ -236,7 +237,40 @@ def test_safetensors_and_the_checksum(tmp_path, nets):
 def test_notes_say_what_was_taken(tmp_path, nets):
     torch.save({"state_dict_ema": _weights(1), "state_dict": _prefixed("module.")}, tmp_path / "w.pth")
     notes = load_model(f"{nets}:fixed", checkpoint=tmp_path / "w.pth").notes
-    assert notes == ("took 'state_dict', not 'state_dict_ema'", "removed 'module.' from the front of every key")
+    taken = "took 'state_dict', not 'state_dict_ema' (for those write w.pth::state_dict_ema)"
+    assert notes == (taken, "removed 'module.' from the front of every key")
+    averaged = load_model(f"{nets}:fixed", checkpoint=f"{tmp_path / 'w.pth'}::state_dict_ema").model
+    assert torch.equal(averaged.bias.detach(), _weights(1)["bias"])
+    with pytest.raises(SourceError, match=r"no part 'other': it has the keys 'state_dict_ema'"):
+        load_model(f"{nets}:fixed", checkpoint=f"{tmp_path / 'w.pth'}::other")
+
+
+def test_a_lightning_module_with_more_than_the_network(tmp_path, nets):
+    content = {**_prefixed("net."), "criterion.weight": torch.ones(2)}
+    torch.save({"state_dict": content, "hyper_parameters": {"lr": 0.1}}, tmp_path / "w.ckpt")
+    source = load_model(f"{nets}:fixed", checkpoint=tmp_path / "w.ckpt")
+    assert source.notes == ("took the names behind 'net.'; left out 1 others (criterion.weight)",)
+    assert torch.equal(source.model.bias.detach(), _weights()["bias"])
+
+
+def test_a_folder_as_accelerate_saves_it(tmp_path, nets):
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    for folder in (whole, sharded):
+        folder.mkdir()
+    save_file(_weights(), whole / "model.safetensors")
+    index = {"weight_map": {key: f"model-{key}.safetensors" for key in _weights()}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    for key, value in _weights().items():
+        save_file({key: value}, sharded / f"model-{key}.safetensors")
+    for folder in (whole, sharded):
+        model = load_model(f"{nets}:fixed", checkpoint=folder).model
+        assert torch.equal(model.bias.detach(), _weights()["bias"])
+    (sharded / "model-bias.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"the shard model-bias\.safetensors that .* names is missing"):
+        load_model(f"{nets}:fixed", checkpoint=sharded)
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
+    with pytest.raises(SourceError, match="outside its folder"):
+        load_model(f"{nets}:fixed", checkpoint=sharded)
 
 
 def test_a_prefix_that_is_the_networks_own(tmp_path, nets):
@@ -359,7 +393,7 @@ MISFITS = {
         r"8 missing \(0\.weight, 0\.bias, 1\.weight and 5 more\); 5 unexpected .*No name is in both .*'layer0\.w'",
     ),
     "prefix in part": (
-        {**_prefixed("model.", _small()), "criterion.weight": torch.ones(2)},
+        {**_prefixed("model.", _small(**{"0_bias": None})), "criterion.weight": torch.ones(2)},
         r"names are in the file behind 'model\.', beside other ones",
     ),
 }

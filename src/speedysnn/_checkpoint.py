@@ -19,12 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from speedysnn._shards import shards
 from speedysnn.errors import SourceError
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_checkpoint", "some", "strip_prefixes"]
 
 # Where training scripts keep the weights, best first: plain weights before averaged ones.
-NESTED = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema")
+PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+AVERAGED = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema")
+NESTED = PLAIN + AVERAGED
+PART = "::"  # FILE::KEY names the part of a file to take
 PREFIXES = ("module.", "_orig_mod.", "model.")
 _COMPILED = "_orig_mod"
 _DOWNLOAD = "download or copy it again"
@@ -48,8 +52,9 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint file, by name, on the CPU.
 
-    Reads .safetensors, and anything `torch.save` wrote as long as it holds only data. Weights below one of the usual
-    keys (`NESTED`) are found, plain ones before averaged ones, and prefixes that every key has (`PREFIXES`) removed.
+    Reads .safetensors, anything `torch.save` wrote as long as it holds only data, and a folder as accelerate and
+    transformers save it, sharded or not. Weights below one of the usual keys (`NESTED`) are found, plain ones before
+    averaged ones, and prefixes that every key has (`PREFIXES`) removed. `FILE::KEY` takes the part below KEY.
 
     Raises:
         SourceError: missing, empty, damaged, not a checkpoint, holds code, no tensors, or NaN or infinity.
@@ -63,18 +68,46 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         SourceError: as `read_checkpoint`.
     """
-    file = Path(path).expanduser()
-    _require_file(file)
-    _require_weights_file(file)
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    weights, notes = _find_weights(file, content)
+    file, part = _split_part(path)
+    if file.is_dir() and (parts := shards(file)):
+        content: Any = {}
+        for shard in parts:
+            content.update(_tensors(_read(shard)))
+        files = parts
+    else:
+        content, files = _read(file), [file]
+    weights, notes = _find_weights(file, _part(file, content, part))
+    if len(files) > 1:
+        notes.append(f"put together from {len(files)} files")
     weights, prefixes = strip_prefixes(weights)
     if prefixes:
         notes.append(f"removed {', '.join(map(repr, prefixes))} from the front of every key")
     _require_finite(file, weights)
-    with file.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    return Checkpoint(file, weights, sha256, tuple(notes))
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as handle:
+            hashlib.file_digest(handle, lambda: digest)
+    return Checkpoint(file, weights, digest.hexdigest(), tuple(notes))
+
+
+def _read(file: Path) -> Any:
+    _require_file(file)
+    _require_weights_file(file)
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _split_part(path: str | Path) -> tuple[Path, str]:
+    whole = Path(path).expanduser()
+    head, mark, key = str(whole).rpartition(PART)
+    return (Path(head), key) if mark and not whole.exists() else (whole, "")
+
+
+def _part(file: Path, content: Any, key: str) -> Any:
+    if not key:
+        return content
+    if not isinstance(content, Mapping) or key not in content:
+        raise SourceError(f"checkpoint {file} has no part {key!r}: {_described(content)}")
+    return content[key]
 
 
 def _require_file(file: Path) -> None:
@@ -182,8 +215,9 @@ def _find_weights(file: Path, content: Any) -> tuple[dict[str, Tensor], list[str
         if not found:
             break
         if len(found) > 1:
-            notes.append(f"took {found[0]!r}, not {', '.join(map(repr, found[1:]))}")
-        elif found[0] in ("ema", "state_dict_ema"):
+            others = ", ".join(map(repr, found[1:]))
+            notes.append(f"took {found[0]!r}, not {others} (for those write {file.name}{PART}{found[1]})")
+        elif found[0] in AVERAGED:
             notes.append(f"took the averaged weights {found[0]!r}, the only ones there")
         content = content[found[0]]
     weights = _tensors(content)

@@ -39,14 +39,16 @@ class _Mismatch:
         return f"{key} {tuple(self.file[key].shape)} in the file, {tuple(self.network[key].shape)} in the network"
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, spec: str) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, spec: str) -> tuple[str, ...]:
     """Load the weights into the model, all of them; values of another precision are cast.
+
+    Returns notes on what was left out of the file.
 
     Raises:
         SourceError: names or shapes differ; says which, the most likely cause and what to do.
     """
     network = model.state_dict()
-    weights = _renamed(checkpoint.weights, network)
+    weights, notes = _inner(_renamed(checkpoint.weights, network), network)
     try:
         model.load_state_dict(weights)
     except RuntimeError as err:
@@ -58,6 +60,24 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, spec: str) -> None:
         except RuntimeError:
             reason = " ".join(str(err).split())
             raise SourceError(f"checkpoint {checkpoint.path} does not load into {spec}: {reason}") from err
+    return notes
+
+
+def _inner(weights: dict[str, Tensor], network: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The network inside a wrapper's weights, as a LightningModule saves them: all of its names behind one prefix.
+
+    Taken only where every name of the network is there, and nothing of it is without the prefix.
+    """
+    needed = {key for key in network if not key.endswith(_COUNTER)}
+    if needed <= weights.keys():
+        return weights, ()
+    for prefix in dict.fromkeys(f"{key.partition('.')[0]}." for key in weights):
+        inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        others = [key for key in weights if not key.startswith(prefix)]
+        if needed <= inner.keys() and not needed & set(others):
+            left = f"; left out {len(others)} others ({some(others)})" if others else ""
+            return inner, (f"took the names behind {prefix!r}{left}",)
+    return weights, ()
 
 
 def _renamed(weights: dict[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:

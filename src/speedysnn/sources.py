@@ -55,8 +55,8 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
     if checkpoint is None:
         return Source(model.eval(), spec)
     opened = open_checkpoint(checkpoint)
-    load_weights(model, opened, spec)
-    return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes)
+    notes = load_weights(model, opened, spec)
+    return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes + notes)
 
 
 def _unknown(spec: str, kind: str) -> str:
