@@ -151,6 +151,8 @@ Latency is T + delay x {depth} steps ({depth} neuron layers on the longest path)
 image in T steps. `full` is the quantized twin by construction. At delay 0 most of the loss is timing, which more steps
 cure slowly and one step of look-ahead removes.
 
+Ternary spikes at delay 2 and full lie on the binary lines and are left out of the figures.
+
 ![accuracy against T](accuracy_timesteps.png)
 ![accuracy against latency](accuracy_latency.png)
 ![accuracy against spikes](accuracy_spikes_per_neuron.png)
@@ -160,7 +162,8 @@ cure slowly and one step of look-ahead removes.
 {tuned}
 
 "quantized" is the quantized stage alone (24 epochs, KL to the source's logits and layer matching, flip and crop);
-"quantized + spiking" adds 4 epochs through time at delay 0, from there. Before: the untuned network at the same setting.
+"quantized + spiking" adds 4 epochs through time at delay 0 with that spike kind, from there. Before: the untuned network
+at the same setting.
 
 ![learning curves](learning.png)
 
