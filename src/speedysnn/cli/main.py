@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.cli import analyze, convert, demo, evaluate, finetune, inspect
+from speedysnn.cli import analyze, convert, demo, evaluate, export, finetune, inspect
 from speedysnn.cli.show import fail
 from speedysnn.errors import SpeedySNNError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Convert trained networks to spiking networks, measure their noise, tune it away.",
 )
-for module in (demo, inspect, convert, analyze, finetune, evaluate):
+for module in (demo, inspect, convert, analyze, finetune, evaluate, export):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 
 

@@ -42,7 +42,8 @@ def _errors(edges: Floats, density: Floats, theta: Floats, start: Floats, steps:
             out[row, j] = total * step * step * step
 
 
-_compiled: Any = numba.njit(cache=True, nogil=True)(_errors)
+# Not cached on disk: cache files beside an installed package outlive its removal, and shadow what is installed next.
+_compiled: Any = numba.njit(nogil=True)(_errors)
 
 
 def squared_error(

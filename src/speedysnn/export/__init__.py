@@ -1,0 +1,3 @@
+"""Write a spiking network in the formats of other programs."""
+
+from speedysnn.export.pt2 import to_pt2 as to_pt2

@@ -1,0 +1,102 @@
+"""A spiking network as an exported program (.pt2): ATen operators for a fixed T, run without this package."""
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.errors import ArtifactError
+from speedysnn.network import SpikingNetwork
+
+SUFFIX, FACTS = ".pt2", "speedysnn.json"
+TOLERANCE = 1e-6
+
+
+class _Fixed(nn.Module):
+    """The spiking reading for one T, never cut into smaller batches: that would fix the batch size."""
+
+    def __init__(self, snn: SpikingNetwork) -> None:
+        super().__init__()
+        self.snn = snn
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.snn(*inputs, observer=_ignore)
+
+
+def _ignore(_: object) -> None:
+    """An observer that wants nothing."""
+
+
+def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the network's spiking reading, at its present T, look-ahead and spike kind, with torch.export.
+
+    The program takes (B, ...) for any B and gives the mean of the last layer over T steps; it is loaded again and
+    compared with the network before the file gets its name. `speedysnn.json` in it states T, look-ahead and latency.
+
+    Args:
+        snn: the network.
+        path: a file name that ends in .pt2.
+        overwrite: replace a file that is there.
+
+    Raises:
+        ArtifactError: another suffix, something is there already, torch.export gives up, or the program differs.
+    """
+    target = Path(path)
+    check_pt2(target, overwrite)
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.rand(2, *shape, generator=generator) for shape in snn.input_shapes)
+    device = next(snn.parameters()).device
+    handle, temporary = tempfile.mkstemp(suffix=SUFFIX, dir=target.absolute().parent, prefix=f".{target.stem}-")
+    os.close(handle)
+    try:
+        _write(snn, tuple(x.to(device) for x in inputs), temporary)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return target
+
+
+def check_pt2(target: Path, overwrite: bool) -> None:
+    """Refuse a target that `to_pt2` would refuse.
+
+    Raises:
+        ArtifactError: another suffix, a folder, or a file that is there while `overwrite` is off.
+    """
+    if target.suffix != SUFFIX:
+        raise ArtifactError(f"{target}: expected a file name that ends in {SUFFIX}")
+    if target.is_dir():
+        raise ArtifactError(f"{target}: a folder is there; give a file name")
+    if target.exists() and not overwrite:
+        raise ArtifactError(f"{target}: a file is there already; choose another name, or pass overwrite")
+    if not target.absolute().parent.is_dir():
+        raise ArtifactError(f"{target}: its folder does not exist")
+
+
+def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
+    dynamic = (tuple({0: torch.export.Dim.AUTO} for _ in inputs),)
+    facts = {"timesteps": snn.timesteps, "latency": snn.latency, "depth": snn.depth,
+             "neurons": {name: {"spikes": n.spikes, "delay": n.delay} for name, n in snn.neurons.items()}}  # fmt: skip
+    with warnings.catch_warnings(), torch.no_grad(), snn.reading("spiking"):
+        warnings.simplefilter("ignore")
+        expected = snn(*inputs)
+        try:
+            program = torch.export.export(_Fixed(snn), inputs, dynamic_shapes=dynamic)
+        except Exception as err:
+            reason = str(err).strip().partition("\n")[0]
+            raise ArtifactError(f"torch.export cannot write this network: {reason}") from err
+        torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+        again = torch.export.load(file).module()(*inputs)
+    error = max(_differences(again, expected), default=0.0)
+    if not error <= TOLERANCE:
+        raise ArtifactError(f"the exported program differs from the network by {error:.1e}, expected {TOLERANCE:.0e}")
+
+
+def _differences(ours: Any, theirs: Any) -> list[float]:
+    """Relative differences, tensor by tensor."""
+    pairs = zip(torch.utils._pytree.tree_leaves(ours), torch.utils._pytree.tree_leaves(theirs), strict=True)
+    return [float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs]
