@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2)
 
     def forward(self, x):
         x = self.relu(x.flatten(1, 2))
