@@ -1,5 +1,7 @@
 """Convert a trained network into a spiking one: trace, replace every activation, choose the thresholds."""
 
+from speedysnn.convert.clips import as_clip as as_clip
+from speedysnn.convert.correct import apply_correction as apply_correction
 from speedysnn.convert.ops import HANDLERS as HANDLERS
 from speedysnn.convert.ops.custom import as_leaky as as_leaky
 from speedysnn.convert.ops.custom import as_neuron as as_neuron

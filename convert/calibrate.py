@@ -8,10 +8,11 @@ from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.executor import Tap
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import Calibration, SpikingNetwork
+from speedysnn.neurons import IFNeuron
 from speedysnn.progress import track
-from speedysnn.thresholds import choose, parse_rule
+from speedysnn.thresholds import CLIP, choose, parse_rule
 
-Threshold = str | dict[str, float | Tensor]
+Threshold = str | dict[str, float | str | Tensor]
 
 
 def rows_of(activation: Tensor, channel_dim: int, granularity: str) -> Tensor:
@@ -60,7 +61,11 @@ def _device(snn: SpikingNetwork) -> torch.device:
 
 
 def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
-    """Choose every neuron's theta by a named rule, or take the given ones (the others by "mse").
+    """Choose every neuron's theta by a named rule, or by its own entry: a value, or another rule.
+
+    A learned clip (of a quantization-trained activation) is theta N whatever the rule, unless the layer has an entry of
+    its own. The rule "clip" takes a fixed ceiling (ReLU6) too; layers without one, and those that a dictionary leaves
+    out, are chosen by "mse".
 
     Raises:
         InputError: an unknown rule or layer, or a given value of the wrong shape.
@@ -68,24 +73,35 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
     """
     given = threshold if isinstance(threshold, dict) else {}
     rule = "mse" if isinstance(threshold, dict) else threshold
-    parse_rule(rule)
+    for name in (rule, *(value for value in given.values() if isinstance(value, str))):
+        parse_rule(name)
     unknown = [name for name in given if name not in snn.neurons]
     if unknown:
         raise InputError(f"threshold: no neuron is called {unknown[0]!r}; there are {', '.join(snn.neurons)}")
+    learned = {node.name for node in snn.graph.neurons if node.attrs.get("learned")}
     for name, neuron in snn.neurons.items():
-        hist = snn.calibration.histograms[name]
-        channels = hist.channels // 2 if neuron.signed else hist.channels
-        if name in given:
-            value = torch.as_tensor(given[name], dtype=torch.float32)
-            if value.ndim and value.shape != (channels,):
-                raise InputError(
-                    f"threshold of {name!r}: expected a number or {channels} values, got {tuple(value.shape)}"
-                )
-            neuron.set_threshold(value.expand(channels) if granularity == "channel" else value)
-            snn.calibration.rules[name] = "given"
-            continue
-        theta = choose(
-            hist, rule, neuron.v_init, snn.timesteps, neuron.levels_per_step, signed=neuron.signed, layer=name
-        )
-        neuron.set_threshold(theta if granularity == "channel" else theta.squeeze(0))
-        snn.calibration.rules[name] = rule
+        entry = given.get(name, CLIP if name in learned else rule)
+        theta, used = _theta(snn, name, neuron, entry)
+        neuron.set_threshold(theta if granularity == "channel" else _one(theta))
+        snn.calibration.rules[name] = used
+
+
+def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: float | str | Tensor) -> tuple[Tensor, str]:
+    """Theta (C,), or as given, and the rule it came by."""
+    hist = snn.calibration.histograms[name]
+    channels = hist.channels // 2 if neuron.signed else hist.channels
+    if not isinstance(entry, str):
+        value = torch.as_tensor(entry, dtype=torch.float32)
+        if value.ndim and value.shape != (channels,):
+            raise InputError(f"threshold of {name!r}: expected a number or {channels} values, got {tuple(value.shape)}")
+        return value.expand(channels), "given"
+    highest = neuron.levels_per_step
+    if entry == CLIP and neuron.ceiling is not None:
+        return torch.full((channels,), neuron.ceiling / highest), CLIP
+    rule = "mse" if entry == CLIP else entry
+    return choose(hist, rule, neuron.v_init, snn.timesteps, highest, signed=neuron.signed, layer=name), rule
+
+
+def _one(theta: Tensor) -> Tensor:
+    """The layer's one theta, ()."""
+    return theta.reshape(-1)[0]

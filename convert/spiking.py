@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, collect
 from speedysnn.convert.check import require_equal
+from speedysnn.convert.clips import recognised
+from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
+from speedysnn.convert.exact import exact_error, has_staircases
 from speedysnn.convert.fold import fold_batch_norm
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.read import read
@@ -45,7 +48,8 @@ def inspect(
     """
     with evaluating(ann):
         inputs = _inputs(ann, example)
-        return read(ann, inputs, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=keep_analog)[2]
+        known = {**recognised(ann, handlers or {}), **(handlers or {})}
+        return read(ann, inputs, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)[2]
 
 
 def to_spiking(
@@ -72,16 +76,24 @@ def to_spiking(
     Every activation becomes an `IFNeuron`; theta is chosen from one pass over the calibration data; the analog reading
     is checked against the source network (relative error below 1e-5).
 
+    Activations of quantization-trained networks (QCFS, PACT, LSQ) are recognised by their attributes and proven on a
+    probe, see `as_clip` for others: their trained clip is N theta at every T, and their analog reading is the source's
+    own staircase, so that it equals the source. As a rounding error at a tie is a whole step there, such a network is
+    checked in float64; in float32 single values may lie a step apart.
+
     Args:
         ann: the trained network, in any mode; it is left as it is.
         calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored.
         timesteps: T.
-        threshold: "mse" (least squared error for this T and v_init), "max", "percentile:99.9", or layer -> value.
+        threshold: "mse" (least squared error for this T and v_init), "gaussian", "laplace" or "half-normal" (the same
+            for a fitted law), "max", "percentile:99.9", "clip" (the source's ceiling where there is one, else "mse"),
+            or layer -> value or rule. A learned clip wins over the rule, not over the layer's own entry.
         granularity: "channel" or "layer".
         v_init: initial membrane as a fraction of theta, 0..1.
         spikes: "binary", "ternary" or "graded:N".
         delay: steps of look-ahead, or "full".
-        correct: "none"; thresholds and biases are left as chosen.
+        correct: "none", "bias", "potential" or "bias+potential", on the first images of the calibration data (at most
+            256) for this T, delay and spikes; the analog reading stays as it is. See `apply_correction`.
         fold_bn: fold batch-norm into the layer before it.
         allow_hybrid: take operators that need an analog unit, acting on the running mean (SiLU, softmax, layer-norm,
             products of branches, ...); False refuses the network and lists them.
@@ -101,23 +113,17 @@ def to_spiking(
     first = next(batches)
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     example = [x[:4].to(device) for x in first.inputs]
+    known = {**recognised(ann, handlers or {}), **(handlers or {})}
     with evaluating(ann):
-        graph, tensors, report = read(ann, example, handlers or {}, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
-        reference = ann(*example)
+        graph, tensors, report = read(ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
     if graph is None:
         raise ConversionError(report.complaint())
     if not graph.neurons:
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
-    tensors = {name: {key: value.detach().clone() for key, value in own.items()} for name, own in tensors.items()}
-    if fold_bn:
-        graph = fold_batch_norm(graph, tensors)
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
-    shapes = [x.shape[1:] for x in example]
-    snn = SpikingNetwork(graph, tensors, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
-    snn = snn.to(device)
-    with torch.no_grad(), snn.reading("analog"):
-        error = require_equal(snn(*example), reference)
-    images = collect(snn, chain([first], batches), granularity, progress=progress)
+    snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
+    kept = Kept(images_for(snn) if correct != "none" else 0)
+    images = collect(snn, kept.passing(chain([first], batches)), granularity, progress=progress)
     assign(snn, threshold, granularity)
     snn.provenance = {
         **(provenance or {}),
@@ -127,13 +133,41 @@ def to_spiking(
         "granularity": granularity,
         "treatment": report.treatment,
     }
-    return snn
+    return snn if correct == "none" else correct_on(snn, kept.inputs(), correct)
+
+
+def _network(
+    ann: nn.Module,
+    graph: Graph,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    example: Sequence[Tensor],
+    timesteps: int,
+    options: Mapping[str, Any],
+    fold_bn: bool,
+) -> tuple[SpikingNetwork, float]:
+    """The network, its batch-norm folded, and the relative error of its analog reading, which is proven to be small."""
+    error: float | None = None
+    if has_staircases(graph):
+        error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn)
+    own = {name: {key: value.detach().clone() for key, value in tensor.items()} for name, tensor in tensors.items()}
+    graph = fold_batch_norm(graph, own) if fold_bn else graph
+    shapes = [x.shape[1:] for x in example]
+    snn = SpikingNetwork(graph, own, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
+    snn = snn.to(example[0].device)
+    if error is None:
+        with evaluating(ann):
+            reference = ann(*example)
+        with torch.no_grad(), snn.reading("analog"):
+            error = require_equal(snn(*example), reference)
+    return snn, error
 
 
 def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[str, IFNeuron]:
     own = ("ceiling", "floor", "channel_dim")
     return {
-        node.name: IFNeuron(timesteps=timesteps, **{name: node.attrs[name] for name in own}, **options)
+        node.name: IFNeuron(
+            timesteps=timesteps, steps=node.attrs.get("steps"), **{name: node.attrs[name] for name in own}, **options
+        )
         for node in graph.neurons
     }
 
@@ -151,5 +185,4 @@ def _check_options(granularity: str, v_init: float, correct: str) -> None:
         raise InputError(f'granularity: expected "channel" or "layer", got {granularity!r}')
     if not 0 <= v_init <= 1:
         raise InputError(f"v_init: expected a fraction of theta in 0..1, got {v_init!r}")
-    if correct != "none":
-        raise InputError(f'correct: expected "none", got {correct!r}; tune the network with finetune.fit instead')
+    check_kind(correct)

@@ -22,7 +22,7 @@ from speedysnn.operators import OPERATORS
 
 SCHEMA = "speedysnn/1"
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
-_NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling", "floor")
+_NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling", "floor", "steps")
 
 
 def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -95,6 +95,8 @@ def _all_tensors(snn: SpikingNetwork) -> dict[str, Tensor]:
     for name, neuron in snn.neurons.items():
         out[f"neuron:{name}:log_threshold"] = neuron.log_threshold
         out[f"neuron:{name}:v_init"] = neuron.v_init
+        if neuron.offset is not None:
+            out[f"neuron:{name}:offset"] = neuron.offset
     for name, hist in snn.calibration.histograms.items():
         out.update({f"histogram:{name}:{key}": value for key, value in hist.state().items()})
     return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
@@ -165,6 +167,7 @@ def _neuron(document: Mapping[str, Any], name: str, states: Mapping[str, Mapping
     options = document["neurons"][name]
     neuron = IFNeuron(v_init=states[name]["v_init"], timesteps=document["timesteps"], **options)
     neuron.log_threshold.data = states[name]["log_threshold"].clone()
+    neuron.offset = states[name].get("offset")
     return neuron
 
 

@@ -15,7 +15,7 @@ from speedysnn.graph import Graph, map_outputs
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.stream import Stream
-from speedysnn.thresholds import choose, predicted_rate
+from speedysnn.thresholds import CLIP, choose, predicted_rate
 
 TIME_BATCH = 256  # images times steps in one pass without gradients
 
@@ -249,15 +249,20 @@ class SpikingNetwork(nn.Module):
     def recalibrate(self) -> "SpikingNetwork":
         """Choose every theta again for the present T, v_init and spikes from the stored histograms, without data.
 
-        Layers whose threshold was given as a value keep it.
+        Layers whose threshold was given as a value keep it; a learned clip stays the full scale N theta. Corrections
+        (`to_spiking(correct=...)`) were measured at another T, so they are taken back.
 
         Raises:
             InputError: the network holds no histograms.
         """
         if not self.calibration.histograms:
             raise InputError("recalibrate: the network holds no histograms; convert it with calibration data")
+        self.uncorrect()
         for name, neuron in self.neurons.items():
             rule, hist = self.calibration.rules.get(name, "given"), self.calibration.histograms.get(name)
+            if rule == CLIP and neuron.ceiling is not None:
+                neuron.set_threshold(torch.full_like(neuron.threshold, neuron.ceiling / neuron.levels_per_step))
+                continue
             if rule == "given" or hist is None:
                 continue
             theta = choose(
@@ -265,6 +270,16 @@ class SpikingNetwork(nn.Module):
             )
             neuron.set_threshold(theta if neuron.granularity == "channel" else theta.squeeze(0))
         return self
+
+    def uncorrect(self) -> None:
+        """Take corrections back: no offsets, and v_init as it was before where the correction changed it."""
+        made = self.provenance.pop("correction", None)
+        if made is None:
+            return
+        for name, neuron in self.neurons.items():
+            neuron.offset = None
+            if "potential" in made["kind"]:
+                neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
 
     def summary(self) -> pd.DataFrame:
         """One row a neuron layer: name, theta, v_init, spikes, look-ahead, and the rate predicted from calibration.

@@ -21,7 +21,12 @@ class IFNeuron(nn.Module):
 
     spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits theta * s[t]
     quantized: Q(z) = theta/T clip(floor(T z/theta + v_init), 0, T N)
-    analog:    min(max(z, floor), ceiling)
+    analog:    min(max(z, floor), ceiling); with `steps` L the source's own staircase,
+               ceiling/L clip(floor(L z/ceiling + 1/2), 0, L)
+
+    `offset`, None or one value a channel in the input's unit, is a constant current that a correction added: the
+    quantized and spiking readings see z + offset (a bias of the layer before, were it this neuron's alone), the analog
+    reading never does, so that it stays the source.
 
     A signed neuron (floor below 0 or None) stands for a value that may be negative: s[t] runs from -N to N, the count
     from -T N to T N.
@@ -41,6 +46,7 @@ class IFNeuron(nn.Module):
         channel_dim: which dimension of (B, ...) a per-channel threshold runs along.
         ceiling: upper clip of the source activation (6 for ReLU6), or None.
         floor: lower clip of the source activation; 0 for ReLU, None for a value that is only re-encoded.
+        steps: L, where the source activation is itself a quantizer of L steps from 0 to `ceiling`; else None.
 
     Raises:
         InputError: a threshold that is not positive and finite, or an option out of range.
@@ -62,12 +68,16 @@ class IFNeuron(nn.Module):
         channel_dim: int = 1,
         ceiling: float | None = None,
         floor: float | None = 0.0,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         self.log_threshold = nn.Parameter(_log_threshold(threshold))
         self.v_init = nn.Parameter(torch.as_tensor(v_init, dtype=torch.float32).clone())
         self.spikes, self.surrogate, self.width = spikes, surrogate, width
         self.detach_reset, self.channel_dim, self.ceiling, self.floor = detach_reset, channel_dim, ceiling, floor
+        self.steps = steps
+        self.offset: Tensor | None
+        self.register_buffer("offset", None)
         self.scaled_gradient = True
         self.reading: Reading = "spiking"
         self.timesteps, self.delay = timesteps, delay
@@ -75,7 +85,7 @@ class IFNeuron(nn.Module):
         if surrogate not in SURROGATES:
             raise InputError(f"unknown surrogate {surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
         _check_steps(timesteps, delay)
-        _check_range(floor, ceiling)
+        _check_range(floor, ceiling, steps)
         self.reset()
 
     @property
@@ -140,11 +150,19 @@ class IFNeuron(nn.Module):
         return self.spiking(x, constant=constant)
 
     def analog(self, z: Tensor) -> Tensor:
-        """The activation that the neuron replaced: min(max(z, floor), ceiling)."""
+        """The activation that the neuron replaced: min(max(z, floor), ceiling), or the source's own staircase."""
+        if self.steps is not None and self.ceiling is not None:
+            level = torch.floor(z * (self.steps / self.ceiling) + 0.5).clamp(0, self.steps)
+            return level * (self.ceiling / self.steps)
         return z if self.floor is None and self.ceiling is None else z.clamp(self.floor, self.ceiling)
 
+    def corrected(self, z: Tensor) -> Tensor:
+        """The drive with the correction's offset, as the quantized and spiking readings see it; shape as z."""
+        return z if self.offset is None else z + self.per_channel(self.offset, z.ndim).to(z.dtype)
+
     def quantized(self, z: Tensor) -> Tensor:
-        """Q(z), with the learned-step-size gradient; shape as z."""
+        """Q(z + offset), with the learned-step-size gradient; shape as z."""
+        z = self.corrected(z)
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
         return quantize(
             z, theta, start, self.timesteps, self.levels_per_step, signed=self.signed, scaled=self.scaled_gradient
@@ -152,11 +170,13 @@ class IFNeuron(nn.Module):
 
     def counts(self, z: Tensor) -> Tensor:
         """Spikes that T steps of constant drive z give; shape as z, whole numbers."""
+        z = self.corrected(z)
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
         return levels(z, theta, start, self.timesteps, self.levels_per_step, self.signed)
 
     def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
         """Theta * s[t] for all steps, (T*B, ...)."""
+        x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
         return multistep(x, theta, start, self.rule, constant=constant)
 
@@ -192,7 +212,7 @@ class IFNeuron(nn.Module):
         return self._emit(total, x)
 
     def _arrive(self, x: Tensor) -> None:
-        value = x.to(torch.promote_types(x.dtype, torch.float32))
+        value = self.corrected(x).to(torch.promote_types(x.dtype, torch.float32))
         if self._sum is not None and self._sum.shape != value.shape:
             raise InputError(
                 f"step: expected the shape {tuple(self._sum.shape)} of the steps before, got {tuple(value.shape)}; "
@@ -234,11 +254,15 @@ def _log_threshold(threshold: float | Tensor) -> Tensor:
     return value.log()
 
 
-def _check_range(floor: float | None, ceiling: float | None) -> None:
+def _check_range(floor: float | None, ceiling: float | None, steps: int | None) -> None:
     if floor is not None and floor > 0:
         raise InputError(f"floor: expected 0 or below, or None, got {floor!r}")
     if ceiling is not None and ceiling <= (floor or 0):
         raise InputError(f"ceiling: expected a value above the floor and above 0, got {ceiling!r}")
+    if steps is not None and (steps < 1 or ceiling is None or floor != 0):
+        raise InputError(
+            f"steps: expected None, or at least 1 with floor 0 and a ceiling, got {steps!r}, {floor!r}, {ceiling!r}"
+        )
 
 
 def _check_steps(timesteps: int, delay: Delay) -> None:

@@ -1,22 +1,30 @@
-"""Choose theta from a histogram of activations: least squared error for this T and v_init, maximum, or percentile."""
+"""Choose theta from a histogram of activations, by one of `RULES`.
+
+"mse" is the least squared error for this T and v_init; "gaussian", "laplace" and "half-normal" the same for a fitted
+law (see `speedysnn.laws`); "max" and "percentile:Q" know nothing of T. "clip" keeps the source's own clip.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.histogram import ActivationHistogram
+from speedysnn.laws import LAWS, fitted_threshold
+
+CLIP = "clip"  # theta is the source activation's own clip over N; no histogram is asked
+KEPT = ("given", CLIP)  # rules under which `recalibrate` keeps the full scale
 
 _COARSE = 96
 _FINE = 33
 _LOWEST = -10.0  # octaves below the maximum where the search begins
 
 
-def squared_error(
-    hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1
-) -> Tensor:
+def squared_error(hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1) -> Tensor:
     """Summed squared error of the quantizer, sum over values of (Q(z) - z)^2, uniform density inside a bin.
 
     With w = z/D + v_init, D = theta/T, n = min(floor(w), T N) and f = w - n, the integral of the error up to z is
@@ -65,14 +73,49 @@ def least_squares(
     return (top * 2**fine / highest).to(torch.float32)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a rule chooses from.
+
+    Attributes:
+        hist: the histogram, 2 C rows if `signed`.
+        sizes: that of the magnitudes, C rows.
+        v_init: (C,) in 0..1.
+        timesteps: T.
+        highest: N, most spikes a step.
+        signed: the values may be negative.
+        q: the percentile.
+    """
+
+    hist: ActivationHistogram
+    sizes: ActivationHistogram
+    v_init: Tensor
+    timesteps: int
+    highest: int
+    signed: bool
+    q: float
+
+
+def _by_law(law: str, r: Request) -> Tensor:
+    return fitted_threshold(law, r.sizes, r.v_init, r.timesteps, r.highest, signed=r.signed)
+
+
+RULES: dict[str, Callable[[Request], Tensor]] = {
+    "mse": lambda r: least_squares(r.hist, r.v_init, r.timesteps, r.highest, signed=r.signed),
+    "max": lambda r: r.sizes.maximum / r.highest,
+    "percentile": lambda r: r.sizes.percentile(r.q) / r.highest,
+    **{law: partial(_by_law, law) for law in LAWS},
+}
+
+
 def parse_rule(rule: str) -> tuple[str, float]:
-    """("mse" | "max" | "percentile", q).
+    """(a key of `RULES` or "clip", q).
 
     Raises:
         InputError: another word, or a percentile outside (0, 100].
     """
     name, _, value = rule.partition(":")
-    if name in ("mse", "max") and not value:
+    if (name in RULES or name == CLIP) and name != "percentile" and not value:
         return name, 100.0
     if name == "percentile":
         try:
@@ -81,7 +124,14 @@ def parse_rule(rule: str) -> tuple[str, float]:
             q = math.nan
         if 0 < q <= 100:
             return name, q
-    raise InputError(f'threshold rule: expected "mse", "max" or "percentile:Q" with 0 < Q <= 100, got {rule!r}')
+    words = ", ".join(f'"{word}"' for word in (*RULES, CLIP) if word != "percentile")
+    raise InputError(f'threshold rule: expected one of {words} or "percentile:Q" with 0 < Q <= 100, got {rule!r}')
+
+
+def starts_of(v_init: Tensor, channels: int) -> Tensor:
+    """v_init as (C,) in 0..1; a layer-wide threshold over channels that start apart takes their mean."""
+    start = v_init.detach().to("cpu", torch.float32).clamp(0, 1)
+    return (start if start.numel() in (1, channels) else start.mean()).reshape(-1).expand(channels)
 
 
 def choose(
@@ -96,7 +146,8 @@ def choose(
 ) -> Tensor:
     """Theta (C,) by the named rule; a dead channel takes the layer's largest theta, so that it stays silent.
 
-    A `signed` layer's histogram holds 2 C rows; maximum and percentile are then those of the magnitudes.
+    A `signed` layer's histogram holds 2 C rows; all rules but "mse" use the magnitudes. "clip" is no question to a
+    histogram: a layer without a clip of its own takes "mse".
 
     Raises:
         ConversionError: no activation of the layer was ever positive.
@@ -104,13 +155,8 @@ def choose(
     """
     name, q = parse_rule(rule)
     sizes = hist.folded() if signed else hist
-    starts = v_init.detach().to("cpu", torch.float32).clamp(0, 1).expand(sizes.channels)
-    rules: dict[str, Callable[[], Tensor]] = {
-        "mse": lambda: least_squares(hist, starts, timesteps, highest, signed=signed),
-        "max": lambda: sizes.maximum / highest,
-        "percentile": lambda: sizes.percentile(q) / highest,
-    }
-    theta = rules[name]()
+    request = Request(hist, sizes, starts_of(v_init, sizes.channels), timesteps, highest, signed, q)
+    theta = RULES["mse" if name == CLIP else name](request)
     # a percentile below the zeros would silence a neuron
     theta = torch.where(theta > 0, theta, sizes.maximum / highest)
     if not bool((theta > 0).any()):
@@ -134,9 +180,9 @@ def predicted_rate(
     """Mean spikes per neuron and step that the quantizer would emit on the calibration data (bin centres)."""
     edges = hist.edges()
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
-    th, v0 = theta.detach().cpu().to(torch.float64), v_init.detach().cpu().to(torch.float64)
     channels = hist.channels // 2 if signed else hist.channels
-    th, v0 = th.reshape(-1).expand(channels), v0.reshape(-1).expand(channels)
+    th = theta.detach().cpu().to(torch.float64).reshape(-1).expand(channels)
+    v0 = starts_of(v_init, channels).to(torch.float64)
     if signed:
         th, v0 = th.repeat(2), torch.cat([v0, 1 - v0])
     scaled = centres * timesteps / th[:, None] + v0[:, None]

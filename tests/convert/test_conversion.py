@@ -127,7 +127,7 @@ def test_dead_layers_and_given_thresholds() -> None:
         convert.to_spiking(net, x)
 
 
-@pytest.mark.parametrize("options", [{"granularity": "neuron"}, {"v_init": 1.5}, {"correct": "bias"}, {"spikes": "wavy"}])
+@pytest.mark.parametrize("options", [{"granularity": "neuron"}, {"v_init": 1.5}, {"correct": "biases"}, {"spikes": "wavy"}])
 def test_bad_options_are_named(options: dict) -> None:
     with pytest.raises(InputError, match="expected"):
         convert.to_spiking(small(), torch.randn(8, 4), **options)

@@ -1,0 +1,198 @@
+"""Corrections after the thresholds: per channel, what the spiking reading emits too much or too little on average.
+
+Both walk the graph once, layer by layer, so that a layer is corrected for what the corrected layers before it emit:
+
+    bias:       offset <- offset - g            a constant current, seen by the quantized and spiking readings only
+    potential:  v_init <- clip(v_init - T g / theta, 0, 1)
+
+with g the channel's gap, mean spiking output - mean analog activation, over the first images of the calibration data.
+The analog reading knows neither, so it stays the source network. No layer is skipped: the offset sits at the neuron's
+own input, hence it needs no bias in the layer before and is right where that layer has several readers or a shortcut
+joins; where a weight layer feeds this neuron alone an export may add it to that layer's bias.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from speedysnn.data import Batch, iter_batches
+from speedysnn.errors import InputError
+from speedysnn.executor import Execution, Tap, Value
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import IFNeuron
+
+KINDS = ("none", "bias", "potential", "bias+potential")
+MOST_IMAGES = 256
+MOST_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
+
+
+def check_kind(kind: str) -> None:
+    """Refuse another word than those of `KINDS`.
+
+    Raises:
+        InputError: it is another.
+    """
+    if kind not in KINDS:
+        raise InputError(f"correct: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+
+
+def images_for(snn: SpikingNetwork) -> int:
+    """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
+    largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
+    return max(1, min(MOST_IMAGES, MOST_VALUES // (snn.timesteps * largest)))
+
+
+class Kept:
+    """The first images of the calibration data, kept while they pass by."""
+
+    def __init__(self, most: int) -> None:
+        self.left, self.parts = most, list[tuple[Tensor, ...]]()
+
+    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are; the first images stay."""
+        for batch in batches:
+            if self.left > 0:
+                self.parts.append(tuple(x[: self.left] for x in batch.inputs))
+                self.left -= self.parts[-1][0].shape[0]
+            yield batch
+
+    def inputs(self) -> list[Tensor]:
+        """One tensor an input, (B, ...)."""
+        return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
+
+
+def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
+    """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
+
+    `kind` is "bias", "potential", "bias+potential" (one pass each, in this order) or "none". The equations and the
+    number of images are those of `speedysnn.convert.correct`: at most 256, and fewer where T x images x the largest
+    layer exceeds 2^26 values; labels are ignored. A channel whose gap a correction would not shrink is left as it was.
+    What was done stands in `snn.provenance["correction"]`, gaps in each activation's unit. `recalibrate` takes it back.
+
+    Raises:
+        InputError: another kind.
+        DataError: no data, NaN, or the wrong shape.
+
+    Reference: li2021
+    """
+    check_kind(kind)
+    kept = Kept(images_for(snn))
+    batches = kept.passing(iter_batches(calibration))
+    for _ in islice(batches, MOST_IMAGES):
+        if kept.left <= 0:
+            break
+    return correct_on(snn, kept.inputs(), kind)
+
+
+def correct_on(snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str) -> SpikingNetwork:
+    """`apply_correction` on given images, one tensor (B, ...) an input."""
+    snn.uncorrect()
+    if kind == "none":
+        return snn
+    device = next(snn.parameters()).device
+    images = [_laid_out(x.to(device)) for x in inputs]
+    starts = {name: neuron.v_init.detach().tolist() for name, neuron in snn.neurons.items()}
+    passes: dict[str, Any] = {}
+    with torch.no_grad():
+        targets = _analog_means(snn, images)
+        for change in kind.split("+"):
+            layers = {name: _Layer(neuron, targets[name], change) for name, neuron in snn.neurons.items()}
+            _walk(snn, images, layers)
+            passes[change] = {name: layer.record for name, layer in layers.items()}
+    snn.provenance["correction"] = {
+        "kind": kind,
+        "images": images[0].shape[0],
+        "timesteps": snn.timesteps,
+        "v_init": starts,
+        "passes": passes,
+    }
+    snn.reset()
+    return snn
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Layer"]) -> None:
+    """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
+    run = Execution(snn.graph, cast(Mapping[str, IFNeuron], layers), snn.tensors, snn.timesteps)
+    if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
+        run.static(images, "quantized")
+    else:
+        run.spiking([Value(x) for x in images], per_step=False)
+
+
+def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    means: dict[str, Tensor] = {}
+
+    def observe(tap: Tap) -> None:
+        means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
+
+    Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observe).static(images, "analog")
+    return means
+
+
+def channel_means(x: Tensor, channel_dim: int) -> Tensor:
+    """(C,) float64 means over all images, steps and places; () where there are no channels."""
+    if x.ndim < 2:
+        return x.mean(dtype=torch.float64)
+    return x.mean([dim for dim in range(x.ndim) if dim != channel_dim], dtype=torch.float64)
+
+
+class _Layer:
+    """A neuron that corrects itself when its input arrives; all else of it is the neuron."""
+
+    def __init__(self, neuron: IFNeuron, target: Tensor, change: str) -> None:
+        self.neuron, self.target, self.change = neuron, target, change
+        self.record: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.neuron, name)
+
+    def quantized(self, z: Tensor) -> Tensor:
+        """Q(z) after the correction."""
+        return self._settle(lambda: self.neuron.quantized(z))
+
+    def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
+        """Spikes after the correction."""
+        return self._settle(lambda: self.neuron.spiking(x, constant=constant))
+
+    def _gap(self, out: Tensor) -> Tensor:
+        return channel_means(out, self.neuron.channel_dim) - self.target
+
+    def _settle(self, emit: Callable[[], Tensor]) -> Tensor:
+        out = emit()
+        before, gap = self._value(), self._gap(out)
+        self._set(before, gap, torch.ones_like(gap, dtype=torch.bool))
+        out = emit()
+        better = self._gap(out).abs() < gap.abs()
+        if not bool(better.all()):
+            self._set(before, gap, better)
+            out = emit()
+        self.record = {
+            "gap_before": float(gap.abs().mean()),
+            "gap_after": float(self._gap(out).abs().mean()),
+            "channels": gap.numel(),
+            "left_alone": int((~better).sum()),
+        }
+        return out
+
+    def _value(self) -> Tensor:
+        """What is corrected, before: the offset, or v_init as it is."""
+        neuron = self.neuron
+        if self.change == "potential":
+            return neuron.v_init.detach().to(torch.float64)
+        return torch.zeros_like(self.target) if neuron.offset is None else neuron.offset.to(torch.float64)
+
+    def _set(self, before: Tensor, gap: Tensor, where: Tensor) -> None:
+        neuron = self.neuron
+        if self.change == "potential":
+            theta = neuron.threshold.detach().to(torch.float64)
+            moved = (before - neuron.timesteps * gap / theta).clamp(0, 1)
+            neuron.v_init.data = torch.where(where, moved, before).to(neuron.v_init.dtype)
+        else:
+            neuron.offset = torch.where(where, before - gap, before).to(neuron.log_threshold.dtype)
