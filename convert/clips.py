@@ -104,7 +104,10 @@ def emit(call: Call, clip: Clip) -> Ref:
         return call.emit("clamp", (x,), {"min": 0.0, "max": clip.value}, shape=x.shape)
     if clip.levels is not None and clip.shift == 0:
         offset = -clip.value / (2 * clip.levels)
-        x = call.emit("scale", (x,), {"factor": 1.0, "offset": offset}, shape=x.shape)
+        shift = {"factor": 1.0, "offset": offset}
+        name = call.builder.emit("scale", (x.name,), shift, name=f"{call.builder.path}.shift")
+        call.builder.track(name, "scale", (x.name,), shift, x.shape)
+        x = Ref(name, x.shape)
     attrs = {**neuron_attrs(call.builder, x, clip.value, 0.0), "steps": clip.levels, "learned": True}
     return call.emit("neuron", (x,), attrs, shape=x.shape)
 
