@@ -72,7 +72,8 @@ class LayerSums:
         measured = mean_of(outs)
         fired = torch.round(measured / self.step)
         aimed = self._levels(z)
-        reached = reached_counts(drives, self.theta, self.start, self.neuron).to(torch.float64)
+        seen = [self._corrected(x) for x in drives]
+        reached = reached_counts(seen, self.theta, self.start, self.neuron).to(torch.float64)
         top = self.step * self.most
         low = -top if self.neuron.signed else torch.zeros_like(top)
         clipped = torch.maximum(torch.minimum(drive, top), low)
@@ -92,9 +93,14 @@ class LayerSums:
         for name, hit in (("saturated", fired.abs() == self.most), ("silent", fired == 0), ("source_silent", a == 0)):
             self.counts[name] += int(torch.count_nonzero(hit))
 
+    def _corrected(self, z: Tensor) -> Tensor:
+        """What the neuron integrates: a correction's offset is part of its quantizer."""
+        return z if self.neuron.offset is None else z + self.neuron.offset
+
     def _levels(self, z: Tensor) -> Tensor:
         neuron = self.neuron
-        counts = levels(z, self.theta, self.start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
+        drive = self._corrected(z)
+        counts = levels(drive, self.theta, self.start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
         return counts.to(torch.float64)
 
     def row(self) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def write(out: Path) -> None:
             **{name: (sizes[name] / 2**20).map("{:.0f} MiB".format) for name in ("weights", "built", "converted")},
             added_over_weights=sizes.added_over_weights.map("{:.2f}".format))))  # fmt: skip
     text = TEXT.format(
-        total=len(coverage), spiking=kinds.get("spiking", 0), hybrid=kinds.get("hybrid", 0),
+        total=len(coverage), every=len(names()), spiking=kinds.get("spiking", 0), hybrid=kinds.get("hybrid", 0),
         unsupported=kinds.get("unsupported", 0), analog=coverage.analog_error.max(), full=coverage.full_error.max(),
         quantized=coverage.quantized_512.max(), version=__version__, torch=torch.__version__,
         vision=torchvision.__version__, machine=platform.machine(), coverage=table(shown), spikes=table(spikes),
@@ -213,7 +213,7 @@ def main() -> None:
 
 TEXT = """# Every classification network of torchvision, converted
 
-{total} networks: {spiking} `spiking` (spikes and accumulation only), {hybrid} `hybrid` (some operators need an analog
+{total} of {every} networks measured: {spiking} `spiking` (spikes and accumulation only), {hybrid} `hybrid` (some operators need an analog
 unit), {unsupported} unsupported. Made by `python reports/coverage/study.py`, speedysnn {version}, torch {torch},
 torchvision {vision}, seed 0, 2 cores of one CPU ({machine}), no GPU. Random weights, random batch-norm statistics, seeded
 noise of 4 images at a small size.
