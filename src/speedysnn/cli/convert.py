@@ -39,7 +39,9 @@ def command(
     num_classes: Classes = None,
     normalize: Normalize = None,
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Steps T.", min=1)] = 4,
-    threshold: Annotated[str, typer.Option("--threshold", help="mse, max, percentile:Q, gaussian, laplace, half-normal or clip.")] = "mse",
+    threshold: Annotated[
+        str, typer.Option("--threshold", help="mse, max, percentile:Q, gaussian, laplace, half-normal or clip.")
+    ] = "mse",
     granularity: Annotated[str, typer.Option("--granularity", help="channel or layer.")] = "channel",
     v_init: Annotated[float, typer.Option("--v-init", help="Initial membrane, a fraction of the threshold.")] = 0.5,
     spikes: Annotated[str, typer.Option("--spikes", help="binary, ternary or graded:N.")] = "binary",
