@@ -16,7 +16,7 @@ from speedysnn.convert.fold import fold_batch_norm
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import evaluating
+from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.data import iter_batches
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph import Graph
@@ -46,6 +46,7 @@ def inspect(
     Raises:
         ConversionError: the network cannot be traced, or does not run on the example.
     """
+    require_initialised(ann)
     with evaluating(ann):
         inputs = _inputs(ann, example)
         known = {**recognised(ann, handlers or {}), **(handlers or {})}
@@ -109,6 +110,7 @@ def to_spiking(
         InputError: an option out of range.
     """
     _check_options(granularity, v_init, correct)
+    require_initialised(ann)
     batches = iter_batches(calibration)
     first = next(batches)
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))

@@ -13,12 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from speedysnn.convert.builder import BatchInt
 from speedysnn.errors import ConversionError, InputError
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _FOREIGN = (str(Path(torch.__file__).parent), "<frozen", str(Path(__file__).parent))
+
+
+def require_initialised(model: nn.Module) -> None:
+    """Refuse lazy modules that never ran: what they would hold is random.
+
+    Raises:
+        ConversionError: names the parameters that hold no values yet.
+    """
+    empty = [name for name, value in model.named_parameters() if is_lazy(value)]
+    if empty:
+        raise ConversionError(
+            f"{type(model).__name__}: {', '.join(empty[:5])} hold no values yet (lazy modules that never ran): load a "
+            "checkpoint or run the network on a batch before converting it"
+        )
 
 
 @contextmanager

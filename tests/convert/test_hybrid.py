@@ -25,6 +25,7 @@ class Net(nn.Module):
         layer = (lambda: nn.Conv2d(4, 4, 3, padding=1)) if shape == IMAGE else (lambda: nn.Linear(8, 8))
         self.first, self.gate, self.last = layer(), layer(), nn.LazyLinear(6)
         self.op, self.function = module or nn.Identity(), function
+        self.eval()(torch.zeros(4, *shape))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.function(self, self.first(x)).flatten(1))

@@ -168,3 +168,10 @@ def test_an_exported_program_converts(tmp_path) -> None:
     again = speedysnn.load(tmp_path / "net.snn")
     with torch.no_grad(), again.reading("analog"):
         assert relative(again(x), net(x)) < 1e-5
+
+
+def test_lazy_modules_that_never_ran_are_refused_by_name() -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    for refuse in (lambda: convert.inspect(net, torch.rand(2, 3)), lambda: convert.to_spiking(net, torch.rand(8, 3))):
+        with pytest.raises(ConversionError, match=r"0\.weight, 0\.bias hold no values yet.*load a checkpoint"):
+            refuse()
