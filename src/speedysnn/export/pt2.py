@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.errors import ArtifactError
+from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 
 SUFFIX, FACTS = ".pt2", "speedysnn.json"
@@ -81,7 +82,7 @@ def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
     dynamic = (tuple({0: torch.export.Dim.AUTO} for _ in inputs),)
     facts = {"timesteps": snn.timesteps, "latency": snn.latency, "depth": snn.depth,
              "neurons": {name: {"spikes": n.spikes, "delay": n.delay} for name, n in snn.neurons.items()}}  # fmt: skip
-    with warnings.catch_warnings(), torch.no_grad(), snn.reading("spiking"):
+    with warnings.catch_warnings(), torch.no_grad(), snn.reading("spiking"), using("reference"):
         warnings.simplefilter("ignore")
         expected = snn(*inputs)
         try:

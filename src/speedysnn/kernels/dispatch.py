@@ -1,36 +1,89 @@
 """Choose the backend of the multi-step neuron; user entries in BACKENDS win."""
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.errors import InputError
-from speedysnn.kernels import reference
+from speedysnn.kernels import cpu, operator, reference
+from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
-Backend = Callable[[Tensor, Tensor, Tensor, Rule, bool], Tensor]
+VARIABLE = "SPEEDYSNN_KERNEL"
+BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses)
 
-BACKENDS: dict[str, Backend] = {"reference": reference.multistep}
+_using: ContextVar[str | None] = ContextVar("speedysnn_kernel", default=None)
+_told: set[str] = set()
+
+
+class KernelWarning(UserWarning):
+    """A faster backend was asked for and cannot run; the reference runs instead."""
+
+
+@contextmanager
+def using(kernel: str) -> Iterator[None]:
+    """Run every neuron in the block with one backend, as $SPEEDYSNN_KERNEL does for a process."""
+    token = _using.set(kernel)
+    try:
+        yield
+    finally:
+        _using.reset(token)
 
 
 def multistep(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, *, constant: bool = False, backend: str = "reference"
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, *, constant: bool = False, backend: str | None = None
 ) -> Tensor:
     """Output theta * s[t] of a layer of neurons for T steps.
 
     Shapes: drive (T*B, ...) time-major, or (B, ...) if `constant`; theta and v_init broadcast against (B, ...);
-    result (T*B, ...). v_init is a fraction of theta.
+    result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else that of `using`, else of
+    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward.
 
     Raises:
         InputError: the drive's first dimension is no multiple of T, or the backend is unknown.
 
     Reference: castagnetti2023
     """
-    if backend not in BACKENDS:
-        raise InputError(f"unknown kernel {backend!r}: expected one of {', '.join(sorted(BACKENDS))}")
+    asked = backend or _using.get() or os.environ.get(VARIABLE) or None
+    if asked is not None and asked != "reference" and asked not in BACKENDS:
+        raise InputError(f"unknown kernel {asked!r}: expected one of {', '.join(sorted({*BACKENDS, 'reference'}))}")
     if not constant and drive.shape[0] % rule.timesteps:
         raise InputError(
             f"time-batched drive: expected a first dimension that is a multiple of T={rule.timesteps}, "
             f"got shape {tuple(drive.shape)}"
         )
-    return BACKENDS[backend](drive, theta, v_init, rule, constant)
+    for name in _candidates(asked, drive):
+        reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
+        if not reason:
+            return _run(name, drive, theta, v_init, rule, constant)
+        if asked is not None:
+            _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
+    return reference.multistep(drive, theta, v_init, rule, constant)
+
+
+def _run(name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
+    """Through the custom operator where something records the call; its bookkeeping costs as much as a small layer."""
+    inputs = (drive, theta, v_init)
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if recorded or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return operator.multistep(*inputs, name, rule, constant)
+    return BACKENDS[name].forward(*inputs, rule, constant)
+
+
+def _candidates(asked: str | None, drive: Tensor) -> tuple[str, ...]:
+    if asked is not None:
+        return () if asked == "reference" else (asked,)
+    own = [name for name in BACKENDS if name not in ("cpu", "cuda")]
+    return (*own, *(name for name in (drive.device.type,) if name in BACKENDS))
+
+
+def _tell(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        warnings.warn(message, KernelWarning, stacklevel=4)

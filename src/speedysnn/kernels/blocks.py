@@ -1,0 +1,169 @@
+"""The neuron's inner loops over one block of neurons, compiled; `reference` is the definition they are held equal to.
+
+The state of a block stays in a small local array, so that the sequence is read once and written once. Every value is
+rounded in the same order as in the reference: results agree bit for bit. Each float kernel also takes bfloat16 as the
+upper half of a float32's bits (uint16).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.kernels.compiled import compiled
+
+Array = Any
+RECTANGLE, TRIANGLE, SIGMOID, ATAN = range(4)
+
+
+@compiled
+def spread(values: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Each neuron's value of a per-channel array, for the m neurons from `first` on."""
+    channels = values.size
+    if channels == 1:
+        out[:m] = values[0]
+    elif inner == 1:
+        c = first % channels
+        for i in range(m):
+            out[i] = values[c]
+            c = c + 1 if c + 1 < channels else 0
+    else:
+        done = 0
+        while done < m:
+            run = (first + done) // inner
+            stop = min(m, (run + 1) * inner - first)
+            out[done:stop] = values[run % channels]
+            done = stop
+
+
+@compiled
+def gather(grad: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Add m neurons' values to their channels' sums."""
+    channels = out.size
+    if inner == 1 and channels > 1:
+        c = first % channels
+        for i in range(m):
+            out[c] += grad[i]
+            c += 1
+            if c == channels:
+                c = 0
+        return
+    done = 0
+    while done < m:
+        run = (first + done) // inner
+        stop = m if channels == 1 else min(m, (run + 1) * inner - first)
+        total = 0.0
+        for i in range(done, stop):
+            total += grad[i]
+        out[run % channels] += total
+        done = stop
+
+
+@compiled
+def load(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block in."""
+    for i in range(m):
+        out[i] = x[i]
+
+
+@compiled
+def load_half(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block in from bfloat16."""
+    bits = out.view(np.uint32)
+    for i in range(m):
+        bits[i] = np.uint32(x[i]) << np.uint32(16)
+
+
+@compiled
+def add(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Add a block."""
+    for i in range(m):
+        out[i] += x[i]
+
+
+@compiled
+def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block out to bfloat16, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    for i in range(m):
+        b = bits[i]
+        rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        out[i] = np.uint16(0x7FC0) if values[i] != values[i] else np.uint16(rounded)
+
+
+@compiled
+def fire(
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, s: Array
+) -> None:  # pragma: no cover - compiled
+    """Spikes of one step, and the counts they lead to."""
+    one, zero = hi / hi, hi - hi
+    for i in range(m):
+        level = total[i] * factor / th[i] + v0[i]
+        spikes = np.floor(level) - count[i]
+        spikes = hi if spikes > hi else spikes
+        spikes = lo if spikes < lo else spikes
+        if take_back:
+            spikes -= one if (level < count[i]) & (count[i] > zero) else zero
+        count[i] += spikes
+        s[i] = spikes
+
+
+@compiled
+def fire_and_note(
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, u: Array,
+    before: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for the backward pass: keeps the membrane before firing and the count before it."""
+    one, zero = hi / hi, hi - hi
+    for i in range(m):
+        level = total[i] * factor / th[i] + v0[i]
+        spikes = np.floor(level) - count[i]
+        spikes = hi if spikes > hi else spikes
+        spikes = lo if spikes < lo else spikes
+        if take_back:
+            spikes -= one if (level < count[i]) & (count[i] > zero) else zero
+        u[i] = level - count[i]
+        before[i] = count[i]
+        count[i] += spikes
+
+
+@compiled
+def add_slope(
+    kind: int, u: Array, at: Any, shape: Array, weight: Any, count: Array, only_fired: bool, m: int, total: Array,
+    weighted: Array,
+) -> None:  # pragma: no cover - compiled
+    """Add a surrogate's slope at u - at, and `weight` times it; where `only_fired`, only at positive counts."""
+    width, half, pi = shape[0], shape[1], shape[2]
+    one, zero = width / width, width - width
+    for i in range(m):
+        x = u[i] - at
+        if kind == RECTANGLE:
+            h = (one if abs(x) < half else zero) / width
+        elif kind == TRIANGLE:
+            h = max(one - abs(x) / width, zero) / width
+        elif kind == SIGMOID:
+            p = one / (one + np.exp(-x / width))
+            h = p * (one - p) / width
+        else:
+            a = pi * x / width
+            h = one / (width * (one + a * a))
+        if only_fired:
+            h = h if count[i] > zero else zero
+        total[i] += h
+        weighted[i] += weight * h
+
+
+@compiled
+def adjoint(
+    g: Array, th: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
+    detach: bool, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """One step of reverse time; see `reference._adjoint`."""
+    for i in range(m):
+        at_spike = (th[i] * g[i] + later[i]) / th[i]
+        to_membrane = at_spike * slopes[i]
+        spikes = after[i] - count[i]
+        to_theta[i] += g[i] * spikes - at_spike * weighted[i] + to_membrane * (v0[i] - count[i])
+        to_start[i] += to_membrane * th[i]
+        if not detach:
+            later[i] -= th[i] * to_membrane
+        summed[i] += to_membrane * factor

@@ -1,0 +1,43 @@
+"""Compile a function of arrays with numba where it is installed; what was compiled is kept in the user's cache folder.
+
+Cache files beside the installed package would outlive its removal and shadow what is installed next, so they lie
+elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speedysnn.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+numba: Any
+try:
+    import numba
+except ImportError:  # pragma: no cover - a declared dependency, but it lags behind new Python releases
+    numba = None
+
+AVAILABLE = numba is not None
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels and machine facts are kept."""
+    given = os.environ.get("SPEEDYSNN_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """The function compiled without the interpreter lock, or as it is where numba is missing."""
+    if numba is None:
+        return function
+    out = numba.njit(nogil=True, error_model="numpy")(function)
+    before = numba.config.CACHE_DIR
+    try:
+        numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+        out.enable_caching()
+    except (OSError, RuntimeError):  # no folder may be written: compiled anew in every process
+        return out
+    finally:
+        numba.config.CACHE_DIR = before
+    return out

@@ -1,0 +1,153 @@
+"""The multi-step neuron on the CPU: compiled, one read and one write of the sequence, as many threads as torch."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedysnn.kernels import blocks, sequence
+from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.layout import Layout, channel_dim, flat, like, plan, values
+from speedysnn.kernels.rule import Rule
+from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
+
+_SLOPES = {
+    "rectangle": (blocks.RECTANGLE, rectangle),
+    "triangle": (blocks.TRIANGLE, triangle),
+    "sigmoid": (blocks.SIGMOID, sigmoid),
+    "atan": (blocks.ATAN, atan),
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_SHARE = 65536  # neuron-steps worth a thread
+
+
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+    """Why this backend cannot take a call, or ""."""
+    if not AVAILABLE:
+        return "numba is not installed"
+    if drive.device.type != "cpu":
+        return f"the drive is on {drive.device.type}"
+    if drive.dtype not in _DTYPES:
+        return f"{drive.dtype} is not one of its types"
+    if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
+        return f"the surrogate {rule.surrogate!r} is not one of its own"
+    if channel_dim(drive, theta, v_init) is None:
+        return "theta or v_init varies along more than one dimension"
+    return ""
+
+
+def forward(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
+    """Theta * s[t]; see `speedysnn.kernels.multistep`."""
+    where = _plan(drive, theta, v_init, rule, constant)
+    out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
+    if out.numel() == 0:
+        return out
+    half, work = drive.dtype == torch.bfloat16, _work(drive)
+    kernel: Any = sequence.forward_half if half else sequence.forward
+    arrays = (_array(where.drive), *_channels(theta, v_init, work))
+    rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_clip(rule, work),
+            where.neurons)  # fmt: skip
+    result = _array(out)
+    _share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*arrays, *rest, begin, end, result))
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    work = _work(drive)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    grad_x = torch.empty_like(where.drive)
+    sums = np.zeros((2, max(1, _workers(where.neurons, rule.timesteps)), where.channels))
+    if drive.numel():
+        outputs = _laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
+        kind = _SLOPES[rule.surrogate][0]
+        shape = np.array([rule.width, rule.width / 2, np.pi], _numpy(work))
+        levels = np.arange(rule.highest + 1, dtype=_numpy(work))
+        arrays = (_array(where.drive), _array(outputs), *_channels(theta, v_init, work))
+        rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), levels, shape,
+                *_clip(rule, work), rule.signed, kind, rule.detach_reset, where.neurons)  # fmt: skip
+        result = _array(grad_x)
+        _share(
+            where.neurons,
+            rule.timesteps,
+            lambda begin, end, i: sequence.backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+        )
+    to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
+    return grad_x.to(drive.dtype), _reduced(to_theta, theta), _reduced(to_start, v_init)
+
+
+def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    assert where is not None
+    return where
+
+
+def _laid_out(x: Tensor, example: Tensor) -> Tensor:
+    """The tensor, lying in memory as the example does."""
+    if x.stride() == example.stride():
+        return x
+    return torch.empty_strided(example.shape, example.stride(), dtype=x.dtype).copy_(x)
+
+
+def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
+    total = sums.sum() if parameter.numel() == 1 else sums
+    return total.to(parameter.dtype).reshape(parameter.shape)
+
+
+def _work(drive: Tensor) -> torch.dtype:
+    return torch.promote_types(drive.dtype, torch.float32)
+
+
+def _numpy(dtype: torch.dtype) -> Any:
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _array(x: Tensor) -> Any:
+    values = flat(x)
+    return values.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else values.numpy()
+
+
+def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:
+    return values(theta, dtype).numpy(), values(v_init, dtype).numpy()
+
+
+@lru_cache(maxsize=256)
+def _factors(rule: Rule, constant: bool, dtype: torch.dtype) -> Any:
+    steps = range(1, rule.timesteps + 1)
+    return np.array([float(t) if constant else t / rule.seen(t) for t in steps], _numpy(dtype))
+
+
+@lru_cache(maxsize=256)
+def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
+    number = _numpy(dtype)
+    return number(-rule.highest if rule.signed else 0), number(rule.highest), rule.lowest < 0 and not rule.signed
+
+
+@cache
+def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # a forked child makes its own
+    return ThreadPoolExecutor(workers, thread_name_prefix="speedysnn")
+
+
+def _workers(neurons: int, steps: int) -> int:
+    return max(1, min(torch.get_num_threads(), neurons * steps // _SHARE))
+
+
+def _share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
+    """Cut the neurons into one piece a thread, at whole blocks."""
+    workers = _workers(neurons, steps)
+    bounds = [neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons]
+    if workers == 1:
+        work(0, neurons, 0)
+        return
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, workers)]
+    work(bounds[0], bounds[1], 0)
+    for other in others:
+        other.result()

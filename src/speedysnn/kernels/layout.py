@@ -1,0 +1,84 @@
+"""How a drive lies in memory: T rows of neurons, each with the index of its channel."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A drive as T rows of `neurons` values one after the other; neuron i has theta number (i // inner) % channels.
+
+    Attributes:
+        drive: the drive, dense in memory and with the slowest stride first; copied where it was not.
+        neurons: values of one step.
+        channels: how many thetas there are.
+        inner: neighbours in memory that share a theta.
+    """
+
+    drive: Tensor
+    neurons: int
+    channels: int
+    inner: int
+
+
+def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | None:
+    """The layout of a drive of `steps` rows, or None where theta or v_init vary along more than one dimension."""
+    dim = channel_dim(drive, theta, v_init)
+    if dim is None:
+        return None
+    if not _rows_first(drive):
+        drive = drive.contiguous()
+    neurons = drive.numel() // steps
+    if dim < 0:
+        return Layout(drive, neurons, 1, max(1, neurons))
+    return Layout(drive, neurons, drive.shape[dim], drive.stride(dim))
+
+
+def flat(x: Tensor) -> Tensor:
+    """A dense tensor's values in the order in which they lie in memory, (numel,)."""
+    return x.detach().as_strided((x.numel(),), (1,))
+
+
+def like(drive: Tensor, steps: int) -> Tensor:
+    """An empty (steps * B, ...) tensor that lies in memory as a drive (B, ...) does."""
+    return torch.empty_strided(
+        (steps * drive.shape[0], *drive.shape[1:]), drive.stride(), dtype=drive.dtype, device=drive.device
+    )
+
+
+def values(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter's values, (1,) or (channels,) dense."""
+    return (x if x.dtype == dtype else x.to(dtype)).detach().reshape(-1)
+
+
+def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
+    """The dimension theta and v_init run along, -1 for a single value, None for anything else."""
+    found = -1
+    for value in (theta, v_init):
+        if value.numel() == 1:
+            continue
+        along = [i for i, size in enumerate(value.shape) if size != 1]
+        dim = along[0] + drive.ndim - value.ndim
+        if len(along) > 1 or dim < 1 or found not in (-1, dim) or drive.shape[dim] != value.numel():
+            return None
+        found = dim
+    return found
+
+
+def _rows_first(drive: Tensor) -> bool:
+    if drive.numel() == 0 or drive.ndim == 0:
+        return False
+    if drive.is_contiguous():
+        return True
+    if drive.ndim == 4 and drive.is_contiguous(memory_format=torch.channels_last):
+        return drive.stride(0) == math.prod(drive.shape[1:])
+    rest = sorted((stride, size) for stride, size in zip(drive.stride()[1:], drive.shape[1:], strict=True) if size > 1)
+    expected = 1
+    for stride, size in rest:
+        if stride != expected:
+            return False
+        expected *= size
+    return drive.stride(0) == expected

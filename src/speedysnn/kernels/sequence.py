@@ -1,0 +1,191 @@
+"""A layer's whole sequence, block by block, compiled: forward and adjoint; bfloat16 comes as bits."""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.kernels.blocks import (
+    add,
+    add_slope,
+    adjoint,
+    fire,
+    fire_and_note,
+    gather,
+    load,
+    load_half,
+    spread,
+    store_half,
+)
+from speedysnn.kernels.compiled import compiled
+
+Array = Any
+BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
+HISTORY = 65536  # numbers of a block's history in the backward pass
+
+
+@compiled
+def block_size(most: int, period: int) -> int:  # pragma: no cover - compiled
+    """Neurons a block: whole periods of the thetas where they fit, so that one layout of theta serves every block."""
+    return most // period * period if period <= most else most
+
+
+@compiled
+def total_upto(
+    x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array
+) -> None:  # pragma: no cover - compiled
+    """Add the inputs of steps seen..upto - 1, in the order in which they arrive."""
+    for step in range(seen, upto):
+        row = x[step * neurons + first : step * neurons + first + m]
+        if step == 0:
+            load(row, m, total)
+        else:
+            add(row, m, total)
+
+
+@compiled
+def total_upto_half(
+    x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array, row: Array
+) -> None:  # pragma: no cover - compiled
+    """The same from bfloat16."""
+    for step in range(seen, upto):
+        load_half(x[step * neurons + first : step * neurons + first + m], m, row)
+        if step == 0:
+            load(row, m, total)
+        else:
+            add(row, m, total)
+
+
+@compiled
+def forward(
+    x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, neurons: int, begin: int, end: int, out: Array,
+) -> None:  # pragma: no cover - compiled
+    """Theta * s[t] of the neurons begin..end - 1, all steps."""
+    th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
+    total, count, s = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
+    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
+    size = block_size(BLOCK, period)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(start, first, m, inner, v0)
+        count[:m] = 0
+        seen = 0
+        for t in range(1, steps + 1):
+            upto = 1 if constant else min(t + delay, steps)
+            total_upto(x, first, m, neurons, seen, upto, total)
+            seen = upto
+            row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+            fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
+            for i in range(m):
+                row[i] = s[i] * th[i]
+
+
+@compiled
+def forward_half(
+    x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, neurons: int, begin: int, end: int, out: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for bfloat16 in and out, with float32 state."""
+    th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
+    total, count, s = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
+    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
+    size = block_size(BLOCK, period)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(start, first, m, inner, v0)
+        count[:m] = 0
+        seen = 0
+        for t in range(1, steps + 1):
+            upto = 1 if constant else min(t + delay, steps)
+            total_upto_half(x, first, m, neurons, seen, upto, total, s)
+            seen = upto
+            fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
+            for i in range(m):
+                s[i] = s[i] * th[i]
+            store_half(s, m, out[(t - 1) * neurons + first : (t - 1) * neurons + first + m])
+
+
+@compiled
+def history(
+    x: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, th: Array, v0: Array, total: Array, u: Array, counts: Array,
+) -> None:  # pragma: no cover - compiled
+    """A block's membranes before firing (steps, size) and counts before each step, the last row after the last."""
+    counts[steps, :m] = 0
+    seen = 0
+    for t in range(1, steps + 1):
+        upto = 1 if constant else min(t + delay, steps)
+        total_upto(x, first, m, neurons, seen, upto, total)
+        seen = upto
+        fire_and_note(total, factors[t - 1], th, v0, counts[steps], lo, hi, take_back, m, u[t - 1], counts[t - 1])
+
+
+@compiled
+def slopes_of(
+    kind: int, shape: Array, levels: Array, signed: bool, take_back: bool, u: Array, count: Array, m: int,
+    slopes: Array, weighted: Array,
+) -> None:  # pragma: no cover - compiled
+    """Slopes of one step's spikes over all thresholds, and the same weighted by the threshold's level."""
+    slopes[:m] = 0
+    weighted[:m] = 0
+    for n in range(1, levels.size):
+        add_slope(kind, u, levels[n], shape, levels[n], count, False, m, slopes, weighted)
+    if signed:
+        for n in range(levels.size - 1):
+            add_slope(kind, u, -levels[n], shape, -levels[n], count, False, m, slopes, weighted)
+    elif take_back:
+        add_slope(kind, u, levels[0], shape, levels[0], count, True, m, slopes, weighted)
+
+
+@compiled
+def hand_on(
+    summed: Array, t: int, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, grad_x: Array
+) -> None:  # pragma: no cover - compiled
+    """Write the gradient of the inputs that step t was the first to see."""
+    if constant:
+        if t == 1:
+            grad_x[first : first + m] = summed[:m]
+        return
+    k = min(t + delay, steps)
+    begin = 0 if t == 1 else min(t - 1 + delay, steps)
+    for step in range(begin, k):
+        grad_x[step * neurons + first : step * neurons + first + m] = summed[:m]
+
+
+@compiled
+def backward(
+    x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
+    factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
+    detach: bool, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
+    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
+    size = block_size(max(64, min(BLOCK, HISTORY // steps)), period)
+    work = np.empty((9, size), theta.dtype)
+    th, v0, total, later, summed = work[0], work[1], work[2], work[3], work[4]
+    slopes, weighted, to_theta, to_start = work[5], work[6], work[7], work[8]
+    u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(start, first, m, inner, v0)
+        history(
+            x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts
+        )
+        work[3:5, :m] = 0
+        work[7:, :m] = 0
+        for t in range(steps, 0, -1):
+            slopes_of(kind, shape, levels, signed, take_back, u[t - 1], counts[t - 1], m, slopes, weighted)
+            row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+            adjoint(
+                row, th, v0, counts[t - 1], counts[t], slopes, weighted, factors[t - 1], detach, m, later, summed,
+                to_theta, to_start,
+            )
+            hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
+        gather(to_theta, first, m, inner, grad_theta)
+        gather(to_start, first, m, inner, grad_start)

@@ -1,0 +1,171 @@
+"""Every backend of the neuron against the reference: bit for bit forward, to 1e-6 relative backward."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from speedysnn.errors import InputError
+from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, multistep, using
+from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.surrogate import SURROGATES
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
+
+SHAPES = {
+    "channels first": ((2, 5, 7, 3), 1, torch.contiguous_format),
+    "channels last": ((2, 5, 7, 3), 1, torch.channels_last),
+    "many channels": ((2, 3000), 1, torch.contiguous_format),
+    "features last": ((2, 4, 6), 2, torch.contiguous_format),
+    "one neuron": ((1, 1), 1, torch.contiguous_format),
+    "several blocks": ((3, 8, 40, 11), 1, torch.channels_last),
+}
+KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
+
+
+def rule_of(steps: int, delay: int, kind: str, surrogate: str = "rectangle", detach: bool = False) -> Rule:
+    lowest, highest, signed = KINDS[kind]
+    return Rule(steps, min(delay, steps), lowest, highest, surrogate, 0.7, detach, signed)
+
+
+def case(
+    seed: int, shape: str, steps: int, constant: bool, dtype: torch.dtype, per: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    size, dim, layout = SHAPES[shape]
+    g = torch.Generator().manual_seed(seed)
+    drive = torch.randn((size[0] * (1 if constant else steps), *size[1:]), generator=g) + 0.3
+    view = [1] * len(size)
+    view[dim] = -1
+    theta = torch.rand(size[dim], generator=g).add(0.2).view(view) if per == "channel" else torch.tensor(0.8)
+    start = torch.rand(size[dim], generator=g).view(view) if seed % 2 else torch.tensor(0.5)
+    if len(size) == 4:
+        drive = drive.contiguous(memory_format=layout)
+    return drive.to(dtype), theta, start
+
+
+def run(backend: str, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule, constant: bool) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+    out = multistep(*leaves, rule, constant=constant, backend=backend)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.integers(0, 1000), st.sampled_from(sorted(SHAPES)), st.integers(1, 9), st.integers(0, 9),
+    st.sampled_from(sorted(KINDS)), st.booleans(), st.booleans(), st.sampled_from(sorted(SURROGATES)),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.sampled_from(["layer", "channel"]),
+)  # fmt: skip
+def test_the_compiled_neuron_equals_the_reference(
+    seed: int, shape: str, steps: int, delay: int, kind: str, constant: bool, detach: bool, surrogate: str,
+    dtype: torch.dtype, per: str,
+) -> None:  # fmt: skip
+    tensors, rule = case(seed, shape, steps, constant, dtype, per), rule_of(steps, delay, kind, surrogate, detach)
+    ours, expected = (run(backend, *tensors, rule, constant) for backend in ("cpu", "reference"))
+    assert torch.equal(ours[0], expected[0])
+    assert ours[0].stride() == expected[0].stride() or not constant
+    for mine, theirs in zip(ours[1:], expected[1:], strict=True):
+        assert mine.dtype == theirs.dtype
+        assert mine.shape == theirs.shape
+        # sums over all neurons are rounded in another order: the scale is what was added up
+        scale = theirs.double().norm() + (0 if theirs.numel() > 1 else 0.1 * tensors[0].numel() ** 0.5)
+        assert (mine.double() - theirs.double()).norm() <= 1e-6 * scale.clamp_min(1e-9)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_drives_that_do_not_lie_in_rows(layout: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    drive = {
+        "transposed": torch.randn(5, 8, 6, generator=g).transpose(0, 1),
+        "strided": torch.randn(16, 5, 6, generator=g)[::2],
+        "expanded": torch.randn(8, 5, 1, generator=g).expand(8, 5, 6),
+    }[layout]
+    theta, rule = torch.rand(1, 5, 1, generator=g) + 0.3, Rule(4)
+    half = torch.tensor(0.5)
+    assert torch.equal(
+        multistep(drive, theta, half, rule, backend="cpu"), multistep(drive, theta, half, rule, backend="reference")
+    )
+
+
+def test_nan_stays_nan_and_no_neuron_is_no_neuron() -> None:
+    drive = torch.tensor([[0.4, float("nan")], [0.9, 1.0]])
+    for dtype in (torch.float32, torch.bfloat16):
+        out = multistep(drive.to(dtype), torch.tensor(1.0), torch.tensor(0.5), Rule(2), backend="cpu")
+        assert out[:, 1].isnan().all()
+        assert out[:, 0].isfinite().all()
+    empty = torch.zeros(0, 3, requires_grad=True)
+    multistep(empty, torch.tensor(1.0), torch.tensor(0.5), Rule(2), backend="cpu").sum().backward()
+    assert empty.grad is not None
+
+
+def test_threads_share_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speedysnn.kernels.cpu._SHARE", 1000)
+    tensors, rule = case(1, "several blocks", 5, False, torch.float32, "channel"), Rule(5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        ours = run("cpu", *tensors, rule, False)
+    finally:
+        torch.set_num_threads(before)
+    expected = run("reference", *tensors, rule, False)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.allclose(ours[2], expected[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from inside the check itself
+@pytest.mark.parametrize("constant", [False, True])
+def test_torch_accepts_the_operator(constant: bool) -> None:
+    tensors, rule = case(1, "channels first", 3, constant, torch.float32, "channel"), Rule(3, 1)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    torch.library.opcheck(torch.ops.speedysnn.multistep, (*leaves, "cpu", constant, *vars(rule).values()))
+
+
+def test_compiled_graphs_hold_the_operator_as_one_call() -> None:
+    drive, theta, start = case(0, "channels first", 4, False, torch.float32, "channel")
+
+    def layer(x: Tensor) -> Tensor:
+        return multistep(x * 2, theta, start, Rule(4), backend="cpu") + 1
+
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    assert torch.equal(torch.compile(layer, backend=keep, fullgraph=True)(drive), layer(drive))
+    assert sum("multistep" in str(target) for target in graphs[0]) == 1
+
+
+def test_a_backend_that_cannot_run_says_so_once_and_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speedysnn.kernels.dispatch._told", set())
+    drive, rule, half = torch.randn(4, 3).to(torch.float16), Rule(2), torch.tensor(0.5)
+    with pytest.warns(KernelWarning, match=r"'cpu' cannot run \(torch.float16 is not one of its types\)"):
+        out = multistep(drive, torch.tensor(1.0), half, rule, backend="cpu")
+    assert torch.equal(out, multistep(drive, torch.tensor(1.0), half, rule, backend="reference"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multistep(drive, torch.tensor(1.0), half, rule, backend="cpu")
+        multistep(drive, torch.tensor(1.0), half, rule)
+
+
+def test_the_environment_and_the_block_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def forward(drive: Tensor, theta: Tensor, start: Tensor, rule: Rule, constant: bool) -> Tensor:
+        calls.append("mine")
+        return torch.zeros_like(drive)
+
+    monkeypatch.setitem(BACKENDS, "mine", Backend(forward, BACKENDS["cpu"].backward, lambda *_: ""))
+    drive, one, half = torch.ones(4, 3), torch.tensor(1.0), torch.tensor(0.5)
+    assert not multistep(drive, one, half, Rule(2)).any()  # user entries win
+    monkeypatch.setenv("SPEEDYSNN_KERNEL", "reference")
+    assert multistep(drive, one, half, Rule(2)).any()
+    with using("mine"):
+        assert not multistep(drive, one, half, Rule(2)).any()
+    assert calls == ["mine", "mine"]
+    monkeypatch.setenv("SPEEDYSNN_KERNEL", "abacus")
+    with pytest.raises(InputError, match="unknown kernel 'abacus'"):
+        multistep(drive, one, half, Rule(2))
