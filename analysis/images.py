@@ -8,8 +8,9 @@ from torch import Tensor
 
 from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import DataError, InputError
-from speedysnn.network import TIME_BATCH, SpikingNetwork
+from speedysnn.network import SpikingNetwork
 
+TIME_BATCH = 256  # images times steps in one pass with an observer
 _VALUES = 2**26  # float32 values of all layers that one pass may keep: 256 MB
 _DEVICE_FACTOR = 16  # a GPU takes more images at once than a processor's caches
 

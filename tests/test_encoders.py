@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from speedysnn import SpikingNetwork, analysis, convert, network
+from speedysnn import SpikingNetwork, analysis, convert
 from speedysnn.data import Batch, iter_batches, load, steps_of
 from speedysnn.encoders import ENCODERS, EncodedImages, encode, latency, poisson
 from speedysnn.errors import DataError, InputError
@@ -221,7 +221,7 @@ def several(**options: object) -> SpikingNetwork:
 
 @pytest.mark.parametrize("encoder", ["constant", "poisson", "latency"])
 @pytest.mark.parametrize(("delay", "spikes"), [(0, "binary"), (1, "ternary"), (1, "graded:2"), ("full", "binary")])
-def test_events_beside_a_static_input(monkeypatch, encoder: str, delay: object, spikes: str) -> None:
+def test_events_beside_a_static_input(encoder: str, delay: object, spikes: str) -> None:
     snn, y = several(delay=delay, spikes=spikes), torch.randn(6, 3)
     events = encode(images(), T, encoder, seed=0)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_events_beside_a_static_input(monkeypatch, encoder: str, delay: object, 
         torch.testing.assert_close(snn(events, y.expand(T, 6, 3)), whole, rtol=1e-4, atol=1e-5)
         out = [snn.step(events[t] if t < T else None, y if t < T else None) for t in range(snn.latency)]
         torch.testing.assert_close(torch.stack([o for o in out if o is not None]).mean(0), whole, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(network, "TIME_BATCH", 2 * T)
+        snn.images_per_pass = 2
         torch.testing.assert_close(snn(events, y), whole, rtol=1e-4, atol=1e-5)
         assert snn(events, y, per_step=True).shape == per_step.shape
         for reading in ("analog", "quantized"):

@@ -1,13 +1,14 @@
 """SpikingNetwork: time in the batch, streaming with delay lines, readings, changing T, several inputs and outputs."""
 
 import copy
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn import SpikingNetwork, convert, network
+from speedysnn import SpikingNetwork, convert, executor, network
 from speedysnn.errors import InputError
 from speedysnn.operators import OPERATORS
 
@@ -147,14 +148,59 @@ def test_recalibrated_equals_converted_at_that_t() -> None:
         assert torch.equal(a.threshold, b.threshold)
 
 
-def test_batches_of_any_size_without_reset_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_any_size_without_reset_and_in_passes() -> None:
     snn, x = residual(), torch.randn(10, 2, 8, 8)
     with torch.no_grad():
         whole = snn(x)
         torch.testing.assert_close(torch.cat([snn(x[:7]), snn(x[7:])]), whole, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(network, "TIME_BATCH", 15)
+        snn.images_per_pass = 3
         torch.testing.assert_close(snn(x), whole, rtol=1e-4, atol=1e-5)
         assert snn(x, per_step=True).shape == (5, 10, 5)
+
+
+@pytest.mark.parametrize("delay", [0, 1, "full"])
+def test_values_that_nothing_reads_again_are_written_over(delay: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = residual(), torch.randn(6, 2, 8, 8)
+    snn.set_delay(delay)
+    given = x.clone()
+    assert {node.op for node in snn.graph.nodes if node.name in executor.spent(snn.graph)} >= {"add", "conv2d"}
+    with torch.no_grad():
+        ours = snn(x, per_step=True)
+        assert torch.equal(x, given)
+        monkeypatch.setattr(executor, "spent", lambda _: frozenset())
+        assert torch.equal(snn(x, per_step=True), ours)
+
+
+def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = residual(), torch.randn(12, 2, 8, 8)
+    snn.images_per_pass = 2
+    seen: list[tuple[int, int, bool, bool]] = []
+    one_pass = SpikingNetwork._one_pass
+
+    def look(self: SpikingNetwork, *args: object) -> object:
+        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        seen.append((threading.get_ident(), torch.get_num_threads(), *modes))
+        return one_pass(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SpikingNetwork, "_one_pass", look)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            out = snn(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = snn(x)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 12
+    assert all(threads == 1 and inference for _, threads, inference, _ in seen)
+    assert [mixed for *_, mixed in seen] == [False] * 6 + [True] * 6
+    assert threading.get_ident() not in {ident for ident, *_ in seen}
+    torch.testing.assert_close(rough.float(), out, rtol=0.2, atol=0.2)
+    with torch.no_grad():
+        snn.images_per_pass = 12
+        torch.testing.assert_close(out, snn(x), rtol=1e-4, atol=1e-5)
 
 
 def test_copies_and_states() -> None:

@@ -73,6 +73,21 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
     return out
 
 
+def spent(graph: Graph) -> frozenset[str]:
+    """Values in memory of their own that a single node reads, once: that node may write over them."""
+    uses: dict[str, int] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            uses[name] = uses.get(name, 0) + 1
+    for name in graph.output_names:
+        uses[name] = uses.get(name, 0) + 1
+    return frozenset(
+        node.name
+        for node in graph.nodes
+        if uses.get(node.name) == 1 and (node.op == "add" or (node.op in OPERATORS and OPERATORS[node.op].weighted))
+    )
+
+
 def owned(modules: nn.ModuleDict, key: str) -> Mapping[str, Tensor]:
     """The tensors that a node owns, by name."""
     if key not in modules:
@@ -98,6 +113,7 @@ class Execution:
         self.graph, self.neurons, self.tensors = graph, neurons, tensors
         self.timesteps, self.observer = timesteps, observer
         self.drives = drives
+        self._spent: frozenset[str] = frozenset()
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
@@ -121,6 +137,7 @@ class Execution:
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         means = frozenset() if per_step else readout_nodes(self.graph)
+        self._spent = frozenset() if torch.is_grad_enabled() or self.observer is not None else spent(self.graph)
         values: dict[str, Value] = {}
         feed, release = iter(inputs), last_uses(self.graph)
         for position, node in enumerate(self.graph.nodes):
@@ -138,15 +155,18 @@ class Execution:
     def _node(self, node: Node, args: list[Value]) -> Value:
         if node.op == "neuron":
             neuron, drive = self.neurons[node.name], args[0]
+            over = drive.dynamic and node.inputs[0] in self._spent
             if self.drives is not None:  # the whole input is known: its mean paces the spikes
-                drive = Value(self.drives[node.name])
-            out = neuron.spiking(drive.tensor, constant=not drive.dynamic)
+                drive, over = Value(self.drives[node.name]), False
+            out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
             self._observe(Tap(node.name, neuron, drive.tensor, out, not drive.dynamic, False))
             return Value(out, True)
         operator, tensors = OPERATORS[node.op], self.tensors(node.name)
         dynamic = any(arg.dynamic for arg in args)
         if not dynamic or operator.behaviour == "affine":
             aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
+            if node.op == "add" and args[0].dynamic and node.inputs[0] in self._spent and _alike(*aligned):
+                return Value(aligned[0].add_(aligned[1]), True)
             return Value(operator.run(aligned, node.attrs, tensors), dynamic)
         return Value(self._rate(operator, node, args, tensors), True)
 
@@ -197,6 +217,10 @@ class Execution:
     def _observe(self, tap: Tap) -> None:
         if self.observer is not None:
             self.observer(tap)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def lags(graph: Graph, lookahead: Callable[[str], int]) -> dict[str, int]:

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from speedysnn import plan
 from speedysnn.errors import InputError
 from speedysnn.executor import Execution, Observer, Tap, Value, depth, lags, owned
 from speedysnn.graph import Graph, map_outputs
@@ -16,8 +18,6 @@ from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.stream import Stream
 from speedysnn.thresholds import CLIP, choose, predicted_rate
-
-TIME_BATCH = 256  # images times steps in one pass without gradients
 
 
 def key_of(name: str) -> str:
@@ -50,6 +50,9 @@ class SpikingNetwork(nn.Module):
         provenance: where the network came from, JSON data.
         copy: False takes the tensors over as they are.
 
+    Without gradients a batch is cut into passes that fit the caches, one pass a core on the CPU; `images_per_pass`, or
+    $SPEEDYSNN_IMAGES_PER_PASS, sets their size.
+
     Raises:
         InputError: on a call whose input has another rank than the network was converted with.
     """
@@ -77,6 +80,8 @@ class SpikingNetwork(nn.Module):
         self.provenance: dict[str, Any] = provenance or {}
         self._reading: Reading = "spiking"
         self._stream: Stream | None = None
+        self._width = plan.widest(graph, self.input_shapes)
+        self.images_per_pass: int | None = None
         self.timesteps = timesteps
 
     @property
@@ -162,11 +167,13 @@ class SpikingNetwork(nn.Module):
             observer: called with a `Tap` for every neuron in execution order.
         """
         values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
-        chunk = self._chunk(values, observer)
-        if chunk:
-            return self._in_chunks(inputs, chunk, per_step)
-        neurons = self.neurons
-        run = Execution(self.graph, neurons, self.tensors, self.timesteps, observer)
+        passes = self._passes(values, observer)
+        if len(passes) > 1:
+            return self._in_passes(inputs, passes, per_step)
+        return self._run(values, per_step, observer)
+
+    def _run(self, values: Sequence[Value], per_step: bool, observer: Observer | None) -> Any:
+        run = Execution(self.graph, self.neurons, self.tensors, self.timesteps, observer)
         if self._reading != "spiking" or (not per_step and self._synchronous()):
             reading: Literal["analog", "quantized"] = "analog" if self._reading == "analog" else "quantized"
             out = run.static([run.mean(value) for value in values], reading)
@@ -176,18 +183,27 @@ class SpikingNetwork(nn.Module):
             return self._finish(run, self._replay(run, values), per_step)
         return self._finish(run, run.spiking(values, per_step), per_step)
 
-    def _chunk(self, values: Sequence[Value], observer: Observer | None) -> int:
-        """Images a pass when the batch is cut up, 0 when it runs whole: many steps times many images thrash caches."""
-        if torch.is_grad_enabled() or observer is not None or self._reading != "spiking" or self._synchronous():
-            return 0
+    def _passes(self, values: Sequence[Value], observer: Observer | None) -> list[int]:
+        """Images of each pass; all in one where gradients or an observer need them together."""
         images = values[0].tensor.shape[0] // (self.timesteps if values[0].dynamic else 1)
-        chunk = max(1, TIME_BATCH // self.timesteps)
-        return chunk if images > chunk else 0
+        if torch.is_grad_enabled() or observer is not None or torch.compiler.is_compiling():
+            return [images]
+        device = values[0].tensor.device
+        size = self.images_per_pass or plan.images_per_pass(self._width, self._pictures(), device)
+        return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
 
-    def _in_chunks(self, inputs: Sequence[Tensor], chunk: int, per_step: bool) -> Any:
+    def _pictures(self) -> int:
+        """Pictures that one image becomes in a pass."""
+        return 1 if self._reading != "spiking" or self._synchronous() else self.timesteps
+
+    def _in_passes(self, inputs: Sequence[Tensor], sizes: list[int], per_step: bool) -> Any:
         batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
-        pieces = zip(*(torch.split(x, chunk, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-        return join([self(*piece, per_step=per_step) for piece in pieces], dim=int(per_step))
+        pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+        calls = [partial(self._one_pass, piece, per_step) for piece in pieces]
+        return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
+
+    def _one_pass(self, inputs: Sequence[Tensor], per_step: bool) -> Any:
+        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, None)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):

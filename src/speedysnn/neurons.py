@@ -174,11 +174,11 @@ class IFNeuron(nn.Module):
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
         return levels(z, theta, start, self.timesteps, self.levels_per_step, self.signed)
 
-    def spiking(self, x: Tensor, *, constant: bool = False) -> Tensor:
-        """Theta * s[t] for all steps, (T*B, ...)."""
+    def spiking(self, x: Tensor, *, constant: bool = False, over: bool = False) -> Tensor:
+        """Theta * s[t] for all steps, (T*B, ...); `over`: the input is needed no more and may be written over."""
         x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
-        return multistep(x, theta, start, self.rule, constant=constant)
+        return multistep(x, theta, start, self.rule, constant=constant, over=over)
 
     def reset(self) -> None:
         """Forget the streaming state."""

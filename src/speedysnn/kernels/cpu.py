@@ -41,10 +41,15 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
     return ""
 
 
-def forward(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
-    """Theta * s[t]; see `speedysnn.kernels.multistep`."""
+def forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False
+) -> Tensor:
+    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`."""
     where = _plan(drive, theta, v_init, rule, constant)
-    out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
+    if over and not constant:  # step t has read the drive up to a step k >= t when it writes row t
+        out = where.drive
+    else:
+        out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
     if out.numel() == 0:
         return out
     half, work = drive.dtype == torch.bfloat16, _work(drive)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
 VARIABLE = "SPEEDYSNN_KERNEL"
-BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses)
+BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, over=True))
 
 _using: ContextVar[str | None] = ContextVar("speedysnn_kernel", default=None)
 _told: set[str] = set()
@@ -37,13 +38,21 @@ def using(kernel: str) -> Iterator[None]:
 
 
 def multistep(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, *, constant: bool = False, backend: str | None = None
+    drive: Tensor,
+    theta: Tensor,
+    v_init: Tensor,
+    rule: Rule,
+    *,
+    constant: bool = False,
+    backend: str | None = None,
+    over: bool = False,
 ) -> Tensor:
     """Output theta * s[t] of a layer of neurons for T steps.
 
     Shapes: drive (T*B, ...) time-major, or (B, ...) if `constant`; theta and v_init broadcast against (B, ...);
     result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else that of `using`, else of
-    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward.
+    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward. With `over` the drive is
+    needed no more: a backend may write its output there.
 
     Raises:
         InputError: the drive's first dimension is no multiple of T, or the backend is unknown.
@@ -61,19 +70,23 @@ def multistep(
     for name in _candidates(asked, drive):
         reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
         if not reason:
-            return _run(name, drive, theta, v_init, rule, constant)
+            return _run(name, drive, theta, v_init, rule, constant, over)
         if asked is not None:
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
 
 
-def _run(name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
+def _run(
+    name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool
+) -> Tensor:
     """Through the custom operator where something records the call; its bookkeeping costs as much as a small layer."""
     inputs = (drive, theta, v_init)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if recorded or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return operator.multistep(*inputs, name, rule, constant)
-    return BACKENDS[name].forward(*inputs, rule, constant)
+    backend = BACKENDS[name]
+    forward = backend.over if over and backend.over is not None else backend.forward
+    return forward(*inputs, rule, constant)
 
 
 def _candidates(asked: str | None, drive: Tensor) -> tuple[str, ...]:

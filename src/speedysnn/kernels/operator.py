@@ -16,11 +16,19 @@ Refuses = Callable[[Tensor, Tensor, Tensor, Rule], str]
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the neuron: forward, its adjoint, and a function that says why it cannot take a call ("" if it can)."""
+    """What runs the neuron.
+
+    Attributes:
+        forward: from drive to output.
+        backward: its adjoint.
+        refuses: why it cannot take a call, "" if it can.
+        over: forward that may write over the drive; None if there is none.
+    """
 
     forward: Forward
     backward: Backward
     refuses: Refuses
+    over: Forward | None = None
 
 
 BACKENDS: dict[str, Backend] = {}

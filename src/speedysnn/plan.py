@@ -1,0 +1,120 @@
+"""How a batch is run: cut into passes that fit the caches, on the CPU one pass a core.
+
+A pass of one core and all its layers keeps its values in that core's share of the cache, and no layer waits for the
+slowest core. Passes hold `images * T` pictures at once; how many is found from the widest layer and the cache's size.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speedysnn.graph import Graph
+
+VARIABLE = "SPEEDYSNN_IMAGES_PER_PASS"
+MOST = 1024  # pictures (images times steps) in one pass, however narrow the layers are
+DEVICE_BYTES = 2**28  # of the widest layer, in one pass on an accelerator
+FALLBACK_CACHE = 16 * 2**20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+_one_at_a_time = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def cache_bytes() -> int:
+    """Size of the largest cache of the first core, in bytes."""
+    sizes = []
+    for file in _CACHES.glob("index*/size"):
+        text = file.read_text(encoding="ascii").strip()
+        if text[:-1].isdecimal() and text[-1] in _UNITS:
+            sizes.append(int(text[:-1]) * _UNITS[text[-1]])
+    return max(sizes, default=FALLBACK_CACHE)
+
+
+def widest(graph: Graph, input_shapes: Sequence[Sequence[int]]) -> int:
+    """Values of the widest neuron layer or input, for one picture."""
+    features = [int(node.attrs.get("features") or 0) for node in graph.neurons]
+    return max(1, *features, *(_product(shape) for shape in input_shapes))
+
+
+def images_per_pass(width: int, steps: int, device: torch.device) -> int:
+    """Images that one pass takes, at least one.
+
+    On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache.
+    """
+    given = os.environ.get(VARIABLE, "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    if device.type != "cpu":
+        return max(1, DEVICE_BYTES // (4 * width) // steps)
+    share = cache_bytes() // torch.get_num_threads()
+    return max(1, min(MOST, share // (4 * 4 * width)) // steps)
+
+
+def cut(images: int, size: int, parts: int) -> list[int]:
+    """Sizes of the passes, alike and a multiple of `parts` in number where more than one is needed."""
+    if images <= size:
+        return [images]
+    count = -(-images // size)
+    count = min(images, -(-count // parts) * parts)
+    return [images * (i + 1) // count - images * i // count for i in range(count)]
+
+
+def run(calls: Sequence[Callable[[], Any]], *, parallel: bool) -> list[Any]:
+    """Results of the calls in order; in parallel with one thread of torch each, where nothing else is doing so."""
+    workers = min(torch.get_num_threads(), len(calls))
+    if not parallel or workers < 2 or not _one_at_a_time.acquire(blocking=False):
+        return [call() for call in calls]
+    try:
+        with _single_threaded():
+            pool = _pool(os.getpid(), workers)
+            futures = [pool.submit(copy_context().run, _inherit(call)) for call in calls]
+            return [future.result() for future in futures]
+    finally:
+        _one_at_a_time.release()
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """One thread an operator while passes run beside one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _inherit(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call under the gradient and autocast modes of this thread, which torch keeps for each thread apart."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    mixed, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def work() -> Any:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            if not mixed:
+                return call()
+            with torch.autocast("cpu", dtype):
+                return call()
+
+    return work
+
+
+@cache
+def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # a forked child makes its own
+    return ThreadPoolExecutor(workers, "speedysnn", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _product(shape: Sequence[int]) -> int:
+    out = 1
+    for size in shape:
+        out *= int(size)
+    return out

@@ -1,0 +1,45 @@
+"""How batches are cut, and what runs them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speedysnn import plan
+
+
+@given(st.integers(0, 3000), st.integers(1, 100), st.integers(1, 8))
+def test_passes_hold_every_image_once_and_are_alike(images: int, size: int, parts: int) -> None:
+    sizes = plan.cut(images, size, parts)
+    assert sum(sizes) == images
+    assert max(sizes) <= max(size, images if images <= size else size)
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == 1 or len(sizes) % parts == 0 or len(sizes) == images
+
+
+def test_wide_layers_and_many_steps_make_small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plan.VARIABLE, raising=False)
+    cpu = torch.device("cpu")
+    sizes = [plan.images_per_pass(width, 8, cpu) for width in (100, 10_000, 10_000_000)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 1
+    assert plan.images_per_pass(100, 10**6, cpu) == 1
+    assert plan.images_per_pass(10_000, 8, torch.device("cuda")) > sizes[1]
+    monkeypatch.setenv(plan.VARIABLE, "5")
+    assert plan.images_per_pass(10_000_000, 8, cpu) == 5
+
+
+def test_errors_in_a_pass_come_out_and_the_threads_are_as_before() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="no"):
+            plan.run([fail, fail, fail], parallel=True)
+        assert torch.get_num_threads() == 2
+        nested = plan.run([lambda: plan.run([lambda: 1, lambda: 2], parallel=True)] * 2, parallel=True)
+        assert nested == [[1, 2], [1, 2]]
+    finally:
+        torch.set_num_threads(before)
