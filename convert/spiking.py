@@ -151,7 +151,7 @@ def _network(
     error: float | None = None
     if has_staircases(graph):
         error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn)
-    own = {name: {key: value.detach().clone() for key, value in tensor.items()} for name, tensor in tensors.items()}
+    own = {name: {key: _copied(value) for key, value in tensor.items()} for name, tensor in tensors.items()}
     graph = fold_batch_norm(graph, own) if fold_bn else graph
     shapes = [x.shape[1:] for x in example]
     snn = SpikingNetwork(graph, own, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
@@ -162,6 +162,12 @@ def _network(
         with torch.no_grad(), snn.reading("analog"):
             error = require_equal(snn(*example), reference)
     return snn, error
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy that lies in memory as the network wants it, so that it is not copied once more."""
+    layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+    return value.detach().clone(memory_format=layout)
 
 
 def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[str, IFNeuron]:
