@@ -1,6 +1,7 @@
 """The network's outputs and spikes, summed over all images."""
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from speedysnn.analysis.readings import events, leaves
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
+from speedysnn.executor import Tap, any_order
 from speedysnn.network import SpikingNetwork
 
 
@@ -28,15 +29,19 @@ class OutputSums:
     """Running sums of two readings against the reference, and of the spikes."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.images = self.labelled = self.classified = self.spikes = self.fired = 0
         self.signal = 0.0
         self.noise = {"twin": 0.0, "spiking": 0.0}
         self.agreed = {"twin": 0, "spiking": 0}
         self.correct = {"analog": 0, "twin": 0, "spiking": 0}
 
+    @any_order
     def count(self, tap: Tap) -> None:
         """Observer of the spiking pass: adds its events and its neurons."""
-        self.add_spikes(tap, events(tap))
+        fired = events(tap)
+        with self._lock:
+            self.add_spikes(tap, fired)
 
     def add_spikes(self, tap: Tap, fired: int) -> None:
         """Add the events of a tap and the neurons that could have made them."""

@@ -17,6 +17,7 @@ from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.loop import Trainer
+from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.parameters import optimizer, trainable
 from speedysnn.finetune.samples import as_dataset, hold_out
@@ -71,6 +72,7 @@ def fit(
     resume: bool = False,
     progress: bool = False,
     on_epoch: Report | None = None,
+    on_memory: Callable[[str, Need], None] | None = None,
 ) -> Result:
     """Train a spiking network in place until its noise is gone, and leave it in the best state of the last stage.
 
@@ -88,6 +90,7 @@ def fit(
         resume: go on from the state in `folder`; gives the result of an uninterrupted run.
         progress: show progress.
         on_epoch: called with every new row of the history.
+        on_memory: called with the reading and the memory that its steps need, before the first is done.
 
     Raises:
         TrainingError: NaN or infinity (the best state is kept), or nothing to resume.
@@ -108,7 +111,7 @@ def fit(
     modes = {module: module.training for module in frozen.modules()}
     try:
         frozen.eval()
-        trainer = Trainer(snn, frozen, tune, held, config, progress)
+        trainer = Trainer(snn, frozen, tune, held, config, progress, on_memory)
         keep = None if place is None else (lambda: checkpoint.write(place, snn, run, run_print))
         for index in range(run.stage, len(config.stages)):
             _stage(trainer, run, index, keep, on_epoch)

@@ -1,8 +1,9 @@
 """The training loop: one epoch, one evaluation, one stage."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from torch.utils.data import Dataset
 
 from speedysnn.data import Batch
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.executor import Tap
+from speedysnn.executor import Tap, any_order
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.matching import Recorder, layer_distance, layer_outputs
+from speedysnn.finetune.matching import layer_outputs
+from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.parameters import bad_gradients, keep_in_range
 from speedysnn.finetune.samples import gather
+from speedysnn.finetune.step import Step, logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.progress import track
@@ -35,6 +38,8 @@ class Trainer:
     held_out: Dataset[Any]
     config: Config
     progress: bool
+    on_memory: Callable[[str, Need], None] | None = None
+    _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +54,14 @@ class Trainer:
             return batch.labels.to(self.device)
         with torch.no_grad():
             return logits(self.teacher(*inputs))
+
+    def _known(self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
+        """The targets of a batch; the teacher answers once for each image where images come unchanged."""
+        if self.config.objective == "labels" or self.config.augment != "none" or self.config.mixup:
+            return self.target(batch, inputs)
+        if any(i not in self._answers for i in indices):
+            self._answers.update(zip(indices, self.target(batch, inputs).cpu(), strict=True))
+        return torch.stack([self._answers[i] for i in indices]).to(self.device)
 
     def source_layers(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """The source's activations by neuron, for matching; empty where no matching is asked for."""
@@ -67,29 +80,23 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(config.seed, stage, epoch))
         order = torch.randperm(count, generator=generator).tolist()
         chunks = [order[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
-        compute, augment = objective(config.objective), augmentation(config.augment)
-        total = 0.0
+        augment, total = augmentation(config.augment), 0.0
+        chosen = [p for group in optimizer.param_groups for p in group["params"]]
+        one = Step(self.snn, config, reading, chosen, self.on_memory if epoch == 0 else None)
         label = f"{reading} {epoch + 1}/{epochs}"
         for step, indices in enumerate(track(chunks, label, enabled=self.progress)):
             batch = gather(self.train, indices)
             images = mix(augment(batch.inputs[0], generator), config.mixup, generator)
             inputs = [x.to(self.device) for x in (images, *batch.inputs[1:])]
-            target, source = self.target(batch, inputs), self.source_layers(inputs)
-            recorder = Recorder() if source else None
+            target, source = self._known(indices, batch, inputs), self.source_layers(inputs)
             _set_rate(optimizer, (epoch + step / len(chunks)) / epochs, config.warmup)
-            with self.snn.reading(reading):
-                loss = compute(logits(self.snn(*inputs, observer=recorder)), target, config.temperature)
-            if recorder is not None:
-                loss = loss + config.match * layer_distance(recorder.outputs, source)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = one.run(inputs, target, source)
             self._guard(loss, reading, epoch)
             if config.clip is not None:
-                chosen = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
             keep_in_range(self.snn)
-            total += float(loss.detach()) * len(indices)
+            total += float(loss) * len(indices)
         return total / count
 
     def _guard(self, loss: Tensor, reading: str, epoch: int) -> None:
@@ -112,7 +119,7 @@ class Trainer:
                 batch = gather(self.held_out, range(start, min(start + _EVAL_BATCH, count)))
                 inputs = [x.to(self.device) for x in batch.inputs]
                 target = self.target(batch, inputs)
-                ours = logits(self.snn(*inputs, observer=spikes))
+                ours = logits(self.snn(*inputs, observer=spikes.count))
                 reference = ours if self.config.objective == "labels" else target
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
@@ -131,32 +138,23 @@ class _Events:
     """Counts spikes (of either sign) a neuron and image."""
 
     def __init__(self) -> None:
-        self.spikes, self.neurons = 0.0, 0
+        self.spikes, self.neurons, self._lock = 0.0, 0, threading.Lock()
 
-    def __call__(self, tap: Tap) -> None:
+    @any_order
+    def count(self, tap: Tap) -> None:
         neuron = tap.neuron
         if tap.static_output:
-            self.spikes += float(neuron.counts(tap.drive).abs().sum())
-            self.neurons += tap.output.numel()
-            return
-        theta = neuron.per_channel(neuron.threshold, tap.output.ndim)
-        self.spikes += float((tap.output / theta).abs().sum())
-        self.neurons += tap.output.numel() // neuron.timesteps
+            fired, neurons = neuron.counts(tap.drive), tap.output.numel()
+        else:
+            fired = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
+            neurons = tap.output.numel() // neuron.timesteps
+        events = float(fired.abs().sum())
+        with self._lock:
+            self.spikes, self.neurons = self.spikes + events, self.neurons + neurons
 
     @property
     def per_neuron(self) -> float:
         return self.spikes / max(1, self.neurons)
-
-
-def logits(output: Any) -> Tensor:
-    """The one tensor that the objective compares.
-
-    Raises:
-        TrainingError: the network has several outputs.
-    """
-    if isinstance(output, Tensor):
-        return output
-    raise TrainingError(f"expected a network with one output tensor, got a {type(output).__name__}")
 
 
 def _seed(seed: int, stage: int, epoch: int) -> int:

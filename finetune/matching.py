@@ -32,13 +32,17 @@ def layer_outputs(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Readin
     return recorder.outputs
 
 
-def layer_distance(ours: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+def powers(source: Mapping[str, Tensor]) -> Tensor:
+    """Sum of squares of every layer's source activation over the batch, (layers,)."""
+    sums = [x.square().sum().clamp_min(torch.finfo(x.dtype).tiny) for x in source.values()]
+    return torch.stack(sums) if sums else torch.zeros(0)
+
+
+def layer_distance(ours: Mapping[str, Tensor], source: Mapping[str, Tensor], total: Tensor | None = None) -> Tensor:
     """Mean over layers of sum (r - a)^2 / sum a^2; r mean output, a source activation, both (B, ...).
 
-    It is the mean noise-to-signal power ratio, so 0.1 stands for an SQNR of 10 dB.
+    `total` holds the denominators of the whole batch where these images are a part of it. The distance is the mean
+    noise-to-signal power ratio: 0.1 stands for an SQNR of 10 dB.
     """
-    terms = []
-    for name, reference in source.items():
-        power = reference.square().sum().clamp_min(torch.finfo(reference.dtype).tiny)
-        terms.append((ours[name] - reference).square().sum() / power)
-    return torch.stack(terms).mean()
+    total = powers(source) if total is None else total
+    return torch.stack([(ours[name] - x).square().sum() for name, x in source.items()]).div(total).mean()

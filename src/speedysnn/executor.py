@@ -6,6 +6,7 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class Tap:
 
 
 Observer = Callable[[Tap], None]
+_Some = TypeVar("_Some", bound=Callable[..., None])
+
+
+def any_order(observer: _Some) -> _Some:
+    """Mark an observer that takes a batch in parts, from several threads and in any order."""
+    observer.any_order = True  # type: ignore[attr-defined]
+    return observer
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class SpikingNetwork(nn.Module):
         provenance: where the network came from, JSON data.
         copy: False takes the tensors over as they are.
 
+    Attributes:
+        width: values of the widest neuron layer or input, for one picture.
+        images_per_pass: images that run at once, None for what fits the caches.
+
     Without gradients a batch is cut into passes that fit the caches, one pass a core on the CPU; `images_per_pass`, or
     $SPEEDYSNN_IMAGES_PER_PASS, sets their size.
 
@@ -80,7 +84,7 @@ class SpikingNetwork(nn.Module):
         self.provenance: dict[str, Any] = provenance or {}
         self._reading: Reading = "spiking"
         self._stream: Stream | None = None
-        self._width = plan.widest(graph, self.input_shapes)
+        self.width = plan.widest(graph, self.input_shapes)
         self.images_per_pass: int | None = None
         self.timesteps = timesteps
 
@@ -169,7 +173,7 @@ class SpikingNetwork(nn.Module):
         values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
         passes = self._passes(values, observer)
         if len(passes) > 1:
-            return self._in_passes(inputs, passes, per_step)
+            return self._in_passes(inputs, passes, per_step, observer)
         return self._run(values, per_step, observer)
 
     def _run(self, values: Sequence[Value], per_step: bool, observer: Observer | None) -> Any:
@@ -185,25 +189,28 @@ class SpikingNetwork(nn.Module):
 
     def _passes(self, values: Sequence[Value], observer: Observer | None) -> list[int]:
         """Images of each pass; all in one where gradients or an observer need them together."""
+        together = observer is not None and not getattr(observer, "any_order", False)
         images = values[0].tensor.shape[0] // (self.timesteps if values[0].dynamic else 1)
-        if torch.is_grad_enabled() or observer is not None or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
             return [images]
         device = values[0].tensor.device
-        size = self.images_per_pass or plan.images_per_pass(self._width, self._pictures(), device)
+        size = self.images_per_pass or plan.images_per_pass(self.width, self._pictures(), device)
         return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
 
     def _pictures(self) -> int:
         """Pictures that one image becomes in a pass."""
         return 1 if self._reading != "spiking" or self._synchronous() else self.timesteps
 
-    def _in_passes(self, inputs: Sequence[Tensor], sizes: list[int], per_step: bool) -> Any:
+    def _in_passes(
+        self, inputs: Sequence[Tensor], sizes: list[int], per_step: bool, observer: Observer | None
+    ) -> Any:
         batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
         pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-        calls = [partial(self._one_pass, piece, per_step) for piece in pieces]
+        calls = [partial(self._one_pass, piece, per_step, observer) for piece in pieces]
         return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
 
-    def _one_pass(self, inputs: Sequence[Tensor], per_step: bool) -> Any:
-        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, None)
+    def _one_pass(self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None) -> Any:
+        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, observer)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):

@@ -90,8 +90,9 @@ def command(
     check_fits(snn, images, labels)
     teacher = None if source is None else network_of(source)
     result = fit(
-        snn, images, teacher=teacher, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line
-    )
+        snn, images, teacher=teacher, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line,
+        on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
+    )  # fmt: skip
     snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit)
     artifact.save(snn, output, overwrite=overwrite)
     write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
