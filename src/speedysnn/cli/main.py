@@ -1,18 +1,21 @@
 """Entry point: the commands, and the one place where errors become a line and an exit code."""
 
+import ctypes
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from speedysnn.cli import analyze, convert, demo, evaluate, export, finetune, inspect
+from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect
 from speedysnn.cli.show import fail
 from speedysnn.errors import SpeedySNNError
 
 MISTAKE, FAULT, INTERRUPTED = 2, 70, 130
 DEBUG = "--debug"
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -20,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Convert trained networks to spiking networks, measure their noise, tune it away.",
 )
-for module in (demo, inspect, convert, analyze, finetune, evaluate, export):
+for module in (demo, inspect, convert, analyze, finetune, evaluate, export, bench):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 
 
@@ -52,10 +55,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     The exit code is 0, 1 (inspect found problems), 2 (a mistake), 70 (a fault of this package) or 130 (interrupted).
     """
+    if arguments is None:
+        keep_freed_memory()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         sys.exit(code)
     return code
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: handing pages back and forth costs more than small layers do.
+
+    A program may decide this for its own process, a library may not.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
+            libc.mallopt(option, value)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,0 +1,93 @@
+"""`speedysnn bench`: what a network costs beside its source and beside other simulators."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from speedysnn.cli.common import JsonFile, Overwrite, network_of
+from speedysnn.cli.show import note, say, table, write_json
+from speedysnn.cli.targets import check_json
+from speedysnn.errors import InputError
+
+CASES = ("neuron", "inference", "training", "measuring")
+
+
+def command(
+    cases: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(CASES)}; all by default.")] = None,
+    network: Annotated[str, typer.Option("--network", help="digits, resnet20, resnet18 or a NET.snn.")] = "resnet20",
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", min=1, help="Steps.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images.")] = 256,
+    pixels: Annotated[int | None, typer.Option("--pixels", min=8, help="Height and width of the images.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, all contestants in turn in each.")] = 5,
+    neurons: Annotated[int, typer.Option("--neurons", min=1, help="Neurons of the single layer.")] = 2_000_000,
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time a network against T passes of its source, and against other simulators where they are installed.
+
+    Contestants run in turn in one process; ratios are taken round by round, so that other load hits all alike.
+
+    \b
+    Example: speedysnn bench
+             speedysnn bench inference --network resnet18 --pixels 64 -T 8 --batch 64 --json speed.json
+    """  # noqa: D301 - \b keeps the lines apart
+    chosen = tuple(cases or CASES)
+    unknown = [case for case in chosen if case not in CASES]
+    if unknown:
+        raise InputError(f"bench: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
+    check_json(json, overwrite)
+    from speedysnn.bench.cases import Case
+
+    found: list[Case] = []
+    for case in chosen:
+        note(f"timing {case}")
+        found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons))
+        if json != "-":
+            _show(found[-1])
+    write_json(json, {"machine": machine(), "cases": [asdict(case) for case in found]})
+
+
+def _run(case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int) -> Any:
+    from speedysnn.bench import cases
+
+    if case == "neuron":
+        return cases.neuron(neurons, steps, rounds)
+    snn, x = _network(network, steps, batch, pixels)
+    if case == "inference":
+        return cases.inference(snn, x, rounds)
+    return (cases.training if case == "training" else cases.measuring)(snn, x, rounds)
+
+
+def _network(name: str, steps: int, batch: int, pixels: int | None) -> Any:
+    from speedysnn.bench.networks import make
+
+    if not name.endswith(".snn"):
+        return make(name, steps, batch, pixels)
+    snn = network_of(Path(name))
+    snn.timesteps = steps
+    shape = snn.input_shapes[0] if pixels is None else (*snn.input_shapes[0][:-2], pixels, pixels)
+    return snn, torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def machine() -> dict[str, Any]:
+    """The kind of machine, and the versions of what was timed."""
+    from speedysnn.bench.peers import facts
+
+    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "accelerator": torch.cuda.is_available(),
+            "packages": facts()}  # fmt: skip
+
+
+def _show(case: Any) -> None:
+    rows = []
+    for row in case.rows:
+        peak = row.get("peak_bytes")
+        rows.append((row["name"], f"{1e3 * row['median_s']:.1f}", f"{1e3 * row['best_s']:.1f}",
+                     f"{row['base_over_this']:.2f}", "" if peak is None else f"{peak / 2**20:,.0f}"))  # fmt: skip
+    columns = ("contestant", "median ms", "best ms", f"times faster than {case.base!r}", "peak MiB")
+    table(case.name, columns, rows)
+    for line in case.notes:
+        say(line)
