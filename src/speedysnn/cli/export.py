@@ -1,22 +1,28 @@
 """`speedysnn export`: a spiking network in another program's format."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from speedysnn.cli.common import DelayText, Overwrite, Spikes, configure, network_of
 from speedysnn.cli.show import say
 from speedysnn.errors import InputError
+from speedysnn.export.nir import NIRWarning, check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2
 
-FORMATS = {"pt2": (check_pt2, to_pt2)}
+FORMATS: dict[str, tuple[Callable[[Path, bool], None], Callable[..., Any], str]] = {
+    "pt2": (check_pt2, to_pt2, "torch.export.load({!r}).module()"),
+    "nir": (check_nir, to_nir, "nir.read({!r})"),
+}
 
 
 def command(
     network: Annotated[Path, typer.Argument(help="A network saved by convert or finetune.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    to: Annotated[str, typer.Option("--to", help="The format: pt2 (torch.export).")] = "pt2",
+    to: Annotated[str, typer.Option("--to", help="The format: pt2 (torch.export) or nir.")] = "pt2",
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -28,9 +34,14 @@ def command(
     """
     if to not in FORMATS:
         raise InputError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    check, write = FORMATS[to]
+    check, write, read = FORMATS[to]
     check(output, overwrite)
     snn = network_of(network)
     configure(snn, timesteps, delay, spikes)
-    write(snn, output, overwrite=overwrite)
-    say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps; torch.export.load({str(output)!r}).module()")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NIRWarning)
+        write(snn, output, overwrite=overwrite)
+    for warning in caught:
+        if issubclass(warning.category, NIRWarning):
+            say(f"note: {warning.message}")
+    say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps; {read.format(str(output))}")
