@@ -1,0 +1,199 @@
+"""A network written to NIR gives the same spikes in another simulator, or is refused."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import speedysnn
+from speedysnn import convert, data
+from speedysnn.assets.digits import load_digits_net
+from speedysnn.cli import main
+from speedysnn.errors import ArtifactError, ConversionError, InputError
+from speedysnn.export import to_nir
+from speedysnn.export.nir import NIRWarning
+
+
+class Branches(nn.Module):
+    """A shortcut, a shortcut with a weight, grouped convolution, global pooling: every way a theta can leave a neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.outer = nn.Conv2d(4, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.side = nn.Conv2d(4, 6, 1, stride=2)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.outer(torch.relu(self.inner(x))) + x)
+        x = torch.relu(self.down(x) + self.side(x))
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def branches(**options) -> speedysnn.SpikingNetwork:
+    torch.manual_seed(0)
+    return convert.to_spiking(Branches(), torch.randn(32, 3, 8, 8), 4, **options)
+
+
+def digits(**options) -> speedysnn.SpikingNetwork:
+    return convert.to_spiking(load_digits_net("avg"), data.load("digits", "train"), timesteps=4, **options)
+
+
+def simulate(file, x: torch.Tensor, *, with_state: bool = True):
+    """The file in snnTorch's neurons through nirtorch; what each neuron emitted (T, B, ...), the mean of the output."""
+    nir, nirtorch = pytest.importorskip("nir"), pytest.importorskip("nirtorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        snntorch = pytest.importorskip("snntorch")
+        graph = nir.read(file)
+        handlers = {
+            nir.IF: lambda n: snntorch.Leaky(
+                beta=1.0, threshold=1.0, reset_mechanism=n.metadata["reset"], reset_delay=True, init_hidden=True
+            ),
+            nir.Affine: affine,  # the default of nirtorch 2.6 leaves a random bias
+            nir.Flatten: lambda _: nn.Flatten(1),
+            nir.Scale: lambda n: Times(torch.from_numpy(n.scale)),
+        }
+        net = nirtorch.nir_to_torch(graph, handlers)
+    spikes: dict[str, list[torch.Tensor]] = {}
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.IF):
+            assert (node.v_threshold == 1).all()
+            module = net.get_submodule(name)
+            v_init = torch.from_numpy(node.metadata["v_init"]).view(-1, *[1] * (node.r.ndim - 1))
+            module.mem = (v_init * with_state).expand(len(x), *node.r.shape).clone()
+            module.register_forward_hook(lambda _, __, out, name=name: spikes.setdefault(name, []).append(out.clone()))
+    with torch.no_grad():
+        outputs = [net(x)[0] for _ in range(int(graph.metadata["timesteps"]))]
+    return {name: torch.stack(train) for name, train in spikes.items()}, torch.stack(outputs).mean(0)
+
+
+def affine(node) -> nn.Linear:
+    layer = nn.Linear(node.weight.shape[1], node.weight.shape[0])
+    layer.load_state_dict({"weight": torch.from_numpy(node.weight), "bias": torch.from_numpy(node.bias)})
+    return layer
+
+
+class Times(nn.Module):
+    def __init__(self, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def ours(snn: speedysnn.SpikingNetwork, x: torch.Tensor):
+    """What each neuron emits divided by its theta, (T, B, ...), and the mean of the output."""
+    spikes: dict[str, torch.Tensor] = {}
+
+    def record(tap) -> None:
+        neuron = snn.neurons[tap.name]
+        count = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
+        spikes[tap.name] = count.round().unflatten(0, (snn.timesteps, -1)).clone()
+
+    with torch.no_grad():
+        out = snn(x, observer=record)
+    return spikes, out
+
+
+def digit_images(count: int) -> torch.Tensor:
+    """The first training images."""
+    return torch.stack([image for image, _ in data.load("digits", "train")])[:count]
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize("make", [digits, branches])
+@pytest.mark.parametrize("v_init", [0.5, 0.25])
+def test_another_simulator_gives_the_same_spikes(tmp_path, make, granularity, v_init) -> None:
+    pytest.importorskip("nir")
+    snn = make(granularity=granularity, v_init=v_init)
+    x = digit_images(200) if make is digits else torch.randn(200, 3, 8, 8)
+    with pytest.warns(NIRWarning, match="v_init"):
+        to_nir(snn, tmp_path / "net.nir")
+    theirs, output = simulate(tmp_path / "net.nir", x)
+    spikes, expected = ours(snn, x)
+    assert set(theirs) == set(spikes)
+    for name, train in spikes.items():
+        assert 0 < train.mean() < 1
+        torch.testing.assert_close(theirs[name], train, rtol=0, atol=0)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_corrected_bias_is_written(tmp_path) -> None:
+    pytest.importorskip("nir")
+    snn, x = digits(), digit_images(200)
+    for neuron in snn.neurons.values():
+        neuron.offset = neuron.threshold.detach() / 7
+    with pytest.warns(NIRWarning):
+        to_nir(snn, tmp_path / "net.nir")
+    theirs, _ = simulate(tmp_path / "net.nir", x)
+    assert all(bool((theirs[name] == train).all()) for name, train in ours(snn, x)[0].items())
+
+
+def test_without_the_initial_membrane_spikes_are_lost(tmp_path) -> None:
+    pytest.importorskip("nir")
+    snn, x = digits(), digit_images(200)
+    with pytest.warns(NIRWarning):
+        to_nir(snn, tmp_path / "net.nir")
+    theirs, _ = simulate(tmp_path / "net.nir", x, with_state=False)
+    spikes, _ = ours(snn, x)
+    assert theirs["relu1"].sum() < spikes["relu1"].sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"spikes": "graded:2"}, "spikes='binary'"), ({"spikes": "ternary"}, "spikes='binary'"), ({"delay": 1}, "delay=0")],
+)
+def test_what_nir_cannot_say_is_refused(tmp_path, options, message) -> None:
+    pytest.importorskip("nir")
+    with pytest.raises(ConversionError, match=message):
+        to_nir(branches(**options), tmp_path / "net.nir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("layer", "message"), [(nn.SiLU(), "analog unit"), (nn.MaxPool2d(2), "max_pool2d of rates")])
+def test_operators_nir_does_not_have_are_refused(layer, message) -> None:
+    pytest.importorskip("nir")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layer, nn.Conv2d(4, 3, 3), nn.ReLU())
+    snn = convert.to_spiking(net, torch.randn(8, 3, 8, 8), 4, allow_hybrid=True)
+    with pytest.raises(ConversionError, match=message):
+        to_nir(snn)
+
+
+def test_without_the_package_one_line_says_what_to_do(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "nir", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"speedysnn\[nir\]"):
+        to_nir(branches())
+    speedysnn.save(branches(), "net.snn")
+    assert main(["export", "net.snn", "--to", "nir", "-o", "net.nir"]) == 2
+    assert 'pip install "speedysnn[nir]"' in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("nir")
+    monkeypatch.chdir(tmp_path)
+    speedysnn.save(branches(), "net.snn")
+    assert main(["export", "net.snn", "--to", "nir", "-o", "net.nir"]) == 0
+    said = capsys.readouterr()
+    assert "no soft reset" in " ".join((said.out + said.err).split())
+    assert main(["export", "net.snn", "--to", "nir", "-o", "late.nir", "--delay", "1"]) == 2
+    assert "delay=0" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.nir", "net.snn"]
+
+
+def test_what_is_there_stays(tmp_path) -> None:
+    pytest.importorskip("nir")
+    snn, file = branches(), tmp_path / "net.nir"
+    file.write_text("mine")
+    with pytest.raises(ArtifactError, match="already"):
+        to_nir(snn, file)
+    with pytest.raises(ArtifactError, match=r"ends in \.nir"):
+        to_nir(snn, tmp_path / "net.h5")
+    assert file.read_text() == "mine"
