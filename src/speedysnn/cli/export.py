@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from speedysnn.cli.common import DelayText, Overwrite, Spikes, configure, network_of
-from speedysnn.cli.show import say
+from speedysnn.cli.show import note, say
 from speedysnn.errors import InputError
 from speedysnn.export.nir import NIRWarning, check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2
@@ -43,5 +43,5 @@ def command(
         write(snn, output, overwrite=overwrite)
     for warning in caught:
         if issubclass(warning.category, NIRWarning):
-            say(f"note: {warning.message}")
+            note(f"note: {warning.message}")
     say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps; {read.format(str(output))}")
