@@ -132,20 +132,20 @@ def add_slope(
     weighted: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add a surrogate's slope at u - at, and `weight` times it; where `only_fired`, only at positive counts."""
-    width, half, pi = shape[0], shape[1], shape[2]
-    one, zero = width / width, width - width
+    half, inverse, pi = shape[1], shape[2], shape[3]
+    one, zero = inverse / inverse, inverse - inverse
     for i in range(m):
         x = u[i] - at
         if kind == RECTANGLE:
-            h = (one if abs(x) < half else zero) / width
+            h = inverse if abs(x) < half else zero
         elif kind == TRIANGLE:
-            h = max(one - abs(x) / width, zero) / width
+            h = max(one - abs(x) * inverse, zero) * inverse
         elif kind == SIGMOID:
-            p = one / (one + np.exp(-x / width))
-            h = p * (one - p) / width
+            p = one / (one + np.exp(-x * inverse))
+            h = p * (one - p) * inverse
         else:
-            a = pi * x / width
-            h = one / (width * (one + a * a))
+            a = pi * x * inverse
+            h = inverse / (one + a * a)
         if only_fired:
             h = h if count[i] > zero else zero
         total[i] += h
@@ -154,16 +154,34 @@ def add_slope(
 
 @compiled
 def adjoint(
-    g: Array, th: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
-    detach: bool, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
+    g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
+    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
 ) -> None:  # pragma: no cover - compiled
-    """One step of reverse time; see `reference._adjoint`."""
+    """One step of reverse time; see `reference._adjoint`. `inv` holds 1/theta, `keep` is 0 without a gradient
+    through the reset, else 1.
+    """
     for i in range(m):
-        at_spike = (th[i] * g[i] + later[i]) / th[i]
+        at_spike = g[i] + later[i] * inv[i]
         to_membrane = at_spike * slopes[i]
         spikes = after[i] - count[i]
         to_theta[i] += g[i] * spikes - at_spike * weighted[i] + to_membrane * (v0[i] - count[i])
         to_start[i] += to_membrane * th[i]
-        if not detach:
-            later[i] -= th[i] * to_membrane
         summed[i] += to_membrane * factor
+        later[i] -= to_membrane * th[i] * keep
+
+
+@compiled
+def adjoint_binary(
+    u: Array, shape: Array, g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, factor: Any,
+    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for one threshold and the rectangle, the slope computed on the way."""
+    one = shape[2] / shape[2]
+    half, inverse, zero = shape[1], shape[2], one - one
+    for i in range(m):
+        at_spike = g[i] + later[i] * inv[i]
+        to_membrane = at_spike * (inverse if abs(u[i] - one) < half else zero)
+        to_theta[i] += g[i] * (after[i] - count[i]) - to_membrane + to_membrane * (v0[i] - count[i])
+        to_start[i] += to_membrane * th[i]
+        summed[i] += to_membrane * factor
+        later[i] -= to_membrane * th[i] * keep

@@ -73,11 +73,11 @@ def backward(
     if drive.numel():
         outputs = _laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
         kind = _SLOPES[rule.surrogate][0]
-        shape = np.array([rule.width, rule.width / 2, np.pi], _numpy(work))
+        shape = np.array([rule.width, rule.width / 2, 1 / rule.width, np.pi], _numpy(work))
         levels = np.arange(rule.highest + 1, dtype=_numpy(work))
         arrays = (_array(where.drive), _array(outputs), *_channels(theta, v_init, work))
         rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), levels, shape,
-                *_clip(rule, work), rule.signed, kind, rule.detach_reset, where.neurons)  # fmt: skip
+                *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons)  # fmt: skip
         result = _array(grad_x)
         _share(
             where.neurons,

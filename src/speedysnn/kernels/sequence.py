@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.blocks import (
+    RECTANGLE,
     add,
     add_slope,
     adjoint,
+    adjoint_binary,
     fire,
     fire_and_note,
     gather,
@@ -160,32 +162,42 @@ def hand_on(
 def backward(
     x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
     factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
-    detach: bool, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
+    keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
 ) -> None:  # pragma: no cover - compiled
     """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
     period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
     size = block_size(max(64, min(BLOCK, HISTORY // steps)), period)
-    work = np.empty((9, size), theta.dtype)
+    work = np.empty((10, size), theta.dtype)
     th, v0, total, later, summed = work[0], work[1], work[2], work[3], work[4]
     slopes, weighted, to_theta, to_start = work[5], work[6], work[7], work[8]
+    inv, simple = work[9], kind == RECTANGLE and levels.size == 2 and not signed and not take_back
     u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
+            for i in range(m):
+                inv[i] = hi / hi / th[i]
         history(
             x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts
         )
         work[3:5, :m] = 0
-        work[7:, :m] = 0
+        work[7:9, :m] = 0
         for t in range(steps, 0, -1):
-            slopes_of(kind, shape, levels, signed, take_back, u[t - 1], counts[t - 1], m, slopes, weighted)
             row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
-            adjoint(
-                row, th, v0, counts[t - 1], counts[t], slopes, weighted, factors[t - 1], detach, m, later, summed,
-                to_theta, to_start,
-            )
+            before, after = counts[t - 1], counts[t]
+            if simple:
+                adjoint_binary(
+                    u[t - 1], shape, row, th, inv, v0, before, after, factors[t - 1], keep, m, later, summed, to_theta,
+                    to_start,
+                )
+            else:
+                slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
+                adjoint(
+                    row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
+                    to_start,
+                )
             hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
         gather(to_theta, first, m, inner, grad_theta)
         gather(to_start, first, m, inner, grad_start)
