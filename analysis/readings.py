@@ -17,14 +17,13 @@ from speedysnn.neurons import IFNeuron, Reading
 
 
 def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
-    """The network's output in one reading; the reading chosen outside is restored whatever happens.
+    """The network's output in one reading; the reading chosen outside stays.
 
     Raises:
         DataError: the network does not run on these inputs.
     """
     try:
-        with snn.reading(reading):
-            return snn(*inputs, observer=observer)
+        return snn.read(reading, *inputs, observer=observer)
     except SpeedySNNError:
         raise
     except RuntimeError as err:

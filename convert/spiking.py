@@ -166,8 +166,10 @@ def _network(
 
 def _copied(value: Tensor) -> Tensor:
     """A copy that lies in memory as the network wants it, so that it is not copied once more."""
-    layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
-    return value.detach().clone(memory_format=layout)
+    value = value.detach()
+    if value.ndim == 4 and not value.is_contiguous(memory_format=torch.channels_last):
+        return value.contiguous(memory_format=torch.channels_last)
+    return value.clone()
 
 
 def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[str, IFNeuron]:

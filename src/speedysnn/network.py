@@ -170,47 +170,46 @@ class SpikingNetwork(nn.Module):
             per_step: the running mean after each step, (T, B, ...), instead of the mean over T.
             observer: called with a `Tap` for every neuron in execution order.
         """
-        values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
-        passes = self._passes(values, observer)
-        if len(passes) > 1:
-            return self._in_passes(inputs, passes, per_step, observer)
-        return self._run(values, per_step, observer)
+        return self.read(self._reading, *inputs, per_step=per_step, observer=observer)
 
-    def _run(self, values: Sequence[Value], per_step: bool, observer: Observer | None) -> Any:
+    def read(
+        self, reading: Reading, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None
+    ) -> Any:
+        """A call in one reading, whatever the present one is; several threads may use several readings at once."""
+        values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
+        passes = self._passes(values, observer, reading)
+        if len(passes) == 1:
+            return self._run(values, per_step, observer, reading)
+        batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
+        pieces = zip(*(torch.split(x, passes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+        calls = [partial(self._one_pass, piece, per_step, observer, reading) for piece in pieces]
+        return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
+
+    def _one_pass(
+        self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading
+    ) -> Any:
+        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, observer, reading)
+
+    def _run(self, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading) -> Any:
         run = Execution(self.graph, self.neurons, self.tensors, self.timesteps, observer)
-        if self._reading != "spiking" or (not per_step and self._synchronous()):
-            reading: Literal["analog", "quantized"] = "analog" if self._reading == "analog" else "quantized"
-            out = run.static([run.mean(value) for value in values], reading)
-            static = {name: Value(out[name]) for name in self.graph.output_names}
-            return self._finish(run, static, per_step)
+        if reading != "spiking" or (not per_step and self._synchronous()):
+            static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
+            out = run.static([run.mean(value) for value in values], static)
+            return self._finish(run, {name: Value(out[name]) for name in self.graph.output_names}, per_step)
         if self._synchronous():
             return self._finish(run, self._replay(run, values), per_step)
         return self._finish(run, run.spiking(values, per_step), per_step)
 
-    def _passes(self, values: Sequence[Value], observer: Observer | None) -> list[int]:
+    def _passes(self, values: Sequence[Value], observer: Observer | None, reading: Reading) -> list[int]:
         """Images of each pass; all in one where gradients or an observer need them together."""
         together = observer is not None and not getattr(observer, "any_order", False)
         images = values[0].tensor.shape[0] // (self.timesteps if values[0].dynamic else 1)
         if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
             return [images]
         device = values[0].tensor.device
-        size = self.images_per_pass or plan.images_per_pass(self.width, self._pictures(), device)
+        steps = 1 if reading != "spiking" or self._synchronous() else self.timesteps
+        size = self.images_per_pass or plan.images_per_pass(self.width, steps, device)
         return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
-
-    def _pictures(self) -> int:
-        """Pictures that one image becomes in a pass."""
-        return 1 if self._reading != "spiking" or self._synchronous() else self.timesteps
-
-    def _in_passes(
-        self, inputs: Sequence[Tensor], sizes: list[int], per_step: bool, observer: Observer | None
-    ) -> Any:
-        batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
-        pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-        calls = [partial(self._one_pass, piece, per_step, observer) for piece in pieces]
-        return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
-
-    def _one_pass(self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None) -> Any:
-        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, observer)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):
