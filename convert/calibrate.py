@@ -1,11 +1,13 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
+import threading
+
 import torch
 from torch import Tensor
 
 from speedysnn.data import iter_batches
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.executor import Tap
+from speedysnn.executor import Tap, any_order
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import Calibration, SpikingNetwork
 from speedysnn.neurons import IFNeuron
@@ -15,11 +17,9 @@ from speedysnn.thresholds import CLIP, choose, parse_rule
 Threshold = str | dict[str, float | str | Tensor]
 
 
-def rows_of(activation: Tensor, channel_dim: int, granularity: str) -> Tensor:
-    """Activations as (C, M): one row a channel, or one row in all."""
-    if granularity == "layer" or activation.ndim < 2:
-        return activation.reshape(1, -1)
-    return activation.movedim(channel_dim, 0).reshape(activation.shape[channel_dim], -1)
+def rows_in(activation: Tensor, channel_dim: int | None, signed: bool) -> int:
+    """Rows of a layer's histogram."""
+    return (1 if channel_dim is None else activation.shape[channel_dim]) * (2 if signed else 1)
 
 
 def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progress: bool = False) -> int:
@@ -30,16 +30,20 @@ def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progr
     Raises:
         DataError: no data, NaN, or a batch of the wrong shape.
     """
-    histograms: dict[str, ActivationHistogram] = {}
+    histograms = {name: ActivationHistogram(0) for name in snn.neurons}
+    lock = threading.Lock()
 
+    @any_order
     def observe(tap: Tap) -> None:
-        values = rows_of(tap.output, tap.neuron.channel_dim, granularity)
-        if tap.neuron.signed:
-            values = torch.cat([values, -values])
+        dim = None if granularity == "layer" or tap.output.ndim < 2 else tap.neuron.channel_dim
+        own = ActivationHistogram(rows_in(tap.output, dim, tap.neuron.signed))
         try:
-            histograms.setdefault(tap.name, ActivationHistogram(values.shape[0])).update(values)
+            own.add(tap.output, dim, tap.neuron.signed)
         except DataError as err:
             raise DataError(f"layer {tap.name!r}: {err}") from None
+        with lock:
+            before = histograms[tap.name]
+            histograms[tap.name] = before.plus(own) if before.channels else own
 
     images, device = 0, _device(snn)
     with torch.no_grad(), snn.reading("analog"):

@@ -31,6 +31,38 @@ def test_order_and_split_do_not_matter(seed: int, scale: float) -> None:
     assert whole.total.tolist() == [200] * 3
 
 
+@given(
+    seed=st.integers(0, 10**6), scale=st.floats(1e-4, 1e4), signed=st.booleans(), dim=st.sampled_from([None, 1, 3]),
+    layout=st.sampled_from(["first", "last", "strided"]),
+)  # fmt: skip
+def test_counting_in_place_equals_counting_rows(seed: int, scale: float, signed: bool, dim: int, layout: str) -> None:
+    x = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(seed)) * scale
+    x[:, 0], x[:, 1] = -x[:, 0].abs(), x[:, 1] * 1e-9  # a silent channel, and one far below the others
+    x = {"first": x, "last": x.contiguous(memory_format=torch.channels_last), "strided": x[:, :, ::2]}[layout]
+    channels = 1 if dim is None else x.shape[dim]
+    ours, rows = (ActivationHistogram(channels * (2 if signed else 1)) for _ in range(2))
+    values = x.reshape(1, -1) if dim is None else x.movedim(dim, 0).flatten(1)
+    together = torch.cat([values, -values]) if signed else values
+    parts = ActivationHistogram(ours.channels)
+    for half, piece in zip((x[:2], x[2:] * 3), (together.chunk(2, 1)[0], together.chunk(2, 1)[1] * 3), strict=True):
+        ours.add(half, dim, signed)
+        rows.update(piece)
+        one = ActivationHistogram(ours.channels)
+        one.update(piece)
+        parts = parts.plus(one)
+    for name, value in rows.state().items():
+        assert torch.equal(ours.state()[name], value), name
+        assert torch.equal(parts.state()[name], value), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_refused(bad: float) -> None:
+    x = torch.rand(2, 3, 4)
+    x[1, 2, 3] = bad
+    with pytest.raises(DataError, match="NaN or infinity"):
+        ActivationHistogram(3).add(x, 1)
+
+
 def test_twenty_million_values_in_bounded_memory() -> None:
     hist = ActivationHistogram(1)
     values = torch.rand(1, 2_000_000)

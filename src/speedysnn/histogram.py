@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import DataError
+from speedysnn.kernels.counting import SHIFT, counted
 
 SUB_BITS = 4
+_NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
 OCTAVES = 20
 BINS = OCTAVES * 2**SUB_BITS + 1
 _SHIFT = 23 - SUB_BITS
+assert _SHIFT == SHIFT
 
 
 class ActivationHistogram:
@@ -52,7 +55,7 @@ class ActivationHistogram:
         """
         flat = values.detach().to("cpu", torch.float32).contiguous()
         if not bool(flat.isfinite().all()):
-            raise DataError("activations hold NaN or infinity: check the checkpoint and the input's normalisation")
+            raise DataError(_NOT_FINITE)
         positive = flat > 0
         self.zeros += (~positive).sum(1)
         if not bool(positive.any()):
@@ -66,6 +69,27 @@ class ActivationHistogram:
         index += torch.arange(self.channels)[:, None] * BINS
         added = torch.bincount(index[positive], minlength=self.channels * BINS)
         self.counts += added.view(self.channels, BINS)
+
+    def add(self, x: Tensor, channel_dim: int | None, signed: bool = False) -> None:
+        """Count a layer's activations as they lie in memory, by channel or in one row; `signed` adds negated rows.
+
+        Raises:
+            DataError: NaN or infinity among them.
+        """
+        found = counted(x, channel_dim, signed, BINS + 2**SUB_BITS)
+        if found is None:
+            values = x.reshape(1, -1) if channel_dim is None or x.ndim < 2 else x.movedim(channel_dim, 0).flatten(1)
+            self.update(torch.cat([values, -values]) if signed else values)
+            return
+        if bool(found.largest.isnan().any()):
+            raise DataError(_NOT_FINITE)
+        self.zeros += found.zeros
+        self.maximum = torch.maximum(self.maximum, found.largest)
+        self._raise_top(torch.where(found.largest > 0, self._window_top(found.largest), self.top))
+        offset = self.top - (BINS - 1) - 1 - found.low
+        index = (torch.arange(found.table.shape[1]) - offset[:, None]).clamp_(0, BINS - 1)
+        self.counts.scatter_add_(1, index, found.table)
+        self.counts[:, 0] += found.below
 
     @staticmethod
     def _window_top(peak: Tensor) -> Tensor:
@@ -84,6 +108,17 @@ class ActivationHistogram:
         new[:, :1] = old.cumsum(1).gather(1, shift)
         self.counts[rows] = new
         self.top[rows] = top[rows]
+
+    def plus(self, other: "ActivationHistogram") -> "ActivationHistogram":
+        """Both together, as if one had seen all values."""
+        a, b = ActivationHistogram.from_state(self.state()), ActivationHistogram.from_state(other.state())
+        top = torch.maximum(a.top, b.top)
+        a._raise_top(top)
+        b._raise_top(top)
+        a.counts += b.counts
+        a.zeros += b.zeros
+        a.maximum = torch.maximum(a.maximum, b.maximum)
+        return a
 
     def edges(self) -> Tensor:
         """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut just above the maximum seen.

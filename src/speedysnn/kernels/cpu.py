@@ -58,7 +58,7 @@ def forward(
     rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_clip(rule, work),
             where.neurons)  # fmt: skip
     result = _array(out)
-    _share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*arrays, *rest, begin, end, result))
+    share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*arrays, *rest, begin, end, result))
     return out
 
 
@@ -79,7 +79,7 @@ def backward(
         rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), levels, shape,
                 *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons)  # fmt: skip
         result = _array(grad_x)
-        _share(
+        share(
             where.neurons,
             rule.timesteps,
             lambda begin, end, i: sequence.backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
@@ -144,7 +144,7 @@ def _workers(neurons: int, steps: int) -> int:
     return max(1, min(torch.get_num_threads(), neurons * steps // _SHARE))
 
 
-def _share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
+def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
     """Cut the neurons into one piece a thread, at whole blocks."""
     workers = _workers(neurons, steps)
     bounds = [neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons]
