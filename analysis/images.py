@@ -10,7 +10,7 @@ from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork
 
-TIME_BATCH = 256  # images times steps in one pass with an observer
+TIME_BATCH = 1024  # images times steps taken from the data at once
 _VALUES = 2**26  # float32 values of all layers that one pass may keep: 256 MB
 _DEVICE_FACTOR = 16  # a GPU takes more images at once than a processor's caches
 

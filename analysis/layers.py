@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.readings import events, mean_of, reached_counts
+from speedysnn.analysis.sums import summed
 from speedysnn.analysis.theory import decibels, rmse_steps
 from speedysnn.executor import Tap
 from speedysnn.kernels.quantizer import levels
@@ -55,6 +56,35 @@ class LayerSums:
             twin: what the quantized reading emitted, (B, ...).
             tap: what the spiking reading received and emitted.
         """
+        fired = self._at_once(z, source.analog(z), twin, tap)
+        if fired is None:
+            self._by_blocks(z, source, twin, tap)
+        if fired is None or tap.static_output:
+            fired = events(tap)
+        self.counts["events"] += fired
+        return fired
+
+    def _at_once(self, z: Tensor, a: Tensor, twin: Tensor, tap: Tap) -> int | None:
+        """All sums in one read; the number of steps with a spike, or None where this cannot be done."""
+        neuron, wide = self.neuron, z.ndim
+        offset = None if neuron.offset is None else neuron.per_channel(neuron.offset, wide)
+        theta, start = neuron.per_channel(self.theta, wide), neuron.per_channel(self.start, wide)
+        least = -self.most if neuron.signed else 0
+        found = summed(
+            z, a, twin, tap.drive, tap.output, theta, start, offset, neuron.timesteps, self.most, least,
+            neuron.channel_dim,
+        )  # fmt: skip
+        if found is None:
+            return None
+        channels, totals, counts = found
+        self.channels, self.totals = self.channels + channels, self.totals + totals
+        for name, count in zip(("saturated", "silent", "source_silent"), counts.tolist(), strict=False):
+            self.counts[name] += count
+        self.counts["n"] += z.numel()
+        return int(counts[3])
+
+    def _by_blocks(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> None:
+        """The same in plain torch, for other devices and types."""
         steps = self.neuron.timesteps
         drives = (tap.drive,) if tap.static_drive else tap.drive.chunk(steps)
         outs = (tap.output,) if tap.static_output else tap.output.chunk(steps)
@@ -62,9 +92,13 @@ class LayerSums:
         size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))
         for own, quantized, *both in zip(*(torch.split(x, size) for x in rows), strict=True):
             self._add(own, source.analog(own), quantized, both[: len(drives)], both[len(drives) :])
-        fired = events(tap)
-        self.counts["events"] += fired
-        return fired
+
+    def merge(self, other: "LayerSums") -> None:
+        """Add what another pass over other images has summed."""
+        self.channels = self.channels.to(other.channels.device) + other.channels
+        self.totals = self.totals.to(other.totals.device) + other.totals
+        for name, count in other.counts.items():
+            self.counts[name] += count
 
     def _add(self, z: Tensor, analog: Tensor, twin: Tensor, drives: list[Tensor], outs: list[Tensor]) -> None:
         """One block, all tensors (M, C)."""

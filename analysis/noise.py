@@ -1,13 +1,17 @@
 """measure_noise: three readings of every image, layer by layer."""
 
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from speedysnn import plan
 from speedysnn.analysis.columns import COLUMNS
-from speedysnn.analysis.images import pass_size, passes
+from speedysnn.analysis.images import device_of, images_in, part, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.readings import Reference, run
@@ -18,6 +22,8 @@ from speedysnn.executor import Tap
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+
+_LEAST = 16  # images a pass: two of its three readings run them once, not T times
 
 
 def measure_noise(
@@ -80,22 +86,52 @@ def measure_noise(
     return NoiseReport(layers, figures, verdict(layers, figures))
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """What a pass over some images gave."""
+
+    sums: dict[str, LayerSums]
+    outputs: tuple[Any, Any, Any]
+    labels: Tensor | None
+    spikes: OutputSums
+
+
 def _measure(
     snn: SpikingNetwork, reference: Reference, batch: Batch, sums: dict[str, LayerSums], outputs: OutputSums
 ) -> None:
+    """One batch in passes beside one another, added up in the order of the images."""
+    images, device = images_in(snn, batch.inputs), device_of(snn)
+    size = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
+    sizes = plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
+    stops = list(accumulate(sizes))
+    calls = [
+        partial(_one, snn, reference, part(snn, batch, stop - size, stop))
+        for stop, size in zip(stops, sizes, strict=True)
+    ]
+    alone = reference.module is None  # a user's module may not run in two threads at once
+    pieces: list[_Piece] = plan.run(calls, parallel=device.type == "cpu" and alone)
+    for piece in pieces:
+        for name, own in piece.sums.items():
+            sums[name].merge(own)
+        outputs.merge(piece.spikes)
+        outputs.update(*piece.outputs, piece.labels)
+
+
+def _one(snn: SpikingNetwork, reference: Reference, batch: Batch) -> _Piece:
     """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
     drives: dict[str, Tensor] = {}
     twins: dict[str, Tensor] = {}
-    sources = reference.network.neurons
+    sources, counted = reference.network.neurons, OutputSums()
+    sums = {name: LayerSums(name, neuron) for name, neuron in snn.neurons.items()}
 
     def spiking(tap: Tap) -> None:
         fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
-        outputs.add_spikes(tap, fired)
+        counted.add_spikes(tap, fired)
 
     analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
     twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
     spiking_out = run(snn, "spiking", batch.inputs, spiking)
-    outputs.update(analog_out, twin_out, spiking_out, batch.labels)
+    return _Piece(sums, (analog_out, twin_out, spiking_out), batch.labels, counted)
 
 
 def direct_inputs(graph: Graph) -> dict[str, tuple[str, ...]]:

@@ -49,6 +49,11 @@ class OutputSums:
         steps = 1 if tap.static_output else tap.neuron.timesteps
         self.fired += tap.output.numel() // steps
 
+    def merge(self, other: "OutputSums") -> None:
+        """Add the spikes that another pass has counted."""
+        self.spikes += other.spikes
+        self.fired += other.fired
+
     def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
         """Add the outputs of one pass.
 

@@ -13,7 +13,7 @@ from speedysnn.cli.show import note, say, table, write_json
 from speedysnn.cli.targets import check_json
 from speedysnn.errors import InputError
 
-CASES = ("neuron", "inference", "training", "measuring")
+CASES = ("neuron", "inference", "training", "measuring", "scaling")
 
 
 def command(
@@ -59,7 +59,8 @@ def _run(case: str, network: str, steps: int, batch: int, pixels: int | None, ro
     snn, x = _network(network, steps, batch, pixels)
     if case == "inference":
         return cases.inference(snn, x, rounds)
-    return (cases.training if case == "training" else cases.measuring)(snn, x, rounds)
+    chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": cases.scaling}[case]
+    return chosen(snn, x, rounds)
 
 
 def _network(name: str, steps: int, batch: int, pixels: int | None) -> Any:
@@ -87,7 +88,7 @@ def _show(case: Any) -> None:
         peak = row.get("peak_bytes")
         rows.append((row["name"], f"{1e3 * row['median_s']:.1f}", f"{1e3 * row['best_s']:.1f}",
                      f"{row['base_over_this']:.2f}", "" if peak is None else f"{peak / 2**20:,.0f}"))  # fmt: skip
-    columns = ("contestant", "median ms", "best ms", f"times faster than {case.base!r}", "peak MiB")
-    table(case.name, columns, rows)
+    columns = ("contestant", "median ms", "best ms", "ratio", "peak MiB")
+    table(f"{case.name}; ratio: times faster than '{case.base}', median of the rounds", columns, rows)
     for line in case.notes:
         say(line)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.layout import Layout, channel_dim, flat, like, plan, values
+from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
 from speedysnn.kernels.rule import Rule
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
 
@@ -71,7 +71,7 @@ def backward(
     grad_x = torch.empty_like(where.drive)
     sums = np.zeros((2, max(1, _workers(where.neurons, rule.timesteps)), where.channels))
     if drive.numel():
-        outputs = _laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
+        outputs = laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
         kind = _SLOPES[rule.surrogate][0]
         shape = np.array([rule.width, rule.width / 2, 1 / rule.width, np.pi], _numpy(work))
         levels = np.arange(rule.highest + 1, dtype=_numpy(work))
@@ -92,13 +92,6 @@ def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bo
     where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
     assert where is not None
     return where
-
-
-def _laid_out(x: Tensor, example: Tensor) -> Tensor:
-    """The tensor, lying in memory as the example does."""
-    if x.stride() == example.stride():
-        return x
-    return torch.empty_strided(example.shape, example.stride(), dtype=x.dtype).copy_(x)
 
 
 def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:

@@ -49,6 +49,18 @@ def like(drive: Tensor, steps: int) -> Tensor:
     )
 
 
+def laid_out(x: Tensor, example: Tensor) -> Tensor:
+    """The tensor (T*B, ...) lying in memory as the example (B, ...) does, copied where it does not."""
+    if x.stride()[1:] == example.stride()[1:] and (x.shape[0] < 2 or x.stride(0) == _row(example)):
+        return x
+    size = (_row(example), *example.stride()[1:])
+    return torch.empty_strided(x.shape, size, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def _row(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
+
+
 def values(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter's values, (1,) or (channels,) dense."""
     return (x if x.dtype == dtype else x.to(dtype)).detach().reshape(-1)

@@ -1,0 +1,119 @@
+"""What speed costs and what it does not: networks beside their own source and beside SpikingJelly, in one run each.
+
+    python reports/speed/study.py            # about 15 minutes on 2 cores
+    python reports/speed/study.py --smoke    # tiny sizes, written to another folder
+
+Every row is a public `speedysnn bench` command; contestants run in turn in one process and ratios are taken round by
+round. bench-*.json, speed.csv, speed.png and README.md beside this file are made anew. Peers run where they are
+installed: pip install "speedysnn[bench]".
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+RUNS: dict[str, tuple[str, ...]] = {
+    "neuron": ("neuron", "-T", "8", "--rounds", "7"),
+    "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
+    "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
+    "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
+    "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
+    "measuring": ("measuring", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
+    "scaling": ("scaling", "--network", "resnet20", "-T", "4", "--rounds", "3"),
+}
+SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
+         "digits": ("inference", "--network", "digits", "--batch", "8", "-T", "2", "--rounds", "1")}  # fmt: skip
+
+
+def run(out: Path, name: str, arguments: tuple[str, ...], fresh: bool) -> tuple[str, dict[str, Any]]:
+    """One bench command; its JSON is kept, and read again unless `fresh`."""
+    file = out / f"bench-{name}.json"
+    command = ["speedysnn", "bench", *arguments, "--json", file.name]
+    print("$", *command, flush=True)
+    if fresh or not file.is_file():
+        subprocess.run([sys.executable, "-m", *command[:-1], str(file), "--overwrite"], check=True)
+    return " ".join(command), json.loads(file.read_text(encoding="utf-8"))
+
+
+def figure(frame: pd.DataFrame, out: Path) -> None:
+    """Ratios of every run as bars; 1 is the run's own base."""
+    names = list(dict.fromkeys(frame.run))
+    chosen = [name for name in names if name not in ("scaling",)]
+    fig, axes = plt.subplots(len(chosen), 1, figsize=(8, 1.1 + 1.35 * len(chosen)), squeeze=False)
+    for ax, name in zip(axes[:, 0], chosen, strict=True):
+        part = frame[frame.run == name]
+        colours = ["#0072b2" if str(label).startswith("speedysnn") else "#bbbbbb" for label in part.contestant]
+        ax.barh(part.contestant, part.median_ms, color=colours)
+        for i, (value, ratio) in enumerate(zip(part.median_ms, part.ratio, strict=True)):
+            ax.text(value, i, f" {value:,.0f} ms ({ratio:.2f}x)", va="center", fontsize=8)
+        ax.set_xlim(0, part.median_ms.max() * 1.3)
+        ax.set_title(str(part.case.iloc[0]), fontsize=9, loc="left")
+        ax.invert_yaxis()
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("median time (ms); in brackets: times faster than the first row, ideal 1x or more", fontsize=8)
+    fig.tight_layout()
+    fig.savefig(out / "speed.png", dpi=130)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A Markdown table."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    """Run all and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    out = Path(tempfile.mkdtemp()) if options.smoke else HERE
+    rows, sections, machine = [], [], {}
+    for name, arguments in (SMOKE if options.smoke else RUNS).items():
+        command, found = run(out, name, arguments, options.fresh or options.smoke)
+        machine = found["machine"]
+        for case in found["cases"]:
+            own = [
+                {"run": name, "case": case["name"], "contestant": row["name"], "median_ms": 1e3 * row["median_s"],
+                 "best_ms": 1e3 * row["best_s"], "ratio": row["base_over_this"],
+                 "us_per_image": row.get("us_per_image"), "peak_mib": (row.get("peak_bytes") or 0) / 2**20 or None}
+                for row in case["rows"]
+            ]  # fmt: skip
+            rows += own
+            shown = pd.DataFrame(own).drop(columns=["run", "case"]).dropna(axis=1, how="all").round(2)
+            notes = "".join(f"\n- {line}" for line in case["notes"])
+            sections.append(f"## {case['name']}\n\n`{command}`\n\n{table(shown)}\n{notes}\n")
+    frame = pd.DataFrame(rows)
+    frame.to_csv(out / "speed.csv", index=False)
+    figure(frame, out)
+    packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
+    head = TEXT.format(machine=f"{machine['threads']} cores ({machine['machine']}), no GPU; {packages}")
+    (out / "README.md").write_text(head + "\n".join(sections), encoding="utf-8")
+    print(f"written to {out}")
+
+
+TEXT = """# Speed
+
+Made by `python reports/speed/study.py` on {machine}; seed 0, random weights with fitted batch-norm statistics, float32.
+Each table is one command; contestants ran in turn in one process, the ratio is the first row's time over a row's own,
+the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
+that suits it best. Peers run the same graph and weights with their own neurons and our thresholds.
+
+![times](speed.png)
+
+"""
+
+if __name__ == "__main__":
+    main()
