@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.errors import InputError
-from speedysnn.kernels import cpu, operator, reference
+from speedysnn.kernels import cpu, cuda, operator, reference
 from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
 VARIABLE = "SPEEDYSNN_KERNEL"
 BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, over=True))
+BACKENDS["cuda"] = Backend(cuda.forward, cuda.backward, cuda.refuses, partial(cuda.forward, over=True))
 
 _using: ContextVar[str | None] = ContextVar("speedysnn_kernel", default=None)
 _told: set[str] = set()

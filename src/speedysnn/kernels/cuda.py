@@ -1,0 +1,138 @@
+"""The multi-step neuron on a GPU, through Triton; tests run it on the CPU in the interpreter (TRITON_INTERPRET=1)."""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.kernels.blocks import ATAN, RECTANGLE, SIGMOID, TRIANGLE
+from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
+from speedysnn.kernels.rule import Rule
+from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
+
+_SLOPES = {
+    "rectangle": (RECTANGLE, rectangle),
+    "triangle": (TRIANGLE, triangle),
+    "sigmoid": (SIGMOID, sigmoid),
+    "atan": (ATAN, atan),
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_BLOCK = 512
+
+
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+    """Why this backend cannot take a call, or ""."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if drive.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the drive is on {drive.device.type}"
+    if drive.dtype not in _DTYPES:
+        return f"{drive.dtype} is not one of its types"
+    if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
+        return f"the surrogate {rule.surrogate!r} is not one of its own"
+    if channel_dim(drive, theta, v_init) is None:
+        return "theta or v_init varies along more than one dimension"
+    return _fault(drive.device.type)
+
+
+@cache
+def _fault(device: str) -> str:
+    """What keeps Triton from compiling here, such as an old driver; tried once on a single neuron."""
+    try:
+        one = torch.ones(1, 1, device=device)
+        forward(one, one[0], one[0], Rule(1), False)
+    except Exception as err:
+        return f"Triton does not run here: {str(err).partition(chr(10))[0]}"
+    return ""
+
+
+def forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False
+) -> Tensor:
+    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`."""
+    from speedysnn.kernels import triton_kernels
+
+    where = _plan(drive, theta, v_init, rule, constant)
+    if over and not constant:
+        out = where.drive
+    else:
+        out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
+    if out.numel() == 0:
+        return out
+    work = torch.promote_types(drive.dtype, torch.float32)
+    th, v0 = values(theta, work), values(v_init, work)
+    lo, hi, take_back = _clip(rule)
+    with _on(drive):
+        triton_kernels.forward[_grid(where)](
+            flat(where.drive), th, v0, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
+            th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
+            work == torch.float64, _BLOCK,
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    from speedysnn.kernels import triton_kernels
+
+    work = torch.promote_types(drive.dtype, torch.float32)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    one = where.drive if constant else where.drive[: where.drive.shape[0] // rule.timesteps]
+    grad_x = torch.empty_like(where.drive)
+    to_theta, to_start = (torch.zeros_like(one) for _ in range(2))
+    if drive.numel():
+        outputs = laid_out(grad.detach().to(work), where.drive)
+        th, v0 = values(theta, work), values(v_init, work)
+        factors = _factors(rule, constant, work, drive.device)
+        lo, hi, take_back = _clip(rule)
+        options: dict[str, Any] = {"dtype": work, "device": drive.device}
+        membranes = torch.empty(rule.timesteps, where.neurons, **options)
+        counts = torch.empty(rule.timesteps + 1, where.neurons, **options)
+        shape = torch.tensor([rule.width / 2, 1 / rule.width, float(not rule.detach_reset)], **options)
+        sizes = (where.neurons, th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay)
+        with _on(drive):
+            triton_kernels.note[_grid(where)](
+                flat(where.drive), th, v0, factors, membranes, counts, *sizes, lo, hi, constant, take_back,
+                work == torch.float64, _BLOCK,
+            )  # fmt: skip
+            triton_kernels.adjoint[_grid(where)](
+                flat(outputs), th, v0, factors, shape, membranes, counts, flat(grad_x), flat(to_theta), flat(to_start),
+                *sizes, rule.highest, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
+            )  # fmt: skip
+    return (
+        grad_x.to(drive.dtype),
+        to_theta.sum_to_size(_against(theta, one)).reshape(theta.shape).to(theta.dtype),
+        to_start.sum_to_size(_against(v_init, one)).reshape(v_init.shape).to(v_init.dtype),
+    )
+
+
+def _against(parameter: Tensor, one: Tensor) -> tuple[int, ...]:
+    return (*[1] * (one.ndim - parameter.ndim), *parameter.shape)
+
+
+def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    assert where is not None
+    return where
+
+
+def _grid(where: Layout) -> tuple[int]:
+    return (-(-where.neurons // _BLOCK),)
+
+
+def _clip(rule: Rule) -> tuple[float, float, bool]:
+    return float(-rule.highest if rule.signed else 0), float(rule.highest), rule.lowest < 0 and not rule.signed
+
+
+def _factors(rule: Rule, constant: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    steps = range(1, rule.timesteps + 1)
+    return torch.tensor([float(t) if constant else t / rule.seen(t) for t in steps], dtype=dtype, device=device)
+
+
+def _on(x: Tensor) -> Any:
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.autograd.profiler.record_function("neuron")

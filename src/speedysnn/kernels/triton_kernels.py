@@ -1,0 +1,154 @@
+"""The neuron's sequence in Triton: the state of a block of neurons in registers, one read and one write of memory.
+
+Every value is rounded in the same order as in `reference`; divisions are IEEE's. Imported only where Triton is there.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _spikes(level: Any, count: Any, lo: Any, hi: Any, take_back: tl.constexpr) -> Any:  # pragma: no cover - compiled
+    s = tl.floor(level) - count
+    s = tl.where(s > hi, hi, s)
+    s = tl.where(s < lo, lo, s)
+    if take_back:
+        s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
+    return s
+
+
+@triton.jit
+def _divided(a: Any, b: Any, double: tl.constexpr) -> Any:  # pragma: no cover - compiled
+    return a / b if double else tl.div_rn(a, b)  # plain division of float32 is approximate here
+
+
+@triton.jit
+def forward(
+    x: Any, theta: Any, start: Any, factors: Any, out: Any, neurons: Any, channels: Any, starts: Any, inner: Any,
+    steps: Any, delay: Any, lo: Any, hi: Any, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
+    block: tl.constexpr,
+) -> None:  # pragma: no cover - compiled
+    """Theta * s[t] of a block of neurons, all steps; `channels` and `starts` count the values of theta and start."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    here = at < neurons
+    th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
+    v0 = tl.load(start + (at // inner) % starts, mask=here, other=0.0)
+    total = tl.load(x + at, mask=here, other=0.0).to(th.dtype)
+    count = tl.zeros_like(th)
+    row = tl.zeros_like(at) + neurons
+    seen = 1
+    for t in range(steps):
+        if not constant:
+            upto = tl.minimum(t + 1 + delay, steps)
+            for step in range(seen, upto):
+                total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
+            seen = upto
+        level = _divided(total * tl.load(factors + t), th, double) + v0
+        s = _spikes(level, count, lo, hi, take_back)
+        count += s
+        tl.store(out + t * row + at, (s * th).to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _slope(m: Any, half: Any, inverse: Any, kind: tl.constexpr) -> Any:  # pragma: no cover - compiled
+    if kind == 0:
+        h = tl.where(tl.abs(m) < half, inverse, 0.0)
+    elif kind == 1:
+        h = tl.maximum(1 - tl.abs(m) * inverse, 0.0) * inverse
+    elif kind == 2:
+        p = 1 / (1 + tl.exp(-m * inverse))
+        h = p * (1 - p) * inverse
+    else:
+        a = 3.141592653589793 * m * inverse
+        h = inverse / (1 + a * a)
+    return h
+
+
+@triton.jit
+def note(
+    x: Any, theta: Any, start: Any, factors: Any, membranes: Any, counts: Any, neurons: Any, channels: Any, starts: Any,
+    inner: Any, steps: Any, delay: Any, lo: Any, hi: Any, constant: tl.constexpr, take_back: tl.constexpr,
+    double: tl.constexpr, block: tl.constexpr,
+) -> None:  # pragma: no cover - compiled
+    """Forward sweep of the backward pass: membranes before firing (steps, neurons), counts (steps + 1, neurons)."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    here = at < neurons
+    th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
+    v0 = tl.load(start + (at // inner) % starts, mask=here, other=0.0)
+    total = tl.load(x + at, mask=here, other=0.0).to(th.dtype)
+    count = tl.zeros_like(th)
+    row = tl.zeros_like(at) + neurons
+    seen = 1
+    for t in range(steps):
+        if not constant:
+            upto = tl.minimum(t + 1 + delay, steps)
+            for step in range(seen, upto):
+                total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
+            seen = upto
+        level = _divided(total * tl.load(factors + t), th, double) + v0
+        tl.store(membranes + t * row + at, level - count, mask=here)
+        tl.store(counts + t * row + at, count, mask=here)
+        count += _spikes(level, count, lo, hi, take_back)
+    tl.store(counts + steps * row + at, count, mask=here)
+
+
+@triton.jit
+def _slopes(
+    u: Any, before: Any, half: Any, inverse: Any, highest: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
+    signed: tl.constexpr,
+) -> Any:  # pragma: no cover - compiled
+    slopes, weighted = tl.zeros_like(u), tl.zeros_like(u)
+    for n in tl.static_range(1, highest + 1):
+        h = _slope(u - n, half, inverse, kind)
+        slopes += h
+        weighted += n * h
+    if signed:
+        for n in tl.static_range(0, highest):
+            h = _slope(u + n, half, inverse, kind)
+            slopes += h
+            weighted -= n * h
+    elif take_back:
+        slopes += tl.where(before > 0, _slope(u, half, inverse, kind), 0.0)
+    return slopes, weighted
+
+
+@triton.jit
+def adjoint(
+    grad: Any, theta: Any, start: Any, factors: Any, shape: Any, membranes: Any, counts: Any, grad_x: Any,
+    to_theta: Any, to_start: Any, neurons: Any, channels: Any, starts: Any, inner: Any, steps: Any, delay: Any,
+    highest: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
+    block: tl.constexpr,
+) -> None:  # pragma: no cover - compiled
+    """Reverse sweep; `shape` holds half the surrogate's width, its inverse, and 0 without a gradient of the reset."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    here = at < neurons
+    th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
+    v0 = tl.load(start + (at // inner) % starts, mask=here, other=0.0)
+    half, inverse, keep = tl.load(shape), tl.load(shape + 1), tl.load(shape + 2)
+    row = tl.zeros_like(at) + neurons
+    later, summed = tl.zeros_like(th), tl.zeros_like(th)
+    theta_sum, start_sum = tl.zeros_like(th), tl.zeros_like(th)
+    after = tl.load(counts + steps * row + at, mask=here, other=0.0)
+    for back in range(steps):
+        t = steps - 1 - back
+        u = tl.load(membranes + t * row + at, mask=here, other=0.0)
+        before = tl.load(counts + t * row + at, mask=here, other=0.0)
+        g = tl.load(grad + t * row + at, mask=here, other=0.0)
+        slopes, weighted = _slopes(u, before, half, inverse, highest, kind, take_back, signed)
+        at_spike = g + later / th
+        to_membrane = at_spike * slopes
+        theta_sum += g * (after - before) - at_spike * weighted + to_membrane * (v0 - before)
+        start_sum += to_membrane * th
+        later -= to_membrane * th * keep
+        summed += to_membrane * tl.load(factors + t)
+        after = before
+        if not constant:
+            first = tl.where(t == 0, 0, tl.minimum(t + delay, steps))
+            for step in range(first, tl.minimum(t + 1 + delay, steps)):
+                tl.store(grad_x + step * row + at, summed, mask=here)
+    if constant:
+        tl.store(grad_x + at, summed, mask=here)
+    tl.store(to_theta + at, theta_sum, mask=here)
+    tl.store(to_start + at, start_sum, mask=here)

@@ -1,0 +1,55 @@
+"""Compare the Triton kernels with the reference in Triton's interpreter; run with TRITON_INTERPRET=1."""
+
+from itertools import product
+
+import torch
+
+from speedysnn.kernels import Rule, multistep
+
+STEPS = 4
+KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
+SURROGATES = ("rectangle", "triangle", "sigmoid", "atan")
+
+
+def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bool) -> None:
+    """One case, forward and backward."""
+    g = torch.Generator().manual_seed(number)
+    lowest, highest, signed = KINDS[kind]
+    rule = Rule(STEPS, delay, lowest, highest, SURROGATES[number % 4], 0.7, bool(number % 3 == 0), signed)
+    shape = (2 if constant else 2 * STEPS, 5, 7, 6)
+    drive = (torch.randn(shape, generator=g) + 0.3).to(dtype)
+    if number % 2:
+        drive = drive.contiguous(memory_format=torch.channels_last)
+    theta = torch.rand(1, 5, 1, 1, generator=g) + 0.3 if number % 5 else torch.tensor(0.8)
+    start = torch.rand(1, 5, 1, 1, generator=g) if number % 7 else torch.tensor(0.5)
+    results = []
+    for backend in ("cuda", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+        out = multistep(*leaves, rule, constant=constant, backend=backend)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, weight)])
+    ours, expected = results
+    if dtype == torch.bfloat16:  # the interpreter cuts bfloat16 off where hardware rounds it
+        assert bool(((ours[0] - expected[0]).abs() <= expected[0].abs() / 128).all())
+    else:
+        assert torch.equal(ours[0], expected[0])
+        again = drive.clone()
+        with torch.no_grad():
+            over = multistep(again, theta, start, rule, constant=constant, backend="cuda", over=True)
+        assert torch.equal(over, expected[0])
+    tolerance = 2e-3 if dtype == torch.bfloat16 else 1e-6
+    for mine, theirs in zip(ours[1:], expected[1:], strict=True):
+        assert mine.shape == theirs.shape
+        assert mine.dtype == theirs.dtype
+        # sums over neurons are rounded in another order: the scale is what was added up
+        scale = theirs.double().norm() + (0 if theirs.shape == drive.shape else drive.numel() ** 0.5)
+        assert (mine.double() - theirs.double()).norm() <= tolerance * scale
+
+
+def main() -> None:
+    """All cases; prints how many were compared."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    cases = list(product(dtypes, sorted(KINDS), (0, 1, 2, 3, 4, 1), (False, True)))
+    for number, case in enumerate(cases):
+        compare(number, *case)
+    print(len(cases))
