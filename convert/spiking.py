@@ -98,7 +98,8 @@ def to_spiking(
         fold_bn: fold batch-norm into the layer before it.
         allow_hybrid: take operators that need an analog unit, acting on the running mean (SiLU, softmax, layer-norm,
             products of branches, ...); False refuses the network and lists them.
-        keep_analog: layer paths, or modules above them, in which no neuron is placed; for early layers above all.
+        keep_analog: layer paths, or modules above them, in which no neuron is placed; for early layers above all. List
+            the weight layers that they feed too: the input of a layer that is not listed is re-encoded by neurons.
         surrogate: spike derivative for training later.
         handlers: user entries of the operator registry, which win.
         provenance: JSON data to keep with the network.

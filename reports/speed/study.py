@@ -58,7 +58,7 @@ def figure(frame: pd.DataFrame, out: Path) -> None:
         for i, (value, ratio) in enumerate(zip(part.median_ms, part.ratio, strict=True)):
             ax.text(value, i, f" {value:,.0f} ms ({ratio:.2f}x)", va="center", fontsize=8)
         ax.set_xlim(0, part.median_ms.max() * 1.3)
-        ax.set_title(str(part.case.iloc[0]), fontsize=9, loc="left")
+        ax.set_title(f"{name}: {part.case.iloc[0]}", fontsize=9, loc="left")
         ax.invert_yaxis()
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
@@ -94,7 +94,7 @@ def main() -> None:
             rows += own
             shown = pd.DataFrame(own).drop(columns=["run", "case"]).dropna(axis=1, how="all").round(2)
             notes = "".join(f"\n- {line}" for line in case["notes"])
-            sections.append(f"## {case['name']}\n\n`{command}`\n\n{table(shown)}\n{notes}\n")
+            sections.append(f"## {name}: {case['name']}\n\n`{command}`\n\n{table(shown)}\n{notes}\n")
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "speed.csv", index=False)
     figure(frame, out)
