@@ -4,6 +4,8 @@ from speedysnn.analysis import theory as theory
 from speedysnn.analysis.columns import COLUMNS as COLUMNS
 from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
 from speedysnn.analysis.columns import Column as Column
+from speedysnn.analysis.cost import measure_cost as measure_cost
+from speedysnn.analysis.energy import CostReport as CostReport
 from speedysnn.analysis.evaluate import Evaluation as Evaluation
 from speedysnn.analysis.evaluate import evaluate as evaluate
 from speedysnn.analysis.exits import Confidence as Confidence

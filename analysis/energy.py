@@ -1,0 +1,107 @@
+"""What was counted as a report, and its energy under named cost tables; never one number.
+
+Compute only, pJ an operation in 45 nm CMOS (Horowitz, ISSCC 2014). Memory accesses and addressing are left out: they
+depend on buffers that a network does not name, and they can turn the verdict. Compare rows, never across estimators.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from speedysnn.analysis.strict import plain
+
+COUNTS = ("neurons", "spikes", "events", "synops", "graded_synops", "macs", "macs_every_step", "analog_macs",
+          "analog_adds", "rival_macs", "updates", "state_bytes")  # fmt: skip
+
+@dataclass(frozen=True)
+class CostTable:
+    """Picojoules of one multiply-accumulate and of one accumulate."""
+
+    mac: float
+    ac: float
+
+
+TABLES: dict[str, CostTable] = {
+    "FP32, 45 nm": CostTable(4.6, 0.9),
+    "FP16, 45 nm": CostTable(1.5, 0.4),
+    "INT8, 45 nm": CostTable(0.23, 0.03),
+    "INT32, 45 nm": CostTable(3.2, 0.1),
+}
+COLUMNS = ("table", "analog_nj", "rival_nj", "spiking_nj", "spiking_with_updates_nj")
+
+
+def energies(total: Mapping[str, float], tables: Mapping[str, CostTable] = TABLES) -> pd.DataFrame:
+    """One row a table, nJ an image: E = MAC pJ * MACs + AC pJ * ACs.
+
+    A synaptic operation is one AC, of a graded spike one MAC. The analog network and the rival pay one MAC a
+    weight and one AC a shortcut; `spiking_with_updates_nj` adds one AC a membrane update.
+
+    Args:
+        total: `CostReport.total`.
+        tables: name -> costs.
+    """
+    rows = []
+    for name, cost in tables.items():
+        spiking = cost.mac * (total["macs"] + total["graded_synops"])
+        spiking += cost.ac * (total["synops"] - total["graded_synops"])
+        analog = cost.mac * total["analog_macs"] + cost.ac * total["analog_adds"]
+        rival = cost.mac * total["rival_macs"] + cost.ac * total["analog_adds"]
+        updated = spiking + cost.ac * total["updates"]
+        rows.append([name, *(pj / 1000 for pj in (analog, rival, spiking, updated))])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What one inference costs; every count is the mean over the images, summed over all T steps.
+
+    Columns of `layers`, one row a weight layer or neuron layer in execution order; `total` holds their sums:
+
+    - layer, op: the node's name and operator.
+    - receives: "constant", "events" or "analog", as the graph says; values are never asked.
+    - neurons: neurons of the layer.
+    - spikes: events that the layer emits, of whatever sign or grade.
+    - events: events that arrive at its inputs; one spike arrives once for every path and pooling window.
+    - synops: events times the exact fan-out of the position they arrive at; a padded border counts nothing. On a
+      neuron's row: events that come by a shortcut, past every weight.
+    - graded_synops: those of `synops` whose event may carry a size, so that the weight is multiplied.
+    - macs: multiply-accumulates; on constant current once an image, on analog values at every step.
+    - macs_every_step: the same where nothing is kept from step to step.
+    - analog_macs, analog_adds: the source network's, dense, without its padding; adds are its shortcuts'.
+    - rival_macs: those of a network quantized to `bits` bits that skips its own zeros; analog inputs stay dense.
+    - updates: membrane updates, T a neuron.
+    - state_bytes: 4 bytes a membrane; as much again for the count that a look-ahead or signed spikes need.
+
+    Zero weights count like others; biases, delay lines and the operators in `uncounted` are not counted.
+
+    Attributes:
+        layers: the table.
+        total: sums of its counts.
+        energy: nJ an image under each table of `TABLES`, for compute alone.
+        bits: of the rival's activations, ceil(log2(levels)), T + 1 levels for binary spikes.
+        images: how many were run.
+        settings: timesteps, delay, latency, depth and spikes.
+        uncounted: operators on an analog unit, "name (operator)".
+    """
+
+    layers: pd.DataFrame
+    total: dict[str, float]
+    energy: pd.DataFrame
+    bits: int
+    images: int
+    settings: dict[str, Any]
+    uncounted: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as strict JSON data."""
+        return {
+            **{name: plain(value) for name, value in self.settings.items()},
+            "images": self.images,
+            "rival_bits": self.bits,
+            "total": {name: plain(value) for name, value in self.total.items()},
+            "energy": [{key: plain(value) for key, value in row.items()} for row in self.energy.to_dict("records")],
+            "layers": [{key: plain(value) for key, value in row.items()} for row in self.layers.to_dict("records")],
+            "uncounted": list(self.uncounted),
+        }
