@@ -14,6 +14,7 @@ from speedysnn.kernels.layout import flat, plan
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
 CODES = 1 << (31 - SHIFT)
+INFINITE, NEGATIVE_INFINITE = np.int32(0x7F800000), np.int32(-0x800000)  # bits from which on nothing is finite
 MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
 
 
@@ -38,20 +39,30 @@ class Counted:
 
 @compiled
 def tally(
-    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, table: Array
-) -> None:  # pragma: no cover - compiled
-    """Count values begin..end - 1, code 0 being all that are not positive; rows `channels`.. are of negated values."""
+    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, table: Array, top: Array
+) -> bool:  # pragma: no cover - compiled
+    """Count values begin..end - 1, code 0 being all that are not positive; rows `channels`.. are of negated values.
+
+    `top` keeps each row's largest positive value as bits, which order as the values do. False at NaN or infinity.
+    """
     c = (begin // inner) % channels
     left = inner - begin % inner
+    most, least, worst = np.int32(0), np.int32(-(2**31)), np.int32(-(2**31))
     for i in range(begin, end):
-        code = bits[i] >> SHIFT
-        table[c, max(code, 0)] += 1
+        b = bits[i]
+        table[c, max(b >> SHIFT, 0)] += 1
+        top[c] = max(top[c], b)
+        most = max(most, b)
+        worst = max(worst, b if b < 0 else least)
         if signed:
-            table[channels + c, max((bits[i] ^ np.int32(-(2**31))) >> SHIFT, 0)] += 1
+            n = b ^ least
+            table[channels + c, max(n >> SHIFT, 0)] += 1
+            top[channels + c] = max(top[channels + c], n)
         left -= 1
         if left == 0:
             left = inner
             c = c + 1 if c + 1 < channels else 0
+    return bool(most < INFINITE and worst < NEGATIVE_INFINITE)
 
 
 def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Counted | None:
@@ -70,29 +81,22 @@ def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Cou
     if where is None:
         return None
     bits = flat(where.drive).view(torch.int32).numpy()
-    tables: dict[int, Array] = {}
+    tables: dict[int, tuple[Array, Array, bool]] = {}
 
     def work(begin: int, end: int, i: int) -> None:
-        tables[i] = np.zeros((rows, CODES), np.int32)
-        tally(bits, channels, where.inner, signed, begin, end, tables[i])
+        table, top = np.zeros((rows, CODES), np.int32), np.zeros(rows, np.int32)
+        finite = tally(bits, channels, where.inner, signed, begin, end, table, top)
+        tables[i] = table, top, finite
 
     share(where.neurons, 1, work)
-    largest = _largest(where.drive, channel_dim if channels > 1 else None, signed)
+    top = torch.from_numpy(np.max([top for _, top, _ in tables.values()], axis=0))
+    largest = top.view(torch.float32)
+    if not all(finite for *_, finite in tables.values()):
+        largest = torch.full_like(largest, torch.nan)
     codes = [code for code in (largest.nan_to_num(0, 0, 0).view(torch.int32) >> SHIFT).tolist() if code] or [1]
     low, high = max(1, min(codes) - depth), max(codes) + 1
-    parts = [tables[i] for i in sorted(tables)]
+    parts = [table for table, *_ in tables.values()]
     table = torch.from_numpy(np.sum([part[:, low:high] for part in parts], axis=0, dtype=np.int64))
     zeros = torch.from_numpy(np.sum([part[:, 0] for part in parts], axis=0, dtype=np.int64))
     below = where.neurons // channels - zeros - table.sum(1)
     return Counted(table, low, below, zeros, largest)
-
-
-def _largest(x: Tensor, channel_dim: int | None, signed: bool) -> Tensor:
-    """(rows,) largest positive values, 0 where there are none, NaN where anything is not finite."""
-    low, high = torch.aminmax(x)
-    rest = [dim for dim in range(x.ndim) if dim != channel_dim]
-    most = x.amax(rest).reshape(-1)
-    if signed:
-        most = torch.cat([most, -x.amin(rest).reshape(-1)])
-    finite = bool(low.isfinite()) and bool(high.isfinite())
-    return most.clamp_min(0) if finite else torch.full_like(most, torch.nan)
