@@ -1,0 +1,238 @@
+"""Changes to one layer whose gain at the output is measured: a bit more, its best threshold, no constant error."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from speedysnn import plan
+from speedysnn.analysis.images import device_of, pass_size
+from speedysnn.analysis.mixed import MixedRun, checked
+from speedysnn.data import Batch
+from speedysnn.histogram import ActivationHistogram
+from speedysnn.network import SpikingNetwork, weights_tuned
+from speedysnn.neurons import IFNeuron
+from speedysnn.progress import track
+from speedysnn.thresholds import choose
+
+CHANGES = {
+    "bit": "one more bit: spikes of up to 2 N at once and half of theta, so that its steps are half as wide",
+    "threshold": "theta of least squared error on the histogram of its activations, for the present T and v_init",
+    "bit+threshold": "one more bit, and theta of least squared error for it",
+    "bias": "a constant current a channel, which takes the mean error of its spiking output away",
+    "look-ahead": "the layer sees one step more before it answers; one step of latency, no more spikes",
+}
+_LEAST = 8  # images a pass
+_T = TypeVar("_T")
+Pair = tuple[IFNeuron, IFNeuron]  # the layer after a change, and what stands for it in the quantized reading
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One change of one layer.
+
+    Attributes:
+        layer: its name.
+        kind: a key of `CHANGES`.
+        neuron: the layer after the change, a copy.
+        twin: what stands for it in the quantized reading.
+    """
+
+    layer: str
+    kind: str
+    neuron: IFNeuron
+    twin: IFNeuron
+
+    def apply(self, snn: SpikingNetwork) -> None:
+        """Carry it out on a network in place; the layer keeps all else that it has."""
+        neuron, fresh = snn.neurons[self.layer], self.neuron
+        neuron.set_threshold(fresh.threshold.detach())
+        neuron.spikes, neuron.delay = fresh.spikes, fresh.delay
+        neuron.offset = None if fresh.offset is None else fresh.offset.detach().clone().to(neuron.log_threshold)
+        snn.reset()
+
+    def settings(self) -> dict[str, Any]:
+        """What the layer is set to, as JSON data."""
+        offset = self.neuron.offset
+        return {
+            "theta": self.neuron.threshold.detach().tolist(),
+            "spikes": self.neuron.spikes,
+            "delay": self.neuron.delay,
+            "offset": None if offset is None else offset.tolist(),
+        }
+
+
+def piece_size(snn: SpikingNetwork) -> int:
+    """Images of one pass: what fits the caches, within what memory allows; not a function of the number of cores."""
+    fits = plan.images_per_pass(snn.width * torch.get_num_threads(), snn.timesteps, device_of(snn))
+    return max(1, min(pass_size(snn), max(_LEAST, fits)))
+
+
+def over(
+    snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool
+) -> list[_T]:
+    """The call's results on every piece, in order; one piece a core at a time."""
+    parallel = device_of(snn).type == "cpu"
+    together = torch.get_num_threads() if parallel else 1
+    groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
+    out: list[_T] = []
+    for group in track(groups, label, enabled=progress):
+        calls = [partial(checked, partial(call, piece), piece.inputs) for piece in group]
+        out += plan.run(calls, parallel=parallel)
+    return out
+
+
+def changes_of(
+    snn: SpikingNetwork, pieces: Sequence[Batch], kinds: Sequence[str] = tuple(CHANGES), progress: bool = False
+) -> list[Change]:
+    """Every change of these kinds that there is something to do for, found on these images in two passes."""
+    found: dict[str, _Seen] = {}
+    for part in over(snn, pieces, partial(_seen, snn), "reading layers", progress):
+        for name, seen in part.items():
+            found.setdefault(name, _Seen()).merge(seen)
+    offsets = _offsets(snn, pieces, found, progress) if "bias" in kinds else {}
+    out = []
+    for name, neuron in snn.neurons.items():
+        makers: dict[str, Callable[[], Pair | None]] = {
+            "bit": partial(_bit, neuron),
+            "threshold": partial(_best, snn, name, found[name]),
+            "bit+threshold": partial(_best_bit, snn, name, found[name]),
+            "bias": partial(_same, offsets.get(name)),
+            "look-ahead": partial(_further, neuron),
+        }
+        made = {kind: makers[kind]() for kind in CHANGES if kind in kinds}
+        out += [Change(name, kind, *pair) for kind, pair in made.items() if pair is not None]
+    return out
+
+
+def _offsets(
+    snn: SpikingNetwork, pieces: Sequence[Batch], found: Mapping[str, "_Seen"], progress: bool
+) -> dict[str, IFNeuron]:
+    """Every layer with its mean error taken away, in the channels where that error then shrinks."""
+    gaps = {name: seen.gap() for name, seen in found.items()}
+    moved = {name: _moved(neuron, gaps[name]) for name, neuron in snn.neurons.items()}
+    after: dict[str, Tensor] = {}
+    for part in over(snn, pieces, partial(_emitted, snn, moved), "checking offsets", progress):
+        for name, total in part.items():
+            after[name] = after[name] + total if name in after else total
+    out = {}
+    for name, neuron in snn.neurons.items():
+        better = (after[name] - found[name].target).abs() < (found[name].reached - found[name].target).abs()
+        out[name] = _moved(neuron, torch.where(better, gaps[name], torch.zeros_like(gaps[name])))
+    return out
+
+
+@dataclass
+class _Seen:
+    """A layer's sums by channel over images and places, and the histogram of its source activation."""
+
+    target: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    reached: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    count: int = 0
+    histogram: ActivationHistogram = field(default_factory=lambda: ActivationHistogram(0))
+
+    def merge(self, other: "_Seen") -> None:
+        self.target, self.reached = self.target + other.target, self.reached + other.reached
+        self.count += other.count
+        known = self.histogram.channels
+        self.histogram = self.histogram.plus(other.histogram) if known else other.histogram
+
+    def gap(self) -> Tensor:
+        """(C,) mean spiking output - mean source activation."""
+        return (self.reached - self.target) / max(1, self.count)
+
+
+def _seen(snn: SpikingNetwork, piece: Batch) -> dict[str, _Seen]:
+    run, out = MixedRun(snn), dict[str, _Seen]()
+    for fork in run.forks(piece.inputs, "analog"):
+        name, values = fork.node.name, fork.emitted.tensor
+        neuron = snn.neurons[name]
+        total = channel_sums(values, neuron.channel_dim)
+        dim = neuron.channel_dim if neuron.granularity == "channel" and values.ndim > 1 else None
+        histogram = ActivationHistogram((1 if dim is None else values.shape[dim]) * (2 if neuron.signed else 1))
+        histogram.add(values, dim, neuron.signed)
+        out[name] = _Seen(total, torch.zeros_like(total), values.numel() // total.numel(), histogram)
+    for name, total in _emitted(snn, {}, piece).items():
+        out[name].reached = total
+    return out
+
+
+def _emitted(snn: SpikingNetwork, moved: dict[str, IFNeuron], piece: Batch) -> dict[str, Tensor]:
+    """(C,) sums of every layer's mean spiking output, that of a changed layer alone where it stands in `moved`."""
+    run, out = MixedRun(snn), dict[str, Tensor]()
+    for fork in run.forks(piece.inputs, "spiking"):
+        name, emitted = fork.node.name, fork.emitted
+        if name in moved:
+            emitted = run.with_neuron(name, moved[name]).emit(name, fork.drive, "spiking")
+        out[name] = channel_sums(run.mean(emitted), snn.neurons[name].channel_dim)
+    return out
+
+
+def channel_sums(x: Tensor, channel_dim: int) -> Tensor:
+    """(C,) float64 sums of (B, ...) over all else; () where there are no channels."""
+    if x.ndim < 2:
+        return x.sum(dtype=torch.float64)
+    return x.sum([dim for dim in range(x.ndim) if dim != channel_dim], dtype=torch.float64)
+
+
+def _same(fresh: IFNeuron | None) -> Pair | None:
+    return None if fresh is None else (fresh, fresh)
+
+
+def _bit(neuron: IFNeuron) -> Pair:
+    """T -> 2 T + 1 steps in the quantized reading; in spikes, which all share T, twice the grade at half of theta."""
+    fresh, twin = copy.deepcopy(neuron), copy.deepcopy(neuron)
+    fresh.spikes = f"graded:{2 * neuron.levels_per_step}"
+    fresh.set_threshold(neuron.threshold.detach() / 2)
+    twin.timesteps = 2 * neuron.timesteps + 1
+    return fresh, twin
+
+
+def _further(neuron: IFNeuron) -> Pair | None:
+    """One step more of look-ahead, where there is one to see."""
+    if neuron.lookahead >= neuron.timesteps:
+        return None
+    fresh = copy.deepcopy(neuron)
+    fresh.delay = neuron.lookahead + 1
+    return fresh, fresh
+
+
+def _moved(neuron: IFNeuron, gap: Tensor) -> IFNeuron:
+    """The layer with offset - gap."""
+    fresh = copy.deepcopy(neuron)
+    before = torch.zeros_like(gap) if neuron.offset is None else neuron.offset.to(torch.float64)
+    fresh.offset = (before - gap).to(neuron.log_threshold.dtype)
+    return fresh
+
+
+def _best(snn: SpikingNetwork, name: str, seen: _Seen) -> Pair | None:
+    return _same(_at_optimum(snn, name, seen, copy.deepcopy(snn.neurons[name])))
+
+
+def _best_bit(snn: SpikingNetwork, name: str, seen: _Seen) -> Pair | None:
+    fresh, twin = (_at_optimum(snn, name, seen, made) for made in _bit(snn.neurons[name]))
+    return None if fresh is None or twin is None else (fresh, twin)
+
+
+def _at_optimum(snn: SpikingNetwork, name: str, seen: _Seen, fresh: IFNeuron) -> IFNeuron | None:
+    """The layer at its theta*, from the calibration's histogram while that still fits, else from these images'."""
+    stored = snn.calibration.histograms.get(name)
+    fits = stored is not None and stored.channels == seen.histogram.channels and not weights_tuned(snn)
+    histogram = stored if stored is not None and fits else seen.histogram
+    if not bool((histogram.maximum > 0).any()):
+        return None
+    theta = choose(
+        histogram, "mse", fresh.v_init, fresh.timesteps, fresh.levels_per_step, signed=fresh.signed, layer=name
+    )
+    fresh.set_threshold(theta if fresh.granularity == "channel" else theta.reshape(-1)[0])
+    return fresh
+
+
+def gained(after: float, before: float) -> float:
+    """Decibels gained; 0 between equals, whatever they are."""
+    return 0.0 if after == before else after - before if not math.isnan(after) else math.nan

@@ -1,0 +1,206 @@
+"""A mixed reading: every neuron layer analog, quantized or spiking as its own, and branches of a pass that share it.
+
+A spiking layer hands on a train, (T*B, ...). An analog or quantized layer takes the mean over time of its input and
+hands on one value that holds for all steps, (B, ...): affine operators keep the mean over T, and a rate operator's mean
+is its value of the mean, so that what the layer is given is exactly what the train carries on average, and what a
+spiking layer after it is given is the constant current that it would get from the source. Hence all layers analog is
+the analog reading, all quantized the twin and all spiking the spiking network, and nothing is written to the network.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.images import batch_dims
+from speedysnn.analysis.outputs import classes, flat
+from speedysnn.analysis.theory import decibels
+from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.executor import Execution, Value, last_uses, readout_nodes
+from speedysnn.graph import Node, map_outputs
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import IFNeuron, Reading
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A pass that has just run a neuron layer.
+
+    Attributes:
+        position: of the layer in the graph.
+        node: the layer.
+        drive: its input.
+        emitted: its output.
+        values: all values that something later reads, the layer's own left out.
+    """
+
+    position: int
+    node: Node
+    drive: Value
+    emitted: Value
+    values: Mapping[str, Value]
+
+
+class MixedRun(Execution):
+    """A pass in which layers are read apart; `neurons` replaces the network's own, which stay as they are."""
+
+    def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
+        super().__init__(snn.graph, neurons or snn.neurons, snn.tensors, snn.timesteps)
+        self._snn, self._means, self._last = snn, readout_nodes(snn.graph), last_uses(snn.graph)
+        self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
+
+    def with_neuron(self, name: str, neuron: IFNeuron) -> "MixedRun":
+        """The same pass with one layer replaced."""
+        out = copy.copy(self)
+        out.neurons = {**self.neurons, name: neuron}
+        return out
+
+    def emit(self, name: str, drive: Value, reading: Reading) -> Value:
+        """What a layer hands on: a train, or one value for the mean of its drive."""
+        neuron = self.neurons[name]
+        if reading == "spiking" and not self.synchronous:
+            return Value(neuron.spiking(drive.tensor, constant=not drive.dynamic), True)
+        mean = self.mean(drive)
+        return Value(neuron.analog(mean) if reading == "analog" else neuron.quantized(mean))
+
+    def forks(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Iterator[Fork]:
+        """Run with these readings, and stop after every neuron layer."""
+        values = self._entering(inputs)
+        for position, node in enumerate(self.graph.nodes):
+            reading = readings if isinstance(readings, str) else readings.get(node.name, "analog")
+            drive = values[node.inputs[0]] if node.op == "neuron" else None
+            self._advance(values, position, reading)
+            if drive is not None:
+                rest = {name: value for name, value in values.items() if name != node.name}
+                yield Fork(position, node, drive, values[node.name], rest)
+
+    def outputs(self, fork: Fork, emitted: Value, reading: Reading) -> Any:
+        """The network's output where a layer hands on `emitted` and all later ones have one reading."""
+        values = {**fork.values, fork.node.name: emitted}
+        if reading != "spiking":
+            values = {name: Value(self.mean(value)) for name, value in values.items()}
+        for position in range(fork.position + 1, len(self.graph.nodes)):
+            self._advance(values, position, reading)
+        return self.read_out(values)
+
+    def read(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Any:
+        """The network's output, every layer in its own reading."""
+        values = self._entering(inputs)
+        for position, node in enumerate(self.graph.nodes):
+            reading = readings if isinstance(readings, str) else readings.get(node.name, "analog")
+            self._advance(values, position, reading)
+        return self.read_out(values)
+
+    def read_out(self, values: Mapping[str, Value]) -> Any:
+        """The outputs' means over time in the network's structure."""
+        return map_outputs(self.graph.outputs, {name: self.mean(values[name]) for name in self.graph.output_names})
+
+    def _entering(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
+        """The inputs by name, events (T, B, ...) as trains."""
+        shapes, steps = self._snn.input_shapes, self.timesteps
+        fits = len(inputs) == len(shapes) and all(
+            x.ndim == len(shape) + 1 or (x.ndim == len(shape) + 2 and x.shape[0] == steps)
+            for x, shape in zip(inputs, shapes, strict=True)
+        )
+        if not fits:
+            got = ", ".join(str(tuple(x.shape)) for x in inputs)
+            wanted = ", ".join(f"(B, {', '.join(map(str, shape))})" for shape in shapes)
+            raise InputError(f"inputs: expected {wanted}, or events with T = {steps} steps in front, got {got}")
+        values = {}
+        for node, x, timed in zip(self.graph.inputs, inputs, batch_dims(self._snn, inputs), strict=True):
+            x = x.flatten(0, 1) if timed else x
+            laid_out = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            values[node.name] = Value(laid_out, bool(timed))
+        return values
+
+    def _advance(self, values: dict[str, Value], position: int, reading: Reading) -> None:
+        """Run one node and drop what nothing later reads."""
+        node = self.graph.nodes[position]
+        if node.op == "neuron":
+            values[node.name] = self.emit(node.name, values[node.inputs[0]], reading)
+        elif node.op != "input":
+            args = [values[name] for name in node.inputs]
+            if node.name in self._means:
+                args = [Value(self.mean(arg)) for arg in args]
+            values[node.name] = self._node(node, args)
+        for name in self._last.get(position, ()):
+            values.pop(name, None)
+
+
+def read_mixed(snn: SpikingNetwork, readings: Mapping[str, Reading], *inputs: Tensor) -> Any:
+    """The network's output where every named layer has a reading of its own and all others are analog.
+
+    Args:
+        snn: the network; neither it nor its present reading changes.
+        readings: layer -> "analog", "quantized" or "spiking".
+        inputs: as in a call of the network, (B, ...) or events (T, B, ...).
+
+    Raises:
+        InputError: no such layer, no such reading, or inputs of another rank.
+
+    Example:
+        >>> read_mixed(snn, {"net.relu1": "spiking"}, images)                           # doctest: +SKIP
+    """
+    for name, reading in readings.items():
+        if name not in snn.neurons:
+            raise InputError(f"readings: no neuron layer is called {name!r}; there are {', '.join(snn.neurons)}")
+        if reading not in get_args(Reading):
+            raise InputError(f"readings: expected one of {', '.join(get_args(Reading))} for {name!r}, got {reading!r}")
+    with torch.no_grad():
+        return checked(lambda: MixedRun(snn).read(inputs, readings), inputs)
+
+
+def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
+    """The call's result; what torch refuses becomes a DataError with the shapes."""
+    try:
+        return call()
+    except SpeedySNNError:
+        raise
+    except RuntimeError as err:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        reason = str(err).partition("\n")[0]
+        raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err
+
+
+class Score:
+    """Sums of one mixed reading's outputs against the analog reading's."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.classified = self.agreed = self.labelled = self.correct = 0
+
+    def update(self, analog: Any, out: Any, labels: Tensor | None) -> None:
+        """Add the outputs of one pass."""
+        reference, chosen, answer = flat(analog), classes(analog), classes(out)
+        self.add(reference, flat(out))
+        if chosen is None or answer is None:
+            return
+        self.classified += len(answer)
+        self.agreed += int((answer == chosen).sum())
+        if labels is not None:
+            self.labelled += len(answer)
+            self.correct += int((answer == labels).sum())
+
+    def add(self, reference: Tensor, values: Tensor) -> None:
+        """Add the powers of a layer's or an output's values, both of one shape."""
+        own = reference.double()
+        self.signal += float((own * own).sum())
+        self.noise += float((values.double() - own).square().sum())
+
+    def merge(self, other: "Score") -> None:
+        """Add what another pass over other images has summed."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def figures(self) -> dict[str, float | None]:
+        """sqnr_db = 10 log10(sum y^2 / sum (y' - y)^2), agreement and accuracy; None where not measured."""
+        return {
+            "sqnr_db": decibels(self.signal, self.noise),
+            "agreement": self.agreed / self.classified if self.classified else None,
+            "accuracy": self.correct / self.labelled if self.labelled else None,
+        }

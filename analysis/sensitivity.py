@@ -1,0 +1,219 @@
+"""measure_sensitivity: which layer hurts the output, in which sense of the word, and what a change of it would gain."""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from speedysnn.analysis.branches import measured
+from speedysnn.analysis.gains import CHANGES, Change, changes_of, gained, over, piece_size
+from speedysnn.analysis.images import passes
+from speedysnn.analysis.mixed import Score
+from speedysnn.analysis.outputs import OutputSums, settings
+from speedysnn.analysis.strict import plain
+from speedysnn.errors import InputError
+from speedysnn.network import SpikingNetwork
+
+SCHEMA = "speedysnn-sensitivity/1"
+MODES = {
+    "local": "the layer alone spikes, on the source's own input; compared at the layer; sees no timing error",
+    "cumulative": "all layers spike; compared at the layer",
+    "isolated": "only this layer spikes, all others are analog; compared at the output; sees no timing error",
+    "prefix": "this layer and all before it spike, those after it are analog; compared at the output",
+    "leave_one_out": "all layers spike but this one, which is analog; compared at the output",
+}
+AT_LAYER = ("local", "cumulative")
+TABLE = ("layer", "mode", "at", "sqnr_db", "agreement", "accuracy")
+GAINS = ("rank", "layer", "change", "gain_db", "twin_gain_db", "sqnr_db", "agreement", "accuracy", "call")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sensitivity:
+    """What each layer costs at the output, and what changing it alone would gain there.
+
+    Attributes:
+        table: one row a layer and mode (`speedysnn.analysis.sensitivity.MODES`); sqnr_db in dB against the analog
+            reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
+        gains: one row a layer and change (`speedysnn.analysis.gains.CHANGES`), best first. gain_db: what the output's
+            SQNR gains in spikes, measured by making the change on these images, all else as it is; twin_gain_db: the
+            same in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the
+            spiking output with the change; call: what carries it out.
+        outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
+        changes: (layer, change) -> the change itself.
+    """
+
+    table: pd.DataFrame
+    gains: pd.DataFrame
+    outputs: Mapping[str, Any]
+    changes: Mapping[Key, Change]
+
+    @property
+    def temporal_gap_db(self) -> float:
+        """SQNR(twin) - SQNR(spiking) at the output, dB: what timing costs, which no one-layer swap sees."""
+        return float(self.outputs["temporal_gap_db"])
+
+    def __repr__(self) -> str:
+        """Size and headline."""
+        return (
+            f"Sensitivity({self.table['layer'].nunique()} layers, {self.outputs['images']} images, "
+            f"T={self.outputs['timesteps']}, temporal gap {self.temporal_gap_db:.1f} dB)"
+        )
+
+    def apply(self, snn: SpikingNetwork, layer: str | None = None, change: str | None = None) -> SpikingNetwork:
+        """Carry out one change in place, the best ranked where none is named; returns the network.
+
+        Raises:
+            InputError: no such change was measured, or the network has no such layer.
+        """
+        if layer is None or change is None:
+            rows = self.gains if layer is None else self.gains[self.gains["layer"] == layer]
+            rows = rows if change is None else rows[rows["change"] == change]
+            if rows.empty:
+                raise InputError(f"apply: no change of {layer or 'any layer'} was measured; measure with gains=True")
+            layer, change = str(rows["layer"].iloc[0]), str(rows["change"].iloc[0])
+        if (layer, change) not in self.changes:
+            raise InputError(f"apply: expected a change that stands in `gains`, got {change!r} of {layer!r}")
+        if layer not in snn.neurons:
+            raise InputError(f"apply: the network has no neuron layer {layer!r}; there are {', '.join(snn.neurons)}")
+        self.changes[layer, change].apply(snn)
+        return snn
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as strict JSON data: "inf" for infinities, null for what is undefined or not measured."""
+        return {
+            "schema": SCHEMA,
+            "temporal_gap_db": plain(self.temporal_gap_db),
+            "outputs": {name: plain(value) for name, value in self.outputs.items()},
+            "table": _plain(self.table),
+            "gains": [
+                {**row, "settings": self.changes[row["layer"], row["change"]].settings()} for row in _plain(self.gains)
+            ],
+            "modes": {mode: MODES[mode] for mode in self.table["mode"].unique()},
+            "changes": dict(CHANGES) if len(self.gains) else {},
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write sensitivity.csv, gains.csv, sensitivity.json and the figures; each file whole or not at all.
+
+        Raises:
+            InputError: a file is in the way, or the folder cannot be written.
+        """
+        from speedysnn.analysis import sensitivity_figures
+        from speedysnn.analysis.report import png
+
+        drawn = sensitivity_figures.all_figures(self)
+        files = {f"{name}.png": png(figure) for name, figure in drawn.items()}
+        files["sensitivity.csv"] = self.table.to_csv(index=False).encode()
+        files["sensitivity.json"] = (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode()
+        if len(self.gains):
+            files["gains.csv"] = self.gains.to_csv(index=False).encode()
+        return _put(Path(folder), files)
+
+
+def _put(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files into a folder, each under another name first."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder for the figures and tables, but a file is there")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+            for name, data in files.items():
+                (Path(scratch) / name).write_bytes(data)
+                (Path(scratch) / name).replace(folder / name)
+    except OSError as err:
+        raise InputError(f"{folder}: cannot be written ({err.strerror or err})") from None
+    return folder
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def measure_sensitivity(
+    snn: SpikingNetwork,
+    data: Any,
+    *,
+    modes: Sequence[str] = ("isolated", "prefix", "leave_one_out"),
+    gains: bool | Sequence[str] = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    """Measure every layer's part in the output's noise, and what changing that layer alone would gain there.
+
+    Everything is compared with the network's own analog reading. "isolated" noises add up to the quantized reading's
+    and see no timing error, since each layer then gets a constant current; "prefix" and "leave_one_out" do see it. With
+    L layers "isolated" and "prefix" cost about L/2 passes of the source each, "leave_one_out" and each kind of change
+    L/2 spiking passes: a pass is shared up to the layer. No figure depends on how the data is batched.
+
+    Args:
+        snn: the network, at its present T, thresholds and look-ahead; copies are changed, never the network.
+        data: as in `measure_noise`; labels give accuracies. The images are kept in memory.
+        modes: of `MODES`.
+        gains: measure the changes too, all of `speedysnn.analysis.gains.CHANGES` or some of them.
+        limit: stop after this many images.
+        progress: show progress.
+
+    Raises:
+        InputError: an option out of range, or another mode.
+        DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> found = measure_sensitivity(snn, calibration)                               # doctest: +SKIP
+        >>> found.apply(snn)                        # carries out the best change         # doctest: +SKIP
+    """
+    wanted, kinds = _chosen("modes", modes, MODES), _chosen("gains", CHANGES if gains is True else gains or (), CHANGES)
+    if not wanted and not kinds:
+        raise InputError(f"modes: expected some of {', '.join(MODES)}, or gains, got neither")
+    with torch.no_grad():
+        pieces = list(passes(snn, data, piece_size(snn), limit=limit))
+        changes = changes_of(snn, pieces, kinds, progress) if kinds else []
+        sums, outputs = dict[Key, Score](), OutputSums()
+        for found in over(snn, pieces, partial(measured, snn, wanted, changes), "measuring sensitivity", progress):
+            for key, score in found.scores.items():
+                sums.setdefault(key, Score()).merge(score)
+            outputs.merge(found.spikes)
+            outputs.update(*found.outputs, found.labels)
+    figures = {"reference": "analog reading of the network itself", **settings(snn), **outputs.figures()}
+    rows = [
+        {"layer": name, "mode": mode, "at": "layer" if mode in AT_LAYER else "output", **sums[mode, name].figures()}
+        for mode in wanted
+        for name in snn.neurons
+    ]
+    table = pd.DataFrame(rows, columns=list(TABLE))
+    return Sensitivity(table, _ranked(changes, sums, figures), figures, {(c.layer, c.kind): c for c in changes})
+
+
+def _chosen(option: str, given: str | Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The chosen words in their own order."""
+    chosen = (given,) if isinstance(given, str) else tuple(given)
+    odd = [word for word in chosen if word not in known]
+    if odd:
+        raise InputError(f"{option}: expected some of {', '.join(known)}, got {odd[0]!r}")
+    return tuple(word for word in known if word in chosen)
+
+
+def _ranked(changes: Sequence[Change], sums: Mapping[Key, Score], outputs: Mapping[str, Any]) -> pd.DataFrame:
+    """The changes by what they gain in spikes, undefined ones last."""
+    rows: list[dict[str, Any]] = []
+    for change in changes:
+        figures, twin = sums[change.kind, change.layer].figures(), sums[f"twin {change.kind}", change.layer].figures()
+        gain = gained(_number(figures["sqnr_db"]), outputs["sqnr_db"])
+        rows.append({
+            "layer": change.layer, "change": change.kind, "gain_db": gain,
+            "twin_gain_db": gained(_number(twin["sqnr_db"]), outputs["twin_sqnr_db"]), **figures,
+            "call": f"sensitivity.apply(snn, {change.layer!r}, {change.kind!r})",
+        })  # fmt: skip
+    rows.sort(key=lambda row: math.inf if math.isnan(row["gain_db"]) else -row["gain_db"])
+    return pd.DataFrame([{"rank": i, **row} for i, row in enumerate(rows, 1)], columns=list(GAINS))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
