@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from speedysnn.analysis.gains import Change
-from speedysnn.analysis.mixed import Fork, MixedRun, Score
+from speedysnn.analysis.mixed import Fork, MixedRun
 from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import events, run
+from speedysnn.analysis.score import Score
 from speedysnn.data import Batch
 from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
@@ -23,7 +24,8 @@ class Measured:
     """What some images gave.
 
     Attributes:
-        scores: (mode or change, layer) -> sums; a change in the quantized reading is called "twin CHANGE".
+        scores: (mode or change, layer) -> sums; a change in the quantized reading is called "twin CHANGE";
+            a reading of all layers has the layer "".
         outputs: of the analog, quantized and spiking reading.
         labels: the images' classes, where known.
         spikes: events of the spiking reading.
@@ -45,6 +47,7 @@ def measured(snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change
     analog = run(snn, "analog", piece.inputs)
     outs = analog, run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, count)
     branches = _Branches(snn, modes, changes, piece, analog)
+    branches.whole(outs)
     branches.from_source()
     branches.from_spikes()
     branches.from_twin()
@@ -61,6 +64,11 @@ class _Branches:
         self.changes = {name: [change for change in changes if change.layer == name] for name in snn.neurons}
         self.scores: dict[Key, Score] = {}
         self.activations: dict[str, Tensor] = {}
+
+    def whole(self, outputs: Sequence[Any]) -> None:
+        """All layers in one reading, under the layer name ""."""
+        for name, out in zip(("analog", "quantized", "spiking"), outputs, strict=True):
+            self._at_output(name, "", out)
 
     def from_source(self) -> None:
         """Analog up to the layer: its own noise alone, at the output and at itself."""

@@ -1,23 +1,19 @@
 """Changes to one layer whose gain at the output is measured: a bit more, its best threshold, no constant error."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from speedysnn import plan
-from speedysnn.analysis.images import device_of, pass_size
-from speedysnn.analysis.mixed import MixedRun, checked
+from speedysnn.analysis.mixed import MixedRun, over
 from speedysnn.data import Batch
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import IFNeuron
-from speedysnn.progress import track
 from speedysnn.thresholds import choose
 
 CHANGES = {
@@ -27,8 +23,6 @@ CHANGES = {
     "bias": "a constant current a channel, which takes the mean error of its spiking output away",
     "look-ahead": "the layer sees one step more before it answers; one step of latency, no more spikes",
 }
-_LEAST = 8  # images a pass
-_T = TypeVar("_T")
 Pair = tuple[IFNeuron, IFNeuron]  # the layer after a change, and what stands for it in the quantized reading
 
 
@@ -54,6 +48,10 @@ class Change:
         neuron.set_threshold(fresh.threshold.detach())
         neuron.spikes, neuron.delay = fresh.spikes, fresh.delay
         neuron.offset = None if fresh.offset is None else fresh.offset.detach().clone().to(neuron.log_threshold)
+        if self.kind == "bias" and "correction" not in snn.provenance:  # so that `recalibrate` takes it back
+            snn.provenance["correction"] = {"kind": "bias", "timesteps": snn.timesteps}
+        made = {"layer": self.layer, "change": self.kind, "timesteps": snn.timesteps}
+        snn.provenance = {**snn.provenance, "changed": [*snn.provenance.get("changed", []), made]}
         snn.reset()
 
     def settings(self) -> dict[str, Any]:
@@ -65,26 +63,6 @@ class Change:
             "delay": self.neuron.delay,
             "offset": None if offset is None else offset.tolist(),
         }
-
-
-def piece_size(snn: SpikingNetwork) -> int:
-    """Images of one pass: what fits the caches, within what memory allows; not a function of the number of cores."""
-    fits = plan.images_per_pass(snn.width * torch.get_num_threads(), snn.timesteps, device_of(snn))
-    return max(1, min(pass_size(snn), max(_LEAST, fits)))
-
-
-def over(
-    snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool
-) -> list[_T]:
-    """The call's results on every piece, in order; one piece a core at a time."""
-    parallel = device_of(snn).type == "cpu"
-    together = torch.get_num_threads() if parallel else 1
-    groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
-    out: list[_T] = []
-    for group in track(groups, label, enabled=progress):
-        calls = [partial(checked, partial(call, piece), piece.inputs) for piece in group]
-        out += plan.run(calls, parallel=parallel)
-    return out
 
 
 def changes_of(
@@ -231,8 +209,3 @@ def _at_optimum(snn: SpikingNetwork, name: str, seen: _Seen, fresh: IFNeuron) ->
     )
     fresh.set_threshold(theta if fresh.granularity == "channel" else theta.reshape(-1)[0])
     return fresh
-
-
-def gained(after: float, before: float) -> float:
-    """Decibels gained; 0 between equals, whatever they are."""
-    return 0.0 if after == before else after - before if not math.isnan(after) else math.nan

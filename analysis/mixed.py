@@ -10,20 +10,23 @@ the analog reading, all quantized the twin and all spiking the spiking network, 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.images import batch_dims
-from speedysnn.analysis.outputs import classes, flat
-from speedysnn.analysis.theory import decibels
+from speedysnn import plan
+from speedysnn.analysis.images import batch_dims, device_of, pass_size
+from speedysnn.data import Batch
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.executor import Execution, Value, last_uses, readout_nodes
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
+from speedysnn.progress import track
 
+_LEAST = 8  # images a pass
 _T = TypeVar("_T")
 
 
@@ -167,40 +170,21 @@ def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
         raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err
 
 
-class Score:
-    """Sums of one mixed reading's outputs against the analog reading's."""
+def piece_size(snn: SpikingNetwork) -> int:
+    """Images of one pass: what fits the caches, within what memory allows; not a function of the number of cores."""
+    fits = plan.images_per_pass(snn.width * torch.get_num_threads(), snn.timesteps, device_of(snn))
+    return max(1, min(pass_size(snn), max(_LEAST, fits)))
 
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
-        self.classified = self.agreed = self.labelled = self.correct = 0
 
-    def update(self, analog: Any, out: Any, labels: Tensor | None) -> None:
-        """Add the outputs of one pass."""
-        reference, chosen, answer = flat(analog), classes(analog), classes(out)
-        self.add(reference, flat(out))
-        if chosen is None or answer is None:
-            return
-        self.classified += len(answer)
-        self.agreed += int((answer == chosen).sum())
-        if labels is not None:
-            self.labelled += len(answer)
-            self.correct += int((answer == labels).sum())
-
-    def add(self, reference: Tensor, values: Tensor) -> None:
-        """Add the powers of a layer's or an output's values, both of one shape."""
-        own = reference.double()
-        self.signal += float((own * own).sum())
-        self.noise += float((values.double() - own).square().sum())
-
-    def merge(self, other: "Score") -> None:
-        """Add what another pass over other images has summed."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def figures(self) -> dict[str, float | None]:
-        """sqnr_db = 10 log10(sum y^2 / sum (y' - y)^2), agreement and accuracy; None where not measured."""
-        return {
-            "sqnr_db": decibels(self.signal, self.noise),
-            "agreement": self.agreed / self.classified if self.classified else None,
-            "accuracy": self.correct / self.labelled if self.labelled else None,
-        }
+def over(
+    snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool
+) -> list[_T]:
+    """The call's results on every piece, in order; one piece a core at a time."""
+    parallel = device_of(snn).type == "cpu"
+    together = torch.get_num_threads() if parallel else 1
+    groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
+    out: list[_T] = []
+    for group in track(groups, label, enabled=progress):
+        calls = [partial(checked, partial(call, piece), piece.inputs) for piece in group]
+        out += plan.run(calls, parallel=parallel)
+    return out

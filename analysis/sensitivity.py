@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 
 from speedysnn.analysis.branches import measured
-from speedysnn.analysis.gains import CHANGES, Change, changes_of, gained, over, piece_size
+from speedysnn.analysis.gains import CHANGES, Change, changes_of
 from speedysnn.analysis.images import passes
-from speedysnn.analysis.mixed import Score
+from speedysnn.analysis.mixed import over, piece_size
 from speedysnn.analysis.outputs import OutputSums, settings
+from speedysnn.analysis.score import Score, gained
 from speedysnn.analysis.strict import plain
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
@@ -31,7 +32,7 @@ MODES = {
 }
 AT_LAYER = ("local", "cumulative")
 TABLE = ("layer", "mode", "at", "sqnr_db", "agreement", "accuracy")
-GAINS = ("rank", "layer", "change", "gain_db", "twin_gain_db", "sqnr_db", "agreement", "accuracy", "call")
+GAINS = ("rank", "layer", "change", "gain_db", "gain_se_db", "twin_gain_db", "sqnr_db", "agreement", "accuracy", "call")
 Key = tuple[str, str]
 
 
@@ -43,9 +44,10 @@ class Sensitivity:
         table: one row a layer and mode (`speedysnn.analysis.sensitivity.MODES`); sqnr_db in dB against the analog
             reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
         gains: one row a layer and change (`speedysnn.analysis.gains.CHANGES`), best first. gain_db: what the output's
-            SQNR gains in spikes, measured by making the change on these images, all else as it is; twin_gain_db: the
-            same in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the
-            spiking output with the change; call: what carries it out.
+            SQNR gains in spikes, measured by making the change on these images, all else as it is; gain_se_db: its
+            standard error, images being a sample; twin_gain_db: the gain in the quantized reading, where "bit" is
+            T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking output with the change; call: what
+            carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
     """
@@ -188,7 +190,7 @@ def measure_sensitivity(
         for name in snn.neurons
     ]
     table = pd.DataFrame(rows, columns=list(TABLE))
-    return Sensitivity(table, _ranked(changes, sums, figures), figures, {(c.layer, c.kind): c for c in changes})
+    return Sensitivity(table, _ranked(changes, sums), figures, {(c.layer, c.kind): c for c in changes})
 
 
 def _chosen(option: str, given: str | Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -200,20 +202,16 @@ def _chosen(option: str, given: str | Iterable[str], known: Iterable[str]) -> tu
     return tuple(word for word in known if word in chosen)
 
 
-def _ranked(changes: Sequence[Change], sums: Mapping[Key, Score], outputs: Mapping[str, Any]) -> pd.DataFrame:
+def _ranked(changes: Sequence[Change], sums: Mapping[Key, Score]) -> pd.DataFrame:
     """The changes by what they gain in spikes, undefined ones last."""
     rows: list[dict[str, Any]] = []
     for change in changes:
-        figures, twin = sums[change.kind, change.layer].figures(), sums[f"twin {change.kind}", change.layer].figures()
-        gain = gained(_number(figures["sqnr_db"]), outputs["sqnr_db"])
+        after, twin = sums[change.kind, change.layer], sums[f"twin {change.kind}", change.layer]
+        gain, error = gained(sums["spiking", ""], after)
         rows.append({
-            "layer": change.layer, "change": change.kind, "gain_db": gain,
-            "twin_gain_db": gained(_number(twin["sqnr_db"]), outputs["twin_sqnr_db"]), **figures,
+            "layer": change.layer, "change": change.kind, "gain_db": gain, "gain_se_db": error,
+            "twin_gain_db": gained(sums["quantized", ""], twin)[0], **after.figures(),
             "call": f"sensitivity.apply(snn, {change.layer!r}, {change.kind!r})",
         })  # fmt: skip
     rows.sort(key=lambda row: math.inf if math.isnan(row["gain_db"]) else -row["gain_db"])
     return pd.DataFrame([{"rank": i, **row} for i, row in enumerate(rows, 1)], columns=list(GAINS))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

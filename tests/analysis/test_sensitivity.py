@@ -4,10 +4,13 @@ import copy
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
+import speedysnn
 from speedysnn import analysis, convert
 from speedysnn.analysis import evaluate, measure_sensitivity, read_mixed, sensitivity_figures
 from speedysnn.analysis.gains import CHANGES
@@ -189,9 +192,12 @@ def test_every_gain_is_what_its_call_gives(delay, threshold):
     assert list(sensitivity.gains.columns) == list(GAINS)
     gains = sensitivity.gains["gain_db"].tolist()
     assert gains == sorted(gains, reverse=True)
+    assert "changed" not in snn.provenance
     for row in sensitivity.gains.to_dict("records"):
         fresh = copy.deepcopy(snn)
         eval(row["call"], {"snn": fresh, "sensitivity": sensitivity})
+        made = {"layer": row["layer"], "change": row["change"], "timesteps": 4}
+        assert fresh.provenance["changed"] == [made]
         after = evaluate(fresh, data)
         assert after.sqnr_db == pytest.approx(row["sqnr_db"], abs=1e-4), row
         assert after.sqnr_db - before.sqnr_db == pytest.approx(row["gain_db"], abs=1e-4), row
@@ -267,6 +273,32 @@ def test_the_bias_takes_the_mean_error_away(build, digits):
         assert change.settings()["offset"] == change.neuron.offset.tolist()
 
 
+def test_recalibrating_takes_a_bias_back_and_a_file_keeps_it(build, digits, tmp_path):
+    snn, x = build("avg", 4), digits[0][:40]
+    plain = snn(x).detach()
+    measure_sensitivity(snn, x, modes=(), gains=("bias",)).apply(snn)
+    changed = snn(x).detach()
+    assert not torch.allclose(changed, plain)
+    again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
+    torch.testing.assert_close(again(x).detach(), changed)
+    torch.testing.assert_close(again.recalibrate()(x).detach(), plain)
+
+
+def test_the_standard_error_is_that_of_other_samples(build):
+    """Gains measured on disjoint samples of 100 images scatter as each one's own standard error says."""
+    snn, data = build("avg", 4), load("digits", "train")
+    parts = [Subset(data, range(start, start + 100)) for start in range(0, 1200, 100)]
+    tables = [measure_sensitivity(snn, part, modes=(), gains=("bit", "look-ahead")).gains for part in parts]
+    joined = pd.concat(tables)
+    joined = joined[joined["gain_se_db"] > 0]
+    ratios = []
+    for _, rows in joined.groupby(["layer", "change"]):
+        assert len(rows) == len(parts)
+        ratios.append(rows["gain_db"].std() / math.sqrt((rows["gain_se_db"] ** 2).mean()))
+    assert len(ratios) == 9  # the first layer's input is constant: looking ahead changes nothing
+    assert 0.75 < sum(ratios) / len(ratios) < 1.25
+
+
 def state(snn):
     return {
         "timesteps": snn.timesteps,
@@ -294,7 +326,7 @@ def test_the_network_is_left_as_it_is(build, digits, monkeypatch):
     with pytest.raises(DataError, match="gone"):
         measure_sensitivity(snn, broken())
     assert state(snn) == before
-    for place in ("gains.channel_sums", "mixed.flat", "mixed.MixedRun.outputs"):
+    for place in ("gains.channel_sums", "score.flat", "mixed.MixedRun.outputs"):
         with monkeypatch.context() as patch:
             patch.setattr(f"speedysnn.analysis.{place}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
