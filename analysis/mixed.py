@@ -171,8 +171,8 @@ def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
 
 
 def piece_size(snn: SpikingNetwork) -> int:
-    """Images of one pass: what fits the caches, within what memory allows; not a function of the number of cores."""
-    fits = plan.images_per_pass(snn.width * torch.get_num_threads(), snn.timesteps, device_of(snn))
+    """Images of one pass: what fits a core's caches, within what memory allows; the data's batches do not matter."""
+    fits = plan.images_per_pass(snn.width, snn.timesteps, device_of(snn))
     return max(1, min(pass_size(snn), max(_LEAST, fits)))
 
 

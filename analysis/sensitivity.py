@@ -18,6 +18,7 @@ from speedysnn.analysis.images import passes
 from speedysnn.analysis.mixed import over, piece_size
 from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.score import Score, gained
+from speedysnn.analysis.sensitivity_verdict import sentences
 from speedysnn.analysis.strict import plain
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
@@ -62,6 +63,11 @@ class Sensitivity:
         """SQNR(twin) - SQNR(spiking) at the output, dB: what timing costs, which no one-layer swap sees."""
         return float(self.outputs["temporal_gap_db"])
 
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Plain sentences: the temporal gap, the layers that cost most, the best change and its call."""
+        return sentences(self.table, self.gains, self.outputs)
+
     def __repr__(self) -> str:
         """Size and headline."""
         return (
@@ -93,6 +99,7 @@ class Sensitivity:
         return {
             "schema": SCHEMA,
             "temporal_gap_db": plain(self.temporal_gap_db),
+            "verdict": list(self.verdict),
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "table": _plain(self.table),
             "gains": [

@@ -70,6 +70,8 @@ def ranking(found: "Sensitivity") -> Figure:
         own = [i for i, change in enumerate(rows["change"]) if change == kind]
         if own:
             axes.barh(own, rows["gain_db"].iloc[own], 0.75, color=colour, label=kind)
+    axes.errorbar(rows["gain_db"], range(len(rows)), xerr=rows["gain_se_db"].fillna(0), fmt="none", ecolor="#666666",
+                  elinewidth=1, capsize=2, label="± standard error")  # fmt: skip
     axes.plot(rows["twin_gain_db"], range(len(rows)), "D", color="black", markersize=3.5, linestyle="none",
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)

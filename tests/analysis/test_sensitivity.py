@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 from torch.utils.data import Subset
 
@@ -128,6 +129,8 @@ def test_modes_are_what_replacing_layers_by_hand_gives(build, digits, residual, 
     for row in table.to_dict("records"):
         changed = by_hand(snn, readings_of(snn, row["mode"], row["layer"]))
         assert row["sqnr_db"] == pytest.approx(sqnr(snn, changed, (x,)), abs=1e-3), row
+        same = run_by_hand(changed, x).argmax(1) == snn.read("analog", x).argmax(1)
+        assert row["agreement"] == same.double().mean().item(), row
         assert row["at"] == "output"
 
 
@@ -378,6 +381,56 @@ def test_figures_draw_what_the_tables_hold(build, digits):
     assert [width for _, width in bars] == found.gains["gain_db"].head(len(bars)).tolist()
 
 
+class Deep(nn.Module):
+    """Twenty layers under long names."""
+
+    def __init__(self):
+        super().__init__()
+        names = [f"a_stage_with_a_long_name_{i}" for i in range(20)]
+        self.stages = nn.ModuleDict({name: nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for name in names})
+        self.head = nn.Linear(8, 3)
+        for stage in self.stages.values():
+            nn.init.uniform_(stage[0].weight, 0.05, 0.2)
+
+    def forward(self, x):
+        for stage in self.stages.values():
+            x = stage(x)
+        return self.head(x)
+
+
+def test_twenty_layers_overlap_nowhere():
+    x = torch.rand(12, 8)
+    snn = convert.to_spiking(Deep().eval(), x, timesteps=2)
+    assert len(snn.neurons) == 20
+    for name, figure in sensitivity_figures.all_figures(measure_sensitivity(snn, x, modes=MODES)).items():
+        FigureCanvasAgg(figure).draw()
+        axes, legend = figure.axes[0], figure.legends[0].get_window_extent()
+        ticks = axes.get_yticklabels() if name == "gains" else axes.get_xticklabels()
+        boxes = [label.get_window_extent() for label in ticks]
+        assert len(boxes) == 20
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), name
+        page = figure.bbox
+        parts = [*boxes, legend, axes.xaxis.label.get_window_extent(), axes.title.get_window_extent()]
+        assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 for box in parts), name
+        assert not any(legend.overlaps(box) for box in [*boxes, axes.bbox]), name
+
+
+def test_the_verdict_puts_timing_first(build):
+    data = load("digits", "train", limit=200)
+    found = measure_sensitivity(build("max", 4, 0), data)
+    gap, timing, spared, alone, best = found.verdict
+    assert f"a temporal gap of {found.temporal_gap_db:.1f} dB" in gap
+    assert "look-ahead 0, latency 4 steps" in gap
+    assert timing.startswith("Spike timing comes before any layer")
+    table = found.table.set_index(["mode", "layer"])["sqnr_db"]
+    assert f"Left analog alone, {table['leave_one_out'].idxmax()} would give" in spared
+    assert f"Spiking alone, {table['isolated'].idxmin()} costs most" in alone
+    assert found.gains["call"].iloc[0] in best
+    assert "chance" not in best
+    calm = measure_sensitivity(build("max", 4, 1), data, modes=(), gains=("look-ahead",)).verdict
+    assert calm[1:] == ("No change of a single layer that was measured would gain 0.1 dB at the output.",)
+
+
 def test_a_network_without_noise_is_infinitely_good():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     nn.init.constant_(net[1].weight, 0.25)
@@ -388,6 +441,7 @@ def test_a_network_without_noise_is_infinitely_good():
     assert found.outputs["sqnr_db"] == math.inf
     assert found.temporal_gap_db == 0
     assert found.gains.set_index("change")["gain_db"]["bit"] == 0
+    assert "undefined" not in " ".join(found.verdict)
     assert found.to_dict()["table"][0]["sqnr_db"] == "inf"
     assert set(sensitivity_figures.all_figures(found)) == {"sensitivity", "gains"}
 

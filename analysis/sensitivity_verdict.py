@@ -1,0 +1,73 @@
+"""What a sensitivity measurement says, in plain sentences: timing before layers, then the layer, then the change."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+_GAP_DB = 1.0  # a smaller temporal gap is not worth a step of latency
+_SURE = 2.0  # standard errors above which a gain is more than chance
+_WORTH_DB = 0.1
+
+
+def sentences(table: pd.DataFrame, gains: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The verdict, most important first; what was not measured is left out."""
+    return (*_timing(outputs), *_worst(table, outputs), *_best(gains))
+
+
+def _timing(outputs: Mapping[str, Any]) -> list[str]:
+    """The temporal gap, which no swap of a single layer shows."""
+    gap, twin = outputs["temporal_gap_db"], outputs["twin_sqnr_db"]
+    cost = f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, latency {outputs['latency']} steps"
+    if outputs["spikes_per_neuron"] is not None:
+        cost += f", {outputs['spikes_per_neuron']:.2f} spikes per neuron"
+    if not math.isfinite(gap):
+        return [f"On {outputs['images']} images ({cost}) the temporal gap is undefined."]
+    head = (
+        f"On {outputs['images']} images ({cost}) the output SQNR is {outputs['sqnr_db']:.1f} dB in spikes and "
+        f"{twin:.1f} dB in the quantized reading: a temporal gap of {gap:.1f} dB."
+    )
+    if gap < _GAP_DB:
+        return [head]
+    return [head, "Spike timing comes before any layer: the isolated figures and quantized gains do not see it."]
+
+
+def _worst(table: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
+    """The layer whose absence helps the spiking network most, and the one that is worst alone."""
+    out = []
+    spared = _finite(table, "leave_one_out")
+    if len(spared) and math.isfinite(outputs["sqnr_db"]):
+        row = spared.nlargest(1, "sqnr_db").iloc[0]
+        gain = row["sqnr_db"] - outputs["sqnr_db"]
+        out.append(
+            f"Left analog alone, {row['layer']} would give {gain:.1f} dB back at the output, the most of all layers "
+            "(leave_one_out)."
+            if gain > 0
+            else "No layer left analog alone would help the output (leave_one_out)."
+        )
+    alone = _finite(table, "isolated")
+    if len(alone):
+        row = alone.nsmallest(1, "sqnr_db").iloc[0]
+        out.append(f"Spiking alone, {row['layer']} costs most: {row['sqnr_db']:.1f} dB at the output (isolated).")
+    return out
+
+
+def _best(gains: pd.DataFrame) -> list[str]:
+    """The best change, and whether it is more than chance."""
+    if gains.empty or not math.isfinite(gains["gain_db"].iloc[0]):
+        return []
+    row = gains.iloc[0]
+    if row["gain_db"] < _WORTH_DB:
+        return ["No change of a single layer that was measured would gain 0.1 dB at the output."]
+    error = row["gain_se_db"]
+    unsure = not row["gain_db"] > _SURE * error
+    return [
+        f"Best change: {row['change']} in {row['layer']}, {row['gain_db']:.2f} ± {error:.2f} dB at the output: "
+        f"{row['call']}." + (" That may be chance: measure on more images." if unsure else "")
+    ]
+
+
+def _finite(table: pd.DataFrame, mode: str) -> pd.DataFrame:
+    rows = table[table["mode"] == mode]
+    return rows[rows["sqnr_db"].map(math.isfinite)]
