@@ -66,8 +66,56 @@ COLUMNS: Mapping[str, Column] = {
     "bias_share": Column(
         "fraction of sum e^2", "Part that one constant a channel would remove: a bias or v_init.", False, "0"
     ),
+    "remaining_share": Column(
+        "fraction of sum e^2", "What no constant a channel removes: the channels' variance.", None, "1"
+    ),
+    "bias_gain_db": Column("dB", "SQNR that removing every channel's mean error would add.", False, "0"),
     "residual": Column(
         "fraction", "What the four parts miss of the measured error, relative RMS; a check on the split.", False, "0"
+    ),
+    "noise_mean": Column("steps theta/T", "Mean of e over all elements.", None, "0"),
+    "noise_variance": Column("steps theta/T, squared", "Variance of e over all elements.", False),
+    "noise_skew": Column("ratio", "Skew of e: positive where large errors are too high.", None, "0"),
+    "noise_kurtosis": Column("ratio", "Kurtosis of e, 3 for a normal law: large where few elements err much.", None),
+    "round_mean": Column(
+        "steps theta/T", "Mean of Q(z) - z inside the range, exact zeros of z left out.", None, "v_init - 1/2"
+    ),
+    "round_variance": Column("steps theta/T, squared", "Variance of the same.", False, "1/12"),
+    "round_skew": Column("ratio", "Skew of the same.", None, "0"),
+    "round_kurtosis": Column("ratio", "Kurtosis of the same.", None, "1.8"),
+    "round_ks": Column(
+        "ratio",
+        "Kolmogorov-Smirnov distance of the same from the uniform law [v_init - 1, v_init], at the histogram's edges.",
+        False,
+        "0",
+    ),
+    "exact": Column("fraction", "Elements without any error.", True),
+    "signal_correlation": Column(
+        "ratio", "Correlation of e with a: negative where large values come out too small.", None, "0"
+    ),
+    "channel_correlation": Column(
+        "ratio", "Mean |correlation| of two channels' errors at one place.", False, "0; by chance sqrt(2/pi/places)"
+    ),
+    "channels_compared": Column("channels", "All, or 512 drawn with a fixed seed."),
+    "step_correlation": Column(
+        "ratio",
+        "Correlation of s[t] - mean drive/theta one step apart, where the mean drive is in range: below 0 where spikes "
+        "are spread out, above where they bunch.",
+    ),
+    "units": Column("neurons", "Neurons of one image."),
+    "dead_units": Column("neurons", "Whose mean output was 0 on every image.", None),
+    "lost_units": Column("neurons", "Dead ones whose source was active on some image.", False, "0"),
+    "saturated_units": Column("neurons", "That fired all they can on at least half of the images.", False, "0"),
+    "first_spike": Column("steps", "Mean step of the first spike, 1 to T, over elements that fire.", None),
+    "never_fired": Column("fraction", "Elements without a spike.", None, "source_silent"),
+    "start_up": Column("steps", "First step in which any neuron of the layer fires, mean over images.", False, "1"),
+    "lateness": Column("steps", "Mean step of all spikes minus (T + 1)/2.", None, "0"),
+    "membrane_outside": Column(
+        "fraction",
+        "Elements whose last membrane lies outside [0, theta), silent ones below and saturated ones above excepted: "
+        "just those with a temporal error. Binary spikes without look-ahead only.",
+        False,
+        "0",
     ),
 }
 

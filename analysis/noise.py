@@ -18,11 +18,13 @@ from speedysnn.analysis.readings import Reference, run
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.verdict import verdict
 from speedysnn.data import Batch
+from speedysnn.errors import InputError
 from speedysnn.executor import Tap
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
 
+DETAILS = ("standard", "full")
 _LEAST = 16  # images a pass: two of its three readings run them once, not T times
 
 
@@ -34,6 +36,7 @@ def measure_noise(
     batch_size: int = 32,
     limit: int | None = None,
     progress: bool = False,
+    detail: str = "standard",
 ) -> NoiseReport:
     """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
 
@@ -58,6 +61,7 @@ def measure_noise(
         batch_size: images read at a time where the data is not in batches yet; no figure depends on it.
         limit: stop after this many images.
         progress: show progress.
+        detail: "full" also compares every two channels' errors, a product of their matrices more a layer.
 
     Raises:
         InputError: an option out of range, or a source that does not fit.
@@ -67,8 +71,10 @@ def measure_noise(
         >>> noise = measure_noise(snn, data)                                            # doctest: +SKIP
         >>> noise.layers[["layer", "sqnr_db", "share_temporal"]]                        # doctest: +SKIP
     """
-    reference = Reference.of(snn, source)
-    sums = {name: LayerSums(name, neuron) for name, neuron in snn.neurons.items()}
+    if detail not in DETAILS:
+        raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
+    reference, full = Reference.of(snn, source), detail == "full"
+    sums = {name: LayerSums(name, neuron, full) for name, neuron in snn.neurons.items()}
     outputs = OutputSums()
     chunks = passes(snn, data, pass_size(snn), batch_size=batch_size, limit=limit)
     with torch.no_grad():
@@ -83,7 +89,8 @@ def measure_noise(
         **settings(snn),
         **outputs.figures(),
     }
-    return NoiseReport(layers, figures, verdict(layers, figures))
+    details = {name: layer.detail() for name, layer in sums.items()}
+    return NoiseReport(layers, figures, verdict(layers, figures), details)
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,12 @@ def _measure(
 ) -> None:
     """One batch in passes beside one another, added up in the order of the images."""
     images, device = images_in(snn, batch.inputs), device_of(snn)
+    full = any(layer.full for layer in sums.values())
     size = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
     sizes = plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
     stops = list(accumulate(sizes))
     calls = [
-        partial(_one, snn, reference, part(snn, batch, stop - size, stop))
+        partial(_one, snn, reference, full, part(snn, batch, stop - size, stop))
         for stop, size in zip(stops, sizes, strict=True)
     ]
     alone = reference.module is None  # a user's module may not run in two threads at once
@@ -117,12 +125,12 @@ def _measure(
         outputs.update(*piece.outputs, piece.labels)
 
 
-def _one(snn: SpikingNetwork, reference: Reference, batch: Batch) -> _Piece:
+def _one(snn: SpikingNetwork, reference: Reference, full: bool, batch: Batch) -> _Piece:
     """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
     drives: dict[str, Tensor] = {}
     twins: dict[str, Tensor] = {}
     sources, counted = reference.network.neurons, OutputSums()
-    sums = {name: LayerSums(name, neuron) for name, neuron in snn.neurons.items()}
+    sums = {name: LayerSums(name, neuron, full) for name, neuron in snn.neurons.items()}
 
     def spiking(tap: Tap) -> None:
         fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)

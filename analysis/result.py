@@ -2,22 +2,40 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
+from speedysnn.analysis.details import LayerDetail
 from speedysnn.analysis.strict import plain
 
 SCHEMA = "speedysnn-noise/1"
+_CONSTANT = "the error is the same throughout"
+_WHOLE = 'a look-ahead of "full", which is read without its steps'
 _REASONS = {
     "share_clip": "the layer has no error",
     "share_round": "the layer has no error",
     "share_propagated": "the layer has no error",
     "share_temporal": "the layer has no error",
     "bias_share": "the layer has no error",
+    "remaining_share": "the layer has no error",
+    "bias_gain_db": "the layer has no error",
+    "noise_skew": _CONSTANT,
+    "noise_kurtosis": _CONSTANT,
+    **dict.fromkeys(("round_mean", "round_variance", "round_ks"), "no value lies inside the range"),
+    **dict.fromkeys(("round_skew", "round_kurtosis"), "fewer than two different values inside the range"),
+    "signal_correlation": "the source activation or the error is the same throughout",
+    "channel_correlation": 'not measured: detail="full" does; or fewer than two channels have an error',
+    "channels_compared": 'not measured: detail="full" does',
+    "step_correlation": "a single step, no value inside the range, or " + _WHOLE,
+    "first_spike": "no neuron fired, or " + _WHOLE,
+    "never_fired": _WHOLE,
+    "start_up": "no neuron fired, or " + _WHOLE,
+    "lateness": "a single step, no neuron fired, or " + _WHOLE,
+    "membrane_outside": "only binary spikes without look-ahead have it",
     "gap_db": "floor and SQNR are both infinite, or one is undefined",
     "cosine": "the source activation or the spiking output is zero throughout",
 }
@@ -33,11 +51,13 @@ class NoiseReport:
         layers: one row a neuron layer in execution order; columns, units and ideals in `speedysnn.analysis.COLUMNS`.
         outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`.
         verdict: plain sentences: how far off, which layer, which cause, what to do.
+        details: by layer, what its row has no room for: histograms, neurons by name, steps and channels.
     """
 
     layers: pd.DataFrame
     outputs: Mapping[str, Any]
     verdict: tuple[str, ...]
+    details: Mapping[str, LayerDetail] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Size and headline."""
@@ -57,6 +77,7 @@ class NoiseReport:
             "verdict": list(self.verdict),
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "layers": rows,
+            "details": {name: detail.to_json() for name, detail in self.details.items()},
             "reasons": self._reasons(),
             "columns": {name: asdict(column) for name, column in COLUMNS.items()},
             "output_fields": {name: asdict(OUTPUTS[name]) for name in self.outputs},
@@ -71,7 +92,7 @@ class NoiseReport:
                 out[f"outputs.{name}"] = "the reference output is zero throughout"
         for index, row in enumerate(self.layers.to_dict("records")):
             for column, figure in row.items():
-                if isinstance(figure, float) and math.isnan(figure):
+                if figure is None or (isinstance(figure, float) and math.isnan(figure)):
                     out[f"layers[{index}].{column}"] = _REASONS.get(str(column), _SILENT)
         return out
 

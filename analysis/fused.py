@@ -1,0 +1,59 @@
+"""Hand a layer's tensors to the compiled sums, where they can take them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.sums import BINS, CHANNELS, COUNTS, TOTALS, accumulate
+from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.layout import flat, laid_out, plan, values
+
+Sums = dict[str, Tensor]
+
+
+def summed(
+    z: Tensor, a: Tensor, twin: Tensor, drive: Tensor, out: Tensor, theta: Tensor, start: Tensor, offset: Tensor | None,
+    steps: int, most: int, least: int, channel_dim: int,
+) -> Sums | None:
+    """Every sum of `LayerSums` by name; None where the plain way must be taken.
+
+    Shapes: z, a, twin (B, ...); drive and out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
+    """
+    tensors = (z, a, twin, drive, out)
+    if not AVAILABLE or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors) or z.numel() == 0:
+        return None
+    channels = z.shape[channel_dim] if z.ndim > 1 else 1
+    each = torch.empty([channels if i == channel_dim % z.ndim and z.ndim > 1 else 1 for i in range(z.ndim)])
+    where = plan(z, each, each, 1)
+    if where is None:
+        return None
+    corrected = where.drive if offset is None else where.drive + offset
+    drive = drive if offset is None else drive + offset
+    rows = [flat(laid_out(x, where.drive)).numpy() for x in (corrected, a, twin, drive, out)]
+    own = [values(x, torch.float32).expand(where.channels).contiguous() for x in (theta, start)]
+    step = own[0].to(torch.float64) / steps
+    sums = _empty(where.channels, z.shape[1:].numel(), out.numel() // z.numel())
+    accumulate(
+        flat(where.drive).numpy(), *rows, own[0].numpy(), own[1].numpy(), step.numpy(), where.inner,
+        np.float32(steps), np.float32(most), np.float32(least), *sums.values(),
+    )  # fmt: skip
+    found = {name: torch.from_numpy(x) for name, x in sums.items()}
+    for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
+        found[name] = found[name].as_strided(z.shape[1:], where.drive.stride()[1:]).reshape(-1)
+    return {**found, "channels": found["channels"].T}
+
+
+def _empty(channels: int, units: int, emitted: int) -> dict[str, Any]:
+    """Zeros in the order in which the compiled sums take them."""
+    return {
+        "channels": np.zeros((channels, len(CHANNELS))),
+        "totals": np.zeros(len(TOTALS)),
+        "counts": np.zeros(len(COUNTS), np.int64),
+        "bins": np.zeros((2, BINS + 2), np.int64),
+        "pulses": np.zeros(emitted, np.int64),
+        "fires": np.zeros(units, np.int32),
+        "full": np.zeros(units, np.int32),
+        "peak": np.zeros(units, np.float32),
+    }

@@ -1,0 +1,108 @@
+"""The noise's own distribution: histograms, moments from power sums, distance to the uniform law, correlations."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speedysnn.analysis.sums import BINS, PER_STEP
+
+Floats = NDArray[np.float64]
+EDGES: Floats = np.arange(BINS + 1) / PER_STEP - 1  # in steps theta/T
+MOST_CHANNELS = 512
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean, variance, skew and kurtosis (3 for a normal law, 1.8 for a uniform one); NaN where undefined."""
+
+    mean: float
+    variance: float
+    skew: float
+    kurtosis: float
+
+
+def histogram(x: Tensor) -> Tensor:
+    """Counts of values in steps, (BINS + 2,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on."""
+    place = torch.floor((x.reshape(-1) + 1) * PER_STEP).clamp(-1, BINS).to(torch.int64) + 1
+    return torch.bincount(place, minlength=BINS + 2)
+
+
+def from_powers(n: float, one: float, two: float, three: float, four: float) -> Moments:
+    """Moments of n values from the sums of their first four powers.
+
+    A variance below 1e-12 of the mean square is what rounding of the sums leaves, and counts as none.
+    """
+    if not n > 0:
+        return Moments(math.nan, math.nan, math.nan, math.nan)
+    m, second, third, fourth = one / n, two / n, three / n, four / n
+    variance = second - m * m
+    if variance <= 1e-12 * second:
+        return Moments(m, 0.0, math.nan, math.nan)
+    skew = (third - 3 * m * second + 2 * m**3) / variance**1.5
+    kurtosis = (fourth - 4 * m * third + 6 * m * m * second - 3 * m**4) / variance**2
+    return Moments(m, variance, skew, kurtosis)
+
+
+def law(x: Floats, starts: Floats, weights: Floats) -> Floats:
+    """P(error <= x) of a quantizer whose values are spread evenly in each step: uniform on [v - 1, v].
+
+    Shapes: x (K,) in steps, starts v and their weights (C,); result (K,). Weights add up to 1.
+    """
+    return np.clip(x[:, None] - (starts[None, :] - 1), 0, 1) @ weights
+
+
+def kolmogorov_smirnov(counts: Floats, starts: Floats, weights: Floats) -> float:
+    """Largest distance between a histogram's cumulative shares and the uniform law, at the bins' edges.
+
+    A lower bound of the distance between the values themselves, and at most one bin's share below it. NaN without
+    values.
+    """
+    total = float(counts.sum())
+    if total == 0 or float(weights.sum()) == 0:
+        return math.nan
+    reached = np.cumsum(counts[:-1]) / total
+    return float(np.abs(reached - law(EDGES, starts, weights / weights.sum())).max())
+
+
+def correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
+    """Pearson's correlation of two quantities from their sums; NaN where one is constant."""
+    if not n > 0:
+        return math.nan
+    across, down = n * xx - x * x, n * yy - y * y
+    if across <= 1e-12 * n * xx or down <= 1e-12 * n * yy:
+        return math.nan
+    return max(-1.0, min(1.0, (n * xy - x * y) / math.sqrt(across * down)))
+
+
+def compared(channels: int, most: int = MOST_CHANNELS) -> Tensor:
+    """The channels whose errors are compared: all up to `most`, else that many drawn with a fixed seed, in order."""
+    if channels <= most:
+        return torch.arange(channels)
+    drawn = torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:most]
+    return drawn.sort().values
+
+
+def gram(error: Tensor) -> Tensor:
+    """Products of the channels' errors, summed: (M, C) -> (C, C) float64."""
+    error = error.to(torch.float64)
+    return error.T @ error
+
+
+def mean_abs_correlation(products: Tensor, sums: Tensor, n: float) -> float:
+    """Mean |correlation| of two different channels' errors; channels of constant error are left out, NaN below two.
+
+    Shapes: products (C, C) and sums (C,) over n values a channel.
+    """
+    covariance = products / n - torch.outer(sums, sums) / n**2
+    variance, square = covariance.diagonal(), products.diagonal() / n
+    kept = variance > 1e-12 * square
+    if int(kept.sum()) < 2:
+        return math.nan
+    spread = variance[kept].sqrt()
+    found = (covariance[kept][:, kept] / torch.outer(spread, spread)).abs().clamp_max(1)
+    pairs = len(found) * (len(found) - 1)
+    return float(found.sum() - found.diagonal().sum()) / pairs

@@ -1,0 +1,85 @@
+"""Neurons by name: those that never fire, and those that fire all they can."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST_NAMES = 100
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One neuron.
+
+    Attributes:
+        layer: the neuron layer's name.
+        index: its place in one image, (channel, row, column) or whatever dimensions the layer has.
+        value: a dead neuron's largest |source activation| on any image, a saturated one's share of saturated images.
+    """
+
+    layer: str
+    index: tuple[int, ...]
+    value: float
+
+    def __str__(self) -> str:
+        """Layer path and index, as one would write it."""
+        return f"{self.layer}[{', '.join(map(str, self.index))}]"
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a layer's neurons did over all images.
+
+    Attributes:
+        count: neurons of one image.
+        dead: that never fired.
+        lost: of these, those whose source was active.
+        saturated: that fired all they can on at least half of the images.
+        first_dead: the dead ones, those with the largest source activation first; MOST_NAMES at most.
+        worst_saturated: those saturated on any image, the most often first; MOST_NAMES at most.
+    """
+
+    count: int
+    dead: int
+    lost: int
+    saturated: int
+    first_dead: tuple[Unit, ...]
+    worst_saturated: tuple[Unit, ...]
+
+
+def counted(fired: Tensor, a: Tensor, most: int) -> dict[str, Tensor]:
+    """Per unit: images with spikes, images with all it can fire, largest |a|; from (B, ...) counts and activations."""
+    return {
+        "fires": (fired != 0).sum(0).to(torch.int32).reshape(-1),
+        "full": (fired.abs() == most).sum(0).to(torch.int32).reshape(-1),
+        "peak": a.abs().amax(0).to(torch.float32).reshape(-1),
+    }
+
+
+def summary(layer: str, shape: tuple[int, ...], images: int, fires: Tensor, full: Tensor, peak: Tensor) -> Units:
+    """Counts and names of a layer's neurons; ties in the order of the index. Shapes: fires, full, peak (units,)."""
+    fires, full, peak = fires.cpu(), full.cpu(), peak.cpu()
+    dead = (fires == 0).nonzero().reshape(-1)
+    crowded = (full > 0).nonzero().reshape(-1)
+    return Units(
+        len(fires),
+        len(dead),
+        int((peak[dead] > 0).sum()),
+        int((2 * full >= images).sum()),
+        _named(layer, shape, dead, peak.to(torch.float64)),
+        _named(layer, shape, crowded, full.to(torch.float64) / max(1, images)),
+    )
+
+
+def _named(layer: str, shape: tuple[int, ...], places: Tensor, values: Tensor) -> tuple[Unit, ...]:
+    """The places with the largest values first, MOST_NAMES at most."""
+    order = torch.sort(values[places], descending=True, stable=True).indices[:MOST_NAMES]
+    found = []
+    for place in places[order].tolist():
+        index, rest = [], place
+        for size in reversed(shape):
+            index.append(rest % size)
+            rest //= size
+        found.append(Unit(layer, tuple(reversed(index)), float(values[place])))
+    return tuple(found)
