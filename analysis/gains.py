@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speedysnn.analysis.mixed import MixedRun, over
 from speedysnn.data import Batch
+from speedysnn.errors import InputError
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import IFNeuron
@@ -43,13 +44,29 @@ class Change:
     twin: IFNeuron
 
     def apply(self, snn: SpikingNetwork) -> None:
-        """Carry it out on a network in place; the layer keeps all else that it has."""
+        """Carry it out on a network in place; what the change is not about stays, so that two of them add up.
+
+        Raises:
+            InputError: the network has no such layer, or one with another number of thresholds.
+        """
+        if self.layer not in snn.neurons:
+            raise InputError(
+                f"apply: the network has no neuron layer {self.layer!r}; there are {', '.join(snn.neurons)}"
+            )
         neuron, fresh = snn.neurons[self.layer], self.neuron
-        neuron.set_threshold(fresh.threshold.detach())
-        neuron.spikes, neuron.delay = fresh.spikes, fresh.delay
-        neuron.offset = None if fresh.offset is None else fresh.offset.detach().clone().to(neuron.log_threshold)
-        if self.kind == "bias" and "correction" not in snn.provenance:  # so that `recalibrate` takes it back
-            snn.provenance["correction"] = {"kind": "bias", "timesteps": snn.timesteps}
+        if neuron.log_threshold.shape != fresh.log_threshold.shape:
+            raise InputError(
+                f"apply: layer {self.layer!r} has {neuron.log_threshold.numel()} thresholds, the one that was measured "
+                f"{fresh.log_threshold.numel()}; measure this network itself"
+            )
+        if "bit" in self.kind or self.kind == "threshold":
+            neuron.set_threshold(fresh.threshold.detach())
+            neuron.spikes = fresh.spikes
+        if self.kind == "look-ahead":
+            neuron.delay = fresh.delay
+        if self.kind == "bias" and fresh.offset is not None:
+            neuron.offset = fresh.offset.detach().clone().to(neuron.log_threshold)
+            snn.provenance.setdefault("correction", {"kind": "bias", "timesteps": snn.timesteps})  # see `uncorrect`
         made = {"layer": self.layer, "change": self.kind, "timesteps": snn.timesteps}
         snn.provenance = {**snn.provenance, "changed": [*snn.provenance.get("changed", []), made]}
         snn.reset()

@@ -79,7 +79,7 @@ class Sensitivity:
         """Carry out one change in place, the best ranked where none is named; returns the network.
 
         Raises:
-            InputError: no such change was measured, or the network has no such layer.
+            InputError: no such change was measured, or the network has no such layer of that size.
         """
         if layer is None or change is None:
             rows = self.gains if layer is None else self.gains[self.gains["layer"] == layer]
@@ -89,8 +89,6 @@ class Sensitivity:
             layer, change = str(rows["layer"].iloc[0]), str(rows["change"].iloc[0])
         if (layer, change) not in self.changes:
             raise InputError(f"apply: expected a change that stands in `gains`, got {change!r} of {layer!r}")
-        if layer not in snn.neurons:
-            raise InputError(f"apply: the network has no neuron layer {layer!r}; there are {', '.join(snn.neurons)}")
         self.changes[layer, change].apply(snn)
         return snn
 

@@ -120,9 +120,32 @@ def test_any_mix_is_what_replacing_layers_by_hand_gives(residual, seed):
     torch.testing.assert_close(read_mixed(snn, readings, x), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["digits", "residual"])
+class Gated(nn.Module):
+    """Analog operators between the layers, and a value that may be negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.gate, self.head = (
+            nn.Linear(64, 12),
+            nn.Linear(12, 12),
+            nn.Linear(12, 12),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x):
+        x = nn.functional.silu(self.a(x.flatten(1)))
+        return self.head(torch.relu(self.b(x)) * torch.sigmoid(self.gate(x)))
+
+
+@pytest.mark.parametrize("which", ["digits", "residual", "gated"])
 def test_modes_are_what_replacing_layers_by_hand_gives(build, digits, residual, which):
-    snn, x = (build("max", 4), digits[0][:40]) if which == "digits" else (residual[0](), residual[1])
+    if which == "gated":
+        torch.manual_seed(1)
+        x = torch.randn(40, 64)
+        snn = convert.to_spiking(Gated().eval(), x, timesteps=4, allow_hybrid=True)
+        assert any(neuron.signed for neuron in snn.neurons.values())
+    else:
+        snn, x = (build("max", 4), digits[0][:40]) if which == "digits" else (residual[0](), residual[1])
     table = measure_sensitivity(snn, x, gains=False).table
     assert len(table) == 3 * len(snn.neurons)
     assert list(table.columns) == list(TABLE)
@@ -235,6 +258,26 @@ def test_the_best_change_keeps_its_promise_on_other_data(build, pool, delay):
     realised = evaluate(found.apply(copy.deepcopy(snn)), other).sqnr_db - before
     assert promised > 0.5
     assert 0.7 * promised < realised < 1.3 * promised
+
+
+def test_changes_of_one_layer_add_up(build, digits):
+    snn, x = build("avg", 4), digits[0][:40]
+    found = measure_sensitivity(snn, x, modes=())
+    for kind in ("bias", "look-ahead", "bit"):
+        found.apply(snn, "relu2", kind)
+    neuron = snn.neurons["relu2"]
+    assert (neuron.delay, neuron.spikes) == (1, "graded:2")
+    assert torch.equal(neuron.offset, found.changes["relu2", "bias"].neuron.offset)
+    torch.testing.assert_close(neuron.threshold, found.changes["relu2", "bit"].neuron.threshold)
+    assert [made["change"] for made in snn.provenance["changed"]] == ["bias", "look-ahead", "bit"]
+
+
+def test_a_layer_that_sees_everything_cannot_look_further(build, digits):
+    found = measure_sensitivity(build("avg", 4, "full"), digits[0][:20], gains=("look-ahead", "bit"))
+    assert set(found.gains["change"]) == {"bit"}
+    assert found.temporal_gap_db == 0
+    with pytest.raises(InputError, match="no change of relu1"):
+        measure_sensitivity(build("avg", 4, "full"), digits[0][:9], gains=("look-ahead",)).apply(build(), "relu1")
 
 
 def test_theta_star_undoes_a_wrong_threshold(build):
@@ -471,6 +514,9 @@ def test_what_is_refused(build, digits):
     other = convert.to_spiking(nn.Sequential(nn.Flatten(), nn.ReLU()), x, timesteps=2)
     with pytest.raises(InputError, match="has no neuron layer 'relu"):
         found.apply(other)
+    snn.neurons["relu1"].set_threshold(1.0)
+    with pytest.raises(InputError, match="relu1.* has 1 thresholds, the one that was measured"):
+        found.apply(snn, "relu1", "bit")
 
 
 def test_progress_goes_to_stderr(build, digits, capfd):
