@@ -1,6 +1,21 @@
-"""Closed forms of a quantizer's noise, the ideals that measured figures stand beside."""
+"""Noise of an integrate-and-fire neuron as a quantizer, in closed form or by exact integrals of a law of activations.
+
+Under constant drive z the neuron counts n = clip(floor(T z / theta + v_init), 0, T N) spikes and stands for
+Q(z) = n theta / T: a quantizer of step D = theta / T and full scale F = N theta, with the error e = Q(z) - max(z, 0).
+A law is a frozen distribution of scipy.stats or an `ActivationHistogram`, read through a ReLU. What random arrival of
+spikes adds to this noise is in `speedysnn.analysis.arrival`, whose names are here too.
+"""
 
 import math
+from typing import NamedTuple
+
+import numpy as np
+
+from speedysnn.analysis.distributions import Activation, Array, Distribution, as_activation
+from speedysnn.errors import InputError
+
+_GRID = 96  # full scales tried before the search around the best one
+_PER_BIT = 20 * math.log10(2)
 
 
 def rmse_steps(v_init: float) -> float:
@@ -36,3 +51,195 @@ def decibels(signal: float, noise: float) -> float:
     if not noise > 0:
         return math.inf if noise == 0 else math.nan
     return 10 * (math.log10(signal) - math.log10(noise))
+
+
+def uniform_sqnr_db(timesteps: int, v_init: float = 0.5, highest: int = 1) -> float:
+    """SQNR of U(0, A) at its best threshold, 20 log10(1 + T N / s), s = sqrt(v^3 + (1 - v)^3).
+
+    With A = 1 and K = T N levels of step D, E[e^2] = K D^3 s^2 / 3 + (1 - K D)^3 / 3, least where D = 1 / (K + s).
+    v_init = 0: 20 log10(K + 1), hence 6.02 dB for each of log2(K + 1) bits; v_init = 1/2: 20 log10(2 K + 1).
+
+    Raises:
+        InputError: an argument out of range.
+    """
+    _check(timesteps, v_init, highest)
+    return 20 * math.log10(1 + timesteps * highest / (math.sqrt(3) * rmse_steps(v_init)))
+
+
+def signal_power(distribution: Distribution) -> float:
+    """E[max(z, 0)^2], in the activation's unit squared.
+
+    Raises:
+        InputError: the distribution is not one; see `as_activation`.
+    """
+    return as_activation(distribution).squared(np.array([0.0, np.inf]), np.zeros(1))
+
+
+def granular_noise(
+    distribution: Distribution, timesteps: int, theta: float, v_init: float = 0.5, highest: int = 1
+) -> float:
+    """E[e^2; 0 < z < N theta], what the step costs inside the range; about P(0 < z < N theta) D^2 rmse_steps(v)^2.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    _check(timesteps, v_init, highest, theta)
+    return _granular(as_activation(distribution), timesteps, theta, v_init, highest)
+
+
+def overload_noise(distribution: Distribution, theta: float, highest: int = 1) -> float:
+    """E[(z - N theta)^2; z > N theta], what the clip costs; the same for every T and v_init.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    _check(1, 0.5, highest, theta)
+    return _overload(as_activation(distribution), highest * theta)
+
+
+def sqnr_db(
+    distribution: Distribution, timesteps: int, theta: float | None = None, v_init: float = 0.5, highest: int = 1
+) -> float:
+    """10 log10(E[max(z, 0)^2] / E[e^2]) of the quantized reading, granular and overload noise together.
+
+    Args:
+        distribution: a frozen scipy.stats law or a histogram of one row.
+        timesteps: T.
+        theta: in the activation's unit; None takes `optimal_threshold`.
+        v_init: initial membrane as a fraction of theta, 0..1; 0 floors, 1/2 rounds.
+        highest: N, most spikes in one step.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    law = as_activation(distribution)
+    chosen = optimal_threshold(law, timesteps, v_init, highest) if theta is None else theta
+    _check(timesteps, v_init, highest, chosen)
+    return decibels(signal_power(law), _noise(law, timesteps, chosen, v_init, highest))
+
+
+def optimal_threshold(distribution: Distribution, timesteps: int, v_init: float = 0.5, highest: int = 1) -> float:
+    """Theta that minimises E[e^2]: a geometric grid of full scales, then a search around the best of them.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    from scipy.optimize import minimize_scalar
+
+    _check(timesteps, v_init, highest)
+    law = as_activation(distribution)
+
+    def noise(exponent: float) -> float:
+        return _noise(law, timesteps, math.exp(exponent) / highest, v_init, highest)
+
+    low, high = law.span()
+    grid = np.linspace(math.log(low), math.log(high), _GRID)
+    best = int(np.argmin([noise(float(x)) for x in grid]))
+    around = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
+    found = minimize_scalar(noise, bounds=around, method="bounded", options={"xatol": 1e-9})
+    return math.exp(float(found.x)) / highest
+
+
+def effective_bits(
+    distribution: Distribution, timesteps: int, theta: float | None = None, v_init: float = 0.5, highest: int = 1
+) -> float:
+    """SQNR / 6.02 dB: the bits log2(K + 1) of a flooring quantizer at its best on a uniform law with the same SQNR.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    return sqnr_db(distribution, timesteps, theta, v_init, highest) / _PER_BIT
+
+
+def count_probabilities(
+    distribution: Distribution, timesteps: int, theta: float, v_init: float = 0.5, highest: int = 1
+) -> Array:
+    """P(n spikes in T steps), n = 0..T N, shape (T N + 1,); their mean is the spikes per neuron of the ideal.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    _check(timesteps, v_init, highest, theta)
+    edges = _edges(timesteps, theta, v_init, highest)
+    reached = as_activation(distribution).above(edges[1:-1])
+    return -np.diff(np.concatenate([[1.0], reached, [0.0]]))
+
+
+class ErrorDensity(NamedTuple):
+    """The law of e = Q(z) - max(z, 0): a density, and an atom at zero from the values that are not positive.
+
+    Attributes:
+        errors: (n,), rising, in the activation's unit.
+        density: (n,), its integral over all errors is 1 - exact.
+        exact: P(z <= 0).
+    """
+
+    errors: Array
+    density: Array
+    exact: float
+
+
+def error_density(
+    distribution: Distribution,
+    timesteps: int,
+    theta: float,
+    v_init: float = 0.5,
+    highest: int = 1,
+    errors: Array | None = None,
+) -> ErrorDensity:
+    """f(e) = sum over n of p(n D - e) where n D - e lies in the cell that gives n; below -(1 - v) D only n = T N does.
+
+    Without `errors`, 1001 of them from the 1e-6 tail of the overload, or -(1 - v) D, up to v D.
+
+    Raises:
+        InputError: an argument out of range, or a distribution that is none.
+    """
+    _check(timesteps, v_init, highest, theta)
+    law = as_activation(distribution)
+    step, levels = theta / timesteps, timesteps * highest
+    if errors is None:
+        errors = np.linspace(-max((1 - v_init) * step, _furthest(law) - levels * step), v_init * step, 1001)
+    counts = np.arange(levels + 1, dtype=np.float64)[:, None]
+    z = counts * step - errors
+    inside = (z > 0) & ((counts == 0) | (errors <= v_init * step))
+    inside &= (counts == levels) | (errors > -(1 - v_init) * step)
+    density = np.where(inside, law.density(np.where(inside, z, step)), 0.0).sum(0)
+    return ErrorDensity(errors, density, 1 - float(law.above(np.zeros(1))[0]))
+
+
+def _furthest(law: Activation) -> float:
+    """A z with about 1e-6 of the positive values above it."""
+    z = np.geomspace(*law.span(), 4000)
+    above = law.above(z)
+    return float(z[min(int((above > 1e-6 * law.above(np.zeros(1))).sum()), len(z) - 1)])
+
+
+def _edges(timesteps: int, theta: float, v_init: float, highest: int) -> Array:
+    """(K + 2,): cell n of the quantizer is edges[n]..edges[n + 1], the first from 0, the last to infinity."""
+    rising = (np.arange(1, timesteps * highest + 1) - v_init) * (theta / timesteps)
+    return np.concatenate([[0.0], rising, [np.inf]])
+
+
+def _noise(law: Activation, timesteps: int, theta: float, v_init: float, highest: int) -> float:
+    """E[e^2], granular and overload in one integral."""
+    edges = _edges(timesteps, theta, v_init, highest)
+    return law.squared(edges, np.arange(len(edges) - 1, dtype=np.float64) * (theta / timesteps))
+
+
+def _granular(law: Activation, timesteps: int, theta: float, v_init: float, highest: int) -> float:
+    edges = np.minimum(_edges(timesteps, theta, v_init, highest), highest * theta)
+    return law.squared(edges, np.arange(len(edges) - 1, dtype=np.float64) * (theta / timesteps))
+
+
+def _overload(law: Activation, scale: float) -> float:
+    return law.squared(np.array([scale, np.inf]), np.array([scale]))
+
+
+def _check(timesteps: int, v_init: float, highest: int, theta: float = 1.0) -> None:
+    for name, value in (("timesteps", timesteps), ("highest", highest)):
+        if value < 1 or value != int(value):
+            raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if not 0 <= v_init <= 1:
+        raise InputError(f"v_init: expected a fraction of theta between 0 and 1, got {v_init!r}")
+    if not (theta > 0 and math.isfinite(theta)):
+        raise InputError(f"theta: expected a positive finite threshold, got {theta!r}")
