@@ -20,6 +20,7 @@ from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.score import Score, gained
 from speedysnn.analysis.sensitivity_verdict import sentences
 from speedysnn.analysis.strict import plain
+from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 
@@ -64,6 +65,12 @@ class Sensitivity:
         return float(self.outputs["temporal_gap_db"])
 
     @property
+    def isolated_sum_db(self) -> float:
+        """Output SQNR if the layers' isolated noises just added up, dB; near the twin's. NaN where not measured."""
+        alone = self.table.loc[self.table["mode"] == "isolated", "sqnr_db"]
+        return decibels(1.0, sum(10 ** (-value / 10) for value in alone)) if len(alone) else math.nan
+
+    @property
     def verdict(self) -> tuple[str, ...]:
         """Plain sentences: the temporal gap, the layers that cost most, the best change and its call."""
         return sentences(self.table, self.gains, self.outputs)
@@ -97,6 +104,7 @@ class Sensitivity:
         return {
             "schema": SCHEMA,
             "temporal_gap_db": plain(self.temporal_gap_db),
+            "isolated_sum_db": plain(self.isolated_sum_db),
             "verdict": list(self.verdict),
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "table": _plain(self.table),

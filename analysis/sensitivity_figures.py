@@ -75,7 +75,8 @@ def ranking(found: "Sensitivity") -> Figure:
     axes.plot(rows["twin_gain_db"], range(len(rows)), "D", color="black", markersize=3.5, linestyle="none",
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_short(str(name)) for name in rows["layer"]], fontsize=8)
+    names = [f"{_short(str(name))}, {kind}" for name, kind in zip(rows["layer"], rows["change"], strict=True)]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")
     most = f"best {len(rows)} of {len(found.gains)}" if len(rows) < len(found.gains) else f"all {len(rows)}"

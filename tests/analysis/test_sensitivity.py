@@ -188,7 +188,9 @@ def test_what_the_modes_have_in_common(build, digits):
     assert found.temporal_gap_db == pytest.approx(whole.temporal_gap_db, abs=1e-5)
     assert found.temporal_gap_db > 0.5
     noise = sum(10 ** (-value["isolated", name]["sqnr_db"] / 10) for name in names)
-    assert -10 * math.log10(noise) == pytest.approx(whole.twin_sqnr_db, abs=1.5)  # single swaps add up to the twin
+    assert found.isolated_sum_db == pytest.approx(-10 * math.log10(noise), abs=1e-9)
+    assert found.isolated_sum_db == pytest.approx(whole.twin_sqnr_db, abs=1.5)
+    assert math.isnan(measure_sensitivity(snn, digits, modes=("prefix",), gains=False, limit=9).isolated_sum_db)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
