@@ -101,7 +101,9 @@ def _by_layer(table: pd.DataFrame, drawn: dict[str, tuple[str, str, str]]) -> tu
     """A line a mode over the layers in execution order."""
     names = list(dict.fromkeys(table["layer"]))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(min(15.0, max(7.5, 2.5 + 0.28 * len(names))), 4.2), layout="constrained")
+        below = 0.06 * max(len(_short(str(name))) for name in names)
+        size = min(15.0, max(7.5, 2.5 + 0.28 * len(names))), 3.6 + below
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
     for mode, (label, marker, colour) in drawn.items():
         values = table.loc[table["mode"] == mode, "sqnr_db"]
