@@ -54,7 +54,7 @@ def summed_plainly(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: T
     step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
     fired, when = torch.round(mean_of(outs) / step), first_steps(outs)
     begun = torch.tensor(starts(when), device=z.device)
-    found["counts"] = torch.cat([found["counts"][:7], begun, found["counts"][7:]])
+    found["counts"] = torch.cat([found["counts"], begun])
     found["pulses"] = torch.stack([torch.count_nonzero(out) for out in outs])
     return {**found, **counted(fired, source.analog(z), neuron.timesteps * neuron.levels_per_step)}
 
@@ -80,16 +80,16 @@ def _block(
     off, miss = twin - a, parts[0] + parts[1] + parts[2] + parts[3] - (measured - a)
     held = held.to(torch.float64)
     granular = (held > low) & (held < top) & (held != 0)
-    g = (aimed - held / step)[granular]
+    g = aimed - held / step
     by_channel = (a.abs(), a * a, a, e, e * e, e * e * e, (e * e) ** 2, (drive > low) & (drive < top), granular)
     pairs = ((a, r), (r, r), (off, off), (miss, miss), *((part, e) for part in parts))
-    hits = (fired.abs() == most, fired == 0, a == 0, e == 0, fired != reached)
+    hits = (fired.abs() == most, fired == 0, a == 0, fired != reached)
     when = first_steps(outs)
     lagged, lags = lag_sums(seen, outs, theta, neuron)
-    powers = [(g**k).sum() for k in (1, 2, 3, 4)]
+    powers = [(g[granular] ** k).sum() for k in (1, 2, 3, 4)]
     return {
         "channels": torch.stack([x.to(torch.float64).sum(0) for x in by_channel]),
         "totals": torch.stack([*(torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs), *powers, *lags]),
         "counts": torch.stack([*(x.sum() for x in hits), (when != 0).sum(), when.sum(), torch.tensor(lagged).to(when)]),
-        "bins": torch.stack([histogram(g), histogram((e / step)[e != 0])]),
+        "bins": torch.stack([histogram(g, granular), histogram(e / step, e != 0)]),
     }  # fmt: skip

@@ -5,14 +5,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from speedysnn.analysis.moments import EDGES, Floats, from_powers, law
-from speedysnn.analysis.rows import Found, Sums
+from speedysnn.analysis.rows import Found
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
-from speedysnn.analysis.units import Unit, Units, summary
-from speedysnn.neurons import IFNeuron
+from speedysnn.analysis.units import Unit, Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,37 +53,33 @@ class LayerDetail:
         }
 
 
-def detail_of(
-    name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...]
-) -> LayerDetail:
+def detail_of(found: Found) -> LayerDetail:
     """The details of a layer from its sums."""
-    found = Found(neuron, theta, start, sums)
     weights = found.channel["granular"].numpy()
     reached = law(EDGES, found.starts(), weights / max(1.0, float(weights.sum())))
     expected = torch.tensor([reached[0], *(reached[1:] - reached[:-1]), weights.any() - reached[-1]])
-    rounding, noise = sums["bins"].to(torch.float64).numpy()
-    return LayerDetail(
-        name, EDGES, rounding, noise, expected.numpy(),
-        summary(name, shape, found.images, sums["fires"], sums["full"], sums["peak"]),
-        None if found.pulses is None else tuple(found.pulses),
-        _channels(found),
-    )  # fmt: skip
+    rounding, noise = found.sums["bins"][:, :-1].to(torch.float64).numpy()
+    steps = None if found.pulses is None else tuple(found.pulses)
+    return LayerDetail(found.name, EDGES, rounding, noise, expected.numpy(), found.units, steps, channels_of(found))
 
 
-def _channels(found: Found) -> pd.DataFrame:
+def channels_of(found: Found) -> pd.DataFrame:
+    """One row a channel."""
     channel, count = found.channel, len(found.channel["e"])
     n = found.n / count
-    theta, starts = found.theta.expand(count).tolist(), found.starts().tolist()
-    rows = []
-    powers = torch.stack([channel["e" * k] for k in (1, 2, 3, 4)]).T.tolist()
-    for c, (aa, inside) in enumerate(zip(channel["aa"].tolist(), channel["in_range"].tolist(), strict=True)):
-        moments = from_powers(n, *powers[c])
-        rows.append((
-            c, theta[c], starts[c], decibels(aa, powers[c][1]), inside / n, moments.mean, moments.variance,
-            moments.skew, moments.kurtosis,
-        ))  # fmt: skip
-    names = ["channel", "theta", "v_init", "sqnr_db", "in_range", "bias", "variance", "skew", "kurtosis"]
-    return pd.DataFrame(rows, columns=names)
+    moments = from_powers(n, torch.stack([channel["e" * k] for k in (1, 2, 3, 4)]).numpy())
+    pairs = zip(channel["aa"].tolist(), channel["ee"].tolist(), strict=True)
+    return pd.DataFrame({
+        "channel": range(count),
+        "theta": found.theta.expand(count).numpy(),
+        "v_init": found.starts(),
+        "sqnr_db": [decibels(signal, noise) for signal, noise in pairs],
+        "in_range": (channel["in_range"] / n).numpy(),
+        "bias": moments.mean,
+        "variance": moments.variance,
+        "skew": moments.skew,
+        "kurtosis": moments.kurtosis,
+    })  # fmt: skip
 
 
 def _unit(unit: Unit, value: str) -> dict[str, Any]:

@@ -42,16 +42,16 @@ def summed(
     found = {name: torch.from_numpy(x) for name, x in sums.items()}
     for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
         found[name] = found[name].as_strided(z.shape[1:], where.drive.stride()[1:]).reshape(-1)
-    return {**found, "channels": found["channels"].T}
+    return found
 
 
 def _empty(channels: int, units: int, emitted: int) -> dict[str, Any]:
     """Zeros in the order in which the compiled sums take them."""
     return {
-        "channels": np.zeros((channels, len(CHANNELS))),
+        "channels": np.zeros((len(CHANNELS), channels)),
         "totals": np.zeros(len(TOTALS)),
         "counts": np.zeros(len(COUNTS), np.int64),
-        "bins": np.zeros((2, BINS + 2), np.int64),
+        "bins": np.zeros((2, BINS + 3), np.int64),
         "pulses": np.zeros(emitted, np.int64),
         "fires": np.zeros(units, np.int32),
         "full": np.zeros(units, np.int32),

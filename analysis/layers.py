@@ -1,17 +1,14 @@
 """One layer's running sums, float64 by channel."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
-from speedysnn.analysis.details import LayerDetail, detail_of
 from speedysnn.analysis.fused import summed
 from speedysnn.analysis.moments import compared, gram
 from speedysnn.analysis.readings import events, mean_of
 from speedysnn.analysis.rows import PARTS as PARTS
-from speedysnn.analysis.rows import row_of
+from speedysnn.analysis.rows import Found
 from speedysnn.executor import Tap
 from speedysnn.neurons import IFNeuron
 
@@ -93,10 +90,6 @@ class LayerSums:
             self.shape = tuple(state["shape"].tolist())
             self.sums = added(self.sums, {name: value for name, value in state.items() if name != "shape"})
 
-    def row(self) -> dict[str, Any]:
-        """The layer's figures by the names of `COLUMNS`; NaN where undefined, None where not measured."""
-        return row_of(self.name, self.neuron, self.theta, self.start, self.sums, self.shape)
-
-    def detail(self) -> LayerDetail:
-        """Histograms, named neurons and channels."""
-        return detail_of(self.name, self.neuron, self.theta, self.start, self.sums, self.shape)
+    def found(self) -> Found:
+        """The figures' ingredients; `rows.row_of` and `details.detail_of` make a row and the details of them."""
+        return Found(self.name, self.neuron, self.theta, self.start, self.sums, self.shape)

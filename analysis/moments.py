@@ -15,36 +15,34 @@ EDGES: Floats = np.arange(BINS + 1) / PER_STEP - 1  # in steps theta/T
 MOST_CHANNELS = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Mean, variance, skew and kurtosis (3 for a normal law, 1.8 for a uniform one); NaN where undefined."""
 
-    mean: float
-    variance: float
-    skew: float
-    kurtosis: float
+    mean: Floats
+    variance: Floats
+    skew: Floats
+    kurtosis: Floats
 
 
-def histogram(x: Tensor) -> Tensor:
-    """Counts of values in steps, (BINS + 2,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on."""
-    place = torch.floor((x.reshape(-1) + 1) * PER_STEP).clamp(-1, BINS).to(torch.int64) + 1
-    return torch.bincount(place, minlength=BINS + 2)
+def histogram(x: Tensor, kept: Tensor) -> Tensor:
+    """Counts of values in steps, (BINS + 3,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on, left out."""
+    place = torch.floor((x + 1) * PER_STEP).clamp(-1, BINS).to(torch.int64) + 1
+    return torch.bincount(torch.where(kept, place, BINS + 2).reshape(-1), minlength=BINS + 3)
 
 
-def from_powers(n: float, one: float, two: float, three: float, four: float) -> Moments:
-    """Moments of n values from the sums of their first four powers.
+def from_powers(n: float, powers: Floats) -> Moments:
+    """Moments of n values from the sums of their first four powers, (4, ...); each of shape (...).
 
     A variance below 1e-12 of the mean square is what rounding of the sums leaves, and counts as none.
     """
-    if not n > 0:
-        return Moments(math.nan, math.nan, math.nan, math.nan)
-    m, second, third, fourth = one / n, two / n, three / n, four / n
+    m, second, third, fourth = np.asarray(powers, np.float64) / (n if n > 0 else math.nan)
     variance = second - m * m
-    if variance <= 1e-12 * second:
-        return Moments(m, 0.0, math.nan, math.nan)
-    skew = (third - 3 * m * second + 2 * m**3) / variance**1.5
-    kurtosis = (fourth - 4 * m * third + 6 * m * m * second - 3 * m**4) / variance**2
-    return Moments(m, variance, skew, kurtosis)
+    none = variance <= 1e-12 * second
+    spread = np.where(none, math.nan, variance)
+    skew = (third - 3 * m * second + 2 * m**3) / spread**1.5
+    kurtosis = (fourth - 4 * m * third + 6 * m * m * second - 3 * m**4) / spread**2
+    return Moments(m, np.where(none, 0.0, variance), skew, kurtosis)
 
 
 def law(x: Floats, starts: Floats, weights: Floats) -> Floats:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.analysis.columns import COLUMNS
+from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.images import device_of, images_in, part, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.readings import Reference, run
 from speedysnn.analysis.result import NoiseReport
+from speedysnn.analysis.rows import row_of
 from speedysnn.analysis.verdict import verdict
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
@@ -81,7 +83,8 @@ def measure_noise(
         for batch in track(chunks, "measuring noise", enabled=progress):
             _measure(snn, reference, batch, sums, outputs)
     reads = direct_inputs(snn.graph)
-    rows = [{**layer.row(), "reads": ", ".join(reads[name])} for name, layer in sums.items()]
+    found = {name: layer.found() for name, layer in sums.items()}
+    rows = [{**row_of(layer), "reads": ", ".join(reads[name])} for name, layer in found.items()]
     layers = pd.DataFrame(rows, columns=list(COLUMNS))
     figures = {
         "reference": reference.outputs,
@@ -89,7 +92,7 @@ def measure_noise(
         **settings(snn),
         **outputs.figures(),
     }
-    details = {name: layer.detail() for name, layer in sums.items()}
+    details = {name: detail_of(layer) for name, layer in found.items()}
     return NoiseReport(layers, figures, verdict(layers, figures), details)
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.analysis import units
 from speedysnn.analysis.latency import lag_one, lateness
 from speedysnn.analysis.moments import correlation, from_powers, kolmogorov_smirnov, mean_abs_correlation
 from speedysnn.analysis.sums import CHANNELS, COUNTS, TOTALS
 from speedysnn.analysis.theory import decibels, rmse_steps
+from speedysnn.analysis.units import Units, summary
 from speedysnn.neurons import IFNeuron
 
 PARTS = ("clip", "round", "propagated", "temporal")
@@ -26,9 +26,13 @@ class Found:
         counts: of elements; n of them, `images` rows of `shape`.
         step: theta / T, () or (C,); `start` v_init alike.
         pulses: spikes of every step, None where no trains were unrolled.
+        units: dead and saturated neurons.
     """
 
-    def __init__(self, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums) -> None:
+    def __init__(
+        self, name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...]
+    ) -> None:
+        self.name = name
         self.neuron, self.sums, self.start = neuron, sums, start.cpu()
         self.theta = theta.to("cpu", torch.float64)
         self.step = self.theta / neuron.timesteps
@@ -38,6 +42,7 @@ class Found:
         self.counts = dict(zip(COUNTS, sums["counts"].tolist(), strict=True))
         self.events, self.n, self.images = (int(x) for x in sums["events"])
         self.pulses: list[int] | None = sums["pulses"].tolist() if "pulses" in sums else None
+        self.units = summary(name, shape, self.images, sums["fires"], sums["full"], sums["peak"])
 
     def in_steps(self, power: int) -> float:
         """Sum over all elements of (e / step)^power."""
@@ -48,18 +53,15 @@ class Found:
         return self.start.to(torch.float64).expand(len(self.channel["e"])).numpy()
 
 
-def row_of(
-    name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...]
-) -> dict[str, Any]:
+def row_of(found: Found) -> dict[str, Any]:
     """Every figure of a layer by the names of `COLUMNS`; NaN where undefined, None where not measured."""
-    found = Found(neuron, theta, start, sums)
     return {
-        **_settings(name, neuron, found.theta),
+        **_settings(found.name, found.neuron, found.theta),
         **_levels(found),
         **_shares(found),
         **_distribution(found),
         **_dependence(found),
-        **_units(name, shape, found),
+        **_units(found.units),
         **_timing(found),
     }
 
@@ -124,15 +126,14 @@ def _shares(found: Found) -> dict[str, float]:
 def _distribution(found: Found) -> dict[str, float]:
     """Moments of the error and of rounding alone, in steps, and the distance from the uniform law."""
     total = found.whole
-    every = from_powers(found.n, *(found.in_steps(power) for power in (1, 2, 3, 4)))
-    rounding = from_powers(total["granular"], *(total["g" * power] for power in (1, 2, 3, 4)))
-    counts = found.sums["bins"][0].to(torch.float64).numpy()
-    out = {}
+    every = from_powers(found.n, np.array([found.in_steps(power) for power in (1, 2, 3, 4)]))
+    rounding = from_powers(total["granular"], np.array([total["g" * power] for power in (1, 2, 3, 4)]))
+    counts = found.sums["bins"][0, :-1].to(torch.float64).numpy()
+    out: dict[str, float] = {}
     for name, moments in (("noise", every), ("round", rounding)):
-        out[f"{name}_mean"], out[f"{name}_variance"] = moments.mean, moments.variance
-        out[f"{name}_skew"], out[f"{name}_kurtosis"] = moments.skew, moments.kurtosis
+        out.update({f"{name}_{kind}": float(value) for kind, value in vars(moments).items()})
     out["round_ks"] = kolmogorov_smirnov(counts, found.starts(), found.channel["granular"].numpy())
-    return {**out, "exact": found.counts["exact"] / found.n}
+    return {**out, "exact": int(found.sums["bins"][1, -1]) / found.n}
 
 
 def _dependence(found: Found) -> dict[str, float | None]:
@@ -152,15 +153,13 @@ def _dependence(found: Found) -> dict[str, float | None]:
     }
 
 
-def _units(name: str, shape: tuple[int, ...], found: Found) -> dict[str, int]:
+def _units(units: Units) -> dict[str, int]:
     """Dead and saturated neurons, counted."""
-    sums = found.sums
-    all_units = units.summary(name, shape, found.images, sums["fires"], sums["full"], sums["peak"])
     return {
-        "units": all_units.count,
-        "dead_units": all_units.dead,
-        "lost_units": all_units.lost,
-        "saturated_units": all_units.saturated,
+        "units": units.count,
+        "dead_units": units.dead,
+        "lost_units": units.lost,
+        "saturated_units": units.saturated,
     }
 
 

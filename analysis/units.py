@@ -74,8 +74,13 @@ def summary(layer: str, shape: tuple[int, ...], images: int, fires: Tensor, full
 
 def _named(layer: str, shape: tuple[int, ...], places: Tensor, values: Tensor) -> tuple[Unit, ...]:
     """The places with the largest values first, MOST_NAMES at most."""
-    order = torch.sort(values[places], descending=True, stable=True).indices[:MOST_NAMES]
-    found = []
+    found, own = [], values[places]
+    if len(own) > MOST_NAMES:
+        least = own.topk(MOST_NAMES).values[-1]
+        above = (own > least).nonzero().reshape(-1)
+        level = (own == least).nonzero().reshape(-1)[: MOST_NAMES - len(above)]
+        places = places[torch.cat([above, level]).sort().values]
+    order = torch.sort(values[places], descending=True, stable=True).indices
     for place in places[order].tolist():
         index, rest = [], place
         for size in reversed(shape):
