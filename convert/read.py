@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from speedysnn.convert.lower import Lowering
 from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.quantized import refuse_quantized
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import Traced, export, open_batches, trace
 from speedysnn.errors import ConversionError, InputError, SpeedySNNError
@@ -32,6 +33,7 @@ def read(
     """
     if isinstance(keep_analog, str):
         raise InputError(f"keep_analog: expected a list of layer paths, got {keep_analog!r}")
+    refuse_quantized(model, handlers)
     options: dict[str, Any] = {"handlers": handlers, "allow_hybrid": allow_hybrid, "keep_analog": keep_analog}
     _require_run(model, example)
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
@@ -106,7 +108,11 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
     except Exception as err:
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
         text = str(err).splitlines()[0] if str(err) else repr(err)
-        raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None
+        hint = "; if it was exported for one batch size, export it again with dynamic_shapes"
+        raise ConversionError(
+            f"the network does not run on the example input {shapes}: {text}"
+            f"{hint if isinstance(model, torch.fx.GraphModule) else ''}"
+        ) from None
 
 
 def _advice(model: nn.Module, example: Sequence[Tensor], options: dict[str, Any]) -> str:

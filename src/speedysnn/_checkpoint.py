@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import re
 import struct
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from speedysnn._files import DOWNLOAD, checksum, require_file, start_of
 from speedysnn._shards import shards
 from speedysnn.errors import SourceError
 
@@ -31,7 +31,7 @@ NESTED = PLAIN + AVERAGED
 PART = "::"  # FILE::KEY names the part of a file to take
 PREFIXES = ("module.", "_orig_mod.", "model.")
 _COMPILED = "_orig_mod"
-_DOWNLOAD = "download or copy it again"
+NETWORKS = (".pt2", ".onnx")
 _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1.6
 # What torch.load raises on a damaged file depends on where it is damaged.
 _TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError)
@@ -83,15 +83,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if prefixes:
         notes.append(f"removed {', '.join(map(repr, prefixes))} from the front of every key")
     _require_finite(file, weights)
-    digest = hashlib.sha256()
-    for each in files:
-        with each.open("rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
-    return Checkpoint(file, weights, digest.hexdigest(), tuple(notes))
+    return Checkpoint(file, weights, checksum(files), tuple(notes))
 
 
 def _read(file: Path) -> Any:
-    _require_file(file)
+    require_file(file, "checkpoint")
     _require_weights_file(file)
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
 
@@ -110,31 +106,13 @@ def _part(file: Path, content: Any, key: str) -> Any:
     return content[key]
 
 
-def _require_file(file: Path) -> None:
-    if file.is_dir():
-        inside = sorted(p.name for p in file.iterdir() if p.suffix in {".pth", ".pt", ".th", ".ckpt", ".safetensors"})
-        listed = f"; it holds {', '.join(inside[:5])}" if inside else ""
-        raise SourceError(f"checkpoint {file} is a folder, expected a file{listed}; give the checkpoint file itself")
-    if not file.exists():
-        raise SourceError(f"checkpoint {file} does not exist; check the path (nothing is downloaded)")
-    if file.stat().st_size == 0:
-        raise SourceError(f"checkpoint {file} is empty (0 bytes); {_DOWNLOAD}")
-
-
 def _require_weights_file(file: Path) -> None:
-    try:
-        with file.open("rb") as handle:
-            start = handle.read(512)
-    except OSError as err:
-        raise SourceError(f"checkpoint {file} cannot be read: {err.strerror}") from err
-    head = start.lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    start = start_of(file, "checkpoint")
+    if file.suffix in NETWORKS:
         raise SourceError(
-            f"checkpoint {file} is a web page, not weights: the download saved an error or login page; "
-            "fetch the file itself (its 'raw' or 'download' link)"
+            f"checkpoint {file} is a whole network, not weights alone: give it as the network itself, without a "
+            f"checkpoint (MODEL is {file.name})"
         )
-    if head.startswith(b"version ") and b"git-lfs" in head:
-        raise SourceError(f"checkpoint {file} is a Git LFS pointer, not weights; run `git lfs pull` where it came from")
     if file.suffix != ".safetensors" and not start.startswith(_TORCH_STARTS):
         raise SourceError(_not_torch(file))
 
@@ -144,7 +122,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as err:
         raise SourceError(
-            f"checkpoint {file} is not a whole safetensors file ({_first_line(err)}); {_DOWNLOAD}, "
+            f"checkpoint {file} is not a whole safetensors file ({_first_line(err)}); {DOWNLOAD}, "
             "or rename it if torch.save wrote it"
         ) from err
 
@@ -173,14 +151,14 @@ def _read_torch(file: Path) -> Any:
             ) from err
         raise SourceError(
             f"checkpoint {file} is cut short or damaged ({_first_line(err)}), {file.stat().st_size:,} bytes came; "
-            f"{_DOWNLOAD}, and compare its size or checksum with the publisher's"
+            f"{DOWNLOAD}, and compare its size or checksum with the publisher's"
         ) from err
 
 
 def _not_torch(file: Path) -> str:
     return (
         f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
-        f"torch.save, or .safetensors; {_DOWNLOAD}"
+        f"torch.save, or .safetensors; {DOWNLOAD}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks by name, as 'torchvision:resnet18' or 'FILE.py:FUNCTION', with the weights of a checkpoint."""
+"""Networks by name, as 'torchvision:resnet18', 'FILE.py:FUNCTION' or 'net.pt2', with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from speedysnn._fit import load_weights
 from speedysnn._torchvision import import_torchvision
 from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
 from speedysnn.errors import InputError, SourceError
+from speedysnn.programs import load_onnx, load_program
 
 __all__ = ["MODELS", "Source", "load_model", "read_checkpoint"]
 
@@ -36,7 +37,8 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
     Nothing is ever downloaded: without a checkpoint a torchvision network has random weights.
 
     Args:
-        spec: 'torchvision:NAME', 'FILE.py:FUNCTION' or 'package.module:FUNCTION'; the function returns an nn.Module.
+        spec: 'torchvision:NAME', 'FILE.py:FUNCTION' or 'package.module:FUNCTION', the function returns an nn.Module;
+            or the path of a whole network: a .pt2 file of torch.export.save, or an .onnx file.
         checkpoint: a file of weights, see `read_checkpoint`.
         num_classes: outputs of the last layer, where the network can be asked for them.
 
@@ -46,6 +48,8 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, not {num_classes}")
+    if Path(spec).suffix in FILES:
+        return _from_file(spec, checkpoint, num_classes)
     kind = kind_of(spec, MODELS)
     if kind not in MODELS:
         raise InputError(_unknown(spec, kind))
@@ -59,6 +63,15 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
     return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes + notes)
 
 
+def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> Source:
+    """A whole network with its weights; nothing in the file is run."""
+    for name, given in (("checkpoint", checkpoint), ("num_classes", num_classes)):
+        if given is not None:
+            raise InputError(f"{spec} holds a whole network with its weights: leave out {name} {given}")
+    model, sha256, notes = FILES[Path(spec).suffix](spec)
+    return Source(model, spec, None, sha256, notes)
+
+
 def _unknown(spec: str, kind: str) -> str:
     hint = closest(kind, list(MODELS))
     if Path(spec).suffix == ".py":
@@ -69,7 +82,7 @@ def _unknown(spec: str, kind: str) -> str:
         names = _torchvision_names(strict=False)
         if spec in names:
             hint = f"; did you mean 'torchvision:{spec}'?"
-    return f"unknown network {spec!r}{hint}; expected 'torchvision:NAME', {FILE!r} or {MODULE!r}"
+    return f"unknown network {spec!r}{hint}; expected 'torchvision:NAME', {FILE!r}, {MODULE!r}, or a .pt2 or .onnx file"
 
 
 def _torchvision_names(*, strict: bool = True) -> list[str]:
@@ -122,4 +135,9 @@ MODELS: dict[str, Callable[[str, int | None], Any]] = {
     "torchvision": _from_torchvision,
     FILE: _from_function,
     MODULE: _from_function,
+}
+# One row a kind of file: path -> the network, the file's sha256, notes.
+FILES: dict[str, Callable[[str], tuple[nn.Module, str, tuple[str, ...]]]] = {
+    ".pt2": load_program,
+    ".onnx": load_onnx,
 }

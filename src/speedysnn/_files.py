@@ -1,0 +1,63 @@
+"""What a file given as weights or as a network must pass before anything is read from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from speedysnn.errors import SourceError
+
+__all__ = ["DOWNLOAD", "checksum", "require_file", "start_of"]
+
+DOWNLOAD = "download or copy it again"
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_LISTED = {".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"}
+
+
+def require_file(file: Path, what: str) -> None:
+    """Refuse what is no file, or an empty one; `what` is "checkpoint" or "network".
+
+    Raises:
+        SourceError: a folder, missing, or empty.
+    """
+    if file.is_dir():
+        inside = sorted(path.name for path in file.iterdir() if path.suffix in _LISTED)
+        listed = f"; it holds {', '.join(inside[:5])}" if inside else ""
+        raise SourceError(f"{what} {file} is a folder, expected a file{listed}; give the {what} file itself")
+    if not file.exists():
+        raise SourceError(f"{what} {file} does not exist; check the path (nothing is downloaded)")
+    if file.stat().st_size == 0:
+        raise SourceError(f"{what} {file} is empty (0 bytes); {DOWNLOAD}")
+
+
+def start_of(file: Path, what: str) -> bytes:
+    """The file's first bytes, once it is sure that they are no web page and no pointer to the real file.
+
+    Raises:
+        SourceError: the file cannot be opened, or is one of those.
+    """
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(512)
+    except OSError as err:
+        raise SourceError(f"{what} {file} cannot be read: {err.strerror}") from err
+    contents = "weights" if what == "checkpoint" else f"a {what}"
+    head = start.lstrip().lower()
+    if head.startswith(_PAGES):
+        raise SourceError(
+            f"{what} {file} is a web page, not {contents}: the download saved an error or login page; "
+            "fetch the file itself (its 'raw' or 'download' link)"
+        )
+    if head.startswith(b"version ") and b"git-lfs" in head:
+        raise SourceError(f"{what} {file} is a Git LFS pointer, not {contents}; run `git lfs pull` where it came from")
+    return start
+
+
+def checksum(files: Iterable[Path]) -> str:
+    """The sha256 of the files' bytes one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as handle:
+            hashlib.file_digest(handle, lambda: digest)
+    return digest.hexdigest()

@@ -1,0 +1,158 @@
+"""One ONNX node while its file is read: its inputs, attributes, and the module it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from speedysnn.programs.onnx import _Reader
+
+__all__ = ["Function", "Node", "Numbers", "Unsupported"]
+
+_LARGEST = 2**24  # elements of a constant that is computed while reading
+
+
+class Unsupported(Exception):  # noqa: N818
+    """An operator in a form that is not read; says which, and what to do."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Sizes computed in the graph: numbers, some of which are known only when it runs."""
+
+    items: list[Any]  # int or fx.Node
+    scalar: bool = False
+
+
+class Function(nn.Module):
+    """A function with its constants, so that it stands at a path of its own."""
+
+    def __init__(self, function: Callable[..., Any], template: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.function, self.kwargs, self.template = function, dict(kwargs), template
+        for name, value in _flat(template):
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+
+    def forward(self, *inputs: Any) -> Any:
+        """The function of its open arguments, in order."""
+        values = iter(inputs)
+
+        def fill(name: str, value: Any) -> Any:
+            if value is _OPEN:
+                return next(values)
+            if isinstance(value, list):
+                return [fill(f"{name}_{i}", item) for i, item in enumerate(value)]
+            return getattr(self, name) if isinstance(value, Tensor) else value
+
+        return self.function(*(fill(f"constant_{i}", v) for i, v in enumerate(self.template)), **self.kwargs)
+
+
+_OPEN = object()  # an argument that comes when the module is called
+
+
+def _flat(template: Sequence[Any], prefix: str = "constant") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for i, value in enumerate(template):
+        name = f"{prefix}_{i}"
+        out.extend(_flat(value, name) if isinstance(value, list) else [(name, value)])
+    return out
+
+
+class Node:
+    """What a row of the operator table sees of one ONNX node."""
+
+    def __init__(self, proto: Any, reader: _Reader) -> None:
+        self.proto, self.reader, self.opset = proto, reader, reader.opset
+        self.inputs = [reader.scope[name] for name in proto.input]
+        self._attributes = {entry.name: entry for entry in proto.attribute}
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """A setting of the node as plain data."""
+        from onnx import helper
+
+        if name not in self._attributes:
+            return default
+        value = helper.get_attribute_value(self._attributes[name])
+        return value.decode() if isinstance(value, bytes) else list(value) if _is_sequence(value) else value
+
+    def input(self, position: int) -> Any:
+        """What stands at a position: a graph node, a tensor, numbers, or None where it is left out."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
+    def rank(self, position: int = 0) -> int | None:
+        """The number of dimensions of an input, None where the file does not tell."""
+        shape = self.reader.shape(self.proto.input[position])
+        return None if shape is None else len(shape)
+
+    def constant(self, position: int, name: str) -> Tensor | None:
+        """A tensor stored in the file, None where it is left out."""
+        value = self.input(position)
+        if value is not None and not isinstance(value, Tensor):
+            raise Unsupported(f"its {name} is computed inside the network; expected one stored in the file")
+        return value
+
+    def numbers(self, position: int, attribute: str = "") -> list[Any] | None:
+        """Integers that older opsets give as an attribute and newer ones as an input."""
+        if attribute and attribute in self._attributes:
+            value = self.attribute(attribute)
+            return value if isinstance(value, list) else [value]
+        value = self.input(position)
+        if value is None:
+            return None
+        if isinstance(value, Numbers):
+            return list(value.items)
+        if isinstance(value, Tensor):
+            return [item if isinstance(item, int) else float(item) for item in value.flatten().tolist()]
+        raise Unsupported("its sizes are computed from the data")
+
+    def known(self, position: int, attribute: str = "") -> list[int] | None:
+        """As `numbers`, all of them known now."""
+        values = self.numbers(position, attribute)
+        if values is not None and any(isinstance(value, fx.Node) for value in values):
+            raise Unsupported("its sizes depend on the input's")
+        return values
+
+    def layer(self, module: nn.Module, *inputs: Any) -> Any:
+        """The node as a module of torch.nn."""
+        given = inputs or (self.input(0),)
+        if not any(isinstance(value, fx.Node) for value in given):
+            raise Unsupported("its input is a constant")
+        return self.reader.call(self.reader.path(self.proto, layer=True), module.eval(), given)
+
+    def apply(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The node as a function of graph nodes and constants; computed at once where all are constants."""
+        plain = [_plain(value) for value in args]
+        open_values: list[fx.Node] = []
+
+        def template(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                open_values.append(value)
+                return _OPEN
+            return [template(item) for item in value] if isinstance(value, list) else value
+
+        shape = tuple(template(value) for value in plain)
+        if open_values:
+            path = self.reader.path(self.proto, layer=False)
+            return self.reader.call(path, Function(function, shape, kwargs), open_values)
+        value = function(*plain, **kwargs)
+        if isinstance(value, Tensor) and value.numel() > _LARGEST:
+            raise Unsupported(f"a constant of {value.numel()} elements")
+        return value
+
+
+def _plain(value: Any) -> Any:
+    """A stored number as a number, so that it scales or shifts and is no tensor."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.ndim <= 1 and value.dtype.is_floating_point:
+        return float(value)
+    if isinstance(value, Numbers):
+        return value.items[0] if value.scalar else list(value.items)
+    return value
+
+
+def _is_sequence(value: Any) -> bool:
+    return not isinstance(value, str | bytes | int | float) and hasattr(value, "__iter__") and hasattr(value, "__len__")
