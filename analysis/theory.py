@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speedysnn.analysis.arrival import Drive as Drive
+from speedysnn.analysis.arrival import TemporalError as TemporalError
+from speedysnn.analysis.arrival import early_spikes as early_spikes
+from speedysnn.analysis.arrival import spike_drive as spike_drive
+from speedysnn.analysis.arrival import temporal_error as temporal_error
 from speedysnn.analysis.distributions import Activation, Array, Distribution, as_activation
 from speedysnn.errors import InputError
 
