@@ -59,3 +59,21 @@ def test_passes_beside_one_another_add_up() -> None:
     parts = analysis.measure_noise(snn, x)
     for name in whole.layers.select_dtypes("number").columns:
         np.testing.assert_allclose(parts.layers[name], whole.layers[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_details_are_those_of_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = network(case)
+    ours = analysis.measure_noise(snn, x, detail="full")
+    monkeypatch.setattr("speedysnn.analysis.layers.summed", lambda *_: None)
+    expected = analysis.measure_noise(snn, x, detail="full")
+    for name, detail in expected.details.items():
+        own = ours.details[name]
+        assert (own.rounding == detail.rounding).all()
+        assert (own.noise == detail.noise).all()
+        assert own.units == detail.units
+        assert own.spikes_per_step == detail.spikes_per_step
+        np.testing.assert_allclose(own.channels, detail.channels, rtol=1e-7, atol=1e-9, err_msg=name)
+    for column in ("channel_correlation", "step_correlation"):
+        both = [report.layers[column].to_numpy(float) for report in (ours, expected)]
+        np.testing.assert_allclose(*both, rtol=1e-9, err_msg=column)
