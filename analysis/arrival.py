@@ -16,7 +16,7 @@ The walk is seen at whole steps only, which lifts b by 0.5826 s (Siegmund's corr
 to -2 z (Q + j - l) / s^2 for z > 0 and to -2 (j - v) |z| / s^2 for z < 0: the error in spikes saturates, so that in the
 activation's unit it falls as 1 / T, no faster than the step theta / T. Near z = 0 it does not saturate: at z = 0 it
 grows as sqrt(T), and over neurons whose z has a density at zero E|n - Q| grows as log T and E(n - Q)^2 as sqrt(T).
-More steps therefore never make temporal error the lesser noise.
+More steps therefore never lower temporal error against the quantizer's, theta^2 / (12 T^2).
 
 `early_spikes` is this closed form; it knows nothing of spikes that come late for want of steps. `temporal_error` has
 both, and look-ahead: it carries the law of (S[k], n) forward in time, exactly but for the Gaussian drive and a grid.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speedysnn.analysis.distributions import Array
+from speedysnn.analysis.distributions import Array, check_whole
 from speedysnn.errors import InputError
 
 _SPAN = 7.0  # standard deviations on either side that the grid holds
@@ -82,8 +82,9 @@ def spike_drive(
     Raises:
         InputError: a fan-in below 1, a rate outside 0..1, a negative deviation, or more spread than the rate allows.
     """
-    if fan_in < 1 or not 0 <= rate <= 1:
-        raise InputError(f"spikes: expected a fan-in of at least 1 and a rate in 0..1, got {fan_in} and {rate}")
+    check_whole(fan_in=fan_in)
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate: expected the probability of a spike in a step, 0..1, got {rate}")
     if weight_std < 0 or not 0 <= rate_std**2 <= rate * (1 - rate) or rate_std < 0:
         raise InputError(
             f"spikes: expected weight_std >= 0 and 0 <= rate_std <= sqrt(rate (1 - rate)) = "
@@ -294,10 +295,7 @@ def early_spikes(drive: Drive, timesteps: int, theta: float = 1.0, v_init: float
 
 
 def _check(timesteps: int, theta: float, v_init: float, delay: int, highest: int) -> None:
-    if timesteps < 1 or highest < 1 or delay < 0:
-        raise InputError(
-            "expected timesteps and highest of at least 1 and a delay of at least 0, "
-            f"got {timesteps}, {highest} and {delay}"
-        )
+    check_whole(timesteps=timesteps, highest=highest)
+    check_whole(0, delay=delay)
     if not (theta > 0 and math.isfinite(theta)) or not 0 <= v_init <= 1:
         raise InputError(f"expected a positive finite theta and v_init in 0..1, got {theta!r} and {v_init!r}")

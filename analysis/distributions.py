@@ -20,6 +20,7 @@ _NODES = 24  # of Gauss and Legendre, in every piece
 _SHARES = (0.999, 0.9, 0.5, 0.1, 1e-2, 1e-4, 1e-7, 1e-11)  # pieces end where the upper tail holds these shares
 _FURTHEST = 1e-12  # the share above the largest full scale that is searched
 _BELOW = 16.0  # and the smallest is the median of z > 0 over this
+_BEYOND = 1.5  # levels may fit lumps best where the last of them lies above all values
 
 
 @cache
@@ -104,9 +105,9 @@ class Continuous:
         return np.asarray(self.law.pdf(z), dtype=np.float64)
 
     def span(self) -> tuple[float, float]:
-        """See `Activation`: from the median of z > 0 over 16 to where 1e-12 of it lies above."""
+        """See `Activation`: from the median of z > 0 over 16 to 1.5 times where 1e-12 of it lies above."""
         middle, furthest = (float(self.law.isf(self._positive() * share)) for share in (0.5, _FURTHEST))
-        return middle / _BELOW, furthest
+        return middle / _BELOW, furthest * _BEYOND
 
     def _positive(self) -> float:
         return float(self.law.sf(0.0))
@@ -177,10 +178,21 @@ class Binned:
         return np.asarray(np.where(inside, heights[np.clip(index, 0, len(heights) - 1)], 0.0))
 
     def span(self) -> tuple[float, float]:
-        """See `Activation`: from the median of z > 0 over 16 to the largest value."""
+        """See `Activation`: from the median of z > 0 over 16 to 1.5 times the largest value."""
         seen = np.cumsum(self.shares)
         middle = int(np.searchsorted(seen, seen[-1] / 2))
-        return float(self.edges[middle + 1]) / _BELOW, float(self.edges[-1])
+        return float(self.edges[middle + 1]) / _BELOW, float(self.edges[-1]) * _BEYOND
+
+
+def check_whole(least: int = 1, **numbers: int) -> None:
+    """Refuse what is no whole number or below `least`, by its name.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def as_activation(distribution: Distribution) -> Activation:

@@ -2,8 +2,9 @@
 
 Under constant drive z the neuron counts n = clip(floor(T z / theta + v_init), 0, T N) spikes and stands for
 Q(z) = n theta / T: a quantizer of step D = theta / T and full scale F = N theta, with the error e = Q(z) - max(z, 0).
-A law is a frozen distribution of scipy.stats or an `ActivationHistogram`, read through a ReLU. What random arrival of
-spikes adds to this noise is in `speedysnn.analysis.arrival`, whose names are here too.
+A law is a frozen distribution of scipy.stats or an `ActivationHistogram`, read through a ReLU: values at or below zero
+are silent (at v_init = 1, where a neuron answers zero itself with a spike, too). What random arrival of spikes adds to
+this noise is in `speedysnn.analysis.arrival`, whose names are here too.
 """
 
 import math
@@ -16,10 +17,11 @@ from speedysnn.analysis.arrival import TemporalError as TemporalError
 from speedysnn.analysis.arrival import early_spikes as early_spikes
 from speedysnn.analysis.arrival import spike_drive as spike_drive
 from speedysnn.analysis.arrival import temporal_error as temporal_error
-from speedysnn.analysis.distributions import Activation, Array, Distribution, as_activation
+from speedysnn.analysis.distributions import Activation, Array, Distribution, as_activation, check_whole
 from speedysnn.errors import InputError
 
-_GRID = 96  # full scales tried before the search around the best one
+_GRID = 160  # full scales tried before the search around the best of them
+_VALLEYS = 3  # of the grid that are searched, lowest first; smooth laws have one
 _PER_BIT = 20 * math.log10(2)
 
 
@@ -124,7 +126,7 @@ def sqnr_db(
 
 
 def optimal_threshold(distribution: Distribution, timesteps: int, v_init: float = 0.5, highest: int = 1) -> float:
-    """Theta that minimises E[e^2]: a geometric grid of full scales, then a search around the best of them.
+    """Theta that minimises E[e^2]: a geometric grid of full scales, then a search in its lowest valleys.
 
     Raises:
         InputError: an argument out of range, or a distribution that is none.
@@ -139,10 +141,15 @@ def optimal_threshold(distribution: Distribution, timesteps: int, v_init: float 
 
     low, high = law.span()
     grid = np.linspace(math.log(low), math.log(high), _GRID)
-    best = int(np.argmin([noise(float(x)) for x in grid]))
-    around = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
-    found = minimize_scalar(noise, bounds=around, method="bounded", options={"xatol": 1e-9})
-    return math.exp(float(found.x)) / highest
+    found = [noise(float(x)) for x in grid]
+    walled = np.array([math.inf, *found, math.inf])
+    valleys = np.flatnonzero((walled[1:-1] <= walled[:-2]) & (walled[1:-1] <= walled[2:])).tolist()
+    best: list[tuple[float, float]] = []
+    for _, i in sorted((found[i], int(i)) for i in valleys)[:_VALLEYS]:
+        around = float(grid[max(i - 1, 0)]), float(grid[min(i + 1, _GRID - 1)])
+        result = minimize_scalar(noise, bounds=around, method="bounded", options={"xatol": 1e-9})
+        best.append((float(result.fun), float(result.x)))
+    return math.exp(min(best)[1]) / highest
 
 
 def effective_bits(
@@ -241,9 +248,7 @@ def _overload(law: Activation, scale: float) -> float:
 
 
 def _check(timesteps: int, v_init: float, highest: int, theta: float = 1.0) -> None:
-    for name, value in (("timesteps", timesteps), ("highest", highest)):
-        if value < 1 or value != int(value):
-            raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    check_whole(timesteps=timesteps, highest=highest)
     if not 0 <= v_init <= 1:
         raise InputError(f"v_init: expected a fraction of theta between 0 and 1, got {v_init!r}")
     if not (theta > 0 and math.isfinite(theta)):
