@@ -16,7 +16,7 @@ The walk is seen at whole steps only, which lifts b by 0.5826 s (Siegmund's corr
 to -2 z (Q + j - l) / s^2 for z > 0 and to -2 (j - v) |z| / s^2 for z < 0: the error in spikes saturates, so that in the
 activation's unit it falls as 1 / T, no faster than the step theta / T. Near z = 0 it does not saturate: at z = 0 it
 grows as sqrt(T), and over neurons whose z has a density at zero E|n - Q| grows as log T and E(n - Q)^2 as sqrt(T).
-More steps therefore never lower temporal error against the quantizer's, theta^2 / (12 T^2).
+In the long run more steps do not lower temporal error against the quantizer's, theta^2 / (12 T^2).
 
 `early_spikes` is this closed form; it knows nothing of spikes that come late for want of steps. `temporal_error` has
 both, and look-ahead: it carries the law of (S[k], n) forward in time, exactly but for the Gaussian drive and a grid.
@@ -171,19 +171,25 @@ def temporal_error(
         return TemporalError(sizes, (sizes == 0).astype(np.float64))
     scaled = Drive(drive.mean / theta, drive.between / theta**2, drive.within / theta**2)
     grid = _Grid.of(scaled, timesteps, v_init, levels)
+    mass = _carried(grid, timesteps, delay, highest)
+    joint = mass @ -np.diff(grid.reached(timesteps, timesteps, levels + 1), axis=0, prepend=1.0, append=0.0).T
+    law = np.array([np.trace(joint, -int(size)) for size in sizes])
+    return TemporalError(sizes, np.clip(law, 0.0, None) / law.sum())
+
+
+def _carried(grid: "_Grid", timesteps: int, delay: int, highest: int) -> Array:
+    """The joint law of n and y after T steps, (T N + 1, cells)."""
     seen = min(1 + delay, timesteps)
-    mass = np.zeros((levels + 1, grid.cells))
+    mass = np.zeros((timesteps * highest + 1, grid.cells))
     mass[0] = grid.start(seen)
     for t in range(1, timesteps + 1):
         k = min(t + delay, timesteps)
-        rows = min((t - 1) * highest, levels) + 1
+        rows = (t - 1) * highest + 1
         if k > seen:
             mass[:rows] = grid.spread(mass[:rows], grid.variance(k) - grid.variance(seen))
             seen = k
         mass[: rows + highest] = _fired(mass[: rows + highest], grid.reached(k, t, rows + highest), highest)
-    joint = mass @ -np.diff(grid.reached(timesteps, timesteps, levels + 1), axis=0, prepend=1.0, append=0.0).T
-    law = np.array([np.trace(joint, -int(size)) for size in sizes])
-    return TemporalError(sizes, np.clip(law, 0.0, None) / law.sum())
+    return mass
 
 
 @dataclass(frozen=True)
