@@ -82,9 +82,8 @@ class Continuous:
 
     def squared(self, edges: Array, targets: Array) -> float:
         """See `Activation`; Gauss-Legendre in pieces that end at the edges and at quantiles, then the tail to inf."""
-        low, high = (float(end) for end in self.law.support())
-        ends = np.clip(edges, max(low, 0.0), max(high, 0.0))
-        total = float(self._boundary(ends[:-1], targets).sum() - self._boundary(ends[1:], targets).sum())
+        ends = np.clip(edges, *self._support)
+        total = self._boundaries(ends, targets)
         points = np.unique(np.concatenate([ends, np.clip(self._quantiles, ends[0], ends[-1])]))
         finite = points[np.isfinite(points)]
         x, weight = _gauss()
@@ -113,6 +112,11 @@ class Continuous:
         return float(self.law.sf(0.0))
 
     @cached_property
+    def _support(self) -> tuple[float, float]:
+        low, high = self.law.support()
+        return max(float(low), 0.0), max(float(high), 0.0)
+
+    @cached_property
     def _quantiles(self) -> Array:
         return np.asarray(self.law.isf(self._positive() * np.array(_SHARES)), dtype=np.float64)
 
@@ -122,10 +126,11 @@ class Continuous:
         start = float(self._quantiles[-1])
         return self._integral(start, 0), self._integral(start, 1)
 
-    def _boundary(self, z: Array, targets: Array) -> Array:
-        """(z - c)^2 S(z), 0 at infinity, since the mean square is finite."""
-        finite = np.where(np.isfinite(z), z, 0.0)
-        return np.asarray(np.where(np.isfinite(z), (finite - targets) ** 2 * self.law.sf(finite), 0.0))
+    def _boundaries(self, ends: Array, targets: Array) -> float:
+        """Sum of (a - c)^2 S(a) - (b - c)^2 S(b), 0 at infinity, since the mean square is finite."""
+        finite = np.where(np.isfinite(ends), ends, 0.0)
+        above = np.where(np.isfinite(ends), self.law.sf(finite), 0.0)
+        return float(((finite[:-1] - targets) ** 2 * above[:-1] - (finite[1:] - targets) ** 2 * above[1:]).sum())
 
     def _tail(self, start: float, target: float) -> float:
         """2 int (z - c) S(z) dz from `start` on."""
