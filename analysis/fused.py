@@ -15,10 +15,11 @@ Sums = dict[str, Tensor]
 
 def summed(
     z: Tensor, a: Tensor, twin: Tensor, drive: Tensor, out: Tensor, theta: Tensor, start: Tensor, offset: Tensor | None,
-    steps: int, most: int, least: int, channel_dim: int,
+    steps: int, most: int, least: int, channel_dim: int, lags: bool,
 ) -> Sums | None:
     """Every sum of `LayerSums` by name; None where the plain way must be taken.
 
+    `lags`: also those of steps beside one another.
     Shapes: z, a, twin (B, ...); drive and out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
     """
     tensors = (z, a, twin, drive, out)
@@ -37,7 +38,7 @@ def summed(
     sums = _empty(where.channels, z.shape[1:].numel(), out.numel() // z.numel())
     accumulate(
         flat(where.drive).numpy(), *rows, own[0].numpy(), own[1].numpy(), step.numpy(), where.inner,
-        np.float32(steps), np.float32(most), np.float32(least), *sums.values(),
+        np.float32(steps), np.float32(most), np.float32(least), *sums.values(), lags,
     )  # fmt: skip
     found = {name: torch.from_numpy(x) for name, x in sums.items()}
     for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order

@@ -24,7 +24,7 @@ class LayerSums:
     Args:
         name: the layer's.
         neuron: the layer itself.
-        full: also sum the products of every two channels' errors.
+        full: also sum the products of every two channels' errors, and of steps beside one another.
     """
 
     def __init__(self, name: str, neuron: IFNeuron, full: bool = False) -> None:
@@ -66,7 +66,7 @@ class LayerSums:
         least = -self.most if neuron.signed else 0
         return summed(
             z, a, twin, tap.drive, tap.output, theta, start, offset, neuron.timesteps, self.most, least,
-            neuron.channel_dim,
+            neuron.channel_dim, self.full,
         )  # fmt: skip
 
     def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:

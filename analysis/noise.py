@@ -63,7 +63,7 @@ def measure_noise(
         batch_size: images read at a time where the data is not in batches yet; no figure depends on it.
         limit: stop after this many images.
         progress: show progress.
-        detail: "full" also compares every two channels' errors, a product of their matrices more a layer.
+        detail: "full" also compares every two channels' errors and steps beside one another.
 
     Raises:
         InputError: an option out of range, or a source that does not fit.

@@ -141,14 +141,15 @@ def _dependence(found: Found) -> dict[str, float | None]:
     total, sums = found.whole, found.sums
     product = total["ar"] - total["aa"]
     signal = correlation(found.n, total["s"], total["e"], total["aa"], total["ee"], product)
-    across = None
-    if "gram" in sums:
-        across = mean_abs_correlation(sums["gram"], sums["gram_sums"], found.n / len(found.channel["e"]))
+    if "gram" not in sums:
+        others = dict.fromkeys(("channel_correlation", "channels_compared", "step_correlation"))
+        return {"signal_correlation": signal, **others}
     steps = found.neuron.timesteps if found.pulses is not None else 1
+    places = found.n / len(found.channel["e"])
     return {
         "signal_correlation": signal,
-        "channel_correlation": across,
-        "channels_compared": len(sums["gram"]) if "gram" in sums else None,
+        "channel_correlation": mean_abs_correlation(sums["gram"], sums["gram_sums"], places),
+        "channels_compared": len(sums["gram"]),
         "step_correlation": lag_one(total["lag0"], total["lag1"], steps),
     }
 

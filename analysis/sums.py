@@ -24,7 +24,7 @@ AIMED, REACHED, FIRED, MEAN, ERROR, OWN, STEP, SQUARE, NEXT, ENDS = range(10)  #
 @compiled
 def over_time(
     drive: Array, out: Array, first: int, m: int, n: int, seen: int, totalled: Array, when: Array, work: Array,
-    pulses: Array,
+    pulses: Array, lags: bool,
 ) -> None:  # pragma: no cover - compiled
     """A block's summed drive, mean output, first step with a spike (0: none), products a step apart; spikes a step."""
     emitted = pulses.size
@@ -39,7 +39,10 @@ def over_time(
         work[k, :m] = 0
     for t in range(emitted):
         at, last = t * n + first, max(t - 1, 0) * n + first
-        pulses[t] += add_step(out[at : at + m], out[last : last + m], t, work[MEAN], work[SQUARE], work[NEXT], when)
+        row = out[at : at + m]
+        pulses[t] += add_step(row, t, work[MEAN], when)
+        if lags:
+            add_lag(row, out[last : last + m], t, work[SQUARE], work[NEXT])
     opening, ending, ends = out[first : first + m], out[(emitted - 1) * n + first :], work[ENDS]
     for j in range(m):
         ends[j] = np.float64(opening[j]) + ending[j]
@@ -48,22 +51,26 @@ def over_time(
 
 
 @compiled
-def add_step(
-    row: Array, before: Array, t: int, mean: Array, square: Array, beside: Array, when: Array
-) -> int:  # pragma: no cover - compiled
+def add_step(row: Array, t: int, mean: Array, when: Array) -> int:  # pragma: no cover - compiled
     """Add step t, counted from 0; returns its spikes."""
     fired = 0
     for j in range(row.size):
         mean[j] += row[j]
-        square[j] += np.float64(row[j]) * row[j]
-    if t > 0:
-        for j in range(row.size):
-            beside[j] += np.float64(row[j]) * before[j]
     for j in range(row.size):
         when[j] = t + 1 if (when[j] == 0) & (row[j] != 0) else when[j]
     for j in range(row.size):
         fired += row[j] != 0
     return fired
+
+
+@compiled
+def add_lag(row: Array, before: Array, t: int, square: Array, beside: Array) -> None:  # pragma: no cover - compiled
+    """Add step t's square, and its product with the step before."""
+    for j in range(row.size):
+        square[j] += np.float64(row[j]) * row[j]
+    if t > 0:
+        for j in range(row.size):
+            beside[j] += np.float64(row[j]) * before[j]
 
 
 @compiled
@@ -296,9 +303,12 @@ def add_channels(
 def accumulate(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, out: Array, theta: Array, start: Array,
     step: Array, inner: int, many: Any, most: Any, least: Any, channels: Array, totals: Array, counts: Array,
-    bins: Array, pulses: Array, fires: Array, full: Array, peak: Array,
+    bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
 ) -> None:  # pragma: no cover - compiled
-    """Add every element, in the order of CHANNELS, TOTALS and COUNTS; theta, start and step are one a channel."""
+    """Add every element, in the order of CHANNELS, TOTALS and COUNTS; theta, start and step are one a channel.
+
+    Without `lags` the sums of steps beside one another stay 0.
+    """
     n, seen, emitted = z.size, drive.size // z.size, pulses.size
     totalled, when, place = np.empty(BLOCK, z.dtype), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     work, each, begun = np.empty((10, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
@@ -308,7 +318,7 @@ def accumulate(
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
         own, held, source = z[first : first + m], corrected[first : first + m], a[first : first + m]
-        over_time(drive, out, first, m, n, seen, totalled, when, work, pulses)
+        over_time(drive, out, first, m, n, seen, totalled, when, work, pulses, lags)
         spread(c, left, inner, theta, start, step, each, work, m)
         count_into(held, each[0], each[1], many, most, least, work[AIMED])
         count_into(totalled[:m], each[0], each[1], factor, most, least, work[REACHED])
@@ -317,7 +327,8 @@ def accumulate(
         c, left = add_channels(own, source, held, c, left, inner, most, least, work, channels)
         add_counts(source, most, when, work, counts)
         add_units(source, when, first, most, work, fires, full, peak, begun)
-        add_trains(totalled, each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
+        if lags:
+            add_trains(totalled, each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
     for image in range(begun.size):
         counts[7] += begun[image] != 0
         counts[8] += begun[image]
