@@ -30,7 +30,7 @@ _REASONS = {
     "signal_correlation": "the source activation or the error is the same throughout",
     "channel_correlation": 'not measured: detail="full" does; or fewer than two channels have an error',
     "channels_compared": 'not measured: detail="full" does',
-    "step_correlation": "a single step, no value inside the range, or " + _WHOLE,
+    "step_correlation": 'not measured: detail="full" does; or a single step, no value inside the range, or ' + _WHOLE,
     "first_spike": "no neuron fired, or " + _WHOLE,
     "never_fired": _WHOLE,
     "start_up": "no neuron fired, or " + _WHOLE,
