@@ -45,7 +45,7 @@ def sqnr(layers: pd.DataFrame) -> Figure:
     _line(axes, layers["sqnr_db"], "spiking", color=COLOURS["spiking"], marker="o")
     axes.set_ylabel("SQNR (dB)")
     axes.set_title("Signal to noise against the source, higher is better", loc="left")
-    _name_layers(axes, layers)
+    name_layers(axes, layers)
     _legend(figure, [axes])
     return figure
 
@@ -65,7 +65,7 @@ def causes(layers: pd.DataFrame) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylabel("share of squared error (%)")
     axes.set_title("Where each layer's error comes from", loc="left")
-    _name_layers(axes, layers)
+    name_layers(axes, layers)
     _legend(figure, [axes])
     return figure
 
@@ -79,7 +79,7 @@ def rmse(layers: pd.DataFrame) -> Figure:
     _line(axes, ideal, name, **_IDEAL)
     axes.set_ylabel("RMS error (steps θ/T)")
     axes.set_title("Error in quantizer steps, lower is better", loc="left")
-    _name_layers(axes, layers)
+    name_layers(axes, layers)
     _legend(figure, [axes])
     return figure
 
@@ -101,7 +101,7 @@ def activity(layers: pd.DataFrame) -> Figure:
         axes.margins(y=0.15)
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8)
-    _name_layers(panels[-1], layers)
+    name_layers(panels[-1], layers)
     return figure
 
 
@@ -162,7 +162,7 @@ def _line(axes: Axes, values: "pd.Series[Any]", label: str, **style: Any) -> Non
     axes.plot(range(len(values)), _finite(values), label=label, markersize=4, **style)
 
 
-def _name_layers(axes: Axes, layers: pd.DataFrame) -> None:
+def name_layers(axes: Axes, layers: pd.DataFrame) -> None:
     """Names below the axis, thinned out where they would overlap, cut in front where they are long."""
     every = math.ceil(len(layers) / _MOST_NAMES)
     shown = range(0, len(layers), every)

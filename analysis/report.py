@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from speedysnn.analysis import figures
+from speedysnn.analysis import cost_figures, figures, sensitivity_figures, sketch
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
+from speedysnn.analysis.extras import Extras
 from speedysnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from speedysnn.analysis.result import NoiseReport
 
 WORST = 5
+NAMED = 12  # neurons a layer page lists
 CAPTIONS = {
     "sqnr": "Distance to the dashed floor is what clipping, earlier layers and timing cost; distance between the two "
     "solid lines is timing alone.",
@@ -30,6 +31,11 @@ CAPTIONS = {
     "rmse": "At the dashed line the error is that of rounding alone; silent elements are exact, so a sparse layer may "
     "lie below it.",
     "activity": "Many saturated elements: theta is too low. Nothing saturated and large rounding: theta is too high.",
+    "sensitivity": "Isolated noises add up to the quantized reading; where spikes lie below both, timing is the cause "
+    "and no swap of one layer shows it.",
+    "sensitivity_layers": "Local: the layer alone on the source's own input. Cumulative: with all that came before.",
+    "gains": "Each change was made alone and measured; the bar is one standard error, images being a sample.",
+    "cost": "Compare within one group; estimators differ. Memory accesses are left out and can turn the verdict.",
     "sweep": "Dotted: what the same thresholds would reach without timing error.",
 }
 _TITLES = {
@@ -37,6 +43,10 @@ _TITLES = {
     "causes": "Causes of the error",
     "rmse": "Error in steps",
     "activity": "Activity",
+    "sensitivity": "What each layer costs at the output",
+    "sensitivity_layers": "Each layer alone, and with all before it",
+    "gains": "What one change of one layer gains",
+    "cost": "Cost of an inference",
     "sweep": "More or fewer steps",
 }
 _PERCENT = frozenset({"saturated", "silent", "source_silent", "bias_share", "accuracy", "twin_accuracy",
@@ -51,6 +61,8 @@ def shown(name: str, value: Any) -> str:
         return "∞" if value > 0 else "−∞"
     if name in _PERCENT or name.startswith("share_"):
         return f"{100 * value:.1f} %"
+    if name == "count" or (name == "nj" and value >= 1000):
+        return f"{value:,.0f}"
     if isinstance(value, float):
         text = f"{value:.1f}" if name.endswith("_db") or name == "spikes_per_inference" else f"{value:.3g}"
         return text.replace("-", "−", 1) if text.startswith("-") else text
@@ -59,34 +71,67 @@ def shown(name: str, value: Any) -> str:
 
 def fragment(report: "NoiseReport") -> str:
     """Verdict, outputs and tables without figures, as HTML to put into another page."""
-    return _template("body.html").render(**_context(report), pictures=[])
+    return _template("body.html").render(**_context(report, Extras()), pictures=[], pages=[])
 
 
-def page(report: "NoiseReport", pictures: dict[str, bytes]) -> str:
-    """The whole page, figures and style in it; it loads nothing."""
-    embedded = [
-        {"title": _TITLES[name], "caption": CAPTIONS[name], "data": base64.b64encode(png).decode("ascii")}
-        for name, png in pictures.items()
+def page(report: "NoiseReport", pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
+    """The whole page, figures and style in it; it loads nothing, and its scripts only sort and open."""
+    context = _context(report, extras)
+    return _template("report.html").render(**context, pictures=_captioned(pictures), pages=_pages(report))
+
+
+def markdown(report: "NoiseReport", pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
+    """The same in Markdown, beside the figures' files."""
+    return _template("report.md").render(**_context(report, extras), pictures=_captioned(pictures))
+
+
+def _captioned(pictures: dict[str, bytes]) -> list[dict[str, str]]:
+    return [
+        {"name": name, "title": _TITLES[name], "caption": CAPTIONS[name],
+         "data": base64.b64encode(data).decode("ascii")}
+        for name, data in pictures.items()
+    ]  # fmt: skip
+
+
+def _pages(report: "NoiseReport") -> list[dict[str, Any]]:
+    """One entry a layer with details, drawn small."""
+    rows = report.layers.set_index("layer", drop=False).to_dict("index")
+    return [
+        {
+            "row": rows[name],
+            "dead": [unit for unit in detail.units.first_dead if unit.value > 0][:NAMED],
+            "saturated": detail.units.worst_saturated[:NAMED],
+            "drawings": [sketch.rounding(detail), sketch.whole(detail), sketch.per_step(detail.spikes_per_step)],
+        }
+        for name, detail in report.details.items()
     ]
-    return _template("report.html").render(**_context(report), pictures=embedded)
 
 
-def write(report: "NoiseReport", folder: Path, sweep: pd.DataFrame | None = None) -> Path:
+def _drawn(report: "NoiseReport", extras: Extras) -> dict[str, "Figure"]:
+    drawn = figures.all_figures(report.layers, extras.sweep)
+    if extras.sensitivity is not None:
+        drawn.update(sensitivity_figures.all_figures(extras.sensitivity))
+    if extras.cost is not None:
+        drawn["cost"] = cost_figures.cost(extras.cost)
+    return drawn
+
+
+def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
     """See `NoiseReport.save`."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder for the report, but a file is there; give another name")
-    drawn = figures.all_figures(report.layers, sweep)
-    pictures = {name: png(figure) for name, figure in drawn.items()}
+    pictures = {name: png(figure) for name, figure in _drawn(report, extras).items()}
     files: dict[str, bytes] = {f"{name}.png": data for name, data in pictures.items()}
     files["layers.csv"] = report.layers.to_csv(index=False).encode()
-    files["noise.json"] = (json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n").encode()
-    if sweep is not None:
-        files["sweep.csv"] = sweep.to_csv(index=False).encode()
-    files["report.html"] = page(report, pictures).encode()
+    data = {**report.to_json(), **extras.to_json()}
+    files["noise.json"] = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    files.update({name: table.to_csv(index=False).encode() for name, table in extras.tables().items()})
+    files["report.md"] = markdown(report, pictures, extras).encode()
+    files["report.html"] = page(report, pictures, extras).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            _replace(folder / name, data)
+        for name, content in files.items():
+            _replace(folder / name, content)
     except OSError as err:
         raise InputError(f"{folder}: the report cannot be written ({err.strerror or err})") from None
     return folder
@@ -114,11 +159,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _template(name: str) -> Template:
     loader = PackageLoader("speedysnn.analysis", ".")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    return Environment(loader=loader, autoescape=not name.endswith(".md"), undefined=StrictUndefined, trim_blocks=True,
                        lstrip_blocks=True).get_template(name)  # fmt: skip
 
 
-def _context(report: "NoiseReport") -> dict[str, Any]:
+def _context(report: "NoiseReport", extras: Extras) -> dict[str, Any]:
     rows = report.layers.to_dict("records")
     finite = report.layers[report.layers["sqnr_db"].notna()]
     worst = finite.nsmallest(WORST, "sqnr_db").to_dict("records") if len(rows) > 1 else []
@@ -130,4 +175,5 @@ def _context(report: "NoiseReport") -> dict[str, Any]:
         "rows": rows,
         "worst": worst,
         "shown": shown,
+        **extras.context(),
     }

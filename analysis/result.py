@@ -4,13 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
 from speedysnn.analysis.details import LayerDetail
+from speedysnn.analysis.energy import CostReport
 from speedysnn.analysis.strict import plain
+
+if TYPE_CHECKING:
+    from speedysnn.analysis.sensitivity import Sensitivity
 
 SCHEMA = "speedysnn-noise/1"
 _CONSTANT = "the error is the same throughout"
@@ -96,21 +100,31 @@ class NoiseReport:
                     out[f"layers[{index}].{column}"] = _REASONS.get(str(column), _SILENT)
         return out
 
-    def save(self, folder: str | Path, *, sweep: pd.DataFrame | None = None) -> Path:
-        """Write layers.csv, noise.json, the figures as PNG and a self-contained report.html into a folder.
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        sweep: pd.DataFrame | None = None,
+        sensitivity: "Sensitivity | None" = None,
+        cost: CostReport | None = None,
+    ) -> Path:
+        """Write layers.csv, noise.json, the figures as PNG, report.md and a self-contained report.html into a folder.
 
         Each file is written whole or not at all; files of an earlier report are replaced.
 
         Args:
             folder: made if it is not there.
             sweep: the table of `analysis.sweep`, written as sweep.csv and drawn in the report.
+            sensitivity: of `analysis.measure_sensitivity`; adds sensitivity.csv, gains.csv and their figures.
+            cost: of `analysis.measure_cost`; adds cost.csv and its figure.
 
         Raises:
             InputError: a file is in the way, or the folder cannot be written.
         """
+        from speedysnn.analysis.extras import Extras
         from speedysnn.analysis.report import write
 
-        return write(self, Path(folder), sweep)
+        return write(self, Path(folder), Extras(sweep, sensitivity, cost))
 
     def _repr_html_(self) -> str:
         """Verdict, outputs and table, for notebooks."""

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.analysis import NoiseReport, measure_noise, sweep
+from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
+from speedysnn.analysis.extras import Extras
 from speedysnn.cli.common import (
     Data,
     DelayText,
@@ -40,6 +41,14 @@ def command(
     split: Split = "test",
     source: SourceNet = None,
     sweep_steps: Annotated[str | None, typer.Option("--sweep", help="Also measure these T, such as 1,2,4,8.")] = None,
+    sensitivity: Annotated[
+        int | None,
+        typer.Option("--sensitivity", help="Also measure, on this many images, what each layer costs at the output."),
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Also count operations and energy beside a quantized rival.")
+    ] = False,
+    detail: Annotated[bool, typer.Option("--full", help="Also measure correlations across channels.")] = False,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -54,6 +63,7 @@ def command(
     \b
     Example: speedysnn analyze digits.snn -d digits -o report
              speedysnn analyze net.snn -d npz:images.npz -o report --sweep 1,2,4,8,16
+             speedysnn analyze net.snn -d npz:images.npz -o report --sensitivity 256 --cost
              speedysnn analyze tuned.snn --source net.snn -d npz:images.npz -o after --delay 1
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite, output)
@@ -64,12 +74,18 @@ def command(
     configure(snn, timesteps, delay, spikes)
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
-    noise = measure_noise(snn, images, reference, progress=True)
-    curve = sweep(snn, images, steps, progress=True) if steps else None
-    noise.save(output, sweep=curve)
-    write_json(json, noise.to_json() if curve is None else {**noise.to_json(), "sweep": curve.to_dict("records")})
+    noise = measure_noise(snn, images, reference, detail="full" if detail else "standard", progress=True)
+    extras = Extras(
+        sweep(snn, images, steps, progress=True) if steps else None,
+        None if sensitivity is None else measure_sensitivity(snn, images, limit=sensitivity, progress=True),
+        measure_cost(snn, images, progress=True) if cost else None,
+    )
+    noise.save(output, sweep=extras.sweep, sensitivity=extras.sensitivity, cost=extras.cost)
+    write_json(json, {**noise.to_json(), **extras.to_json()})
     if json != "-":
         show(noise)
+        for sentence in () if extras.sensitivity is None else extras.sensitivity.verdict:
+            say(sentence)
         say(f"report: {output / 'report.html'}", "bold")
 
 
