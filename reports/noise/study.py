@@ -1,0 +1,177 @@
+"""Noise reports of three networks, and whether the best change found by each gains what was predicted.
+
+    python reports/noise/study.py digits                       # the bundled network, about 2 minutes on 2 cores
+    python reports/noise/study.py resnet20 --data DIR          # a published CIFAR-10 checkpoint, about 15 minutes
+    python reports/noise/study.py densenet121 --data DIR       # torchvision, 120 neuron layers, about 20 minutes
+    python reports/noise/study.py digits --smoke --out /tmp/x  # the same path on a few images
+
+DIR holds cifar10-subset.npz and resnet20-12fca82f.th. The DenseNet has random weights and batch-norm statistics (seed
+0), since nothing is downloaded: it shows the report of a deep network, not an accuracy. Each network's report goes to
+the folder of its name, prediction.csv beside it, and README.md is made anew from all of them. Calibration, sensitivity
+and the choice of the change use training images; the change is then carried out and measured on test images.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import speedysnn
+from speedysnn import analysis, convert, data
+from speedysnn.assets.digits import load_digits_net
+from speedysnn.sources import load_model
+
+HERE = Path(__file__).resolve().parent
+T = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its images, and how many of them each step takes."""
+
+    build: Callable[[Path], nn.Module]
+    images: Callable[[Path, str, int], Any]
+    calibration: int
+    sensitivity: int
+    measured: int
+    sweep: tuple[int, ...] = (1, 2, 4, 8, 16)
+    delays: tuple[int, ...] = (0, 1)
+    gains: tuple[str, ...] | bool = True
+    modes: tuple[str, ...] = ("isolated", "prefix", "leave_one_out")
+
+
+def cifar(folder: Path, split: str, limit: int) -> Any:
+    """CIFAR-10 as the checkpoint saw it."""
+    return data.load(f"npz:{folder / 'cifar10-subset.npz'}", split, normalize="imagenet", limit=limit, seed=0)
+
+
+def resnet20(folder: Path) -> nn.Module:
+    """The published checkpoint."""
+    spec = f"{HERE.parent / 'cifar10_resnet20' / 'resnet20.py'}:make"
+    return load_model(spec, checkpoint=folder / "resnet20-12fca82f.th").model
+
+
+def densenet121(_: Path) -> nn.Module:
+    """Random weights, and batch-norm statistics that do something."""
+    torch.manual_seed(0)
+    model = load_model("torchvision:densenet121", num_classes=10).model
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            mean, var = module.running_mean, module.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(var, Tensor)
+            mean.normal_(0, 0.1)
+            var.uniform_(0.5, 1.5)
+    return model
+
+
+CASES = {
+    "digits": Case(lambda _: load_digits_net("avg"), lambda _, split, limit: data.load("digits", split, limit=limit, seed=0), 1200, 1200, 597),
+    "resnet20": Case(resnet20, cifar, 1024, 256, 846),
+    "densenet121": Case(densenet121, cifar, 64, 24, 48, (4, 16), (0,), ("bit", "look-ahead"), ("isolated",)),
+}
+
+
+def measure(case: Case, snn: speedysnn.SpikingNetwork, folder: Path, out: Path, smoke: bool) -> pd.DataFrame:
+    """The report at the first look-ahead, and at each the best change's predicted and realised gain."""
+    few = (24, 24) if smoke else (case.sensitivity, case.measured)
+    train, test = case.images(folder, "train", few[0]), case.images(folder, "test", few[1])
+    rows = []
+    for delay in case.delays:
+        snn.set_delay(delay)
+        found = analysis.measure_sensitivity(snn, train, modes=case.modes, gains=case.gains, progress=True)
+        if delay == case.delays[0]:
+            noise = analysis.measure_noise(snn, test, detail="full", progress=True)
+            curve = analysis.sweep(snn, test, (2, 4) if smoke else case.sweep, progress=True)
+            cost = analysis.measure_cost(snn, test, progress=True)
+            noise.save(out, sweep=curve, sensitivity=found, cost=cost)
+        before = analysis.evaluate(snn, test)
+        for rank in range(min(3, len(found.gains))):
+            best = found.gains.iloc[rank]
+            changed = found.apply(copy.deepcopy(snn), best["layer"], best["change"])
+            after = analysis.evaluate(changed, test)
+            gain = after.sqnr_db - before.sqnr_db
+            rows.append({
+                "delay": delay, "rank": rank + 1, "layer": best["layer"], "change": best["change"],
+                "predicted_db": best["gain_db"], "standard_error_db": best["gain_se_db"], "realised_db": gain,
+                "realised_over_predicted": gain / best["gain_db"], "sqnr_db_before": before.sqnr_db,
+                "agreement_before": before.agreement, "agreement_after": after.agreement,
+                "accuracy_before": before.accuracy, "accuracy_after": after.accuracy,
+                "images_predicted": few[0], "images_realised": before.images,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def page(out: Path) -> None:
+    """README.md out of the reports that are there."""
+    lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", "```"]
+    lines += [line.strip() for line in str(__doc__).split("\n\n")[1].splitlines()]
+    lines += ["```", ""]
+    for name in CASES:
+        if not (out / name / "noise.json").is_file():
+            continue
+        report = json.loads((out / name / "noise.json").read_text())
+        outputs, settings = report["outputs"], json.loads((out / name / "run.json").read_text())
+        shares = pd.DataFrame(report["layers"])[[f"share_{part}" for part in ("clip", "round", "propagated", "temporal")]]
+        total = shares.astype(float).sum(axis=1)
+        lines += [
+            f"## {name}", "",
+            f"[report]({name}/report.html) · [Markdown]({name}/report.md) · {len(report['layers'])} neuron layers, "
+            f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, {outputs['images']} test images, seed 0, "
+            f"{settings['machine']}, torch {settings['torch']}. Shares of every layer sum to 1 within "
+            f"{(total - 1).abs().max():.1e}.", "",
+            *[f"> {sentence}\n>" for sentence in report["verdict"][:3]], "",
+            f"![SQNR a layer]({name}/sqnr.png)", "",
+            "Best changes, predicted on training images, carried out and measured on test images:", "",
+            table(pd.read_csv(out / name / "prediction.csv")), "",
+        ]  # fmt: skip
+    (out / "README.md").write_text("\n".join(lines))
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Markdown of the predictions."""
+    head = "| look-ahead | rank | layer | change | predicted (dB) | ± (dB) | realised (dB) | realised / predicted | agreement |"
+    body = [
+        f"| {row.delay} | {row.rank} | {row.layer} | {row.change} | {row.predicted_db:.2f} | {row.standard_error_db:.2f} | "
+        f"{row.realised_db:.2f} | {row.realised_over_predicted:.2f} | {100 * row.agreement_before:.1f} → "
+        f"{100 * row.agreement_after:.1f} % |"
+        for row in rows.itertuples()
+    ]
+    return "\n".join([head, "|---:|---:|---|---|---:|---:|---:|---:|---|", *body])
+
+
+def main() -> None:
+    """Run one network's study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=[*CASES, "write"])
+    parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 subset and the checkpoint")
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    if args.network == "write":
+        page(args.out)
+        return
+    if args.data is None and args.network != "digits":
+        sys.exit("error: --data DIR: the folder with cifar10-subset.npz and resnet20-12fca82f.th")
+    torch.manual_seed(0)
+    case, out = CASES[args.network], args.out / args.network
+    calibration = case.images(args.data, "train", 64 if args.smoke else case.calibration)
+    snn = convert.to_spiking(case.build(args.data), calibration, timesteps=T)
+    rows = measure(case, snn, args.data, out, args.smoke)
+    rows.to_csv(out / "prediction.csv", index=False, float_format="%.4f")
+    machine = f"{torch.get_num_threads()} threads, {platform.machine()}"
+    (out / "run.json").write_text(json.dumps({"torch": torch.__version__, "machine": machine, "seed": 0}) + "\n")
+    page(args.out)
+
+
+if __name__ == "__main__":
+    main()
