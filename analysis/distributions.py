@@ -118,7 +118,8 @@ class Continuous:
 
     @cached_property
     def _quantiles(self) -> Array:
-        return np.asarray(self.law.isf(self._positive() * np.array(_SHARES)), dtype=np.float64)
+        inner = np.asarray(self.law.isf(self._positive() * np.array(_SHARES)), dtype=np.float64)
+        return np.append(inner, self.span()[1])
 
     @cached_property
     def _beyond(self) -> tuple[float, float]:
