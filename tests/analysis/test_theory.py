@@ -84,6 +84,20 @@ def test_overload_and_signal_in_closed_form():
     assert theory.granular_noise(stats.uniform(1, 2), 4, 2.0) == pytest.approx(0.5 * 0.25 / 12, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("law", "power"),
+    [
+        (stats.gamma(0.3), 0.3 * 1.3),  # its density has no bound
+        (stats.t(3), 1.5),  # half of the variance 3: a heavy tail
+        (stats.lognorm(2), math.exp(8)),
+        (stats.beta(0.5, 0.5, scale=4), 16 * 3 / 8),
+        (stats.uniform(-1, 4), 27 / 3 / 4),
+    ],
+)
+def test_the_signal_of_awkward_laws(law, power):
+    assert theory.signal_power(law) == pytest.approx(power, rel=1e-8)
+
+
 def test_a_law_is_read_through_a_relu_and_knows_no_unit():
     best = theory.optimal_threshold(stats.halfnorm(), 4)
     assert theory.optimal_threshold(stats.norm(0, 100), 4) == pytest.approx(100 * best, rel=1e-5)
