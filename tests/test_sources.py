@@ -419,3 +419,11 @@ def test_the_published_cifar10_checkpoint_reads():
     weights = read_checkpoint(file)
     assert weights["conv1.weight"].shape == (16, 3, 3, 3)
     assert weights["linear.weight"].shape == (10, 64)
+
+
+def test_weights_that_expect_another_input_are_mentioned(tmp_path) -> None:
+    models = pytest.importorskip("torchvision").models
+    file = tmp_path / "net.pth"
+    torch.save(models.get_model("googlenet", weights=None, init_weights=False, num_classes=3).state_dict(), file)
+    notes = load_model("torchvision:googlenet", checkpoint=file, num_classes=3).notes
+    assert any("transform_input=True" in note for note in notes)

@@ -60,7 +60,7 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
         return Source(model.eval(), spec)
     opened = open_checkpoint(checkpoint)
     notes = load_weights(model, opened, spec)
-    return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes + notes)
+    return Source(model.eval(), spec, str(checkpoint), opened.sha256, opened.notes + notes + _published(spec))
 
 
 def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> Source:
@@ -70,6 +70,16 @@ def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None
             raise InputError(f"{spec} holds a whole network with its weights: leave out {name} {given}")
     model, sha256, notes = FILES[Path(spec).suffix](spec)
     return Source(model, spec, None, sha256, notes)
+
+
+def _published(spec: str) -> tuple[str, ...]:
+    """What torchvision does besides loading, when it loads its own weights."""
+    if spec not in ("torchvision:googlenet", "torchvision:inception_v3"):
+        return ()
+    return (
+        f"{spec}: the weights that torchvision publishes expect transform_input=True, which this network is built "
+        "without; for those, give a FILE.py:FUNCTION that builds it so",
+    )
 
 
 def _unknown(spec: str, kind: str) -> str:

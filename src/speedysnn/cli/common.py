@@ -18,7 +18,10 @@ from speedysnn.sources import Source, load_model
 
 Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, FILE.py:FUNCTION, package.module:FUNCTION, or a .pt2 or .onnx file."
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
