@@ -63,6 +63,8 @@ class Config:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {self.holdout}")
         if self.match < 0 or self.mixup < 0:
             raise InputError(f"match and mixup: expected at least 0, got {self.match} and {self.mixup}")
+        if self.mixup and self.objective == "labels":
+            raise InputError("mixup: a mixture of two images has no one label; use the objective 'kl' or 'mse'")
         positive = {**{f"learning rate of {k}": v for k, v in self.learning_rates.items()},
                     "temperature": self.temperature, "spiking_rate": self.spiking_rate}  # fmt: skip
         for name, value in positive.items():

@@ -129,7 +129,7 @@ def page(out: Path) -> None:
             f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, {outputs['images']} test images, seed 0, "
             f"{settings['machine']}, torch {settings['torch']}. Shares of every layer sum to 1 within "
             f"{(total - 1).abs().max():.1e}.", "",
-            *[f"> {sentence}\n>" for sentence in report["verdict"][:3]], "",
+            "\n>\n".join(f"> {sentence}" for sentence in report["verdict"][:3]), "",
             f"![SQNR a layer]({name}/sqnr.png)", "",
             "Best changes, predicted on training images, carried out and measured on test images:", "",
             table(pd.read_csv(out / name / "prediction.csv")), "",

@@ -213,3 +213,9 @@ def test_history_is_recorded_in_the_network() -> None:
     snn = _network()
     finetune.fit(snn, _data(), config=_config(epochs_spiking=0))
     assert snn.provenance["finetuned"][0]["history"][1]["epoch"] == 1
+
+
+def test_mixtures_need_a_teacher():
+    with pytest.raises(InputError, match="mixup"):
+        finetune.Config(mixup=0.2, objective="labels")
+    assert finetune.Config(mixup=0.2).mixup == 0.2
