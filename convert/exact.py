@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.check import require_equal
-from speedysnn.convert.fold import fold_batch_norm
 from speedysnn.convert.trace import evaluating
+from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron

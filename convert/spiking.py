@@ -12,13 +12,13 @@ from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
 from speedysnn.convert.exact import exact_error, has_staircases
-from speedysnn.convert.fold import fold_batch_norm
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.data import iter_batches
 from speedysnn.errors import ConversionError, InputError
+from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay, IFNeuron

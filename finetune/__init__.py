@@ -4,3 +4,5 @@ from speedysnn.finetune.config import Config as Config
 from speedysnn.finetune.fit import Result as Result
 from speedysnn.finetune.fit import fit as fit
 from speedysnn.finetune.objectives import OBJECTIVES as OBJECTIVES
+from speedysnn.finetune.train import TrainConfig as TrainConfig
+from speedysnn.finetune.train import train as train

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect
+from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.show import fail
 from speedysnn.errors import SpeedySNNError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Convert trained networks to spiking networks, measure their noise, tune it away.",
 )
-for module in (demo, inspect, convert, analyze, finetune, evaluate, export, bench):
+for module in (demo, inspect, convert, analyze, finetune, train, evaluate, export, bench):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 
 

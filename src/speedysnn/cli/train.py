@@ -1,0 +1,80 @@
+"""`speedysnn train`: an untrained network learns from labels as a spiking one from the start."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speedysnn import artifact
+from speedysnn.cli.common import (
+    Classes,
+    Data,
+    DelayText,
+    JsonFile,
+    Limit,
+    Model,
+    Normalize,
+    Overwrite,
+    Seed,
+    Spikes,
+    data_of,
+    delay_of,
+    model_of,
+    named,
+    provenance,
+    seeded,
+)  # fmt: skip
+from speedysnn.cli.finetune import _line, show
+from speedysnn.cli.show import say, write_json
+from speedysnn.cli.targets import check_json, check_network
+from speedysnn.finetune.train import TrainConfig, train
+
+
+def command(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new network, by custom NAME.snn.")],
+    num_classes: Classes = None,
+    normalize: Normalize = None,
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Steps T.", min=1)] = 4,
+    delay: DelayText = None,
+    spikes: Spikes = None,
+    epochs: Annotated[int, typer.Option(help="Epochs through time.")] = 30,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of the weights only.")] = 0.0,
+    augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
+    batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
+    limit: Limit = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: JsonFile = None,
+) -> None:
+    """Train on the labelled training images; a tenth is held out, and the epoch that does best there is kept.
+
+    \b
+    Example: speedysnn train speedysnn.assets.digits:avg_net -d digits -T 4 -o net.snn
+    """  # noqa: D301 - \b keeps the lines apart
+    check_json(json, overwrite, output)
+    check_network(output, overwrite)
+    rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
+             "thresholds": 10 * learning_rate}  # fmt: skip
+    config = TrainConfig(
+        epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    seeded(seed)
+    source = model_of(model, None, num_classes)
+    images = data_of(data, "train", normalize, limit, seed)
+    snn, result = train(
+        source.model, images, timesteps, config=config, spikes=spikes or "binary",
+        delay=0 if delay is None else delay_of(delay), progress=True, on_epoch=_line,
+    )  # fmt: skip
+    snn.provenance.update(provenance(source, data=named(data), normalize=normalize, seed=seed))
+    artifact.save(snn, output, overwrite=overwrite)
+    write_json(json, {"network": str(output), "timesteps": timesteps, "config": config.to_json(),
+                      "best_epoch": result.best_epoch, "seconds": result.seconds,
+                      "history": result.history.to_dict("records")})  # fmt: skip
+    if json != "-":
+        show(result, snn)
+        say(f"saved {output} after {result.seconds:.0f} s. Next: speedysnn evaluate {output} -d {data}", "bold")

@@ -1,0 +1,87 @@
+"""finetune.train: it learns from scratch, folds batch-norm exactly, repeats itself, leaves the user's model alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from speedysnn import finetune
+from speedysnn.data import load
+from speedysnn.errors import InputError
+from speedysnn.finetune import norm
+from speedysnn.finetune.train import _start
+
+
+def _net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+def _data(count: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    return x, (x[:, :, :4].mean((1, 2, 3)) > x[:, :, 4:].mean((1, 2, 3))).long()
+
+
+def _config(**options: object) -> finetune.TrainConfig:
+    return finetune.TrainConfig(**{"epochs_spiking": 2, "batch_size": 50, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_digits_are_learnt_from_scratch(seed: int) -> None:
+    config = _config(epochs_spiking=3, learning_rates={"weights": 5e-3, "biases": 5e-3}, seed=seed)
+    _, result = finetune.train(_net(seed), load("digits", "train"), 4, config=config)
+    accuracy = result.history.held_out_accuracy
+    assert accuracy.iloc[0] < 0.4
+    assert accuracy.iloc[result.best_epoch] > 0.9
+
+
+def test_folding_changes_no_output() -> None:
+    x, _ = _data()
+    snn = _start(_net(), torch.utils.data.TensorDataset(*_data()), 4, _config())
+    with torch.no_grad():
+        for _ in range(3):
+            norm.run_training(snn, [x[:50] + 0.2])
+        plain = norm.folded(snn)
+        for reading in ("analog", "spiking"):
+            with snn.reading(reading), plain.reading(reading):
+                torch.testing.assert_close(plain(x), snn(x), rtol=1e-5, atol=1e-5)
+    assert not any(node.op == "batch_norm" for node in plain.graph.nodes)
+
+
+def test_statistics_are_those_of_the_whole_batch_over_time() -> None:
+    snn = _start(_net(), torch.utils.data.TensorDataset(*_data()), 4, _config())
+    name = next(node.name for node in snn.graph.nodes if node.op == "batch_norm")
+    before, x = snn.tensors(name)["mean"].clone(), _data()[0] + 1
+    conv = next(node.name for node in snn.graph.nodes if node.op == "conv2d")
+    own = snn.tensors(conv)
+    drive = torch.nn.functional.conv2d(x, own["weight"], own["bias"], padding=1).mean((0, 2, 3))
+    with torch.no_grad():
+        norm.run_training(snn, [x])
+    torch.testing.assert_close(snn.tensors(name)["mean"], 0.9 * before + 0.1 * drive, rtol=1e-4, atol=1e-5)
+
+
+def test_the_users_model_is_left_alone_and_a_seed_repeats() -> None:
+    ann = _net()
+    state, modes = copy.deepcopy(ann.state_dict()), [m.training for m in ann.modules()]
+    first, one = finetune.train(ann, _data(), 2, config=_config(augment="flip-crop"))
+    second, two = finetune.train(ann, _data(), 2, config=_config(augment="flip-crop"))
+    assert [m.training for m in ann.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in ann.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert one.history.train_loss.iloc[1:].tolist() == two.history.train_loss.iloc[1:].tolist()
+
+
+def test_sgd_trains_and_mistakes_are_named() -> None:
+    _, result = finetune.train(_net(), _data(101), 2, config=_config(optimizer="sgd", holdout=0.2))
+    assert len(result.history) == 3
+    with pytest.raises(InputError, match="optimizer"):
+        _config(optimizer="magic")
+    x, y = _data()
+    with pytest.raises(InputError, match="classes 0..9"):
+        finetune.train(_net(), (x, y + 10), 2, config=_config())
+    with pytest.raises(InputError, match="none"):
+        finetune.train(_net(), x, 2, config=_config())
