@@ -45,11 +45,11 @@ class LayerDetail:
         return {
             "rounding": [int(x) for x in self.rounding],
             "noise": [int(x) for x in self.noise],
-            "expected": [float(x) for x in self.expected],
+            "expected": [_short(x) for x in self.expected],
             "dead": [_unit(unit, "source_peak") for unit in units.first_dead],
             "saturated": [_unit(unit, "share") for unit in units.worst_saturated],
             "spikes_per_step": None if self.spikes_per_step is None else list(self.spikes_per_step),
-            "channels": {str(name): [plain(x) for x in column] for name, column in self.channels.items()},
+            "channels": {str(name): [_short(plain(x)) for x in column] for name, column in self.channels.items()},
         }
 
 
@@ -82,5 +82,10 @@ def channels_of(found: Found) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def _short(value: Any) -> Any:
+    """Six digits of a number, which a histogram or a channel's mean does not have more of."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def _unit(unit: Unit, value: str) -> dict[str, Any]:
-    return {"name": str(unit), "index": list(unit.index), value: unit.value}
+    return {"name": str(unit), "index": list(unit.index), value: _short(unit.value)}

@@ -124,7 +124,7 @@ def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
     files: dict[str, bytes] = {f"{name}.png": data for name, data in pictures.items()}
     files["layers.csv"] = report.layers.to_csv(index=False).encode()
     data = {**report.to_json(), **extras.to_json()}
-    files["noise.json"] = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    files["noise.json"] = (json.dumps(data, allow_nan=False) + "\n").encode()
     files.update({name: table.to_csv(index=False).encode() for name, table in extras.tables().items()})
     files["report.md"] = markdown(report, pictures, extras).encode()
     files["report.html"] = page(report, pictures, extras).encode()

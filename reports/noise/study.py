@@ -31,7 +31,7 @@ from speedysnn.assets.digits import load_digits_net
 from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
-T = 4
+T, LARGEST = 4, 2**20
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def densenet121(_: Path) -> nn.Module:
 CASES = {
     "digits": Case(lambda _: load_digits_net("avg"), lambda _, split, limit: data.load("digits", split, limit=limit, seed=0), 1200, 1200, 597),
     "resnet20": Case(resnet20, cifar, 1024, 256, 846),
-    "densenet121": Case(densenet121, cifar, 64, 24, 48, (4, 16), (0,), ("bit", "look-ahead"), ("isolated",)),
+    "densenet121": Case(densenet121, cifar, 256, 320, 400, (4, 16), (0,), ("bit", "look-ahead"), ("isolated",)),
 }
 
 
@@ -94,6 +94,7 @@ def measure(case: Case, snn: speedysnn.SpikingNetwork, folder: Path, out: Path, 
             curve = analysis.sweep(snn, test, (2, 4) if smoke else case.sweep, progress=True)
             cost = analysis.measure_cost(snn, test, progress=True)
             noise.save(out, sweep=curve, sensitivity=found, cost=cost)
+            keep(out, noise)
         before = analysis.evaluate(snn, test)
         for rank in range(min(3, len(found.gains))):
             best = found.gains.iloc[rank]
@@ -111,25 +112,36 @@ def measure(case: Case, snn: speedysnn.SpikingNetwork, folder: Path, out: Path, 
     return pd.DataFrame(rows)
 
 
+def keep(out: Path, noise: analysis.NoiseReport) -> None:
+    """What README.md says of the run; noise.json of a deep network is too large to be kept here."""
+    facts = {
+        "torch": torch.__version__, "machine": f"{torch.get_num_threads()} threads, {platform.machine()}", "seed": 0,
+        "verdict": list(noise.verdict), "outputs": {name: noise.outputs[name] for name in
+                                                    ("timesteps", "delay", "images")},
+    }  # fmt: skip
+    (out / "run.json").write_text(json.dumps(facts) + "\n")
+    if (out / "noise.json").stat().st_size > LARGEST:
+        (out / "noise.json").unlink()
+
+
 def page(out: Path) -> None:
     """README.md out of the reports that are there."""
     lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", "```"]
     lines += [line.strip() for line in str(__doc__).split("\n\n")[1].splitlines()]
     lines += ["```", ""]
     for name in CASES:
-        if not (out / name / "noise.json").is_file():
+        if not (out / name / "run.json").is_file():
             continue
-        report = json.loads((out / name / "noise.json").read_text())
-        outputs, settings = report["outputs"], json.loads((out / name / "run.json").read_text())
-        shares = pd.DataFrame(report["layers"])[[f"share_{part}" for part in ("clip", "round", "propagated", "temporal")]]
-        total = shares.astype(float).sum(axis=1)
+        settings, layers = json.loads((out / name / "run.json").read_text()), pd.read_csv(out / name / "layers.csv")
+        outputs = settings["outputs"]
+        total = layers[[f"share_{part}" for part in ("clip", "round", "propagated", "temporal")]].sum(axis=1)
         lines += [
             f"## {name}", "",
-            f"[report]({name}/report.html) · [Markdown]({name}/report.md) · {len(report['layers'])} neuron layers, "
+            f"[report]({name}/report.html) · [Markdown]({name}/report.md) · {len(layers)} neuron layers, "
             f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, {outputs['images']} test images, seed 0, "
             f"{settings['machine']}, torch {settings['torch']}. Shares of every layer sum to 1 within "
             f"{(total - 1).abs().max():.1e}.", "",
-            "\n>\n".join(f"> {sentence}" for sentence in report["verdict"][:3]), "",
+            "\n>\n".join(f"> {sentence}" for sentence in settings["verdict"][:3]), "",
             f"![SQNR a layer]({name}/sqnr.png)", "",
             "Best changes, predicted on training images, carried out and measured on test images:", "",
             table(pd.read_csv(out / name / "prediction.csv")), "",
@@ -168,8 +180,6 @@ def main() -> None:
     snn = convert.to_spiking(case.build(args.data), calibration, timesteps=T)
     rows = measure(case, snn, args.data, out, args.smoke)
     rows.to_csv(out / "prediction.csv", index=False, float_format="%.4f")
-    machine = f"{torch.get_num_threads()} threads, {platform.machine()}"
-    (out / "run.json").write_text(json.dumps({"torch": torch.__version__, "machine": machine, "seed": 0}) + "\n")
     page(args.out)
 
 
