@@ -17,7 +17,7 @@ from speedysnn.cli.main import run
 from speedysnn.finetune import Config
 
 NET = "speedysnn.assets.digits:load_digits_net"
-COMMANDS = ("demo", "inspect", "convert", "analyze", "finetune", "evaluate")
+COMMANDS = ("demo", "inspect", "convert", "analyze", "finetune", "train", "evaluate")
 
 
 def words(line):
