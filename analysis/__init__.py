@@ -12,6 +12,7 @@ from speedysnn.analysis.exits import Confidence as Confidence
 from speedysnn.analysis.exits import choose_confidence as choose_confidence
 from speedysnn.analysis.exits import early_exit as early_exit
 from speedysnn.analysis.mixed import read_mixed as read_mixed
+from speedysnn.analysis.noise import NoiseSums as NoiseSums
 from speedysnn.analysis.noise import measure_noise as measure_noise
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.result import NoiseReport as NoiseReport

@@ -1,5 +1,6 @@
 """measure_noise: three readings of every image, layer by layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -15,6 +16,7 @@ from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.images import device_of, images_in, part, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.outputs import OutputSums, settings
+from speedysnn.analysis.processes import gathered
 from speedysnn.analysis.readings import Reference, run
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.rows import row_of
@@ -73,27 +75,94 @@ def measure_noise(
         >>> noise = measure_noise(snn, data)                                            # doctest: +SKIP
         >>> noise.layers[["layer", "sqnr_db", "share_temporal"]]                        # doctest: +SKIP
     """
-    if detail not in DETAILS:
-        raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
-    reference, full = Reference.of(snn, source), detail == "full"
-    sums = {name: LayerSums(name, neuron, full) for name, neuron in snn.neurons.items()}
-    outputs = OutputSums()
-    chunks = passes(snn, data, pass_size(snn), batch_size=batch_size, limit=limit)
-    with torch.no_grad():
-        for batch in track(chunks, "measuring noise", enabled=progress):
-            _measure(snn, reference, batch, sums, outputs)
-    reads = direct_inputs(snn.graph)
-    found = {name: layer.found() for name, layer in sums.items()}
-    rows = [{**row_of(layer), "reads": ", ".join(reads[name])} for name, layer in found.items()]
-    layers = pd.DataFrame(rows, columns=list(COLUMNS))
-    figures = {
-        "reference": reference.outputs,
-        "layer_reference": reference.layers,
-        **settings(snn),
-        **outputs.figures(),
-    }
-    details = {name: detail_of(layer) for name, layer in found.items()}
-    return NoiseReport(layers, figures, verdict(layers, figures), details)
+    sums = NoiseSums(snn, source, detail=detail)
+    return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()
+
+
+class NoiseSums:
+    """The running sums behind `measure_noise`, over some of the images; sums of several processes add up.
+
+    `sums = NoiseSums(snn).add(shard)`, then `sums.gather()` in every process of torch.distributed (accelerate), or
+    `sums.add_state(other.state())` however the tensors travelled; `sums.report()` is that of all images. Memory does
+    not grow with the images.
+
+    Args:
+        snn, source, detail: as in `measure_noise`; the same network in every process.
+
+    Raises:
+        InputError: an option out of range, or a source that does not fit.
+    """
+
+    def __init__(self, snn: SpikingNetwork, source: nn.Module | None = None, *, detail: str = "standard") -> None:
+        if detail not in DETAILS:
+            raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
+        self.snn, self.reference = snn, Reference.of(snn, source)
+        self._full = detail == "full"
+        self._clear()
+
+    def _clear(self) -> None:
+        self.layers = {name: LayerSums(name, neuron, self._full) for name, neuron in self.snn.neurons.items()}
+        self.outputs = OutputSums()
+
+    def add(
+        self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False
+    ) -> "NoiseSums":
+        """Measure these images too; arguments and errors as in `measure_noise`."""
+        chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
+        with torch.no_grad():
+            for batch in track(chunks, "measuring noise", enabled=progress):
+                _measure(self.snn, self.reference, batch, self.layers, self.outputs)
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums as tensors by "output/name" and "layer/name"; counts are whole numbers, the rest float64."""
+        out = {f"/{name}": value for name, value in self.outputs.state().items()}
+        for layer, sums in self.layers.items():
+            out.update({f"{layer}/{name}": value for name, value in sums.state().items()})
+        return out
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another process summed over other images.
+
+        Raises:
+            InputError: those sums are of another network.
+        """
+        given: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            layer, _, name = key.rpartition("/")
+            given.setdefault(layer, {})[name] = value
+        if unknown := given.keys() - self.layers.keys() - {""}:
+            raise InputError(f"add_state: expected sums of the same network, got a layer {min(unknown)!r}")
+        self.outputs.add_state(given[""])
+        for layer, own in self.layers.items():
+            own.add_state(given.get(layer, {}))
+
+    def gather(self) -> "NoiseSums":
+        """Put together the sums of all processes, in each of them; the figures are those of one process.
+
+        Raises:
+            InputError: torch.distributed is not initialised.
+        """
+        states = gathered(self.state())
+        self._clear()
+        for state in states:
+            self.add_state(state)
+        return self
+
+    def report(self) -> NoiseReport:
+        """What the images so far show."""
+        reads = direct_inputs(self.snn.graph)
+        found = {name: layer.found() for name, layer in self.layers.items()}
+        rows = [{**row_of(layer), "reads": ", ".join(reads[name])} for name, layer in found.items()]
+        layers = pd.DataFrame(rows, columns=list(COLUMNS))
+        figures = {
+            "reference": self.reference.outputs,
+            "layer_reference": self.reference.layers,
+            **settings(self.snn),
+            **self.outputs.figures(),
+        }
+        details = {name: detail_of(layer) for name, layer in found.items()}
+        return NoiseReport(layers, figures, verdict(layers, figures), details)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ def classes(out: Any) -> Tensor | None:
     """The class each image is given, (B,), where the first output is (B, classes)."""
     first = leaves(out)[0]
     return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
+
+
+_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
 
 
 class OutputSums:
@@ -81,6 +85,26 @@ class OutputSums:
                 self.agreed[name] += int((answer == chosen.to(answer.device)).sum())
                 if labels is not None:
                     self.correct[name] += int((answer == labels).sum())
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums as tensors by name, to send to another process."""
+        return {name: torch.tensor([getattr(self, name)], dtype=torch.int64) for name in _COUNTS} | {
+            "signal": torch.tensor([self.signal], dtype=torch.float64),
+            "noise": torch.tensor(list(self.noise.values()), dtype=torch.float64),
+            "agreed": torch.tensor(list(self.agreed.values()), dtype=torch.int64),
+            "correct": torch.tensor(list(self.correct.values()), dtype=torch.int64),
+        }
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add the `state` of another process's sums over other images."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + int(state[name]))
+        self.signal += float(state["signal"])
+        for name, value in zip(self.noise, state["noise"].tolist(), strict=True):
+            self.noise[name] += value
+        for own, key in ((self.agreed, "agreed"), (self.correct, "correct")):
+            for name, value in zip(own, state[key].tolist(), strict=True):
+                own[name] += value
 
     def figures(self) -> dict[str, Any]:
         """The figures by the names of `speedysnn.analysis.columns.OUTPUTS`; None where not measured."""
