@@ -5,6 +5,7 @@ from speedysnn.analysis.columns import COLUMNS as COLUMNS
 from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
 from speedysnn.analysis.columns import Column as Column
 from speedysnn.analysis.cost import measure_cost as measure_cost
+from speedysnn.analysis.details import LayerDetail as LayerDetail
 from speedysnn.analysis.energy import CostReport as CostReport
 from speedysnn.analysis.evaluate import Evaluation as Evaluation
 from speedysnn.analysis.evaluate import evaluate as evaluate
@@ -14,6 +15,7 @@ from speedysnn.analysis.exits import early_exit as early_exit
 from speedysnn.analysis.mixed import read_mixed as read_mixed
 from speedysnn.analysis.noise import NoiseSums as NoiseSums
 from speedysnn.analysis.noise import measure_noise as measure_noise
+from speedysnn.analysis.noise_figures import figure_noise_distribution as figure_noise_distribution
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.result import NoiseReport as NoiseReport
 from speedysnn.analysis.sensitivity import Sensitivity as Sensitivity
