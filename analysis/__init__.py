@@ -5,6 +5,8 @@ from speedysnn.analysis.columns import COLUMNS as COLUMNS
 from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
 from speedysnn.analysis.columns import Column as Column
 from speedysnn.analysis.cost import measure_cost as measure_cost
+from speedysnn.analysis.delays import DelayChoice as DelayChoice
+from speedysnn.analysis.delays import choose_delay as choose_delay
 from speedysnn.analysis.details import LayerDetail as LayerDetail
 from speedysnn.analysis.energy import CostReport as CostReport
 from speedysnn.analysis.evaluate import Evaluation as Evaluation
