@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.energy import COUNTS, CostReport, energies
+from speedysnn.analysis.energy import COUNTS, SIZES, CostReport, energies
 from speedysnn.analysis.fanout import FanOut, Flow, Shape, pool_graph, weighted
 from speedysnn.analysis.images import batch_dims, images_in, part, pass_size, passes
+from speedysnn.analysis.memory_energy import with_memory
 from speedysnn.analysis.outputs import settings
 from speedysnn.errors import DataError, SpeedySNNError
 from speedysnn.executor import Execution, Tap, Value, readout_nodes
@@ -126,20 +127,23 @@ class _Counter:
 
     def report(self) -> CostReport:
         """The counts as a table, a mean over images."""
-        layers = pd.DataFrame([self._row(node) for node in self.rows], columns=["layer", "op", "receives", *COUNTS])
+        rows = [self._row(node) for node in self.rows]
+        layers = pd.DataFrame(rows, columns=["layer", "op", "receives", *SIZES, *COUNTS])
         total = {name: float(layers[name].sum()) for name in COUNTS}
         uncounted = tuple(
             f"{node.name} ({node.op})"
             for node in self.snn.graph.nodes
             if node.op in OPERATORS and OPERATORS[node.op].hybrid
         )
+        energy = pd.concat([energies(total), pd.DataFrame([with_memory(rows)])], ignore_index=True)
         return CostReport(
-            layers, total, energies(total), self._bits(), self.images, dict(settings(self.snn)), uncounted
+            layers, total, energy, self._bits(), self.images, dict(settings(self.snn)), uncounted
         )
 
     def _row(self, node: Node) -> dict[str, Any]:
         kind = self.flow.kinds[node.inputs[0]]
-        row: dict[str, Any] = {"layer": node.name, "op": node.op, "receives": kind, **dict.fromkeys(COUNTS, 0.0)}
+        row: dict[str, Any] = {"layer": node.name, "op": node.op, "receives": kind, **self._sizes(node),
+                               **dict.fromkeys(COUNTS, 0.0)}  # fmt: skip
         for leaf, fan_out in self.reached[node.name].items():
             if leaf in self.flow.sources:
                 self._add_events(row, node, leaf, fan_out)
@@ -165,6 +169,13 @@ class _Counter:
         row["graded_synops"] += synops if leaf in self.flow.graded else 0.0
         if node.op == "neuron":
             row["analog_adds"] += float(fan_out.sum())
+
+    def _sizes(self, node: Node) -> dict[str, int]:
+        """Values that the layer's buffers hold."""
+        shapes, own = self.fan_out.shapes, self.snn.tensors(node.name) if node.op != "neuron" else {}
+        held = {"weights": own.get("weight"), "biases": own.get("bias")}
+        return {"inputs": math.prod(shapes[node.inputs[0]][1:]), "outputs": math.prod(shapes[node.name][1:]),
+                **{name: 0 if x is None else x.numel() for name, x in held.items()}}  # fmt: skip
 
     def _neuron_row(self, row: dict[str, Any], node: Node, own: Tensor) -> dict[str, Any]:
         neuron, size = self.snn.neurons[node.name], own.numel()

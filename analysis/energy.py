@@ -1,7 +1,7 @@
 """What was counted as a report, and its energy under named cost tables; never one number.
 
-Compute only, pJ an operation in 45 nm CMOS (Horowitz, ISSCC 2014). Memory accesses and addressing are left out: they
-depend on buffers that a network does not name, and they can turn the verdict. Compare rows, never across estimators.
+Compute only, pJ an operation in 45 nm CMOS (Horowitz, ISSCC 2014); `memory_energy` adds accesses and addressing for
+buffers as large as what they hold, which can turn the verdict. Compare within a row, never across estimators.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,9 @@ from speedysnn.analysis.strict import plain
 
 COUNTS = ("neurons", "spikes", "events", "synops", "graded_synops", "macs", "macs_every_step", "analog_macs",
           "analog_adds", "rival_macs", "updates", "state_bytes")  # fmt: skip
+
+SIZES = ("inputs", "outputs", "weights", "biases")
+
 
 @dataclass(frozen=True)
 class CostTable:
@@ -61,6 +64,7 @@ class CostReport:
 
     - layer, op: the node's name and operator.
     - receives: "constant", "events" or "analog", as the graph says; values are never asked.
+    - inputs, outputs, weights, biases: values of one image, or of the layer, that its buffers hold.
     - neurons: neurons of the layer.
     - spikes: events that the layer emits, of whatever sign or grade.
     - events: events that arrive at its inputs; one spike arrives once for every path and pooling window.
@@ -79,7 +83,7 @@ class CostReport:
     Attributes:
         layers: the table.
         total: sums of its counts.
-        energy: nJ an image under each table of `TABLES`, for compute alone.
+        energy: nJ an image under each table of `TABLES`, for compute alone, and one row with memory (`memory_energy`).
         bits: of the rival's activations, ceil(log2(levels)), T + 1 levels for binary spikes.
         images: how many were run.
         settings: timesteps, delay, latency, depth and spikes.

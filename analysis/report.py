@@ -35,7 +35,7 @@ CAPTIONS = {
     "and no swap of one layer shows it.",
     "sensitivity_layers": "Local: the layer alone on the source's own input. Cumulative: with all that came before.",
     "gains": "Each change was made alone and measured; the bar is one standard error, images being a sample.",
-    "cost": "Compare within one group; estimators differ. Memory accesses are left out and can turn the verdict.",
+    "cost": "Compare within one group. Memory accesses, in the last group alone, can turn the verdict.",
     "sweep": "Dotted: what the same thresholds would reach without timing error.",
 }
 _TITLES = {

@@ -13,6 +13,7 @@ from torch import nn
 from speedysnn import analysis, convert
 from speedysnn.analysis.energy import COUNTS, CostTable, energies
 from speedysnn.analysis.fanout import FanOut, Flow
+from speedysnn.analysis.memory_energy import access, with_memory
 from speedysnn.encoders import EncodedImages
 from speedysnn.errors import DataError, InputError
 from speedysnn.graph import Graph, Node
@@ -309,3 +310,32 @@ def test_mistakes_are_named(build, digits):
         analysis.measure_cost(build(), torch.rand(2, 3, 8, 8))
     with pytest.raises(DataError, match="expected batches of"):
         analysis.measure_cost(build(), torch.rand(2, 8))
+
+
+def test_energy_with_memory_by_hand():
+    """One linear layer of 3 inputs and 4 outputs: every buffer is below 8 kB, so an access costs 10 pJ."""
+    small = access(0)
+    assert small == 10
+    assert access(2048) == pytest.approx(10)
+    assert access(8192) == pytest.approx(20)
+    assert access(256 * 1024) == pytest.approx(100)
+    assert access(512 * 1024) > 180
+    row = {"op": "linear", "inputs": 3, "outputs": 4, "weights": 12, "biases": 4, "events": 5.0, "synops": 20.0,
+           "graded_synops": 0.0, "macs": 0.0, "analog_macs": 12.0, "rival_macs": 6.0, "analog_adds": 0.0}  # fmt: skip
+    neuron = {"op": "neuron", "outputs": 4, "spikes": 2.0, "updates": 16.0, "synops": 0.0, "analog_adds": 0.0}
+    got = with_memory([row, neuron])
+    synaptic = 20 * (2 * 0.1 + small + 2 * small) + 5 * (small + 2 * 3.2) + 2 * small
+    assert got["spiking_nj"] == pytest.approx(synaptic / 1000)
+    assert got["spiking_with_updates_nj"] == pytest.approx((synaptic + 16 * (0.1 + 2 * small)) / 1000)
+    outputs = 4 * (0.1 + small + small) + 0.1 * (3 + 4)
+    assert got["analog_nj"] == pytest.approx((12 * (3.2 + 2 * small) + outputs) / 1000)
+    assert got["rival_nj"] == pytest.approx((6 * (3.2 + 2 * small) + outputs) / 1000)
+
+
+def test_the_report_has_a_row_with_memory_and_the_buffers_sizes(build, digits):
+    cost = analysis.measure_cost(build("avg"), digits[0][:8])
+    assert cost.energy["table"].iloc[-1] == "INT32, 45 nm, with memory"
+    rows = cost.layers.set_index("layer")
+    assert rows.loc["fc2", ["inputs", "outputs", "weights", "biases"]].tolist() == [64, 10, 640, 10]
+    bare = cost.energy.set_index("table").loc["INT32, 45 nm"]
+    assert (cost.energy.iloc[-1][["analog_nj", "rival_nj", "spiking_nj"]] > bare[["analog_nj", "rival_nj", "spiking_nj"]]).all()
