@@ -4,6 +4,8 @@ from speedysnn.analysis import theory as theory
 from speedysnn.analysis.columns import COLUMNS as COLUMNS
 from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
 from speedysnn.analysis.columns import Column as Column
+from speedysnn.analysis.compare import Comparison as Comparison
+from speedysnn.analysis.compare import compare as compare
 from speedysnn.analysis.cost import measure_cost as measure_cost
 from speedysnn.analysis.delays import DelayChoice as DelayChoice
 from speedysnn.analysis.delays import choose_delay as choose_delay

@@ -1,0 +1,173 @@
+"""Figures of a comparison; each draws the ideal that its values stand beside."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from speedysnn.analysis.figures import COLOURS, STYLE, name_layers
+
+if TYPE_CHECKING:
+    from speedysnn.analysis.compare import Comparison
+
+_CAUSES = ("clip", "round", "propagated", "temporal")
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
+_MARKERS = "os^Dv<>P"
+_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
+_LOWEST = -1.0  # of a stack: what hangs below it is cut, and the title says so
+
+
+def sqnr(comparison: "Comparison") -> Figure:
+    """SQNR of every layer of every network, each below the floor of its own step, dashed; dB."""
+    order = _order(comparison.layers)
+    figure, (axes,) = _figure(order, 1, 4.0)
+    for i, (name, rows) in enumerate(comparison.layers.groupby("network", sort=False)):
+        at = [order.index(layer) for layer in rows["layer"]]
+        style: dict[str, Any] = {"color": _PALETTE[i % 8], "markersize": 4}
+        axes.plot(at, _finite(rows["floor_db"]), linestyle=(0, (2, 2)), linewidth=1, marker="_", **style)
+        axes.plot(at, _finite(rows["sqnr_db"]), marker=_marker(i), label=str(name), **style)
+    axes.plot([], [], linestyle=(0, (2, 2)), linewidth=1, color="black", label="ideal: floor of its step θ/T")
+    axes.set_ylabel("SQNR (dB)")
+    axes.set_title("Signal to noise against the source, higher is better", loc="left")
+    _finish(figure, [axes], order)
+    return figure
+
+
+def causes(comparison: "Comparison") -> Figure:
+    """Shares of the squared error by cause, a panel a network; %."""
+    names = [f"share_{cause}" for cause in _CAUSES]
+    title, ideal = "Where each layer's error comes from", "sum of the four (ideal: all of it round)"
+    return _stacked(comparison, list(comparison.outputs["network"]), names, title, ideal, "share (%)", _LOWEST)
+
+
+def removed(comparison: "Comparison") -> Figure:
+    """Fraction of the first network's noise that each other one has removed, by cause, a panel a network; %."""
+    first, *others = list(comparison.outputs["network"])
+    names = [f"removed_{cause}" for cause in _CAUSES]
+    title = f"Noise removed, in parts of that of {first}; below 0 added"
+    return _stacked(comparison, others or [first], names, title, "ideal: all of it", "removed (%)", _LOWEST)
+
+
+def pareto(comparison: "Comparison") -> Figure:
+    """Accuracy (agreement where there are no labels; %) against latency (steps) and spikes of an image, with fronts."""
+    table = comparison.outputs
+    scored = "accuracy" if table["accuracy"].notna().all() else "agreement"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        panels = list(figure.subplots(1, 2, sharey=True))
+    costs = (("latency", "latency (steps)"), ("spikes_per_inference", "spikes (events per image)"))
+    ideal = float(table["analog_accuracy"].max()) if scored == "accuracy" else 1.0
+    for axes, (cost, label) in zip(panels, costs, strict=True):
+        points = [(float(x), float(y)) for x, y in zip(table[cost], table[scored], strict=True)]
+        best = front(points)
+        ring: dict[str, Any] = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "color": "#999999"}
+        axes.plot(*zip(*best, strict=True), drawstyle="steps-post", zorder=1, label="Pareto front", **ring)
+        for i, (name, (x, y)) in enumerate(zip(table["network"], points, strict=True)):
+            axes.plot([x], [y], linestyle="", marker=_marker(i), color=_PALETTE[i % 8], alpha=0.85, label=str(name))
+        axes.axhline(ideal, **_IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
+        axes.set_xlabel(label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.margins(0.08)
+    panels[0].set_ylabel("accuracy (%)" if scored == "accuracy" else "agreement with the source (%)")
+    figure.suptitle("Upper left is better", x=0.01, ha="left", fontsize=11)
+    _legend(figure, panels)
+    return figure
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, score) that no other beats, by rising cost; equal ones once."""
+    best: list[tuple[float, float]] = []
+    for cost, score in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not best or score > best[-1][1]:
+            best.append((cost, score))
+    return best
+
+
+def all_figures(comparison: "Comparison") -> dict[str, Figure]:
+    """Every figure by its file's name; `removed` from two networks on, `pareto` where answers are classes."""
+    out = {"sqnr": sqnr(comparison), "causes": causes(comparison)}
+    if len(comparison.outputs) > 1:
+        out["removed"] = removed(comparison)
+    if comparison.outputs["agreement"].notna().all():
+        out["pareto"] = pareto(comparison)
+    return out
+
+
+def _stacked(
+    comparison: "Comparison",
+    networks: Sequence[str],
+    names: Sequence[str],
+    title: str,
+    ideal: str,
+    unit: str,
+    lowest: float,
+) -> Figure:
+    """Four parts stacked, a panel a network; negative parts hang below zero."""
+    order = _order(comparison.layers)
+    figure, panels = _figure(order, len(networks), 1.6 + 1.7 * len(networks))
+    least, most = 0.0, 1.0
+    for axes, network in zip(panels, networks, strict=True):
+        rows = comparison.layers[comparison.layers["network"] == network]
+        at = [order.index(layer) for layer in rows["layer"]]
+        up, down = [0.0] * len(rows), [0.0] * len(rows)
+        for name, cause in zip(names, _CAUSES, strict=True):
+            parts = [0.0 if math.isnan(x) else x for x in _finite(rows[name])]
+            base = [u if x >= 0 else d for x, u, d in zip(parts, up, down, strict=True)]
+            axes.bar(at, parts, 0.85, base, label=cause, color=COLOURS[cause])
+            up = [u + max(x, 0) for x, u in zip(parts, up, strict=True)]
+            down = [d + min(x, 0) for x, d in zip(parts, down, strict=True)]
+        axes.axhline(1, **_IDEAL, label=ideal)
+        axes.axhline(0, color="black", linewidth=0.8)
+        least, most = min(least, *down), max(most, *up)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylabel(unit)
+        axes.set_title(str(network), loc="left", fontsize=9)
+    if least < lowest:
+        title += f"; below {100 * lowest:.0f} % cut"
+    for axes in panels:
+        axes.set_ylim(max(lowest, least - 0.05), most + 0.1)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _finish(figure, panels, order)
+    return figure
+
+
+def _order(layers: pd.DataFrame) -> list[str]:
+    """Every layer's name once, in the order of the first network that has it."""
+    return list(dict.fromkeys(layers["layer"]))
+
+
+def _figure(order: Sequence[str], panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(min(15.0, max(7.5, 2.5 + 0.28 * len(order))), height), layout="constrained")
+        made = figure.subplots(panels, 1, sharex=True, squeeze=False)
+    return figure, [row[0] for row in made]
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], order: Sequence[str]) -> None:
+    name_layers(panels[-1], pd.DataFrame({"layer": list(order)}))
+    _legend(figure, panels)
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend below everything, so that it never covers data."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def _marker(index: int) -> str:
+    """One for each colour; the next eight networks take them shifted, so that colour and marker differ together."""
+    return _MARKERS[(index + index // 8) % 8]
+
+
+def _finite(values: "pd.Series[Any]") -> list[float]:
+    """Gaps where a value is infinite, undefined or not measured."""
+    numbers = [math.nan if value is None else float(value) for value in values]
+    return [value if math.isfinite(value) else math.nan for value in numbers]
