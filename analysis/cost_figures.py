@@ -43,7 +43,8 @@ def _energy(axes: Axes, report: CostReport) -> None:
     for place, (column, label, colour) in enumerate(_KINDS):
         positions = [i + 0.27 * (place - 1) for i in range(len(tables))]
         bars = axes.bar(positions, report.energy[column], 0.25, label=label, color=COLOURS[colour])
-        axes.bar_label(bars, [f"{value:.3g}" for value in report.energy[column]], fontsize=7, padding=1)
+        written = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in report.energy[column]]
+        axes.bar_label(bars, written, fontsize=7, padding=1)
     axes.set_yscale("log")
     axes.margins(y=0.15)
     axes.set_xticks(range(len(tables)), [name.replace(", with", ",\nwith") for name in tables])

@@ -39,7 +39,7 @@ _MOST_NAMES, _LONGEST = 50, 26
 
 def sqnr(layers: pd.DataFrame) -> Figure:
     """SQNR of every layer in spikes and in the quantized reading, below the floor that its step allows; dB."""
-    figure, (axes,) = _figure(len(layers), 1, 3.6)
+    figure, (axes,) = _figure(layers, 1, 3.6)
     _line(axes, layers["floor_db"], "ideal: floor of the step θ/T", **_IDEAL)
     _line(axes, layers["twin_sqnr_db"], "quantized reading (no timing error)", color=COLOURS["twin"], marker="s")
     _line(axes, layers["sqnr_db"], "spiking", color=COLOURS["spiking"], marker="o")
@@ -52,7 +52,7 @@ def sqnr(layers: pd.DataFrame) -> Figure:
 
 def causes(layers: pd.DataFrame) -> Figure:
     """Shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
-    figure, (axes,) = _figure(len(layers), 1, 3.6)
+    figure, (axes,) = _figure(layers, 1, 3.6)
     up, down = [0.0] * len(layers), [0.0] * len(layers)
     for part in ("clip", "round", "propagated", "temporal"):
         shares = [0.0 if math.isnan(x) else float(x) for x in layers[f"share_{part}"]]
@@ -72,7 +72,7 @@ def causes(layers: pd.DataFrame) -> Figure:
 
 def rmse(layers: pd.DataFrame) -> Figure:
     """Root mean squared error in quantizer steps θ/T, with that of rounding alone."""
-    figure, (axes,) = _figure(len(layers), 1, 3.2)
+    figure, (axes,) = _figure(layers, 1, 3.2)
     axes.bar(range(len(layers)), layers["rmse_steps"], 0.85, color=COLOURS["spiking"], label="spiking")
     ideal = layers["rmse_ideal"]
     name = f"ideal: rounding alone, {ideal.iloc[0]:.3f}" if ideal.nunique() == 1 else "ideal: rounding alone"
@@ -86,7 +86,7 @@ def rmse(layers: pd.DataFrame) -> Figure:
 
 def activity(layers: pd.DataFrame) -> Figure:
     """Saturated and silent fractions (%) and firing rate (events per neuron and step), a panel each."""
-    figure, panels = _figure(len(layers), 3, 6.4)
+    figure, panels = _figure(layers, 3, 6.4)
     drawn = (("saturated", "saturated\n(%)"), ("silent", "silent\n(%)"), ("rate", "rate (events per\nneuron and step)"))
     for axes, (name, label) in zip(panels, drawn, strict=True):
         axes.bar(range(len(layers)), layers[name], 0.85, color=COLOURS["spiking"], label="spiking")
@@ -142,10 +142,12 @@ def all_figures(layers: pd.DataFrame, table: pd.DataFrame | None = None) -> dict
     return out
 
 
-def _figure(layers: int, panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels above one another, as wide as the layers need."""
+def _figure(layers: pd.DataFrame, panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels above one another, as wide as the layers need, with room for their names below."""
+    names = 0.06 * max((len(_short(str(name))) for name in layers["layer"]), default=0)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(min(15.0, max(7.5, 2.5 + 0.28 * layers)), height), layout="constrained")
+        size = min(15.0, max(7.5, 2.5 + 0.28 * len(layers))), height + names
+        figure = Figure(figsize=size, layout="constrained")
         made = figure.subplots(panels, 1, sharex=True, squeeze=False)
     return figure, [row[0] for row in made]
 
@@ -169,7 +171,7 @@ def name_layers(axes: Axes, layers: pd.DataFrame) -> None:
     names = [_short(str(name)) for name in layers["layer"].iloc[list(shown)]]
     axes.set_xticks(list(shown), names, rotation=90, fontsize=8)
     axes.set_xlim(-0.7, len(layers) - 0.3)
-    axes.set_xlabel("layer, in execution order" + (f" (every {every}th named)" if every > 1 else ""))
+    axes.set_xlabel("layer, in execution order" + (f" (one of {every} named)" if every > 1 else ""))
 
 
 def _short(name: str) -> str:
