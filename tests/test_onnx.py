@@ -44,11 +44,16 @@ def networks(name: str) -> tuple[nn.Module, torch.Tensor]:
     return randomise(pytest.importorskip("torchvision").models.get_model(name, weights=None, num_classes=5)), x
 
 
-@pytest.mark.parametrize("batch", [True, False])
+NIGHTLY = pytest.mark.nightly
+
+
 @pytest.mark.parametrize(
-    ("name", "newest"),
-    [("small", False), ("small", True), ("resnet18", True), ("mobilenet_v2", False), ("squeezenet1_1", False),
-     ("shufflenet_v2_x0_5", False), ("regnet_x_400mf", True)],
+    ("name", "newest", "batch"),
+    [("small", False, True), ("small", True, True), ("small", False, False), ("small", True, False),
+     ("squeezenet1_1", False, True), ("shufflenet_v2_x0_5", False, False),
+     pytest.param("resnet18", True, True, marks=NIGHTLY), pytest.param("resnet18", False, False, marks=NIGHTLY),
+     pytest.param("mobilenet_v2", False, True, marks=NIGHTLY), pytest.param("shufflenet_v2_x0_5", False, True, marks=NIGHTLY),
+     pytest.param("regnet_x_400mf", True, True, marks=NIGHTLY), pytest.param("regnet_x_400mf", True, False, marks=NIGHTLY)],
 )  # fmt: skip
 def test_it_converts_as_the_network_it_came_from(tmp_path, name, newest, batch) -> None:
     model, x = networks(name)
@@ -60,7 +65,7 @@ def test_it_converts_as_the_network_it_came_from(tmp_path, name, newest, batch) 
 
 
 def test_layers_keep_their_names(tmp_path) -> None:
-    model, x = networks("resnet18")
+    model, x = networks("squeezenet1_1")
     convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     for newest in (False, True):
         network = load_onnx(exported(tmp_path / "net.onnx", model, x, newest=newest))[0]
@@ -89,7 +94,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", range(len(LAYERS)))
-@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize("newest", [False, pytest.param(True, marks=NIGHTLY)])
 def test_every_layer_means_what_it_meant(tmp_path, layer, newest) -> None:
     torch.manual_seed(layer)
     model, x = LAYERS[layer].eval(), torch.randn(2, 3, 8, 8)

@@ -27,8 +27,15 @@ def torchvision_network(name: str) -> nn.Module:
     return pytest.importorskip("torchvision").models.get_model(name, weights=None, num_classes=5)
 
 
-@pytest.mark.parametrize("batch", [True, False])
-@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2", "squeezenet1_1", "regnet_x_400mf"])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [("small", True), ("small", False), ("squeezenet1_1", True), ("resnet18", False),
+     pytest.param("resnet18", True, marks=NIGHTLY), pytest.param("mobilenet_v2", True, marks=NIGHTLY),
+     pytest.param("mobilenet_v2", False, marks=NIGHTLY), pytest.param("regnet_x_400mf", True, marks=NIGHTLY)],
+)  # fmt: skip
 def test_it_converts_as_the_network_it_came_from(tmp_path, name, batch) -> None:
     torch.manual_seed(0)
     model = randomise(Small() if name == "small" else torchvision_network(name))
