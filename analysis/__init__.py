@@ -16,6 +16,9 @@ from speedysnn.analysis.evaluate import evaluate as evaluate
 from speedysnn.analysis.exits import Confidence as Confidence
 from speedysnn.analysis.exits import choose_confidence as choose_confidence
 from speedysnn.analysis.exits import early_exit as early_exit
+from speedysnn.analysis.knobs import knobs as knobs
+from speedysnn.analysis.knobs import pareto as pareto
+from speedysnn.analysis.knobs import theta_distance as theta_distance
 from speedysnn.analysis.mixed import read_mixed as read_mixed
 from speedysnn.analysis.noise import NoiseSums as NoiseSums
 from speedysnn.analysis.noise import measure_noise as measure_noise
