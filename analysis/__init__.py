@@ -16,6 +16,7 @@ from speedysnn.analysis.evaluate import evaluate as evaluate
 from speedysnn.analysis.exits import Confidence as Confidence
 from speedysnn.analysis.exits import choose_confidence as choose_confidence
 from speedysnn.analysis.exits import early_exit as early_exit
+from speedysnn.analysis.knob_figures import knob_curves as knob_curves
 from speedysnn.analysis.knobs import knobs as knobs
 from speedysnn.analysis.knobs import pareto as pareto
 from speedysnn.analysis.knobs import theta_distance as theta_distance

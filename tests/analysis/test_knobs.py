@@ -107,3 +107,13 @@ def test_the_distance_is_zero_at_the_best_and_six_decibels_at_twice_that(build):
         neuron.set_threshold(2 * neuron.threshold.detach())
     assert analysis.theta_distance(snn)["ratio_db"].tolist() == pytest.approx([6.0206] * 5, abs=1e-3)
     assert snn.calibration.rules
+
+
+def test_the_figure_draws_the_table(build, digits):
+    table = analysis.knobs(build("max"), digits, timesteps=(1, 4), delay=(0, 1, "full"))
+    figure = analysis.knob_curves(table)
+    above = figure.axes[0].get_lines()
+    assert list(above[0].get_ydata()) == table["agreement"][:2].tolist()
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0", "1", "full"]
+    predicted = figure.axes[2].get_lines()[3]
+    assert list(predicted.get_ydata()) == table["predicted_sqnr_db"][:2].tolist()
