@@ -21,6 +21,10 @@ from speedysnn.analysis.knobs import knobs as knobs
 from speedysnn.analysis.knobs import pareto as pareto
 from speedysnn.analysis.knobs import theta_distance as theta_distance
 from speedysnn.analysis.mixed import read_mixed as read_mixed
+from speedysnn.analysis.neuron_figures import figure_activation_density as figure_activation_density
+from speedysnn.analysis.neuron_figures import figure_membrane as figure_membrane
+from speedysnn.analysis.neuron_figures import figure_raster as figure_raster
+from speedysnn.analysis.neuron_figures import figure_staircase as figure_staircase
 from speedysnn.analysis.noise import NoiseSums as NoiseSums
 from speedysnn.analysis.noise import measure_noise as measure_noise
 from speedysnn.analysis.noise_figures import figure_noise_distribution as figure_noise_distribution
