@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.kernels import quantizer_cpu
+
 
 def levels(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1, signed: bool = False
@@ -36,32 +38,39 @@ class _Quantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(drive, theta, v_init)
         ctx.timesteps, ctx.highest, ctx.signed, ctx.scaled = timesteps, highest, signed, scaled
+        low, high = -timesteps * highest if signed else 0, timesteps * highest
+        ctx.compiled = quantizer_cpu.takes(drive, theta, v_init)
+        if ctx.compiled:
+            return quantizer_cpu.forward(drive, theta, v_init, timesteps, low, high)
         count = levels(drive, theta, v_init, timesteps, highest, signed)
         return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         drive, theta, v_init = ctx.saved_tensors
-        steps, highest, grad = ctx.timesteps, ctx.highest, grads[0]
-        count = levels(drive, theta, v_init, steps, highest, ctx.signed)
-        ratio = drive.to(count.dtype) / theta.to(count.dtype)
-        least = -highest if ctx.signed else 0
-        inside = (ratio > least) & (ratio < highest)
-        to_theta = grad * torch.where(inside, count / steps - ratio, ratio.clamp(least, highest))
-        to_start = grad * inside * (theta / steps)
+        steps, grad = ctx.timesteps, grads[0]
+        low, high = -steps * ctx.highest if ctx.signed else 0, steps * ctx.highest
+        adjoint = quantizer_cpu.backward if ctx.compiled else _adjoint
+        to_drive, to_theta, to_start = adjoint(grad, drive, theta, v_init, steps, low, high)
         scale = 1.0
         if ctx.scaled and drive.numel():
             features = drive[0].numel() / theta.numel()
             scale = 1 / math.sqrt(max(1.0, features) * steps)
-        return (
-            grad * inside,
-            to_theta.sum_to_size(theta.shape).to(theta.dtype) * scale,
-            to_start.sum_to_size(v_init.shape).to(v_init.dtype) * scale,
-            None,
-            None,
-            None,
-            None,
-        )
+        return to_drive, to_theta * scale, to_start * scale, None, None, None, None
+
+
+def _adjoint(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init in plain torch; what the compiled kernel is held equal to."""
+    dtype = torch.promote_types(drive.dtype, torch.float32)
+    count = torch.floor(drive.to(dtype) * steps / theta.to(dtype) + v_init.to(dtype)).clamp_(low, high)
+    ratio = drive.to(dtype) / theta.to(dtype)
+    inside = (ratio > low / steps) & (ratio < high / steps)
+    to_theta = grad * torch.where(inside, count / steps - ratio, ratio.clamp(low / steps, high / steps))
+    to_start = grad * inside * (theta / steps)
+    sums = (to_theta.sum_to_size(theta.shape).to(theta.dtype), to_start.sum_to_size(v_init.shape).to(v_init.dtype))
+    return grad * inside, *sums
 
 
 def quantize(

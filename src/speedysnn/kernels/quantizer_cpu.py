@@ -1,0 +1,113 @@
+"""The quantized reading on the CPU: one read and one write forward, two reads and one write backward; compiled."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from speedysnn.kernels.blocks import gather, spread
+from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.cpu import share
+from speedysnn.kernels.layout import flat, laid_out, plan, values
+
+Array = Any
+BLOCK = 4096
+_DTYPES = (torch.float32, torch.float64)
+
+
+@compiled
+def _forward(
+    z: Array, theta: Array, v_init: Array, inner: int, steps: Any, low: Any, high: Any, begin: int, end: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    for first in range(begin, end, BLOCK):
+        m = min(BLOCK, end - first)
+        spread(theta, first, m, inner, th)
+        spread(v_init, first, m, inner, v0)
+        for i in range(m):
+            n = np.floor(z[first + i] * steps / th[i] + v0[i])
+            n = low if n < low else n
+            n = high if n > high else n
+            out[first + i] = n * (th[i] / steps)
+
+
+@compiled
+def _backward(
+    z: Array, g: Array, theta: Array, v_init: Array, inner: int, channels: int, steps: Any, low: Any, high: Any,
+    begin: int, end: int, out: Array, to_theta: Array, to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    a, b = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    zero, least, most = high - high, low / steps, high / steps
+    for first in range(begin, end, BLOCK):
+        m = min(BLOCK, end - first)
+        spread(theta, first, m, inner, th)
+        spread(v_init, first, m, inner, v0)
+        for i in range(m):
+            x, grad = z[first + i], g[first + i]
+            ratio = x / th[i]
+            n = np.floor(x * steps / th[i] + v0[i])
+            n = low if n < low else n
+            n = high if n > high else n
+            inside = (ratio > least) & (ratio < most)
+            outside = most if ratio >= most else least
+            a[i] = grad * (n / steps - ratio if inside else outside)
+            kept = grad if inside else zero
+            out[first + i] = kept
+            b[i] = kept * (th[i] / steps)
+        gather(a, first, m, inner, to_theta)
+        gather(b, first, m, inner, to_start)
+
+
+def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
+    """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
+    return (
+        AVAILABLE and drive.device.type == "cpu" and drive.dtype in _DTYPES and drive.numel() > 0
+        and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+        and theta.dtype in _DTYPES and plan(drive[:1], theta, v_init, 1) is not None
+    )  # fmt: skip
+
+
+def forward(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
+    """theta/T clip(floor(T z / theta + v_init), low, high); shapes as `speedysnn.kernels.quantizer.quantize`."""
+    where = plan(drive.detach(), theta, v_init, 1)
+    assert where is not None
+    out, kind = torch.empty_like(where.drive), _kind(drive)
+    arrays = (_array(where.drive), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
+    rest, result = (where.inner, kind(steps), kind(low), kind(high)), _array(out)
+    share(where.neurons, 1, lambda begin, end, _: _forward(*arrays, *rest, begin, end, result))
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
+    where = plan(drive.detach(), theta, v_init, 1)
+    assert where is not None
+    out, kind = torch.empty_like(where.drive), _kind(drive)
+    sums = np.zeros((2, torch.get_num_threads(), where.channels))
+    outputs = laid_out(grad.detach(), where.drive)
+    arrays = (_array(where.drive), _array(outputs), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
+    rest, result = (where.inner, where.channels, kind(steps), kind(low), kind(high)), _array(out)
+    share(
+        where.neurons, 1,
+        lambda begin, end, i: _backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+    )  # fmt: skip
+    to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
+    return out, _reduced(to_theta, theta), _reduced(to_start, v_init)
+
+
+def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
+    total = sums.sum() if parameter.numel() == 1 else sums
+    return total.to(parameter.dtype).reshape(parameter.shape)
+
+
+def _kind(drive: Tensor) -> Any:
+    return np.float64 if drive.dtype == torch.float64 else np.float32
+
+
+def _array(x: Tensor) -> Any:
+    return flat(x).numpy()
