@@ -15,7 +15,7 @@ from speedysnn.errors import InputError, TrainingError
 from speedysnn.executor import Tap, any_order
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.matching import layer_outputs
+from speedysnn.finetune.matching import outputs_and_layers
 from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.parameters import bad_gradients, keep_in_range
@@ -55,23 +55,31 @@ class Trainer:
         with torch.no_grad():
             return logits(self.teacher(*inputs))
 
-    def _known(self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """The targets of a batch; the teacher answers once for each image where images come unchanged."""
-        if self.config.objective == "labels" or self.config.augment != "none" or self.config.mixup:
-            return self.target(batch, inputs)
+    def goals(
+        self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(targets, the source's activations by neuron where matching is asked for); the teacher runs at most once.
+
+        Where images come unchanged it answers once for each.
+        """
+        config = self.config
+        if config.match:
+            network = self._matched()
+            with torch.no_grad():
+                out, layers = outputs_and_layers(network, inputs, "analog")
+            own = config.objective == "labels" or network is not getattr(self.teacher, "snn", None)
+            return self.target(batch, inputs) if own else logits(out), layers
+        if config.objective == "labels" or config.augment != "none" or config.mixup:
+            return self.target(batch, inputs), {}
         if any(i not in self._answers for i in indices):
             self._answers.update(zip(indices, self.target(batch, inputs).cpu(), strict=True))
-        return torch.stack([self._answers[i] for i in indices]).to(self.device)
+        return torch.stack([self._answers[i] for i in indices]).to(self.device), {}
 
-    def source_layers(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The source's activations by neuron, for matching; empty where no matching is asked for."""
-        if not self.config.match:
-            return {}
+    def _matched(self) -> SpikingNetwork:
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
             raise InputError("match: expected a teacher with the same layers: a SpikingNetwork, or none at all")
-        with torch.no_grad():
-            return layer_outputs(network, inputs, "analog")
+        return network
 
     def epoch(self, reading: Reading, optimizer: torch.optim.Optimizer, stage: int, epoch: int, epochs: int) -> float:
         """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
@@ -88,7 +96,7 @@ class Trainer:
             batch = gather(self.train, indices)
             images = mix(augment(batch.inputs[0], generator), config.mixup, generator)
             inputs = [x.to(self.device) for x in (images, *batch.inputs[1:])]
-            target, source = self._known(indices, batch, inputs), self.source_layers(inputs)
+            target, source = self.goals(indices, batch, inputs)
             _set_rate(optimizer, (epoch + step / len(chunks)) / epochs, config.warmup)
             loss = one.run(inputs, target, source)
             self._guard(loss, reading, epoch)

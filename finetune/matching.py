@@ -1,6 +1,7 @@
 """Layer-wise matching: every neuron's mean output against the source activation it stands for."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ class Recorder:
         self.outputs[tap.name] = out
 
 
-def layer_outputs(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> dict[str, Tensor]:
-    """Every neuron's mean output for a batch, in the present reading or the one given."""
+def outputs_and_layers(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None
+) -> tuple[Any, dict[str, Tensor]]:
+    """(output, every neuron's mean output) for a batch, in the present reading or the one given."""
     recorder = Recorder()
     with snn.reading(reading or snn.present_reading):
-        snn(*inputs, observer=recorder)
-    return recorder.outputs
+        out = snn(*inputs, observer=recorder)
+    return out, recorder.outputs
 
 
 def powers(source: Mapping[str, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from speedysnn import convert, finetune
 from speedysnn.errors import DataError, InputError, TrainingError
-from speedysnn.finetune.matching import layer_distance, layer_outputs
+from speedysnn.finetune.matching import layer_distance, outputs_and_layers
 from speedysnn.finetune.parameters import grouped
 from speedysnn.network import SpikingNetwork
 
@@ -101,7 +101,7 @@ def test_matching_layers_brings_them_closer_to_the_source(epochs: tuple[int, int
     config = _config(match=10.0, epochs_quantized=epochs[0], epochs_spiking=epochs[1])
 
     def distance() -> float:
-        return layer_distance(layer_outputs(snn, (x,)), layer_outputs(source, (x,), "analog")).item()
+        return layer_distance(outputs_and_layers(snn, (x,))[1], outputs_and_layers(source, (x,), "analog")[1]).item()
 
     with torch.no_grad(), snn.reading("quantized" if epochs[0] else "spiking"):
         before = distance()

@@ -10,7 +10,7 @@ from torch import nn
 from speedysnn import convert, finetune
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import memory
-from speedysnn.finetune.matching import layer_outputs
+from speedysnn.finetune.matching import outputs_and_layers
 from speedysnn.finetune.objectives import objective
 from speedysnn.finetune.step import Step
 from speedysnn.network import SpikingNetwork
@@ -28,7 +28,7 @@ def network() -> SpikingNetwork:
 def gradients(snn: SpikingNetwork, reading: Any, match: float, pieces: int) -> tuple[float, list[torch.Tensor]]:
     snn.images_per_pass = pieces
     target = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
-    source = layer_outputs(copy.deepcopy(snn), (X,), "analog") if match else {}
+    source = outputs_and_layers(copy.deepcopy(snn), (X,), "analog")[1] if match else {}
     parameters = list(snn.parameters())
     step = Step(snn, finetune.Config(match=match), reading, parameters)
     loss = step.run((X,), target, {name: x.detach() for name, x in source.items()})
