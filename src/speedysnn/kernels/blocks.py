@@ -22,10 +22,12 @@ def spread(values: Array, first: int, m: int, inner: int, out: Array) -> None:  
     if channels == 1:
         out[:m] = values[0]
     elif inner == 1:
-        c = first % channels
-        for i in range(m):
-            out[i] = values[c]
-            c = c + 1 if c + 1 < channels else 0
+        c, done = first % channels, 0
+        while done < m:  # whole rows of channels, so that the inner loop has no branch
+            run = min(channels - c, m - done)
+            for i in range(run):
+                out[done + i] = values[c + i]
+            done, c = done + run, 0
     else:
         done = 0
         while done < m:
@@ -40,12 +42,12 @@ def gather(grad: Array, first: int, m: int, inner: int, out: Array) -> None:  # 
     """Add m neurons' values to their channels' sums."""
     channels = out.size
     if inner == 1 and channels > 1:
-        c = first % channels
-        for i in range(m):
-            out[c] += grad[i]
-            c += 1
-            if c == channels:
-                c = 0
+        c, done = first % channels, 0
+        while done < m:  # whole rows of channels, so that the inner loop has no branch
+            run = min(channels - c, m - done)
+            for i in range(run):
+                out[c + i] += grad[done + i]
+            done, c = done + run, 0
         return
     done = 0
     while done < m:
