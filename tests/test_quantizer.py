@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from speedysnn.kernels import quantizer, quantizer_cpu
 
 SHAPES = {"(B, C)": (5, 3), "(B, C, H, W)": (2, 3, 5, 7), "(B,)": (9,)}
@@ -41,7 +42,8 @@ def test_agrees_with_plain_torch(shape, steps, highest, signed, channels, dtype,
     ours, plain = both(z, theta.view(view), v_init.view(view), steps, highest, signed, grad)
     assert torch.equal(ours[0], plain[0])
     for mine, other in zip(ours[1:], plain[1:], strict=True):
-        assert mine.shape == other.shape and mine.dtype == other.dtype
+        assert mine.shape == other.shape
+        assert mine.dtype == other.dtype
         torch.testing.assert_close(mine, other, rtol=2e-5, atol=1e-5)
 
 
@@ -56,7 +58,8 @@ def test_many_neurons_over_threads(threads) -> None:
         ours, plain = both(z, theta, v_init, 4, 1, False, grad)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
+    assert torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[1], plain[1])
     np.testing.assert_allclose(ours[2].numpy(), plain[2].numpy(), rtol=1e-4, atol=1e-3)
 
 
@@ -64,7 +67,8 @@ def test_what_it_does_not_take() -> None:
     """Types and shapes of others go the plain way, with the same values."""
     theta, start = torch.ones(()), torch.full((), 0.5)
     z = torch.linspace(-1, 2, 31)
-    assert not quantizer_cpu.takes(z.bfloat16(), theta, start) and not quantizer_cpu.takes(z[:0], theta, start)
+    assert not quantizer_cpu.takes(z.bfloat16(), theta, start)
+    assert not quantizer_cpu.takes(z[:0], theta, start)
     assert not quantizer_cpu.takes(z.view(31, 1).expand(31, 4), torch.rand(31, 4) + 1, start)
     half = quantizer.quantize(z.bfloat16(), theta, start, 4)
     torch.testing.assert_close(half.float(), quantizer.quantize(z.bfloat16().float(), theta, start, 4))
