@@ -6,6 +6,7 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -133,7 +134,7 @@ class Execution:
                 values[node.name] = next(feed)
             elif node.op == "neuron":
                 neuron = self.neurons[node.name]
-                out = neuron.analog(args[0]) if reading == "analog" else neuron.quantized(args[0])
+                out = neuron.analog(args[0]) if reading == "analog" else self.quantized_neuron(node, args[0])
                 values[node.name] = out
                 self._observe(Tap(node.name, neuron, args[0], out, True, True))
             else:
@@ -141,6 +142,10 @@ class Execution:
             for name in release.get(position, ()):
                 del values[name]
         return values
+
+    def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
+        """A layer's answer in the quantized reading, (B, ...)."""
+        return self.neurons[node.name].quantized(drive)
 
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
@@ -179,20 +184,32 @@ class Execution:
         return Value(self._rate(operator, node, args, tensors), True)
 
     def _rate(self, operator: Operator, node: Node, args: list[Value], tensors: Mapping[str, Tensor]) -> Tensor:
-        """y[t] = t g(mean to t) - (t-1) g(mean to t-1); in whole spikes where the input is a neuron's own output."""
+        """y[t] = t g(mean to t) - (t-1) g(mean to t-1); in whole spikes where the input is a neuron's own output.
+
+        Totals are kept in float32 at least: beyond 256 steps bfloat16 holds not even their spikes.
+        """
         unit = self._unit(node, args[0].tensor.ndim)
         inputs = [self.repeat(arg) for arg in args]
-        if unit is not None:
-            inputs = [torch.round(inputs[0] / unit)]
-        totals = [self._split(x).cumsum(0) for x in inputs]
-        steps = torch.arange(1, self.timesteps + 1, device=inputs[0].device, dtype=inputs[0].dtype)
+        totals = [self._split(self._whole(x, unit)).cumsum(0) for x in inputs]
         if not operator.homogeneous:
-            totals = [x / steps.view(-1, *[1] * (x.ndim - 1)) for x in totals]
+            totals = [self._per_step(total).to(x.dtype) for total, x in zip(totals, inputs, strict=True)]
         reached = self._split(operator.run([x.flatten(0, 1) for x in totals], node.attrs, tensors))
         if not operator.homogeneous:
-            reached = reached * steps.view(-1, *[1] * (reached.ndim - 1))
+            reached = wide(reached) * self._steps(reached)
         out = torch.cat([reached[:1], reached.diff(dim=0)]).flatten(0, 1)
-        return out if unit is None else out * unit
+        return (out if unit is None else out * unit).to(reduce(torch.promote_types, (x.dtype for x in inputs)))
+
+    @staticmethod
+    def _whole(x: Tensor, unit: Tensor | None) -> Tensor:
+        return wide(x) if unit is None else torch.round(wide(x) / unit)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """1..T, shaped as the time axis of (T, B, ...)."""
+        steps = torch.arange(1, self.timesteps + 1, device=x.device, dtype=wide(x[:0]).dtype)
+        return steps.view(-1, *[1] * (x.ndim - 1))
+
+    def _per_step(self, totals: Tensor) -> Tensor:
+        return totals / self._steps(totals)
 
     def _unit(self, node: Node, ndim: int) -> Tensor | None:
         """Theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
@@ -219,12 +236,16 @@ class Execution:
     def running_mean(self, value: Value) -> Tensor:
         """Mean of the first t steps for every t, (T, B, ...)."""
         per_step = self._split(self.repeat(value))
-        steps = torch.arange(1, self.timesteps + 1, device=per_step.device, dtype=per_step.dtype)
-        return per_step.cumsum(0) / steps.view(-1, *[1] * (per_step.ndim - 1))
+        return self._per_step(wide(per_step).cumsum(0)).to(per_step.dtype)
 
     def _observe(self, tap: Tap) -> None:
         if self.observer is not None:
             self.observer(tap)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32 at least, for sums over time."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

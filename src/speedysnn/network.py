@@ -77,7 +77,9 @@ class SpikingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.layers = nn.ModuleDict({key_of(name): _holder(own, self.BUFFERS, copy) for name, own in tensors.items()})
+        place = {node.name: position for position, node in enumerate(graph.nodes)}
+        owners = sorted(tensors, key=lambda name: place.get(name, len(place)))
+        self.layers = nn.ModuleDict({key_of(name): _holder(tensors[name], self.BUFFERS, copy) for name in owners})
         self._neurons = nn.ModuleDict({key_of(name): neuron for name, neuron in neurons.items()})
         self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
         self.calibration = calibration or Calibration()
@@ -355,8 +357,9 @@ def join(pieces: Sequence[Any], dim: int) -> Any:
 
 
 def _holder(tensors: Mapping[str, Tensor], buffers: Sequence[str], copy: bool) -> nn.Module:
+    """A module with the tensors, weight first: a file's own order is by chance, and optimizers count parameters."""
     module = nn.Module()
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items(), key=lambda item: (item[0] != "weight", item[0])):
         value = value.detach().clone() if copy else value.detach()
         if value.ndim == 4:
             value = value.contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """IFNeuron: one activation of the source network, readable as the source, its quantizer, or spikes."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -7,13 +8,14 @@ from torch import Tensor, nn
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import Rule, multistep, parse_spikes
-from speedysnn.kernels.quantizer import levels, quantize
+from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
 from speedysnn.surrogate import SURROGATES
 
 Reading = Literal["analog", "quantized", "spiking"]
 READINGS: tuple[Reading, ...] = ("analog", "quantized", "spiking")
 Delay = int | Literal["full"]
+THRESHOLD_RULES = ("surrogate", "step", "mixed")
 
 
 class IFNeuron(nn.Module):
@@ -79,6 +81,7 @@ class IFNeuron(nn.Module):
         self.offset: Tensor | None
         self.register_buffer("offset", None)
         self.scaled_gradient = True
+        self.threshold_rule = "surrogate"
         self.reading: Reading = "spiking"
         self.timesteps, self.delay = timesteps, delay
         parse_spikes(spikes)
@@ -87,6 +90,17 @@ class IFNeuron(nn.Module):
         _check_steps(timesteps, delay)
         _check_range(floor, ceiling, steps)
         self.reset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IFNeuron":
+        """As torch's, but in float32 at least: by its logarithm in bfloat16 a theta of 1e-6 would move by 3 %."""
+
+        def kept(x: Tensor) -> Tensor:
+            out = fn(x)
+            precise = torch.promote_types(out.dtype, torch.float32)
+            return out if out.dtype == precise else x.to(out.device, precise)
+
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def threshold(self) -> Tensor:
@@ -178,13 +192,20 @@ class IFNeuron(nn.Module):
         """Theta * s[t] for all steps, (T*B, ...); `over`: the input is needed no more and may be written over."""
         x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
-        return multistep(x, theta, start, self.rule, constant=constant, over=over)
+        if self.threshold_rule == "surrogate" or not torch.is_grad_enabled():
+            return multistep(x, theta, start, self.rule, constant=constant, over=over)
+        share = 0.5 if self.threshold_rule == "mixed" else 1.0
+        through_time = (1 - share) * theta + share * theta.detach()
+        out = multistep(x, through_time, start, self.rule, constant=constant)
+        drive = x if constant else x.view(self.timesteps, -1, *x.shape[1:]).mean(0)
+        return step_gradient(out, drive.detach(), theta, self.rule, share, scaled=self.scaled_gradient)
 
     def reset(self) -> None:
         """Forget the streaming state."""
         self._sum: Tensor | None = None
         self._complete: Tensor | None = None
         self._count: Tensor | None = None
+        self._dtype: torch.dtype | None = None
         self._arrived = 0
         self._emitted = 0
 
@@ -198,7 +219,7 @@ class IFNeuron(nn.Module):
             InputError: the shape changed before `reset`, or an input came while the last window was not over.
         """
         if self._complete is not None:  # the last window's outputs go on while the next one's inputs arrive
-            out = self._emit(self._complete, x)
+            out = self._emit(self._complete)
             if x is not None:
                 self._arrive(x)
             return out
@@ -209,9 +230,10 @@ class IFNeuron(nn.Module):
         total = self._sum if self._complete is None else self._complete
         if total is None or arrived - self.lookahead <= self._emitted:
             return None
-        return self._emit(total, x)
+        return self._emit(total)
 
     def _arrive(self, x: Tensor) -> None:
+        self._dtype = x.dtype
         value = self.corrected(x).to(torch.promote_types(x.dtype, torch.float32))
         if self._sum is not None and self._sum.shape != value.shape:
             raise InputError(
@@ -223,7 +245,7 @@ class IFNeuron(nn.Module):
         if self._arrived == self.timesteps:
             self._complete, self._sum, self._arrived = self._sum, None, 0
 
-    def _emit(self, total: Tensor, x: Tensor | None) -> Tensor:
+    def _emit(self, total: Tensor) -> Tensor:
         t = self._emitted + 1
         k = min(t + self.lookahead, self.timesteps)
         paced = total if k == t else total * (t / k)
@@ -234,8 +256,7 @@ class IFNeuron(nn.Module):
         self._count, self._emitted = count + spikes, t
         if t == self.timesteps:
             self._count, self._complete, self._emitted = None, None, 0
-        out = spikes * theta
-        return out if x is None else out.to(x.dtype)
+        return (spikes * theta).to(self._dtype)
 
     def extra_repr(self) -> str:
         """Options in one line; never the tensors."""

@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from speedysnn.executor import lags
+from speedysnn.executor import lags, wide
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron
 from speedysnn.operators import OPERATORS
@@ -21,15 +22,17 @@ class RateState:
         self.reached: Tensor | None = None
 
     def step(self, args: Sequence[Tensor], run: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        """y[t] for the inputs of step t; after T steps the totals start again."""
-        self.totals = [a + b for a, b in zip(self.totals, args, strict=True)] if self.totals else list(args)
+        """y[t] for the inputs of step t, in their dtype; after T steps the totals start again."""
+        added = [wide(x) for x in args]
+        self.totals = [a + b for a, b in zip(self.totals, added, strict=True)] if self.totals else added
         self.t += 1
-        reached = run([total / self.t for total in self.totals]) * self.t
+        means = [(total / self.t).to(x.dtype) for total, x in zip(self.totals, args, strict=True)]
+        reached = wide(run(means)) * self.t
         out = reached if self.reached is None else reached - self.reached
         self.reached = reached
         if self.t == self.timesteps:
             self.t, self.totals, self.reached = 0, [], None
-        return out
+        return out.to(reduce(torch.promote_types, (x.dtype for x in args)))
 
 
 class Stream:
