@@ -1,6 +1,5 @@
 """Handlers of functions and tensor methods: arithmetic, pooling, activations, functional layers."""
 
-import builtins
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -284,8 +283,3 @@ METHODS: dict[str, Handler] = {
     "sum": reduce("sum"),
     **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), shapes.same),
 }
-
-# Functions whose results are numbers or shapes: their traced values are constants of the graph.
-NUMBERS: frozenset[Callable[..., Any]] = frozenset(
-    {builtins.getattr, operator.floordiv, operator.mod, operator.pow, operator.eq, operator.ne, torch._assert, int, len}
-)

@@ -13,7 +13,6 @@ from speedysnn.kernels.reference import fire
 from speedysnn.surrogate import SURROGATES
 
 Reading = Literal["analog", "quantized", "spiking"]
-READINGS: tuple[Reading, ...] = ("analog", "quantized", "spiking")
 Delay = int | Literal["full"]
 THRESHOLD_RULES = ("surrogate", "step", "mixed")
 

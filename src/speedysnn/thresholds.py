@@ -17,7 +17,6 @@ from speedysnn.histogram import ActivationHistogram
 from speedysnn.laws import LAWS, fitted_threshold
 
 CLIP = "clip"  # theta is the source activation's own clip over N; no histogram is asked
-KEPT = ("given", CLIP)  # rules under which `recalibrate` keeps the full scale
 
 _COARSE = 96
 _FINE = 33

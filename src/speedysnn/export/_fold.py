@@ -47,7 +47,6 @@ class Folded:
         self.edges: list[tuple[str, str]] = []
         self._signals: dict[str, Signal] = {}
         self._names = {node.name: plain(node.name) for node in snn.graph.nodes}
-        self._taken = set(self._names.values())
         self._uses = Counter([name for node in snn.graph.nodes for name in node.inputs] + [*snn.graph.output_names])
         self._units = self._wanted()
         for node in snn.graph.nodes:
