@@ -17,7 +17,7 @@ from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/1"
+SCHEMA = "speedysnn-run/2"
 
 
 @dataclass
@@ -32,6 +32,7 @@ class RunState:
         best_score: their score; higher is better.
         best_epoch: their epoch, 0 for the state before the stage.
         optimizer: the optimizer's tensors, "index.name" -> tensor.
+        layers: every layer's theta, v_init and rate before the run.
     """
 
     stage: int = 0
@@ -41,6 +42,7 @@ class RunState:
     best_score: float = float("-inf")
     best_epoch: int = 0
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
@@ -88,7 +90,8 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
     tensors.update({f"best:{name}": value for name, value in run.best.items()})
     tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
     document = {"schema": SCHEMA, "fingerprint": print_of_run, "stage": run.stage, "epoch": run.epoch,
-                "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch}  # fmt: skip
+                "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
+                "layers": run.layers}  # fmt: skip
     scratch = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,6 @@ def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
             parts[kind][name] = value
         snn.load_state_dict(parts["net"])
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
-                        document["best_score"], document["best_epoch"], parts["opt"])  # fmt: skip
+                        document["best_score"], document["best_epoch"], parts["opt"], document["layers"])  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -1,13 +1,17 @@
 """What to train, how long and how fast: frozen data that goes to JSON and back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from speedysnn.errors import InputError
+from speedysnn.finetune.stages import Stage, stages_of
+from speedysnn.neurons import THRESHOLD_RULES
 
 GROUPS = ("thresholds", "v_init", "biases", "weights")
 RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}
+PRECISIONS = ("float32", "bfloat16")
+BUDGETS = ("spikes", "synops")
 
 
 @dataclass(frozen=True)
@@ -17,37 +21,54 @@ class Config:
     Attributes:
         epochs_quantized: epochs on the quantized reading: one pass an image, the gradient of a learned step size.
         epochs_spiking: epochs on the spiking reading, through time, at the network's own look-ahead and spike kind.
+        stages: the stages one by one, in place of the two counts above; a curriculum over T, look-ahead or spikes.
         train: which of "thresholds", "v_init", "biases", "weights" train; the rest stays as it is.
+        threshold_rule: gradient of theta in a spiking stage: "surrogate" (through time, amplitude and reset paths),
+            "step" (the learned step size's, on the spike count) or "mixed" (their mean).
         learning_rates: peak rate of each group (Adam); of thresholds it is relative, since log theta is trained.
         spiking_rate: factor on all rates in the spiking stage.
         weight_decay: of the weights only, decoupled.
         objective: "kl" or "mse" to the teacher's logits, or "labels".
         temperature: of the softmax in "kl".
         match: weight of the layer-wise term that draws every neuron's mean output to the source's activation.
-        batch_size: images a step.
-        augment: "none", "flip", "shift" or "flip-crop"; the images stay as they are otherwise.
+        budget: most spikes a neuron and image (mean over the network), None for no limit.
+        budget_of: "spikes", or "synops": every layer's spikes then weigh by its fan-out (see `fit`).
+        budget_weight: weight of the penalty max(0, spikes / budget - 1), which doubles after every epoch above it.
+        membrane: weight of the penalty on membranes that end outside [0, theta), the sign of temporal error.
+        batch_size: images a step; it runs in pieces that fit the caches and the memory, whose gradients add up.
+        augment: name of an augmentation, see `finetune.augment`.
         mixup: alpha of mixing pairs of images (the teacher labels the mixture), 0 for none.
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
+        patience: epochs without a better held-out score after which a stage ends; None for never.
+        precision: "float32", or "bfloat16" for automatic mixed precision.
         seed: of the split, the order and the augmentation; the same seed gives the same result.
     """
 
     epochs_quantized: int = 8
     epochs_spiking: int = 2
+    stages: tuple[Stage, ...] = ()
     train: tuple[str, ...] = GROUPS
+    threshold_rule: str = "surrogate"
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     spiking_rate: float = 1.0
     weight_decay: float = 0.0
     objective: str = "kl"
     temperature: float = 1.0
     match: float = 0.0
+    budget: float | None = None
+    budget_of: str = "spikes"
+    budget_weight: float = 1.0
+    membrane: float = 0.0
     batch_size: int = 50
     augment: str = "none"
     mixup: float = 0.0
     holdout: float = 0.1
     clip: float | None = 1.0
     warmup: float = 0.1
+    patience: int | None = None
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,20 +76,31 @@ class Config:
         unknown = [name for name in (*self.train, *self.learning_rates) if name not in GROUPS]
         if unknown or not self.train:
             raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
-        if min(self.epochs_quantized, self.epochs_spiking) < 0 or self.epochs_quantized + self.epochs_spiking < 1:
+        if min(self.epochs_quantized, self.epochs_spiking) < 0 or not self.plan:
             raise InputError("epochs: expected at least one epoch in one of the stages, and none below zero")
         if self.batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {self.batch_size}")
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {self.holdout}")
-        if self.match < 0 or self.mixup < 0:
-            raise InputError(f"match and mixup: expected at least 0, got {self.match} and {self.mixup}")
         if self.mixup and self.objective == "labels":
             raise InputError("mixup: a mixture of two images has no one label; use the objective 'kl' or 'mse'")
+        self._check_words()
+        self._check_numbers()
+
+    def _check_words(self) -> None:
+        for name, known in (("threshold_rule", THRESHOLD_RULES), ("precision", PRECISIONS), ("budget_of", BUDGETS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("match", "mixup", "membrane", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
         positive = {**{f"learning rate of {k}": v for k, v in self.learning_rates.items()},
-                    "temperature": self.temperature, "spiking_rate": self.spiking_rate}  # fmt: skip
+                    "temperature": self.temperature, "spiking_rate": self.spiking_rate, "budget": self.budget,
+                    "budget_weight": self.budget_weight, "clip": self.clip, "patience": self.patience}  # fmt: skip
         for name, value in positive.items():
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise InputError(f"{name}: expected a positive number, got {value}")
 
     def rate(self, group: str) -> float:
@@ -76,17 +108,20 @@ class Config:
         return float(self.learning_rates.get(group, RATES[group]))
 
     @property
-    def stages(self) -> tuple[tuple[str, int], ...]:
-        """(reading, epochs) of the stages that run, in order."""
-        both = (("quantized", self.epochs_quantized), ("spiking", self.epochs_spiking))
-        return tuple((name, epochs) for name, epochs in both if epochs)
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages that run, in order."""
+        if self.stages:
+            return self.stages
+        both = (("quantized", self.epochs_quantized, 1.0), ("spiking", self.epochs_spiking, self.spiking_rate))
+        return tuple(Stage(name, epochs, rate=rate) for name, epochs, rate in both if epochs > 0)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON data."""
-        data = asdict(self)
-        return {**data, "train": list(self.train), "learning_rates": dict(self.learning_rates)}
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**data, "train": list(self.train), "learning_rates": dict(self.learning_rates),
+                "stages": [stage.to_json() for stage in self.stages]}  # fmt: skip
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Config":
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Config":
         """The settings written by `to_json`."""
-        return Config(**{**data, "train": tuple(data["train"])})
+        return cls(**{**data, "train": tuple(data["train"]), "stages": stages_of(data)})

@@ -1,11 +1,12 @@
-"""fit: train the thresholds, and whatever else is asked, first in the quantized and then in the spiking reading."""
+"""fit: train the thresholds, and whatever else is asked, stage by stage until the noise is gone."""
 
 import copy
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,15 +17,16 @@ from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.engine import Engine
+from speedysnn.finetune.log import Log
 from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.memory import Need
-from speedysnn.finetune.objectives import objective
-from speedysnn.finetune.parameters import optimizer, trainable
+from speedysnn.finetune.objectives import Objective
+from speedysnn.finetune.objectives import objective as named_objective
+from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.network import SpikingNetwork, weights_tuned
-from speedysnn.neurons import Reading
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Result:
     Attributes:
         history: one row an epoch; epoch 0 of a stage is the state before it.
         best_epoch: epoch of the last stage whose state was kept, 0 if none was better than the start.
-        best_score: minus the held-out loss of that state; higher is better.
+        best_score: minus the held-out loss of that state (and far less where it exceeds the budget); higher is better.
         seconds: wall time of this call.
         config: the settings.
+        layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on
+            up to 64 held-out images).
     """
 
     history: pd.DataFrame
@@ -44,6 +48,7 @@ class Result:
     best_score: float
     seconds: float
     config: Config
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __repr__(self) -> str:
         return f"Result(epochs={len(self.history)}, best_epoch={self.best_epoch}, best_score={self.best_score:.4g})"
@@ -68,16 +73,20 @@ def fit(
     teacher: nn.Module | None = None,
     config: Config | None = None,
     *,
+    objective: Objective | None = None,
+    fan_out: Mapping[str, float] | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    log: str | Path | None = None,
     progress: bool = False,
     on_epoch: Report | None = None,
     on_memory: Callable[[str, Need], None] | None = None,
 ) -> Result:
     """Train a spiking network in place until its noise is gone, and leave it in the best state of the last stage.
 
-    Stage one trains the quantized reading, stage two the spiking reading through time; each keeps the state with the
-    lowest held-out loss, its starting state included.
+    By default stage one trains the quantized reading and stage two the spiking reading through time; `config.stages`
+    names others. Each keeps the state with the lowest held-out loss, its starting state included. Under `accelerate
+    launch` every process takes its part of each batch, and the result is that of one process.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
@@ -86,46 +95,99 @@ def fit(
         teacher: maps the inputs to logits; a `SpikingNetwork` is read analog; by default the network's own analog
             reading before tuning, which a network whose weights were tuned before no longer has.
         config: the settings.
+        objective: (outputs, targets, temperature) -> mean loss over images, in place of the one named in `config`; the
+            targets are the teacher's outputs, or labels where that name is "labels".
+        fan_out: synapses that a spike of each layer reaches, by neuron name (column `fan_out` of
+            `analysis.measure_cost`), for `budget_of="synops"`.
         folder: where the state is kept after every epoch.
         resume: go on from the state in `folder`; gives the result of an uninterrupted run.
+        log: folder for `epochs.csv`, `steps.csv` and, where it is installed, TensorBoard events.
         progress: show progress.
         on_epoch: called with every new row of the history.
         on_memory: called with the reading and the memory that its steps need, before the first is done.
 
     Raises:
-        TrainingError: NaN or infinity (the best state is kept), or nothing to resume.
+        TrainingError: NaN, infinity or a loss that runs away (the best state is kept), or nothing to resume.
         DataError: no data.
     """
     config = config or Config()
-    objective(config.objective), augmentation(config.augment)
-    if resume and folder is None:
-        raise TrainingError("resume: expected the folder of the run to go on with")
+    check_names(config)
     begin = time.monotonic()
     tune, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
     frozen = _teacher(snn, teacher, config)
-    place = None if folder is None else Path(folder)
-    run_print = checkpoint.fingerprint(snn, config)
-    run = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState()
+    engine = Engine(config.precision)
+    device = engine.device(next(snn.parameters()).device)
+    if engine.world > 1:
+        snn.to(device), frozen.to(device)
     modes = {module: module.training for module in frozen.modules()}
     try:
         frozen.eval()
-        trainer = Trainer(snn, frozen, tune, held, config, progress, on_memory)
-        keep = None if place is None else (lambda: checkpoint.write(place, snn, run, run_print))
-        for index in range(run.stage, len(config.stages)):
-            _stage(trainer, run, index, keep, on_epoch)
+        trainer = Trainer(snn, frozen, tune, held, config, progress and engine.main, on_memory, objective,
+                          budget_of(config, fan_out), engine)  # fmt: skip
+        state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    _record(snn, config, run)
-    return Result(pd.DataFrame(run.history), run.best_epoch, run.best_score, time.monotonic() - begin, config)
+    record(snn, config, state)
+    return result_of(state, config, table, time.monotonic() - begin)
+
+
+def run_all(
+    trainer: Trainer, *, folder: str | Path | None, resume: bool, log: str | Path | None, on_epoch: Report | None,
+    **options: Any,
+) -> tuple[RunState, pd.DataFrame]:
+    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers."""
+    if resume and folder is None:
+        raise TrainingError("resume: expected the folder of the run to go on with")
+    snn, engine = trainer.snn, trainer.engine
+    place = None if folder is None else Path(folder)
+    run_print = checkpoint.fingerprint(snn, trainer.config)
+    fresh = {} if resume else layer_table(trainer)
+    state = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState(layers=fresh)
+    keep = None if place is None else (lambda: checkpoint.write(place, snn, state, run_print))
+    if log is not None and engine.main:
+        trainer.log = Log(Path(log), len(state.history))
+    try:
+        Run(trainer, state, keep, on_epoch, **options).go()
+    finally:
+        if trainer.log is not None:
+            trainer.log.close()
+        engine.wait()
+    return state, _changes(state.layers, layer_table(trainer))
+
+
+def check_names(config: Config) -> None:
+    """Refuse names that no registry holds.
+
+    Raises:
+        InputError: unknown objective or augmentation.
+    """
+    named_objective(config.objective)
+    augmentation(config.augment)
+
+
+def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | None:
+    """The limit on the spikes that the settings ask for.
+
+    Raises:
+        TrainingError: it counts synaptic operations and no fan-outs were given.
+    """
+    if config.budget is None:
+        return None
+    if config.budget_of == "synops" and not fan_out:
+        raise TrainingError(
+            "budget_of='synops': expected fan_out, each layer's synapses a spike, as analysis.measure_cost gives them"
+        )
+    return Budget(config.budget, config.budget_weight, dict(fan_out or {}) if config.budget_of == "synops" else {})
 
 
 def _teacher(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
     if teacher is not None:
         return _Teacher(teacher) if isinstance(teacher, SpikingNetwork) else teacher
-    if weights_tuned(snn) and (config.objective != "labels" or config.match):
+    layers = config.match or any(stage.kind == "blockwise" for stage in config.plan)
+    if weights_tuned(snn) and (config.objective != "labels" or layers):
         raise TrainingError(
             "the network's weights were tuned before, so its analog reading is not the source network any more; give "
             "the teacher: the network before tuning (teacher=, or --source on the command line)"
@@ -133,56 +195,31 @@ def _teacher(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> 
     return _Teacher(snn)
 
 
-def _stage(
-    trainer: Trainer, run: RunState, index: int, keep: Callable[[], None] | None, on_epoch: Report | None
-) -> None:
-    """Run one stage from where `run` stands, and leave the network in the stage's best state."""
-    name, epochs = trainer.config.stages[index]
-    reading = cast(Reading, name)
-    factor = trainer.config.spiking_rate if reading == "spiking" else 1.0
-    try:
-        with torch.enable_grad(), trainable(trainer.snn, trainer.config) as groups:
-            adam = optimizer(groups, trainer.config, factor)
-            checkpoint.restore_optimizer(adam, run.optimizer)
-            if run.epoch == 0 and not run.best:
-                _score(trainer, run, reading, 0, None, on_epoch)
-            for epoch in range(run.epoch, epochs):
-                loss = trainer.epoch(reading, adam, index, epoch, epochs)
-                _score(trainer, run, reading, epoch + 1, loss, on_epoch)
-                run.epoch, run.optimizer = epoch + 1, checkpoint.optimizer_tensors(adam)
-                if keep is not None and epoch + 1 < epochs:
-                    keep()
-    except (TrainingError, KeyboardInterrupt):
-        if run.best:
-            trainer.snn.load_state_dict(run.best)
-        raise
-    trainer.snn.load_state_dict(run.best)
-    run.stage, run.epoch, run.optimizer = index + 1, 0, {}
-    if index + 1 < len(trainer.config.stages):
-        run.best, run.best_score, run.best_epoch = {}, float("-inf"), 0
-    if keep is not None:
-        keep()
+def _changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    rows = []
+    for name, new in after.items():
+        old = before.get(name, {})
+        rows.append(
+            {
+                "layer": name,
+                "theta_ratio": math.exp(new["log_theta"] - old.get("log_theta", math.nan)),
+                "v_init_before": old.get("v_init", math.nan),
+                "v_init_after": new["v_init"],
+                "spikes_per_neuron_before": old.get("spikes_per_neuron", math.nan),
+                "spikes_per_neuron_after": new["spikes_per_neuron"],
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _score(
-    trainer: Trainer, run: RunState, reading: Reading, epoch: int, loss: float | None, on_epoch: Report | None
-) -> None:
-    """Evaluate on the held-out part, add the row, keep the state if it is the best so far."""
-    begin = time.monotonic()
-    scores = trainer.evaluate(reading)
-    row = {"stage": reading, "epoch": epoch, "train_loss": loss, **scores, "eval_seconds": time.monotonic() - begin}
-    held_out = scores["held_out_loss"]
-    assert held_out is not None
-    if -held_out > run.best_score:
-        run.best, run.best_score, run.best_epoch = checkpoint.snapshot(trainer.snn), -held_out, epoch
-    row["best"] = run.best_epoch == epoch
-    run.history.append(row)
-    if on_epoch is not None:
-        on_epoch(row)
-
-
-def _record(snn: SpikingNetwork, config: Config, run: RunState) -> None:
+def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
     """Add the run to the network's provenance, so that it is saved with it."""
-    rows = [{key: value for key, value in row.items() if key != "eval_seconds"} for row in run.history]
+    timing = ("eval_seconds", "train_seconds")
+    rows = [{key: value for key, value in row.items() if key not in timing} for row in state.history]
     entry = {"config": config.to_json(), "timesteps": snn.timesteps, "history": rows, "torch": torch.__version__}
     snn.provenance = {**snn.provenance, "finetuned": [*snn.provenance.get("finetuned", []), entry]}
+
+
+def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
+    """The run's result."""
+    return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)

@@ -1,8 +1,8 @@
-"""The training loop: one epoch, one evaluation, one stage."""
+"""The training loop: one epoch, one evaluation."""
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,21 +11,48 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from speedysnn.data import Batch
-from speedysnn.errors import InputError, TrainingError
+from speedysnn.errors import InputError
 from speedysnn.executor import Tap, any_order
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.engine import Engine
+from speedysnn.finetune.guard import check_loss
+from speedysnn.finetune.log import Log
 from speedysnn.finetune.matching import outputs_and_layers
 from speedysnn.finetune.memory import Need
-from speedysnn.finetune.objectives import objective
-from speedysnn.finetune.parameters import bad_gradients, keep_in_range
+from speedysnn.finetune.objectives import Objective, objective
+from speedysnn.finetune.parameters import keep_in_range
+from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.samples import gather
+from speedysnn.finetune.stages import Stage
 from speedysnn.finetune.step import Step, logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.progress import track
 
 _EVAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run an epoch stands.
+
+    Attributes:
+        stage: its stage.
+        index: number of that stage.
+        epoch: number of the epoch within it, from 0.
+        run_epoch: rows of the history before it.
+        first_loss: mean loss of the stage's first epoch, None before it ended.
+    """
+
+    stage: Stage
+    index: int
+    epoch: int
+    run_epoch: int
+    first_loss: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.stage.kind} {self.epoch + 1}/{self.stage.epochs}"
 
 
 @dataclass
@@ -39,6 +66,10 @@ class Trainer:
     config: Config
     progress: bool
     on_memory: Callable[[str, Need], None] | None = None
+    aim: Objective | None = None
+    budget: Budget | None = None
+    engine: Engine = field(default_factory=Engine)
+    log: Log | None = None
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @property
@@ -56,97 +87,127 @@ class Trainer:
             return logits(self.teacher(*inputs))
 
     def goals(
-        self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor]
+        self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor], *, layers: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(targets, the source's activations by neuron where matching is asked for); the teacher runs at most once.
+        """(targets, the source's activations by neuron if asked for); the teacher runs at most once.
 
         Where images come unchanged it answers once for each.
         """
         config = self.config
-        if config.match:
-            network = self._matched()
+        if layers:
+            network = self.matched()
             with torch.no_grad():
-                out, layers = outputs_and_layers(network, inputs, "analog")
+                out, activations = outputs_and_layers(network, inputs, "analog")
             own = config.objective == "labels" or network is not getattr(self.teacher, "snn", None)
-            return self.target(batch, inputs) if own else logits(out), layers
+            return self.target(batch, inputs) if own else logits(out), activations
         if config.objective == "labels" or config.augment != "none" or config.mixup:
             return self.target(batch, inputs), {}
         if any(i not in self._answers for i in indices):
             self._answers.update(zip(indices, self.target(batch, inputs).cpu(), strict=True))
         return torch.stack([self._answers[i] for i in indices]).to(self.device), {}
 
-    def _matched(self) -> SpikingNetwork:
+    def matched(self) -> SpikingNetwork:
+        """The teacher as a network whose layers can be matched."""
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
             raise InputError("match: expected a teacher with the same layers: a SpikingNetwork, or none at all")
         return network
 
-    def epoch(self, reading: Reading, optimizer: torch.optim.Optimizer, stage: int, epoch: int, epochs: int) -> float:
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None) -> tuple[Batch, list[Tensor], list[int]]:
+        """(batch, inputs, indices) of this process's part of a batch, augmented where a generator is given.
+
+        Every process draws the same augmentation for the whole batch and keeps its part.
+        """
+        batch = gather(self.train if generator is not None else self.held_out, indices)
+        images = batch.inputs[0]
+        if generator is not None:
+            images = mix(augmentation(self.config.augment)(images, generator), self.config.mixup, generator)
+        own = self.engine.own(len(indices))
+        dims = [x.ndim - len(shape) - 1 for x, shape in zip(batch.inputs, self.snn.input_shapes, strict=True)]
+        every = (images, *batch.inputs[1:])
+        inputs = [x.narrow(dim, own.start, own.stop - own.start) for x, dim in zip(every, dims, strict=True)]
+        labels = None if batch.labels is None else batch.labels[own]
+        return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
+
+    def epoch(self, place: Place, optimizer: torch.optim.Optimizer) -> float:
         """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
-        config = self.config
+        config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(_seed(config.seed, stage, epoch))
-        order = torch.randperm(count, generator=generator).tolist()
-        chunks = [order[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
-        augment, total = augmentation(config.augment), 0.0
+        generator = torch.Generator().manual_seed(_seed(config.seed, place.index, place.epoch))
+        chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.least)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
-        one = Step(self.snn, config, reading, chosen, self.on_memory if epoch == 0 else None)
-        label = f"{reading} {epoch + 1}/{epochs}"
-        for step, indices in enumerate(track(chunks, label, enabled=self.progress)):
-            batch = gather(self.train, indices)
-            images = mix(augment(batch.inputs[0], generator), config.mixup, generator)
-            inputs = [x.to(self.device) for x in (images, *batch.inputs[1:])]
-            target, source = self.goals(indices, batch, inputs)
-            _set_rate(optimizer, (epoch + step / len(chunks)) / epochs, config.warmup)
-            loss = one.run(inputs, target, source)
-            self._guard(loss, reading, epoch)
+        one = self.step(place, chosen)
+        done = 0
+        status = lambda: f"loss {total / max(done, 1):.4f}"  # noqa: E731 - it reads the names above
+        for number, indices in enumerate(track(chunks, str(place), enabled=self.progress, status=status)):
+            batch, inputs, own = self.batch(indices, generator)
+            factor = set_rate(optimizer, (place.epoch + number / len(chunks)) / stage.epochs, config.warmup)
+            loss = one(batch, inputs, own, len(indices))
+            check_loss(self.snn, float(loss), place)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
             keep_in_range(self.snn)
-            total += float(loss) * len(indices)
+            total, done = total + float(loss) * len(indices), done + len(indices)
+            if self.log is not None:
+                self.log.step(place.run_epoch, {"stage": stage.kind, "epoch": place.epoch + 1, "step": number,
+                                                "loss": float(loss), "learning_rate": factor})  # fmt: skip
+        check_loss(self.snn, total / count, place, whole=True)
         return total / count
 
-    def _guard(self, loss: Tensor, reading: str, epoch: int) -> None:
-        bad = bad_gradients(self.snn)
-        if bool(torch.isfinite(loss)) and not bad:
-            return
-        where = f"; first in the gradient of {bad[0]}" if bad else ""
-        raise TrainingError(
-            f"{reading} stage, epoch {epoch + 1}: the loss or a gradient is NaN or infinite{where}. The best state so "
-            "far is kept in the network; lower the learning rate, or set clip"
-        )
+    least = 1  # images that a batch needs
+
+    def step(
+        self, place: Place, chosen: Sequence[nn.Parameter]
+    ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
+        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss."""
+        stage, config = place.stage, self.config
+        local = stage.kind == "blockwise"
+        tell = self.on_memory if place.epoch == 0 else None
+        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.aim, self.budget, self.engine)
+
+        def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
+            target, source = self.goals(indices, batch, inputs, layers=local or bool(config.match))
+            return one.run(inputs, target, source, images)
+
+        return run
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
         """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
-        compute = objective(self.config.objective)
+        compute = self.aim or objective(self.config.objective)
         count = len(self.held_out)  # type: ignore[arg-type]
-        loss, agree, right, labelled, spikes = 0.0, 0, 0, 0, _Events()
+        loss, agree, right, labelled = 0.0, 0, 0, 0
+        spikes = _Events(self.budget.fan_out if self.budget is not None else {})
         with torch.no_grad(), self.snn.reading(reading):
             for start in range(0, count, _EVAL_BATCH):
-                batch = gather(self.held_out, range(start, min(start + _EVAL_BATCH, count)))
-                inputs = [x.to(self.device) for x in batch.inputs]
+                batch, inputs, own = self.batch(range(start, min(start + _EVAL_BATCH, count)), None)
+                if not own:
+                    continue
                 target = self.target(batch, inputs)
-                ours = logits(self.snn(*inputs, observer=spikes.count))
+                with self.engine.autocast(self.device):
+                    ours = logits(self.snn(*inputs, observer=spikes.count)).float()
                 reference = ours if self.config.objective == "labels" else target
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
                 if batch.labels is not None:
                     right += int((ours.argmax(1).cpu() == batch.labels).sum())
                     labelled += len(ours)
+        numbers = [loss, agree, right, labelled, *spikes.sums]
+        loss, agree, right, labelled, *sums = self.engine.total(numbers, self.device)  # type: ignore[assignment]
         return {
             "held_out_loss": loss / count,
             "held_out_agreement": None if self.config.objective == "labels" else agree / count,
             "held_out_accuracy": right / labelled if labelled else None,
-            "spikes_per_neuron": spikes.per_neuron,
+            "spikes_per_neuron": sums[0] / max(1.0, sums[1]),
+            "budget_rate": None if self.budget is None else sums[2] / max(1e-12, sums[3]),
         }
 
 
 class _Events:
-    """Counts spikes (of either sign) a neuron and image."""
+    """Counts spikes (of either sign) and neurons times images, plain and weighted by fan-out."""
 
-    def __init__(self) -> None:
-        self.spikes, self.neurons, self._lock = 0.0, 0, threading.Lock()
+    def __init__(self, fan_out: Mapping[str, float]) -> None:
+        self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
 
     @any_order
     def count(self, tap: Tap) -> None:
@@ -156,20 +217,25 @@ class _Events:
         else:
             fired = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
             neurons = tap.output.numel() // neuron.timesteps
-        events = float(fired.abs().sum())
+        events, weight = float(fired.abs().sum()), self._fan_out.get(tap.name, 1.0)
         with self._lock:
-            self.spikes, self.neurons = self.spikes + events, self.neurons + neurons
+            for i, value in enumerate((events, neurons, weight * events, weight * neurons)):
+                self.sums[i] += value
 
-    @property
-    def per_neuron(self) -> float:
-        return self.spikes / max(1, self.neurons)
+
+def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
+    """Batches of `size`; a last one with fewer than `least` images joins the one before."""
+    chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if len(chunks) > 1 and len(chunks[-1]) < least:
+        chunks[-2:] = [chunks[-2] + chunks[-1]]
+    return chunks
 
 
 def _seed(seed: int, stage: int, epoch: int) -> int:
     return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> float:
     """Linear rise, then a cosine to zero; a function of progress alone, so that resuming needs no state."""
     if progress < warmup:
         factor = max(progress / warmup, 0.02)
@@ -177,3 +243,4 @@ def _set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) 
         factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+    return factor

@@ -19,10 +19,13 @@ class Recorder:
 
     def __call__(self, tap: Tap) -> None:
         """Keep one neuron's output, averaged over its steps."""
-        out = tap.output
-        if not tap.static_output:
-            out = out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
-        self.outputs[tap.name] = out
+        self.outputs[tap.name] = mean_output(tap)
+
+
+def mean_output(tap: Tap) -> Tensor:
+    """A neuron's output averaged over its steps, (B, ...)."""
+    out = tap.output
+    return out if tap.static_output else out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
 
 
 def outputs_and_layers(

@@ -1,6 +1,7 @@
 """One training step: the batch in pieces that fit the caches and the memory, beside one another on the CPU.
 
-Objectives are means over images and the layer-wise term is a sum over them, so pieces add up to the whole batch.
+Objectives are means over images and the layer-wise term is a sum over them, so pieces add up to the whole batch, and
+so do the parts that several processes do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,46 +14,93 @@ from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.errors import TrainingError
+from speedysnn.executor import Tap
 from speedysnn.finetune import memory
+from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.matching import Recorder, layer_distance, powers
-from speedysnn.finetune.objectives import objective
+from speedysnn.finetune.objectives import Objective, objective
+from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 
-Gradients = tuple[Tensor | None, ...]
+Gradients = Sequence[Tensor | None]
 
 
 @dataclass
 class Step:
-    """Loss and gradients of a batch in one reading."""
+    """Loss and gradients of a batch in one reading.
+
+    Attributes:
+        local: every layer towards the source by itself (`blockwise`).
+        aim: objective in place of the named one.
+        budget: limit on the spikes, or None.
+        engine: the processes that share the work.
+    """
 
     snn: SpikingNetwork
     config: Config
     reading: Reading
     parameters: Sequence[nn.Parameter]
     tell: Callable[[str, memory.Need], None] | None = None
+    local: bool = False
+    aim: Objective | None = None
+    budget: Budget | None = None
+    engine: Engine = field(default_factory=Engine)
     _size: int = field(default=0, init=False)
 
-    def run(self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor]) -> Tensor:
-        """The batch's loss; its gradients go to the parameters' `grad`, in place of what was there."""
+    def run(
+        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], images: int | None = None
+    ) -> Tensor:
+        """The batch's loss; its gradients go to the parameters' `grad`, in place of what was there.
+
+        Args:
+            inputs: this process's part of the batch.
+            target: what the objective compares its outputs with.
+            source: the source's activations for it, empty without matching.
+            images: images of the whole batch; by default this part is the whole.
+        """
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.snn.input_shapes, strict=True)]
-        images = inputs[0].shape[dims[0]]
-        device = inputs[0].device
-        parts = torch.get_num_threads() if device.type == "cpu" else 1
-        sizes = plan.cut(images, self._images(inputs, images, parts), parts)
-        pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, dims, strict=True)), strict=True)
+        own = inputs[0].shape[dims[0]]
         total = powers(source)
+        self.engine.add_up([total])
+        results = self._pieces(inputs, dims, target, source, total, images or own) if own else []
+        for i, parameter in enumerate(self.parameters):
+            given = [gradients[i] for _, gradients, _ in results]
+            parameter.grad = _sum([grad for grad in given if grad is not None])
+        self._share()
+        device = inputs[0].device
+        numbers = [float(loss) for loss, *_ in results], [float(rate) for *_, rate in results]
+        loss, rate = self.engine.total([sum(numbers[0]), sum(numbers[1])], device)
+        if self.budget is not None:
+            self.budget.update(rate)
+        return torch.tensor(loss, device=device)
+
+    def _pieces(
+        self, inputs: Sequence[Tensor], dims: Sequence[int], target: Tensor, source: Mapping[str, Tensor],
+        total: Tensor, images: int,
+    ) -> list[tuple[Tensor, Gradients, Tensor]]:  # fmt: skip
+        device, own = inputs[0].device, inputs[0].shape[dims[0]]
+        parts = torch.get_num_threads() if device.type == "cpu" else 1
+        sizes = plan.cut(own, self._images(inputs, own, parts), parts)
+        pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, dims, strict=True)), strict=True)
+        one = self._local if self.local else self._piece
         calls = [
-            partial(self._piece, piece, goal, layers, total, len(goal) / images)
+            partial(one, piece, goal, layers, total, len(goal) / images)
             for piece, goal, layers in zip(pieces, torch.split(target, sizes), _apart(source, sizes), strict=True)
         ]
         with self.snn.reading(self.reading):
-            results = plan.run(calls, parallel=device.type == "cpu")
-        for i, parameter in enumerate(self.parameters):
-            given = [gradients[i] for _, gradients in results]
-            parameter.grad = _sum([grad for grad in given if grad is not None])
-        return torch.stack([loss for loss, _ in results]).sum()
+            return plan.run(calls, parallel=device.type == "cpu")
+
+    def _share(self) -> None:
+        """Add up the gradients of all processes; what no image reached stays without."""
+        if self.engine.world == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.engine.add_up([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _images(self, inputs: Sequence[Tensor], images: int, parts: int) -> int:
         """Images a piece, found at the first batch: what fits the caches and the memory."""
@@ -67,23 +115,52 @@ class Step:
             need = memory.Need(image, state, min(images, self._size * parts), free)
             if self.tell is not None:
                 self.tell(self.reading, need)
-            if free is not None and need.peak > free:
+            if free is not None and need.peak > free and not self.local:
                 raise TrainingError(
                     f"{self.reading} stage: {need}; use fewer steps T, smaller images, the quantized stage alone "
-                    "(epochs_spiking=0), or a machine with more memory"
+                    "(epochs_spiking=0), a blockwise stage, or a machine with more memory"
                 )
         return self._size
 
+    def _distance(self, ours: Any, target: Tensor) -> Tensor:
+        aim = self.aim or objective(self.config.objective)
+        return aim(logits(ours), target, self.config.temperature)
+
     def _piece(
         self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
-    ) -> tuple[Tensor, Gradients]:
+    ) -> tuple[Tensor, Gradients, Tensor]:
+        config = self.config
         recorder = Recorder() if source else None
-        ours = logits(self.snn(*inputs, observer=recorder))
-        loss = objective(self.config.objective)(ours, target, self.config.temperature) * share
+        rates = Rates(self.budget.fan_out if self.budget else {}) if self.budget or config.membrane else None
+
+        def watch(tap: Tap) -> None:
+            if recorder is not None:
+                recorder(tap)
+            if rates is not None:
+                rates.take(tap, bool(config.membrane))
+
+        with self.engine.autocast(inputs[0].device):
+            ours = self.snn(*inputs, observer=watch if recorder or rates else None)
+        loss = self._distance(_wide(ours), target) * share
         if recorder is not None:
-            loss = loss + self.config.match * layer_distance(recorder.outputs, source, total)
+            loss = loss + config.match * layer_distance(recorder.outputs, source, total)
+        if rates is not None and config.membrane:
+            loss = loss + config.membrane * share * rates.membrane
+        rate, shown = loss.new_zeros(()), loss.detach()  # the budget's weight changes, so its penalty is not shown
+        if rates is not None and self.budget is not None:
+            rate = rates.rate * share
+            loss = loss + self.budget.factor * rate
         gradients = torch.autograd.grad(loss, list(self.parameters), allow_unused=True)
-        return loss.detach(), gradients
+        return shown, gradients, rate.detach()
+
+    def _local(
+        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
+    ) -> tuple[Tensor, Gradients, Tensor]:
+        with torch.enable_grad(), self.engine.autocast(inputs[0].device):
+            loss, gradients = local_gradients(
+                self.snn, inputs, source, total, self.parameters, lambda out: self._distance(_wide(out), target) * share
+            )
+        return loss, gradients, loss.new_zeros(())
 
 
 def logits(output: Any) -> Tensor:
@@ -95,6 +172,10 @@ def logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     raise TrainingError(f"expected a network with one output tensor, got a {type(output).__name__}")
+
+
+def _wide(output: Any) -> Any:
+    return output.float() if isinstance(output, Tensor) and output.dtype == torch.bfloat16 else output
 
 
 def _apart(source: Mapping[str, Tensor], sizes: list[int]) -> list[dict[str, Tensor]]:

@@ -1,30 +1,28 @@
 """train: a network learns from labels as a spiking one from the start, thresholds and batch-norm included."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
-from speedysnn.finetune.augment import augmentation
-from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.fit import Report, Result, _record, _score
-from speedysnn.finetune.loop import Trainer, _seed, _set_rate
+from speedysnn.finetune.fit import Result, check_names, record, result_of, run_all
+from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.norm import folded, run_training, with_statistics
 from speedysnn.finetune.objectives import labels as cross_entropy
-from speedysnn.finetune.parameters import keep_in_range, optimizer, trainable
+from speedysnn.finetune.parameters import optimizer
+from speedysnn.finetune.run import Report
 from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
-from speedysnn.progress import track
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -47,10 +45,12 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         """Refuse what could not train."""
         super().__post_init__()
-        if self.epochs_quantized or self.objective != "labels" or self.match or self.mixup:
+        others = any(stage.kind != "spiking" for stage in self.plan)
+        extra = self.match or self.mixup or self.membrane or self.budget
+        if others or self.objective != "labels" or extra:
             raise InputError(
-                "train: expected epochs_spiking alone, objective 'labels' and neither match nor mixup; for those "
-                "convert a trained network and use finetune.fit"
+                "train: expected spiking stages alone, objective 'labels' and neither match, mixup, membrane nor a "
+                "budget; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -59,10 +59,12 @@ class TrainConfig(Config):
 
 
 class _Classes(Trainer):
-    """A trainer whose labels are checked against the network's outputs."""
+    """A trainer towards labels that keeps batch-norm's statistics over the whole batch and all steps."""
+
+    least = 2  # one image has no statistics
 
     def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """The labels, (B,)."""
+        """The labels, (B,), checked against the network's outputs."""
         target = super().target(batch, inputs)
         with torch.no_grad(), self.snn.reading("analog"):
             ours = logits(self.snn(*(x[:1] for x in inputs)))
@@ -74,6 +76,22 @@ class _Classes(Trainer):
             )
         return target
 
+    def step(
+        self, place: Place, chosen: Sequence[nn.Parameter]
+    ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
+        """The whole batch in one piece, through time."""
+
+        def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
+            for parameter in chosen:
+                parameter.grad = None
+            with self.engine.autocast(self.device):
+                ours = logits(run_training(self.snn, inputs))
+            loss = cross_entropy(ours.float(), self.target(batch, inputs), 1.0)
+            torch.autograd.backward(loss)
+            return loss.detach()
+
+        return run
+
 
 def train(
     ann: nn.Module,
@@ -84,14 +102,17 @@ def train(
     config: TrainConfig | None = None,
     spikes: str = "binary",
     delay: Delay = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    log: str | Path | None = None,
     progress: bool = False,
     on_epoch: Report | None = None,
 ) -> tuple[SpikingNetwork, Result]:
     """Train an untrained network as a spiking one from its first step, in the spiking reading through time.
 
-    Batch-norm trains with the statistics of the whole batch over all steps (so the batch runs in one piece) and keeps
-    running ones for evaluation; at the end it is folded. Dropout does not act. The epoch with the lowest held-out loss
-    is kept. A run cannot be resumed.
+    Batch-norm trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one
+    process) and keeps running ones for evaluation; at the end it is folded. Dropout does not act. The epoch with the
+    lowest held-out loss is kept.
 
     Args:
         ann: the network, in any mode; it is left as it is.
@@ -101,32 +122,34 @@ def train(
         config: the settings.
         spikes: "binary", "ternary" or "graded:N".
         delay: steps of look-ahead, or "full".
+        folder: where the state is kept after every epoch.
+        resume: go on from the state in `folder`, with the same untrained network; gives the result of an
+            uninterrupted run.
+        log: folder for `epochs.csv`, `steps.csv` and, where it is installed, TensorBoard events.
         progress: show progress.
         on_epoch: called with every new row of the history.
 
     Raises:
         ConversionError: the network cannot be converted.
-        TrainingError: NaN or infinity.
-        InputError: no labels, or more classes than outputs.
+        TrainingError: NaN, infinity or a loss that runs away, or nothing to resume.
+        InputError: no labels, more classes than outputs, or several processes.
     """
     config = config or TrainConfig()
-    augmentation(config.augment)
+    check_names(config)
     begin = time.monotonic()
     data, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
-    trainer, run = _Classes(snn, snn, data, held, config, progress), RunState()
-    with torch.enable_grad(), trainable(snn, config) as groups:
-        steps = _optimizer(groups, config)
-        _score(trainer, run, "spiking", 0, None, on_epoch)
-        for epoch in range(config.epochs_spiking):
-            loss = _epoch(trainer, steps, epoch)
-            _score(trainer, run, "spiking", epoch + 1, loss, on_epoch)
-    snn.load_state_dict(run.best)
+    trainer = _Classes(snn, snn, data, held, config, progress)
+    if trainer.engine.world > 1:
+        raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
+    state, layers = run_all(
+        trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch, make_optimizer=_optimizer
+    )
     snn = folded(snn)
-    _record(snn, config, run)
-    return snn, Result(pd.DataFrame(run.history), run.best_epoch, run.best_score, time.monotonic() - begin, config)
+    record(snn, config, state)
+    return snn, result_of(state, config, layers, time.monotonic() - begin)
 
 
 def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **options: Any) -> SpikingNetwork:
@@ -137,43 +160,11 @@ def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **opt
     return to_spiking(ready, [tuple(images)] if len(images) > 1 else images[0], timesteps, fold_bn=False, **options)
 
 
-def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: TrainConfig) -> torch.optim.Optimizer:
-    adam = optimizer(groups, config, 1.0)
-    if config.optimizer == "adamw":
+def _optimizer(
+    groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float
+) -> torch.optim.Optimizer:
+    adam = optimizer(groups, config, factor)
+    if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam
     kept = [{k: group[k] for k in ("params", "lr", "peak", "weight_decay")} for group in adam.param_groups]
     return torch.optim.SGD(kept, momentum=0.9)
-
-
-def _epoch(trainer: Trainer, steps: torch.optim.Optimizer, epoch: int) -> float:
-    """One pass over the training part; returns the mean loss. Seeded by (seed, epoch) alone."""
-    config, total = trainer.config, 0.0
-    count = len(trainer.train)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(_seed(config.seed, 0, epoch))
-    chunks = _chunks(torch.randperm(count, generator=generator).tolist(), config.batch_size)
-    chosen = [p for group in steps.param_groups for p in group["params"]]
-    augment = augmentation(config.augment)
-    label = f"spiking {epoch + 1}/{config.epochs_spiking}"
-    for step, indices in enumerate(track(chunks, label, enabled=trainer.progress)):
-        batch = gather(trainer.train, indices)
-        inputs = [x.to(trainer.device) for x in (augment(batch.inputs[0], generator), *batch.inputs[1:])]
-        _set_rate(steps, (epoch + step / len(chunks)) / config.epochs_spiking, config.warmup)
-        steps.zero_grad()
-        ours = logits(run_training(trainer.snn, inputs))
-        loss = cross_entropy(ours, trainer.target(batch, inputs), 1.0)
-        torch.autograd.backward(loss)
-        trainer._guard(loss.detach(), "spiking", epoch)
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(chosen, config.clip)
-        steps.step()
-        keep_in_range(trainer.snn)
-        total += float(loss.detach()) * len(indices)
-    return total / count
-
-
-def _chunks(order: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of `size`; a last one of a single image, which has no statistics, joins the one before."""
-    chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        chunks[-2:] = [chunks[-2] + chunks[-1]]
-    return chunks

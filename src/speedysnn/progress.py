@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,8 +13,14 @@ T = TypeVar("T")
 _EVERY_S = 15.0
 
 
-def track(items: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
-    """The items, with progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere."""
+def track(
+    items: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True,
+    status: Callable[[], str] | None = None,
+) -> Iterator[T]:  # fmt: skip
+    """The items, with progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere.
+
+    `status` gives a few words on where the work stands, shown beside the count.
+    """
     if not enabled:
         yield from items
         return
@@ -27,7 +33,7 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, enabled: 
             task = bar.add_task(label, total=total)
             for item in items:
                 yield item
-                bar.advance(task)
+                bar.update(task, advance=1, description=label if status is None else f"{label} {status()}")
         return
     begin = last = time.monotonic()
     for done, item in enumerate(items, 1):
@@ -36,5 +42,7 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, enabled: 
         if now - last >= _EVERY_S:
             last = now
             of = f"/{total}" if total else ""
-            sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s\n")
+            left = f", about {(now - begin) / done * (total - done):.0f} s left" if total else ""
+            words = "" if status is None else f", {status()}"
+            sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s{left}{words}\n")
             sys.stderr.flush()

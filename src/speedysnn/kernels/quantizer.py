@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels import quantizer_cpu
+from speedysnn.kernels.rule import Rule
 
 
 def levels(
@@ -95,3 +96,44 @@ def quantize(
     """
     out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, signed, scaled)
     return out
+
+
+class _StepGradient(torch.autograd.Function):
+    """The spikes as they are, with the learned step size's gradient in theta added."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, drive: Tensor, theta: Tensor, steps: int, low: int, high: int, factor: float
+    ) -> Tensor:
+        ctx.save_for_backward(out, drive, theta)
+        ctx.steps, ctx.low, ctx.high, ctx.factor = steps, low, high, factor
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out, drive, theta = ctx.saved_tensors
+        steps = ctx.steps
+        to_mean = grads[0].view(steps, -1, *grads[0].shape[1:]).sum(0)
+        mean = out.view(steps, -1, *out.shape[1:]).mean(0) / theta
+        ratio = drive / theta
+        inside = (ratio > ctx.low) & (ratio < ctx.high)
+        to_theta = to_mean * torch.where(inside, mean - ratio, ratio.clamp(ctx.low, ctx.high))
+        return grads[0], None, to_theta.sum_to_size(theta.shape) * ctx.factor, None, None, None, None
+
+
+def step_gradient(
+    out: Tensor, drive: Tensor, theta: Tensor, rule: Rule, share: float = 1.0, *, scaled: bool = True
+) -> Tensor:
+    """Spikes (T*B, ...) unchanged; `share` of dy/dtheta = n/T - z/theta inside, N above, 0 below, is added.
+
+    y is the output's mean over time, n the spikes counted, z the mean drive (B, ...); with `scaled` the gradient is
+    multiplied by 1/sqrt(features * T).
+
+    Reference: esser2020
+    """
+    scale = share
+    if scaled and drive.numel():
+        scale /= math.sqrt(max(1.0, drive[0].numel() / theta.numel()) * rule.timesteps)
+    low = -rule.highest if rule.signed else 0
+    result: Tensor = _StepGradient.apply(out, drive, theta, rule.timesteps, low, rule.highest, scale)
+    return result

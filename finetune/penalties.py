@@ -1,0 +1,110 @@
+"""Terms beside the objective: a budget of spikes, and membranes that end outside [0, theta)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from speedysnn.executor import Tap
+from speedysnn.finetune.matching import mean_output
+
+
+def spikes_of(tap: Tap) -> Tensor:
+    """Spikes of either sign that a layer emitted for a batch, one differentiable number."""
+    neuron = tap.neuron
+    theta = neuron.per_channel(neuron.threshold, tap.output.ndim)
+    total = (tap.output.abs() / theta).sum()
+    return total * neuron.timesteps if tap.static_output else total
+
+
+def neurons_of(tap: Tap) -> int:
+    """Neurons of a layer times images."""
+    return tap.output.numel() // (1 if tap.static_output else tap.neuron.timesteps)
+
+
+def membrane_penalty(tap: Tap) -> Tensor:
+    """Mean square of how far membranes end outside [0, theta), in thetas; 0 in a static pass.
+
+    u = sum_t x[t] / theta + v_init - n counts where it is below 0 after a spike (fired too early) and where it is 1 or
+    more with spikes left (fired too late); a saturated neuron's is clipping, a silent one's below 0 is right.
+    """
+    if tap.static_output:
+        return tap.output.new_zeros(())
+    neuron, steps = tap.neuron, tap.neuron.timesteps
+    z = neuron.corrected(tap.drive)
+    total = z * steps if tap.static_drive else z.view(steps, -1, *z.shape[1:]).sum(0)
+    theta, start = (neuron.per_channel(x, total.ndim) for x in (neuron.threshold, neuron.v_init))
+    count = mean_output(tap) * steps / theta
+    residual = total / theta + start - count
+    early = (-residual).clamp_min(0) * (count.abs() > 0.5)
+    late = (residual - 1).clamp_min(0) * (count < steps * neuron.levels_per_step - 0.5)
+    return (early + late).square().mean()
+
+
+@dataclass
+class Budget:
+    """Holds the spikes a neuron and image under a limit: a linear penalty that acts while their running mean is above.
+
+    penalty = weight 2^k r / limit while the running mean of r exceeds the limit, else 0; k counts the stage's epochs
+    that ended above it. r = sum_l f_l spikes_l / sum_l f_l neurons_l, f_l the layer's fan-out or 1.
+
+    Attributes:
+        limit: most spikes a neuron and image.
+        weight: of the penalty in the first epoch.
+        fan_out: f_l by neuron name; 1 where a layer is not named.
+        running: running mean of r.
+        doublings: k.
+    """
+
+    limit: float
+    weight: float
+    fan_out: Mapping[str, float] = field(default_factory=dict)
+    running: float = 0.0
+    doublings: int = 0
+
+    @property
+    def factor(self) -> float:
+        """What r is multiplied by in the loss now."""
+        return self.weight * 2.0**self.doublings / self.limit if self.running > self.limit else 0.0
+
+    def update(self, rate: float) -> None:
+        """Take in a batch's r."""
+        self.running += 0.1 * (rate - self.running)
+
+    def begin(self, rates: list[float]) -> None:
+        """Start an epoch of a stage whose states so far, the first included, had these held-out rates."""
+        self.running = rates[-1]
+        self.doublings = sum(rate > self.limit for rate in rates[1:])
+
+    def excess(self, rate: float) -> float:
+        """max(0, r / limit - 1)."""
+        return max(0.0, rate / self.limit - 1)
+
+
+class Rates:
+    """Adds up r, and the membrane penalty, over the layers of one pass."""
+
+    def __init__(self, fan_out: Mapping[str, float]) -> None:
+        self.fan_out = fan_out
+        self.spikes: list[Tensor] = []
+        self.membranes: list[Tensor] = []
+        self.neurons = 0.0
+
+    def take(self, tap: Tap, membrane: bool) -> None:
+        """One layer."""
+        weight = self.fan_out.get(tap.name, 1.0)
+        self.spikes.append(weight * spikes_of(tap))
+        self.neurons += weight * neurons_of(tap)
+        if membrane:
+            self.membranes.append(membrane_penalty(tap))
+
+    @property
+    def rate(self) -> Tensor:
+        """R of the pass."""
+        return torch.stack(self.spikes).sum() / max(self.neurons, 1e-12)
+
+    @property
+    def membrane(self) -> Tensor:
+        """Mean over layers."""
+        return torch.stack(self.membranes).mean()

@@ -1,0 +1,163 @@
+"""The engine: two processes give one process's result, a killed run resumes to the same bits, logs, early stopping."""
+
+import csv
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speedysnn import finetune
+from speedysnn.errors import TrainingError
+from tests.finetune.test_fit import _config, _data, _network
+from tests.finetune.test_train import _config as _train_config
+from tests.finetune.test_train import _data as _train_data
+from tests.finetune.test_train import _net
+
+JOB = Path(__file__).parents[1] / "material" / "tune_job.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(JOB.parents[2])}
+
+
+def _run(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *launch, str(JOB), *arguments], env=ENVIRONMENT, capture_output=True,
+                          text=True, timeout=300, check=False)  # fmt: skip
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    """Batches of 31 images over two processes: parts of unlike size, in every kind of stage."""
+    two = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    single, shared = _run(str(tmp_path / "one.safetensors")), _run(str(tmp_path / "two.safetensors"), launch=two)
+    assert single.returncode == 0, single.stderr
+    assert shared.returncode == 0, shared.stderr
+    one, both = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    for name, value in one.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-5, atol=1e-5)
+    assert shared.stdout.count("spiking 2") == 1, "every process spoke"
+
+
+@pytest.mark.parametrize(
+    ("seed", "most"), [(0, 1), *(pytest.param(seed, 5, marks=pytest.mark.nightly) for seed in range(1, 11))]
+)
+def test_a_killed_run_resumes_to_the_same_bits(seed: int, most: int, tmp_path: Path) -> None:
+    """SIGKILL at random moments until the run is through."""
+    whole = _run(str(tmp_path / "whole.safetensors"))
+    assert whole.returncode == 0, whole.stderr
+    out, folder, chance, kills = tmp_path / "killed.safetensors", tmp_path / "run", random.Random(seed), 0
+    for _ in range(12):
+        resume = ["--resume"] if (folder / "run.safetensors").is_file() else []
+        process = subprocess.Popen([sys.executable, str(JOB), str(out), str(folder), "--slow", *resume],
+                                   env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()  # the run has begun
+        time.sleep(chance.uniform(0, 0.9))
+        if process.poll() is None and kills < most:
+            process.kill()
+            kills += 1
+        _, error = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, error
+    assert kills >= 1
+    resumed, uninterrupted = load_file(out), load_file(tmp_path / "whole.safetensors")
+    for name, value in uninterrupted.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_training_from_scratch_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    ann, config = _net(), _train_config(epochs_spiking=3, augment="flip-crop")
+    whole, _ = finetune.train(ann, _train_data(), 2, config=config)
+    seen = []
+
+    def interrupt(row) -> None:
+        seen.append(row)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune.train(ann, _train_data(), 2, config=config, folder=tmp_path, on_epoch=interrupt)
+    resumed, result = finetune.train(ann, _train_data(), 2, config=config, folder=tmp_path, resume=True)
+    assert len(result.history) == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_logs_hold_every_epoch_and_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    result = finetune.fit(_network(), _data()[0], config=_config(), log=tmp_path)
+    with (tmp_path / "epochs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["held_out_loss"]) for row in rows] == pytest.approx(result.history.held_out_loss.tolist())
+    with (tmp_path / "steps.csv").open(newline="") as file:
+        steps = list(csv.DictReader(file))
+    assert [int(row["run_epoch"]) for row in steps] == [1] * 3 + [2] * 3 + [4] * 3 + [5] * 3
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
+    seen = []
+
+    def interrupt(row) -> None:
+        seen.append(row)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+
+    places = {"folder": tmp_path / "run", "log": tmp_path / "log"}
+    with pytest.raises(KeyboardInterrupt):
+        finetune.fit(_network(), _data()[0], config=_config(), on_epoch=interrupt, **places)
+    finetune.fit(_network(), _data()[0], config=_config(), resume=True, **places)
+    with (tmp_path / "log" / "steps.csv").open(newline="") as file:
+        assert [int(row["run_epoch"]) for row in csv.DictReader(file)] == [1] * 3 + [2] * 3 + [4] * 3 + [5] * 3
+
+
+def test_patience_ends_a_stage() -> None:
+    config = _config(epochs_quantized=30, epochs_spiking=0, learning_rates={"weights": 1e-9, "biases": 1e-9,
+                     "thresholds": 1e-9, "v_init": 1e-9}, patience=2)  # fmt: skip
+    result = finetune.fit(_network(), _data()[0], config=config)
+    assert len(result.history) < 20
+
+
+def test_a_loss_that_runs_away_stops_with_the_best_state() -> None:
+    snn, calls = _network(), []
+
+    def growing(ours, target, temperature):
+        calls.append(1)
+        return (ours - target).square().mean() * 1.3 ** len(calls)
+
+    with pytest.raises(TrainingError, match=r"loss runs away.*largest gradient is that of (layers|_neurons)"):
+        finetune.fit(snn, _data()[0], config=_config(epochs_quantized=20), objective=growing)
+    assert all(bool(p.isfinite().all()) for p in snn.parameters())
+
+
+def test_bfloat16_trains() -> None:
+    x = _data()[0]
+    result = finetune.fit(_network(), x, validation=x, config=_config(epochs_quantized=6, precision="bfloat16"))
+    held = result.history[result.history.stage == "quantized"].held_out_loss
+    assert held.min() < held.iloc[0]
+
+
+def test_the_result_names_what_changed_in_every_layer() -> None:
+    snn = _network()
+    before = {name: float(n.log_threshold.detach().mean()) for name, n in snn.neurons.items()}
+    layers = finetune.fit(snn, _data()[0], config=_config(epochs_quantized=6)).layers.set_index("layer")
+    assert list(layers.index) == list(snn.neurons)
+    for name, neuron in snn.neurons.items():
+        ratio = torch.tensor(float(neuron.log_threshold.detach().mean()) - before[name]).exp()
+        assert layers.theta_ratio[name] == pytest.approx(float(ratio), rel=1e-5)
+    assert (layers.spikes_per_neuron_before > 0).all()
+
+
+def test_any_callable_serves_as_objective() -> None:
+    calls = []
+
+    def own(ours, target, temperature):
+        calls.append(ours.shape)
+        return (ours - target).abs().mean()
+
+    finetune.fit(_network(), _data()[0], config=_config(), objective=own)
+    assert calls
