@@ -137,13 +137,19 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
-            module = program.module(check_guards=False)
+            module = _module(program)
     except Exception as err:
         raise ConversionError(f"torch.export gives up{_user_frame(err)}: {first_line(err)}") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert isinstance(module, fx.GraphModule)
     return Traced(module, "export", open_batches(module, example), model)
+
+
+def _module(program: torch.export.ExportedProgram) -> nn.Module:
+    """The program as a module that takes any batch; since torch 2.9 it would check the traced one's guards."""
+    guarded = "check_guards" in inspect.signature(program.module).parameters
+    return program.module(check_guards=False) if guarded else program.module()
 
 
 def _open_dims(model: nn.Module, inputs: int) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_threads_share_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_accepts_the_operator(constant: bool) -> None:
     tensors, rule = case(1, "channels first", 3, constant, torch.float32, "channel"), Rule(3, 1)
     leaves = [x.clone().requires_grad_() for x in tensors]
-    torch.library.opcheck(torch.ops.speedysnn.multistep, (*leaves, "cpu", constant, *vars(rule).values()))
+    torch.library.opcheck(torch.ops.speedysnn.multistep, (*leaves, "cpu", constant, *rule.values()))
 
 
 def test_compiled_graphs_hold_the_operator_as_one_call() -> None:

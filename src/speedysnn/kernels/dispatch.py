@@ -60,7 +60,7 @@ def multistep(
 
     Reference: castagnetti2023
     """
-    asked = backend or _using.get() or os.environ.get(VARIABLE) or None
+    asked = backend or _chosen()
     if asked is not None and asked != "reference" and asked not in BACKENDS:
         raise InputError(f"unknown kernel {asked!r}: expected one of {', '.join(sorted({*BACKENDS, 'reference'}))}")
     if not constant and drive.shape[0] % rule.timesteps:
@@ -75,6 +75,12 @@ def multistep(
         if asked is not None:
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
+
+
+@torch.compiler.assume_constant_result
+def _chosen() -> str | None:
+    """The backend of `using`, else of the environment; torch.compile takes the one at hand while it traces."""
+    return _using.get() or os.environ.get(VARIABLE) or None
 
 
 def _run(

@@ -82,5 +82,5 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
     """Theta * s[t] of all steps, run by the named backend."""
-    out: Tensor = _forward(drive, theta, v_init, kernel, constant, *vars(rule).values())
+    out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values())
     return out

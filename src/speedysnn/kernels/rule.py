@@ -35,6 +35,13 @@ class Rule:
     detach_reset: bool = False
     signed: bool = False
 
+    def values(self) -> tuple[int | float | str | bool, ...]:
+        """The attributes in order, written out: torch.compile does not follow `vars` before torch 2.7."""
+        return (
+            self.timesteps, self.delay, self.lowest, self.highest, self.surrogate, self.width, self.detach_reset,
+            self.signed,
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         """Refuse what no backend could compute."""
         if self.timesteps < 1:
