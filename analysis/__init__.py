@@ -33,3 +33,4 @@ from speedysnn.analysis.result import NoiseReport as NoiseReport
 from speedysnn.analysis.sensitivity import Sensitivity as Sensitivity
 from speedysnn.analysis.sensitivity import measure_sensitivity as measure_sensitivity
 from speedysnn.analysis.sweep import sweep as sweep
+from speedysnn.analysis.synapses import spike_fan_out as spike_fan_out

@@ -1,6 +1,7 @@
 """Augmentation of image batches (B, C, H, W) by name; the teacher sees the same images, so labels are not needed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,48 @@ def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
     return shift(flip(x, generator), generator)
 
 
-AUGMENTATIONS: dict[str, Augment] = {"none": none, "flip": flip, "shift": shift, "flip-crop": flip_crop}
+def _drawn(x: Tensor, generator: torch.Generator, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """A torchvision transform of every image by itself, its draws taken from the generator; torch's own are left."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        return torch.stack([transform(image) for image in x])
+
+
+def affine(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2)."""
+    transform = _v2().RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))
+    return _drawn(x, generator, transform)
+
+
+def erase(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2)."""
+    return _drawn(flip_crop(x, generator), generator, _v2().RandomErasing(0.5))
+
+
+def trivial(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrored and moved, then one random change of geometry or colour an image (torchvision v2, TrivialAugmentWide).
+
+    The transform works on 8 bits a channel: black and white are taken from the batch's extremes of each channel.
+    """
+    transform = _v2().TrivialAugmentWide()
+    x = flip_crop(x, generator)
+    dims = [0, *range(2, x.ndim)]
+    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    span = (high - low).clamp_min(torch.finfo(x.dtype).tiny)
+    bytes_ = ((x - low) / span * 255).round().to(torch.uint8)
+    return _drawn(bytes_, generator, transform).to(x.dtype) / 255 * span + low
+
+
+def _v2() -> Any:
+    from torchvision.transforms import v2  # late: its import takes a second, and some installations lack its operators
+
+    return v2
+
+
+AUGMENTATIONS: dict[str, Augment] = {
+    "none": none, "flip": flip, "shift": shift, "flip-crop": flip_crop, "affine": affine, "erase": erase,
+    "trivial": trivial,
+}  # fmt: skip
 
 
 def augmentation(name: str) -> Augment:

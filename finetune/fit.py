@@ -97,8 +97,8 @@ def fit(
         config: the settings.
         objective: (outputs, targets, temperature) -> mean loss over images, in place of the one named in `config`; the
             targets are the teacher's outputs, or labels where that name is "labels".
-        fan_out: synapses that a spike of each layer reaches, by neuron name (column `fan_out` of
-            `analysis.measure_cost`), for `budget_of="synops"`.
+        fan_out: synapses that a spike of each layer reaches, by neuron name (`analysis.spike_fan_out`), for
+            `budget_of="synops"`.
         folder: where the state is kept after every epoch.
         resume: go on from the state in `folder`; gives the result of an uninterrupted run.
         log: folder for `epochs.csv`, `steps.csv` and, where it is installed, TensorBoard events.
@@ -178,7 +178,7 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
         return None
     if config.budget_of == "synops" and not fan_out:
         raise TrainingError(
-            "budget_of='synops': expected fan_out, each layer's synapses a spike, as analysis.measure_cost gives them"
+            "budget_of='synops': expected fan_out, each layer's synapses a spike, as analysis.spike_fan_out gives them"
         )
     return Budget(config.budget, config.budget_weight, dict(fan_out or {}) if config.budget_of == "synops" else {})
 

@@ -43,6 +43,19 @@ def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
     return next(iter_batches([default_collate([dataset[i] for i in indices])], what="training data"))
 
 
+class Unlabelled(Dataset[tuple[Tensor, ...]]):
+    """The inputs of a dataset, without its labels."""
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return (self.data[index][0],)
+
+
 def hold_out(data: Any, fraction: float, seed: int) -> tuple[Dataset[Any], Dataset[Any]]:
     """(train, validation): a seeded split.
 

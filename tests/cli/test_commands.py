@@ -178,6 +178,19 @@ def test_analyze(there, capfd):
     assert strict(capfd.readouterr().out)["outputs"]["accuracy"] is None
 
 
+def test_finetune_in_stages_with_a_budget(there, capfd):
+    line = words("finetune net.snn -d digits --limit 64 --stage blockwise:0 --stage quantized:1,T=4 --stage spiking:1 "
+                 "--budget 0.4 --budget-of synops --membrane 0.1 --more-data digits --threshold-rule mixed --log log "
+                 "--augment trivial --patience 3 -o staged.snn --json -")  # fmt: skip
+    assert run(line) == 0
+    said = strict(capfd.readouterr().out)
+    assert [row["stage"] for row in said["history"]] == ["blockwise"] * 2 + ["quantized"] * 2 + ["spiking"] * 2
+    assert {row["timesteps"] for row in said["history"] if row["stage"] == "quantized"} == {4}
+    assert [row["layer"] for row in said["layers"]] == list(artifact.load("staged.snn").neurons)
+    assert (there / "log" / "steps.csv").is_file()
+    assert artifact.load("staged.snn").provenance["finetuned"][0]["more_data"] == ["digits"]
+
+
 def test_finetune_and_resume(there, capfd):
     line = words("finetune net.snn -d digits --limit 64 --epochs-quantized 1 --epochs-spiking 1 --run-dir run")
     assert run([*line, "-o", "tuned.snn", "--json", "run.json"]) == 0

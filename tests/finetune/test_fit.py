@@ -10,6 +10,7 @@ from torch import nn
 
 from speedysnn import convert, finetune
 from speedysnn.errors import DataError, InputError, TrainingError
+from speedysnn.finetune.augment import AUGMENTATIONS
 from speedysnn.finetune.matching import layer_distance, outputs_and_layers
 from speedysnn.finetune.parameters import grouped
 from speedysnn.network import SpikingNetwork
@@ -219,3 +220,18 @@ def test_mixtures_need_a_teacher():
     with pytest.raises(InputError, match="mixup"):
         finetune.Config(mixup=0.2, objective="labels")
     assert finetune.Config(mixup=0.2).mixup == 0.2
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_augmentations_keep_shape_and_repeat_by_seed(name: str) -> None:
+    x = torch.randn(6, 3, 16, 16)
+    first, again, other = (AUGMENTATIONS[name](x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == x.shape
+    assert first.dtype == x.dtype
+    assert torch.equal(first, again)
+    if name != "none":
+        assert not torch.equal(first, other)
+        assert float(first.max()) <= float(x.max()) + 1e-4
+    state = torch.get_rng_state()
+    AUGMENTATIONS[name](x, torch.Generator().manual_seed(1))
+    assert torch.equal(state, torch.get_rng_state())

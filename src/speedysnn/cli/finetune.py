@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch.utils.data import ConcatDataset
 
 from speedysnn import artifact
 from speedysnn.analysis.outputs import settings
+from speedysnn.analysis.synapses import spike_fan_out
 from speedysnn.cli.common import (
     Data,
     DelayText,
@@ -27,11 +29,21 @@ from speedysnn.cli.common import (
 )
 from speedysnn.cli.show import cell, note, percent, say, table, write_json
 from speedysnn.cli.targets import check_json, check_network, check_run
-from speedysnn.finetune import Config, Result, fit
+from speedysnn.data import ImageData
+from speedysnn.errors import InputError
+from speedysnn.finetune import Config, Result, Stage, fit
+from speedysnn.finetune.augment import AUGMENTATIONS
 from speedysnn.finetune.config import GROUPS
+from speedysnn.finetune.engine import Engine
+from speedysnn.finetune.samples import Unlabelled, hold_out
 from speedysnn.network import SpikingNetwork
 
 ALL = ",".join(GROUPS)
+AUGMENTS = ", ".join(AUGMENTATIONS) + "."
+STAGE = (
+    "One stage, in place of the two counts; repeat for more: KIND:EPOCHS[,T=N][,delay=N|full][,spikes=KIND][,rate=X], "
+    "KIND quantized, spiking or blockwise."
+)
 
 
 def command(
@@ -40,13 +52,26 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned network, by custom NAME.snn.")],
     epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = 8,
     epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = 2,
+    stage: Annotated[list[str] | None, typer.Option(help=STAGE)] = None,
     train: Annotated[str, typer.Option(help=f"What trains: some of {ALL}.")] = ALL,
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
     match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = 1.0,
+    threshold_rule: Annotated[str, typer.Option(help="Gradient of theta through time: surrogate, step or mixed.")] = (
+        "surrogate"
+    ),
+    budget: Annotated[float | None, typer.Option(help="Most spikes a neuron and image, mean over the network.")] = None,
+    budget_of: Annotated[str, typer.Option(help="What the budget counts: spikes, or synops (weighted by fan-out).")] = (
+        "spikes"
+    ),
+    membrane: Annotated[float, typer.Option(help="Weight of the penalty on membranes that end out of range.")] = 0.0,
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
-    augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
+    augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
+    more_data: Annotated[list[str] | None, typer.Option(help="Further inputs to train on, labels unused.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
     source: Annotated[Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
     delay: DelayText = None,
@@ -55,6 +80,7 @@ def command(
     limit: Limit = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Folder for CSV logs, and TensorBoard's where installed.")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -65,6 +91,7 @@ def command(
     Example: speedysnn finetune digits.snn -d digits --augment shift -o tuned.snn
              speedysnn finetune net.snn -d npz:images.npz --augment flip-crop --epochs-quantized 24 -o tuned.snn
              speedysnn finetune net.snn -d npz:images.npz --train thresholds --run-dir run -o tuned.snn
+             speedysnn finetune net.snn -d digits --stage quantized:8,T=8 --stage spiking:2 --budget 0.3 -o tuned.snn
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite, output)
     check_network(output, overwrite)
@@ -73,11 +100,19 @@ def command(
     config = Config(
         epochs_quantized=epochs_quantized,
         epochs_spiking=epochs_spiking,
+        stages=tuple(Stage.parse(text) for text in stage or ()),
         train=tuple(name.strip() for name in train.split(",") if name.strip()),
         learning_rates={"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
                         "thresholds": 10 * learning_rate},
         objective="labels" if labels else "kl",
+        temperature=temperature,
+        threshold_rule=threshold_rule,
         match=match,
+        budget=budget,
+        budget_of=budget_of,
+        membrane=membrane,
+        patience=patience,
+        precision=precision,
         augment=augment,
         mixup=mixup,
         batch_size=batch_size,
@@ -89,19 +124,36 @@ def command(
     images = data_of(data, "train", normalize, limit, seed)
     check_fits(snn, images, labels)
     teacher = None if source is None else network_of(source)
+    further = [data_of(spec, "train", normalize, None, seed) for spec in more_data or ()]
+    train_part, held = _parts(images, further, config)
+    fan_out = spike_fan_out(snn) if budget_of == "synops" and budget is not None else None
     result = fit(
-        snn, images, teacher=teacher, config=config, folder=run_dir, resume=resume, progress=True, on_epoch=_line,
-        on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
+        snn, train_part, held, teacher=teacher, config=config, fan_out=fan_out, folder=run_dir, resume=resume, log=log,
+        progress=True, on_epoch=_line, on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
     )  # fmt: skip
-    snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit)
+    if not Engine().main:  # one process of several writes the result
+        return
+    more = {"more_data": [named(spec) for spec in more_data]} if more_data else {}
+    snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit, **more)
     artifact.save(snn, output, overwrite=overwrite)
     write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
                       "best_epoch": result.best_epoch, "seconds": result.seconds,
-                      "history": result.history.to_dict("records")})  # fmt: skip
+                      "history": result.history.to_dict("records"),
+                      "layers": result.layers.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result, snn)
         next_step = f"speedysnn analyze {output} --source {source or network} ..."
         say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
+
+
+def _parts(images: ImageData, further: list[ImageData], config: Config) -> tuple[Any, Any]:
+    """(train, held out): validation is held out of the main data alone; further inputs come without labels."""
+    if not further:
+        return images, None
+    tune, held = hold_out(images, config.holdout, config.seed)
+    if config.objective == "labels":
+        raise InputError("--more-data: its labels are not used; leave out --labels")
+    return ConcatDataset([Unlabelled(part) for part in (tune, *further)]), held
 
 
 def _line(row: dict[str, Any]) -> None:

@@ -24,9 +24,10 @@ from speedysnn.cli.common import (
     provenance,
     seeded,
 )  # fmt: skip
-from speedysnn.cli.finetune import _line, show
+from speedysnn.cli.finetune import AUGMENTS, _line, show
 from speedysnn.cli.show import say, write_json
-from speedysnn.cli.targets import check_json, check_network
+from speedysnn.cli.targets import check_json, check_network, check_run
+from speedysnn.finetune.stages import Stage
 from speedysnn.finetune.train import TrainConfig, train
 
 
@@ -43,8 +44,13 @@ def command(
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Of the weights only.")] = 0.0,
-    augment: Annotated[str, typer.Option(help="none, flip, shift or flip-crop.")] = "none",
+    augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
     batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
+    stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, as in finetune.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Folder for CSV logs, and TensorBoard's where installed.")] = None,
     limit: Limit = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -57,18 +63,20 @@ def command(
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite, output)
     check_network(output, overwrite)
+    check_run(run_dir, output, resume, overwrite)
     rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
              "thresholds": 10 * learning_rate}  # fmt: skip
     config = TrainConfig(
         epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
-        batch_size=batch_size, seed=seed,
+        batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, None, num_classes)
     images = data_of(data, "train", normalize, limit, seed)
     snn, result = train(
         source.model, images, timesteps, config=config, spikes=spikes or "binary",
-        delay=0 if delay is None else delay_of(delay), progress=True, on_epoch=_line,
+        delay=0 if delay is None else delay_of(delay), folder=run_dir, resume=resume, log=log,
+        progress=True, on_epoch=_line,
     )  # fmt: skip
     snn.provenance.update(provenance(source, data=named(data), normalize=normalize, seed=seed))
     artifact.save(snn, output, overwrite=overwrite)
