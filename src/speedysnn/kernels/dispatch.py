@@ -77,7 +77,7 @@ def multistep(
     return reference.multistep(drive, theta, v_init, rule, constant)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen() -> str | None:
     """The backend of `using`, else of the environment; torch.compile takes the one at hand while it traces."""
     return _using.get() or os.environ.get(VARIABLE) or None
