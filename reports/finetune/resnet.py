@@ -1,0 +1,117 @@
+"""The published CIFAR-10 ResNet-20: one tuned network a row, judged once on the test images at the end."""
+
+import copy
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from images import Cifar
+from torch import nn
+
+import speedysnn
+from speedysnn import analysis, convert, finetune
+from speedysnn.finetune import Stage
+from speedysnn.network import SpikingNetwork
+from speedysnn.sources import load_model
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "cifar10_resnet20" / "resnet20.py"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one network is tuned: from which, at what setting, by which stages, on how many images.
+
+    Attributes:
+        start: name of the row it goes on from, "" for the untuned network at T = 4.
+        copies: of the 4,194 lossless training images.
+        more: further inputs, JPEG.
+        train: what trains.
+    """
+
+    start: str
+    stages: tuple[str, ...]
+    timesteps: int = 4
+    delay: int = 1
+    spikes: str = "binary"
+    copies: int = 1
+    more: int = 0
+    train: tuple[str, ...] = finetune.config.GROUPS
+
+
+ROWS = {
+    "twin": Row("", ("quantized:4",), copies=2, more=49534),
+    "T2": Row("twin", ("quantized:3",), timesteps=2, copies=2, more=12000),
+    "T8": Row("twin", ("quantized:1",), timesteps=8, copies=2, more=12000),
+    "binary": Row("twin", ("spiking:4",), delay=0, copies=1, more=8000),
+    "ternary": Row("twin", ("spiking:4",), delay=0, spikes="ternary", copies=1, more=8000),
+    "thresholds": Row("", ("quantized:6",), train=("thresholds",)),
+    "thresholds-v_init": Row("", ("quantized:6",), train=("thresholds", "v_init")),
+}
+
+
+def untuned(data: Path, images: Cifar) -> SpikingNetwork:
+    """The converted checkpoint, T = 4, a threshold a channel from 1,024 training images."""
+    ann: nn.Module = load_model(f"{SOURCE}:make", checkpoint=data / "resnet20-12fca82f.th").model.eval()
+    return convert.to_spiking(ann, images.tune[:1024], timesteps=4)
+
+
+def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool) -> dict[str, Any]:
+    """Tune one row, or read it where it is there; returns its settings and seconds of its own stages."""
+    row, path = ROWS[name], runs / f"{name}.snn"
+    seconds = runs / f"{name}.seconds"
+    if not (path / "network.json").is_file():
+        snn = speedysnn.load(runs / f"{row.start}.snn") if row.start else copy.deepcopy(source)
+        set_to(snn, row)
+        more = 64 if smoke else row.more
+        training = images.training(row.copies, min(more, len(images.further)))
+        config = finetune.Config(
+            stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
+            train=row.train,
+        )  # fmt: skip
+        begin, state = time.monotonic(), runs / f"state-{name}"
+        finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
+                     resume=(state / "run.safetensors").is_file(), log=runs / f"log-{name}", on_epoch=_say)  # fmt: skip
+        seconds.write_text(f"{time.monotonic() - begin:.0f}")
+        speedysnn.save(snn, path, overwrite=True)
+    own = float(seconds.read_text()) if seconds.is_file() else float("nan")
+    return {"row": name, "stages": " ".join(row.stages), "trained": "+".join(row.train), "seconds": own}
+
+
+def set_to(snn: SpikingNetwork, row: Row) -> None:
+    """The network at the row's T, look-ahead and spikes, thresholds carried along."""
+    finetune.stages.carry_thresholds(snn, snn.timesteps, row.timesteps)
+    snn.timesteps = row.timesteps
+    snn.set_delay(row.delay)
+    snn.set_spikes(row.spikes)
+
+
+def judge(name: str, snn: SpikingNetwork, source: SpikingNetwork, images: Cifar, limit: int | None) -> dict[str, Any]:
+    """Test accuracy with T, look-ahead, latency, spikes, and the mean share of each cause of noise."""
+    report = analysis.measure_noise(snn, images.test, source=source, limit=limit)
+    out = report.outputs
+    shares = {cause: float(report.layers[f"share_{cause}"].mean()) for cause in CAUSES}
+    keys = ("accuracy", "analog_accuracy", "agreement", "spikes_per_neuron", "latency")
+    return {"row": name, "timesteps": snn.timesteps, **{key: out[key] for key in keys},
+            "sqnr_mean_db": float(report.layers.sqnr_db.mean()), "sqnr_lowest_db": float(report.layers.sqnr_db.min()),
+            **shares}  # fmt: skip
+
+
+CAUSES = ("clip", "round", "propagated", "temporal")
+
+
+def _say(row: dict[str, Any]) -> None:
+    words = f"{row['stage']} {row['epoch']}: held-out loss {row['held_out_loss']:.4f}"
+    print(words, f"agreement {row['held_out_agreement']:.4f}", file=sys.stderr, flush=True)
+
+
+def histories(runs: Path, names: list[str]) -> pd.DataFrame:
+    """All rows' epochs, from what was saved with each network."""
+    frames = []
+    for name in names:
+        entry = speedysnn.load(runs / f"{name}.snn").provenance["finetuned"][-1]
+        frames.append(pd.DataFrame(entry["history"]).assign(row=name))
+    return pd.concat(frames)
