@@ -63,6 +63,17 @@ class Call:
                 raise Unsupported(f"its argument {name!r} is {_kind(item)}, expected a constant", "make it a constant")
         return value
 
+    def own(self, position: int, name: str) -> Tensor | None:
+        """A tensor of the model's own, from the module or the arguments; None where it has none.
+
+        Raises:
+            Unsupported: it is computed inside the network.
+        """
+        value = getattr(self.module, name, None) if self.module is not None else self.get(position, name)
+        if value is not None and not isinstance(value, Tensor):
+            raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
+        return value
+
     def dims(self, dim: Any, ndim: int) -> list[int]:
         """Dimensions as non-negative numbers that leave the batch alone.
 

@@ -13,7 +13,7 @@ from speedysnn.convert.call import Call
 from speedysnn.convert.cost import Cost, cost_of
 from speedysnn.convert.encode import encode
 from speedysnn.convert.ops import HANDLERS, Handler, Key
-from speedysnn.convert.ops.nonlinear import constant
+from speedysnn.convert.ops.choices import constant
 from speedysnn.convert.report import Accuracy, Row, Treatment
 from speedysnn.convert.trace import Shape, Traced, has_tensor, record, source_of
 from speedysnn.graph import Node

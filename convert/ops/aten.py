@@ -7,7 +7,7 @@ import torch
 
 from speedysnn.convert.builder import Ref, Unsupported
 from speedysnn.convert.call import Call
-from speedysnn.convert.ops import attention, moves, nonlinear, shapes
+from speedysnn.convert.ops import arithmetic, attention, choices, moves, nonlinear, norms, shapes
 from speedysnn.convert.ops import functions as f
 
 Handler = Callable[[Call], Any]
@@ -72,7 +72,7 @@ def _max_with_indices(call: Call) -> Any:
 
 def _layer_norm(call: Call) -> Any:
     pair = bool(call.result) and isinstance(call.result[0], tuple)
-    out = nonlinear.layer_norm(
+    out = norms.layer_norm(
         Call(call.builder, None, call.args, call.kwargs, call.result[0] if pair else call.result)
     )
     return (out, None, None) if pair else out
@@ -102,11 +102,11 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
     **dict.fromkeys(("prelu", "_prelu_kernel"), nonlinear.prelu),
     **dict.fromkeys(("elu", "elu_"), _elu),
-    **dict.fromkeys(("add", "add_"), f.add(1)),
-    **dict.fromkeys(("sub", "sub_"), f.add(-1)),
-    **dict.fromkeys(("mul", "mul_"), f.multiply),
-    **dict.fromkeys(("div", "div_"), f.divide),
-    "neg": f.negate,
+    **dict.fromkeys(("add", "add_"), arithmetic.add(1)),
+    **dict.fromkeys(("sub", "sub_"), arithmetic.add(-1)),
+    **dict.fromkeys(("mul", "mul_"), arithmetic.multiply),
+    **dict.fromkeys(("div", "div_"), arithmetic.divide),
+    "neg": arithmetic.negate,
     "mean": f.reduce("mean"),
     "sum": f.reduce("sum"),
     "cat": shapes.cat,
@@ -144,18 +144,18 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("log_softmax", "_log_softmax"), nonlinear.along("log_softmax")),
     "glu": nonlinear.along("glu"),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
-    "rms_norm": nonlinear.rms_norm,
-    "group_norm": nonlinear.group_norm,
+    "rms_norm": norms.rms_norm,
+    "group_norm": norms.group_norm,
     "pow": nonlinear.power,
-    **{op: nonlinear.compare(op) for op in ("gt", "ge", "lt", "le")},
-    "where": nonlinear.where,
-    "maximum": nonlinear.pairwise("maximum"),
-    "minimum": nonlinear.pairwise("minimum"),
-    "amax": nonlinear.reduce("amax"),
-    "amin": nonlinear.reduce("amin"),
+    **{op: choices.compare(op) for op in ("gt", "ge", "lt", "le")},
+    "where": choices.where,
+    "maximum": choices.pairwise("maximum"),
+    "minimum": choices.pairwise("minimum"),
+    "amax": choices.reduce("amax"),
+    "amin": choices.reduce("amin"),
     **dict.fromkeys(("matmul", "bmm"), attention.matmul),
     "einsum": attention.einsum,
-    "linalg_vector_norm": nonlinear.vector_norm,
+    "linalg_vector_norm": norms.vector_norm,
     "new_zeros": moves.new_constant(0.0),
     "new_ones": moves.new_constant(1.0),
     "new_full": moves.new_constant(None),

@@ -1,4 +1,4 @@
-"""Handlers of functions and tensor methods: arithmetic, pooling, activations, functional layers."""
+"""Handlers of functions and tensor methods: functional layers, pooling, clamps and ReLU, reductions."""
 
 import operator
 from collections.abc import Callable
@@ -6,20 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
 from speedysnn.convert.call import Call
 from speedysnn.convert.ops import shapes
 
 Handler = Callable[[Call], Any]
-
-
-def _own(call: Call, position: int, name: str) -> Tensor | None:
-    value = call.get(position, name)
-    if value is not None and not isinstance(value, Tensor):
-        raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
-    return value
 
 
 def as_list(value: Any, dims: int) -> list[int]:
@@ -29,7 +21,7 @@ def as_list(value: Any, dims: int) -> list[int]:
 
 def conv(call: Call) -> Ref:
     """torch.nn.functional.conv1d, 2d, 3d with weights of the model's own."""
-    weight, bias = _own(call, 1, "weight"), _own(call, 2, "bias")
+    weight, bias = call.own(1, "weight"), call.own(2, "bias")
     if weight is None:
         raise Unsupported("a convolution without weight")
     dims = weight.ndim - 2
@@ -46,7 +38,7 @@ def conv(call: Call) -> Ref:
 def linear(call: Call) -> Ref:
     """torch.nn.functional.linear with weights of the model's own."""
     return call.emit(
-        "linear", (call.ref(),), None, {"weight": _own(call, 1, "weight"), "bias": _own(call, 2, "bias")}
+        "linear", (call.ref(),), None, {"weight": call.own(1, "weight"), "bias": call.own(2, "bias")}
     )
 
 
@@ -55,10 +47,10 @@ def batch_norm(call: Call) -> Ref:
     if call.number(5, "training", False):
         raise Unsupported("batch-norm that uses the statistics of the batch", "evaluate it with running statistics")
     tensors = {
-        "mean": _own(call, 1, "running_mean"),
-        "var": _own(call, 2, "running_var"),
-        "weight": _own(call, 3, "weight"),
-        "bias": _own(call, 4, "bias"),
+        "mean": call.own(1, "running_mean"),
+        "var": call.own(2, "running_var"),
+        "weight": call.own(3, "weight"),
+        "bias": call.own(4, "bias"),
     }
     return call.emit("batch_norm", (call.norm_input(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
 
@@ -142,64 +134,6 @@ def _clamped(call: Call, low: Any, high: Any) -> Ref:
     return call.neuron(call.ref(), ceiling=high, floor=low)
 
 
-def add(sign: int) -> Handler:
-    """Sum or difference of two branches, or of a branch and a constant."""
-
-    def handle(call: Call) -> Ref:
-        a, b = call.args[0], call.get(1, "other")
-        if call.kwargs.get("alpha", 1) != 1:
-            raise Unsupported("an addition with alpha", "scale the branch first")
-        if isinstance(a, Ref) and isinstance(b, Ref):
-            return call.emit("add" if sign > 0 else "sub", (a, b))
-        if isinstance(a, Ref):
-            return _affine(call, a, None, b if not isinstance(b, Tensor) or sign > 0 else -b, sign)
-        if sign > 0:
-            return _affine(call, call.ref(1, "other"), None, a, 1)
-        negated = call.emit("scale", (call.ref(1, "other"),), {"factor": -1.0, "offset": 0.0})
-        return _affine(call, negated, None, a, 1)
-
-    return handle
-
-
-def multiply(call: Call) -> Ref:
-    """Product with a constant, which is affine, or of two branches, which is not."""
-    a, b = call.args[0], call.get(1, "other")
-    if isinstance(a, Ref) and isinstance(b, Ref):
-        return call.emit("mul", (a, b))
-    return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
-
-
-def divide(call: Call) -> Ref:
-    """Division by a constant, which is affine, or by a branch, which is not."""
-    a, b = call.args[0], call.get(1, "other")
-    if call.kwargs.get("rounding_mode"):
-        raise Unsupported("a division that rounds", "divide without rounding_mode")
-    if not isinstance(b, Ref):
-        return _affine(call, call.ref(), 1.0 / b, None)
-    if isinstance(a, Ref):
-        return call.emit("div", (a, b))
-    return _affine(call, call.emit("reciprocal", (b,), shape=b.shape), a, None)
-
-
-def negate(call: Call) -> Ref:
-    """Negation."""
-    return _affine(call, call.ref(), -1.0, None)
-
-
-def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
-    for value in (factor, offset):
-        if isinstance(value, Tensor) and value.numel() > 1 and value.ndim >= len(x.shape) and value.shape[0] != 1:
-            raise Unsupported("a constant with a batch dimension of its own", "give it a first dimension of 1")
-        if value is not None and not isinstance(value, Tensor | int | float):
-            raise Unsupported(f"a {type(value).__name__} in an arithmetic operation", "use a constant")
-    if isinstance(factor, Tensor) or isinstance(offset, Tensor):
-        weight = factor if isinstance(factor, Tensor) or factor is None else torch.tensor(float(factor))
-        bias = offset if isinstance(offset, Tensor) or offset is None else torch.tensor(float(offset))
-        return call.emit("affine", (x,), None, {"weight": weight, "bias": bias})
-    attrs = {"factor": 1.0 if factor is None else float(factor), "offset": sign * float(offset or 0.0)}
-    return call.emit("scale", (x,), attrs)
-
-
 def reduce(op: str) -> Handler:
     """Mean or sum over dimensions other than the batch."""
 
@@ -240,11 +174,6 @@ FUNCTIONS: dict[Callable[..., Any], Handler] = {
     F.hardtanh: hardtanh,
     **dict.fromkeys((torch.clamp, torch.clip), clamp),
     torch.clamp_min: clamp_min,
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), add(-1)),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), multiply),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), divide),
-    **dict.fromkeys((operator.neg, torch.neg), negate),
     **dict.fromkeys((torch.cat, torch.concat), shapes.cat),
     torch.stack: shapes.stack,
     torch.flatten: shapes.flatten,
@@ -267,11 +196,6 @@ METHODS: dict[str, Handler] = {
     **dict.fromkeys(("relu", "relu_"), relu),
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
-    **dict.fromkeys(("add", "add_"), add(1)),
-    **dict.fromkeys(("sub", "sub_"), add(-1)),
-    **dict.fromkeys(("mul", "mul_"), multiply),
-    **dict.fromkeys(("div", "div_"), divide),
-    "neg": negate,
     **dict.fromkeys(("view", "reshape", "unflatten"), shapes.reshape),
     "flatten": shapes.flatten,
     "permute": shapes.permute,
