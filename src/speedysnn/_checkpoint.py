@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from speedysnn._files import DOWNLOAD, checksum, require_file, start_of
+from speedysnn._files import DOWNLOAD, checksum, expanded, require_file, require_unpacks, start_of
 from speedysnn._shards import shards
 from speedysnn.errors import SourceError
 
@@ -34,7 +34,11 @@ _COMPILED = "_orig_mod"
 NETWORKS = (".pt2", ".onnx")
 _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1.6
 # What torch.load raises on a damaged file depends on where it is damaged.
-_TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError)
+_TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError,
+                 ArithmeticError, AssertionError, MemoryError)  # fmt: skip
+_REPEATED = 2**20  # values that a tensor may have without holding them, as an expanded one
+
+_DEEPEST = 4  # `NESTED` keys one below the other
 
 _T = TypeVar("_T")
 
@@ -68,6 +72,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         SourceError: as `read_checkpoint`.
     """
+    try:
+        return _opened(path)
+    except OSError as err:
+        raise SourceError(f"checkpoint {path} cannot be read: {err.strerror or err}; check the path") from err
+
+
+def _opened(path: str | Path) -> Checkpoint:
     file, part = _split_part(path)
     if file.is_dir() and (parts := shards(file)):
         content: Any = {}
@@ -77,6 +88,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     else:
         content, files = _read(file), [file]
     weights, notes = _find_weights(file, _part(file, content, part))
+    _require_dense(file, weights)
     if len(files) > 1:
         notes.append(f"put together from {len(files)} files")
     weights, prefixes = strip_prefixes(weights)
@@ -93,7 +105,7 @@ def _read(file: Path) -> Any:
 
 
 def _split_part(path: str | Path) -> tuple[Path, str]:
-    whole = Path(path).expanduser()
+    whole = expanded(path)
     head, mark, key = str(whole).rpartition(PART)
     return (Path(head), key) if mark and not whole.exists() else (whole, "")
 
@@ -137,6 +149,7 @@ def _data_only_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], st
 
 
 def _read_torch(file: Path) -> Any:
+    require_unpacks(file, "checkpoint")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_data_only_types()):
             warnings.simplefilter("ignore")
@@ -179,16 +192,19 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _holds_tensors(content: Any) -> bool:
-    return isinstance(content, Mapping) and (
-        bool(_tensors(content)) or any(_holds_tensors(content.get(key)) for key in NESTED)
+def _holds_tensors(content: Any, depth: int = 0) -> bool:
+    """Whether tensors lie in it, or below `NESTED` keys in it; not below so many that it holds itself."""
+    return isinstance(content, Mapping) and depth < _DEEPEST and (
+        bool(_tensors(content)) or any(_holds_tensors(content.get(key), depth + 1) for key in NESTED)
     )
 
 
 def _find_weights(file: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors at the top level, or below the first of `NESTED` that holds any, however deep."""
     notes: list[str] = []
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         found = [key for key in NESTED if _holds_tensors(content.get(key))]
         if not found:
             break
@@ -226,6 +242,21 @@ def strip_prefixes(weights: Mapping[str, _T]) -> tuple[dict[str, _T], list[str]]
         removed.append(prefix)
     clean = {".".join(part for part in key.split(".") if part != _COMPILED): value for key, value in weights.items()}
     return clean, removed
+
+
+def _require_dense(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no plain arrays, or claim more values than the file holds."""
+    for key, value in weights.items():
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+            kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}"
+            raise SourceError(
+                f"checkpoint {file}: {key} is no plain array of numbers ({kind}); save dense weights in floating point"
+            )
+        if value.numel() > _REPEATED and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise SourceError(
+                f"checkpoint {file}: {key} claims {value.numel():,} values, the file holds "
+                f"{value.untyped_storage().nbytes():,} bytes for it; {DOWNLOAD}"
+            )
 
 
 def _require_finite(file: Path, weights: Mapping[str, Tensor]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
+import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from speedysnn._files import expanded
 from speedysnn._images import ArrayStore, Loaded, as_events, as_labels, as_nchw
 from speedysnn.assets import DIGITS, asset_path
 from speedysnn.errors import DataError, InputError
@@ -26,7 +30,9 @@ VARIABLE = "SPEEDYSNN_DATA"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
 _RECORD = 1 + 3 * 32 * 32  # a CIFAR-10 record: the label, then the red, green and blue planes
 _PICKLED = "cifar-10-batches-py"
-_DAMAGED = (EOFError, OSError, zlib.error, zipfile.BadZipFile, ValueError, struct.error)
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, ValueError, struct.error, LookupError,
+            RuntimeError, TypeError, SyntaxError, ArithmeticError, tokenize.TokenError)  # fmt: skip
+_PACKED = 1032  # deflate makes nothing smaller than by this factor
 
 
 def load_digits(rest: str, split: str) -> Loaded:
@@ -43,7 +49,7 @@ def load_npz(rest: str, split: str) -> Loaded:
 
     x holds images, or events (N, T, C, H, W), whose values are kept as they are.
     """
-    path = require_file(Path(rest).expanduser(), "an .npz file", "npz:FILE")
+    path = require_file(expanded(rest), "an .npz file", "npz:FILE")
     try:
         with path.open("rb") as handle:  # opened here, as np.load leaves a damaged file open
             archive = np.load(handle, allow_pickle=False)
@@ -52,7 +58,10 @@ def load_npz(rest: str, split: str) -> Loaded:
                     f"{path} is a single array, expected an .npz file with x_train, y_train, x_test, y_test"
                 )
             with archive:
+                _require_honest(archive, path)
                 return _from_archive(archive, path, split)
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory; save fewer images, or use 'imagefolder:DIR'") from None
     except _DAMAGED as err:
         if "pickle" in str(err).lower() and zipfile.is_zipfile(path):
             raise DataError(
@@ -60,6 +69,30 @@ def load_npz(rest: str, split: str) -> Loaded:
                 "save plain arrays: np.savez(FILE, x_train=images, y_train=labels, ...)"
             ) from None
         raise DataError(f"{path} is not a whole .npz file ({_reason(err)}); copy or save it again") from err
+
+
+def _require_honest(archive: Any, path: Path) -> None:
+    """Refuse arrays that claim another size than they have, before memory is taken for them.
+
+    Raises:
+        DataError: the array, its claim, and what is there.
+    """
+    for info in archive.zip.infolist():
+        if not info.filename.endswith(".npy"):
+            raise DataError(f"{path} holds {info.filename[:80]!r}, which is no array; save arrays alone with np.savez")
+        with archive.zip.open(info) as member:
+            start = io.BytesIO(member.read(2**16))
+        version = np.lib.format.read_magic(start)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(start)
+        claimed = math.prod(shape) * dtype.itemsize + start.tell()
+        if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != info.file_size):
+            raise DataError(
+                f"{path}: {info.filename} claims the shape {shape} of {dtype}, {claimed:,} bytes, but holds "
+                f"{info.file_size:,}; copy or save it again"
+            )
+        if info.file_size > _PACKED * path.stat().st_size:
+            raise DataError(f"{path}: {info.filename} claims more than the file can hold; copy or save it again")
 
 
 def _from_archive(archive: Any, path: Path, split: str) -> Loaded:
@@ -151,18 +184,21 @@ def _read_cifar10(files: Sequence[Path]) -> Loaded:
 def _read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
     """One idx file: two zero bytes, type 8 (uint8), the number of dimensions, their sizes, the values."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(4 + 4 * dims)
+            sizes = struct.unpack(f">{dims}I", data[4:]) if len(data) == 4 + 4 * dims else ()
+            if data[:4] == bytes((0, 0, 8, dims)) and sizes:  # no more than it claims, nor than the file can hold
+                data += file.read(min(math.prod(sizes), _PACKED * path.stat().st_size) + 1)
     except _DAMAGED as err:
         raise DataError(f"{path} is not a whole gzip file ({_reason(err)}); copy or download it again") from err
     if data[:4] != bytes((0, 0, 8, dims)):
         raise DataError(
             f"{path} is not an idx file of {dims} dimension(s): it begins with {data[:4]!r}; fetch it again"
         )
-    header = 4 + 4 * dims
-    shape = struct.unpack(f">{dims}I", data[4:header]) if len(data) >= header else ()
-    if not shape or len(data) != header + math.prod(shape):
-        raise DataError(f"{path} is cut short: {len(data):,} bytes came for the sizes {shape}; fetch it again")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
+    if not sizes or len(data) != 4 + 4 * dims + math.prod(sizes):
+        wrong = "longer than it says" if sizes and len(data) > 4 + 4 * dims + math.prod(sizes) else "cut short"
+        raise DataError(f"{path} is {wrong}: {len(data):,} bytes came for the sizes {sizes}; fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes).copy()
 
 
 def _either(folder: Path, name: str) -> Path | None:
@@ -172,14 +208,14 @@ def _either(folder: Path, name: str) -> Path | None:
 def _folders(rest: str, below: tuple[str, ...], spec: str, *more: Path) -> list[Path]:
     """Where to look: the folder that was named, or each search folder, and the usual names below them."""
     if rest:
-        named = Path(rest).expanduser()
+        named = expanded(rest)
         if not named.is_dir():
             came = "is a file" if named.exists() else "does not exist"
             raise DataError(f"{spec}: the folder {named} {came}; give the folder that holds the files, '{spec}:DIR'")
         roots = [named]
     else:
         variable = os.environ.get(VARIABLE)
-        roots = [*([Path(variable).expanduser()] if variable else []), Path("data"), Path()]
+        roots = [*([expanded(variable)] if variable else []), Path("data"), Path()]
     return [folder for root in roots for folder in (root, *(root / name for name in below))] + ([] if rest else [*more])
 
 

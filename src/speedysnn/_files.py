@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from speedysnn.errors import SourceError
 
-__all__ = ["DOWNLOAD", "checksum", "require_file", "start_of"]
+__all__ = ["DOWNLOAD", "checksum", "expanded", "require_file", "require_unpacks", "start_of"]
 
 DOWNLOAD = "download or copy it again"
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 _LISTED = {".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"}
+_PACKED = 200  # a zip archive of weights never shrinks them as far as this
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ as the home folder; as it came where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def require_unpacks(file: Path, what: str) -> None:
+    """Refuse a zip archive whose members claim to be far larger than the file could hold.
+
+    Raises:
+        SourceError: it would fill the memory.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError):
+        return  # no archive, or one that its own reader will refuse
+    size = file.stat().st_size
+    if claimed > _PACKED * size + 2**20:
+        raise SourceError(
+            f"{what} {file} was not opened: {size:,} bytes claim to unpack to {claimed:,}, which would fill the "
+            f"memory; {DOWNLOAD} from a source you trust"
+        )
 
 
 def require_file(file: Path, what: str) -> None:

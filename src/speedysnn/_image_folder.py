@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from speedysnn._files import expanded
 from speedysnn._images import Loaded
 from speedysnn._torchvision import import_torchvision
 from speedysnn.errors import DataError, InputError
@@ -56,7 +57,7 @@ class FolderStore:
 def load_image_folder(rest: str, split: str) -> Loaded:
     """DIR/train for training; DIR/test, DIR/val or DIR/valid for testing; DIR itself where it has none of these."""
     path, side = _parse(rest)
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not rest or not root.is_dir():
         came = "is a file" if root.is_file() else "does not exist"
         raise DataError(f"imagefolder: the folder {path or '(none given)'} {came}; expected 'imagefolder:DIR'")
@@ -116,7 +117,9 @@ def _open(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as err:
+    except Image.DecompressionBombError as err:
+        raise DataError(f"{path} was not opened: {err} Remove it, or make it smaller") from err
+    except Exception as err:  # a damaged file ends in errors of several decoders
         raise DataError(f"{path} is damaged or not an image ({err}); remove or replace it") from err
 
 

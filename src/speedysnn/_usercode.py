@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from speedysnn._files import expanded
 from speedysnn.errors import SpeedySNNError
 
 __all__ = ["FILE", "MODULE", "UserFunction", "closest", "kind_of"]
@@ -60,7 +61,7 @@ class UserFunction:
         self.spec, self._error = spec, error
         self._where, _, self._name = spec.rpartition(":")
         self._is_file = kind_of(spec) == FILE
-        self._path = Path(self._where).expanduser().resolve() if self._is_file else None
+        self._path = expanded(self._where).resolve() if self._is_file else None
         if self._path is not None and not self._path.is_file():
             what = "is a folder" if self._path.is_dir() else "does not exist"
             raise error(f"{spec}: the file {self._where} {what}; give the path of a Python file and a function in it")

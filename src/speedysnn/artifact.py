@@ -13,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from speedysnn._trial import check_options, check_records, require_runs
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.graph import Graph
 from speedysnn.histogram import ActivationHistogram
@@ -22,6 +23,9 @@ from speedysnn.operators import OPERATORS
 
 SCHEMA = "speedysnn/1"
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
+# What a document of another form than expected may end in; RecursionError is a RuntimeError.
+_UNUSABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+             MemoryError)  # fmt: skip
 _NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling", "floor", "steps")
 
 
@@ -116,7 +120,7 @@ def load(path: str | Path) -> SpikingNetwork:
         return _build(document, load_tensors(raw))
     except ArtifactError as err:
         raise ArtifactError(f"{folder}: {err}") from None
-    except (SafetensorError, SpeedySNNError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as err:
+    except (SafetensorError, SpeedySNNError, *_UNUSABLE) as err:
         raise ArtifactError(f"{folder}: not a usable network ({type(err).__name__}: {err})") from None
 
 
@@ -156,15 +160,19 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spikin
     histograms = {name: ActivationHistogram.from_state(state) for name, state in states["histogram"].items()}
     calibration = Calibration(histograms, dict(document["calibration"]["rules"]))
     _check_tensors(graph, layers)
-    return SpikingNetwork(
+    check_records(document)
+    snn = SpikingNetwork(
         graph, layers, neurons, document["timesteps"], document["input_shapes"], calibration, document["provenance"]
     )
+    require_runs(graph, layers, neurons, snn.input_shapes)
+    return snn
 
 
 def _neuron(document: Mapping[str, Any], name: str, states: Mapping[str, Mapping[str, Tensor]]) -> IFNeuron:
     if name not in document["neurons"] or name not in states:
         raise ArtifactError(f"neuron {name!r} is in the graph, but its options or its threshold are missing")
     options = document["neurons"][name]
+    check_options(name, options)
     neuron = IFNeuron(v_init=states[name]["v_init"], timesteps=document["timesteps"], **options)
     neuron.log_threshold.data = states[name]["log_threshold"].clone()
     neuron.offset = states[name].get("offset")

@@ -132,15 +132,22 @@ def load(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, not {limit}; leave it out to use all images")
     normalizer = parse_normalize(normalize)
-    kind = kind_of(spec, HANDLERS)
-    if kind not in HANDLERS:
-        raise InputError(_unknown(spec, kind))
-    loaded = HANDLERS[kind](spec if kind in (FILE, MODULE) else spec.partition(":")[2], split)
+    try:
+        loaded = _found(spec, split)
+    except OSError as err:
+        raise DataError(f"{spec}: {err.strerror or err}; check the path") from err
     count = len(loaded.store)
     if not count:
         raise DataError(f"{spec}: no images in its {split} split")
     positions = None if limit is None else _shuffled(count, seed)[:limit]
     return ImageData(loaded, normalizer, positions)
+
+
+def _found(spec: str, split: str) -> Loaded:
+    kind = kind_of(spec, HANDLERS)
+    if kind not in HANDLERS:
+        raise InputError(_unknown(spec, kind))
+    return HANDLERS[kind](spec if kind in (FILE, MODULE) else spec.partition(":")[2], split)
 
 
 def _unknown(spec: str, kind: str) -> str:

@@ -48,6 +48,13 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, not {num_classes}")
+    try:
+        return _loaded(spec, checkpoint, num_classes)
+    except OSError as err:
+        raise SourceError(f"{spec}: {err.strerror or err}; check the path") from err
+
+
+def _loaded(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> Source:
     if Path(spec).suffix in FILES:
         return _from_file(spec, checkpoint, num_classes)
     kind = kind_of(spec, MODELS)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from speedysnn._files import DOWNLOAD, checksum, require_file, start_of
+from speedysnn._files import DOWNLOAD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
 from speedysnn.programs.onnx_functions import OPERATORS
 from speedysnn.programs.onnx_node import Node, Unsupported
@@ -29,7 +29,7 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     Raises:
         SourceError: the package onnx is missing, the file cannot be read, or it holds operators that are not known.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     require_file(file, "network")
     start_of(file, "network")
     model = _parse(file)
@@ -41,7 +41,8 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
         module = _Reader(file, model.graph, opset).module()
     except Unsupported as err:
         raise SourceError(f"network {file}: {err}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError) as err:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+            MemoryError) as err:  # fmt: skip
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason}); {_AGAIN}"

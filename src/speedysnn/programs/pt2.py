@@ -37,7 +37,8 @@ def load_program(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     archive = read_archive(path)
     try:
         return _Reader(archive).module(), checksum([archive.path]), _notes(archive.program)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, RecursionError) as err:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+            MemoryError) as err:  # fmt: skip
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {archive.path} holds a graph that is not as expected ({type(err).__name__}: {reason}); save it "

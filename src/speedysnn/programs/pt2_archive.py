@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn._files import DOWNLOAD, require_file, start_of
+from speedysnn._files import DOWNLOAD, expanded, require_file, require_unpacks, start_of
 from speedysnn.errors import SourceError
 
 __all__ = ["DTYPES", "Archive", "read_archive"]
@@ -27,6 +29,7 @@ DTYPES: dict[int, torch.dtype] = {
     8: torch.float64, 9: torch.complex32, 10: torch.complex64, 11: torch.complex128, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
 _MODELS, _CONFIGS = "models/", ("weights", "constants")
+_REPEATED = 2**20  # values that a tensor may have without holding them
 _AGAIN = "save it again with torch.export.save from torch 2.9 or newer"
 
 
@@ -45,9 +48,10 @@ def read_archive(path: str | Path) -> Archive:
     Raises:
         SourceError: missing, damaged, of another format, or it holds objects that are more than data.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     require_file(file, "network")
     start_of(file, "network")
+    require_unpacks(file, "network")
     try:
         with zipfile.ZipFile(file) as archive:
             parts = _Parts(file, archive)
@@ -56,7 +60,8 @@ def read_archive(path: str | Path) -> Archive:
         raise SourceError(
             f"network {file} is cut short, damaged, or no file torch.export.save wrote ({err}); {DOWNLOAD}"
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, RecursionError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError,
+            LookupError, ArithmeticError, MemoryError, zlib.error, EOFError) as err:  # fmt: skip
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {file} is no exported program as expected ({type(err).__name__}: {reason}); {_AGAIN}"
@@ -118,6 +123,8 @@ class _Parts:
         meta = entry["tensor_meta"]
         sizes, strides = ([int(n["as_int"]) for n in meta[key]] for key in ("sizes", "strides"))
         dtype = DTYPES[meta["dtype"]]
+        if math.prod(sizes) > max(len(raw) // dtype.itemsize, _REPEATED):
+            raise ValueError(f"the tensor {name!r} claims {math.prod(sizes):,} values in {len(raw):,} bytes")
         if not raw:
             return torch.zeros(sizes, dtype=dtype)
         flat = torch.frombuffer(bytearray(raw), dtype=dtype)

@@ -1,0 +1,118 @@
+"""Whether what came out of a file is a network that runs: its records, options, and shapes, without using memory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.errors import ArtifactError
+from speedysnn.graph import Graph, Node, map_outputs
+from speedysnn.neurons import IFNeuron
+from speedysnn.operators import OPERATORS
+
+__all__ = ["check_options", "check_records", "require_runs"]
+
+LARGEST = 2**33  # values of one layer for one picture; the largest networks there are stay a hundred times below
+_WRONG = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError)
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    "width": (int, float), "detach_reset": (bool,), "channel_dim": (int,), "ceiling": (int, float, type(None)),
+    "floor": (int, float, type(None)), "steps": (int, type(None)),
+}  # fmt: skip
+
+
+def require_runs(
+    graph: Graph,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    neurons: Mapping[str, IFNeuron],
+    shapes: Sequence[Sequence[int]],
+) -> None:
+    """Refuse a graph that does not fit its own tensors and input shapes, or asks for absurd memory.
+
+    The graph runs once for two images on torch's "meta" device, which computes shapes alone.
+
+    Raises:
+        ArtifactError: the node where it stops, and why.
+    """
+    if len(shapes) != len(graph.inputs):
+        raise ArtifactError(f"graph: expected {len(graph.inputs)} input shapes, one an input, got {len(shapes)}")
+    values: dict[str, Tensor] = {}
+    given = iter(shapes)
+    for node in graph.nodes:
+        try:
+            if node.op == "input":
+                out = torch.empty((2, *next(given)), device="meta")
+            else:
+                out = _run(node, [values[name] for name in node.inputs], tensors.get(node.name, {}), neurons)
+        except NotImplementedError:  # an operator without shape rules: nothing can be said
+            return
+        except _WRONG as err:
+            reason = str(err).strip().partition("\n")[0]
+            raise ArtifactError(f"graph: node {node.name!r} ({node.op}) cannot run: {reason}") from None
+        if not isinstance(out, Tensor) or not out.ndim or out.shape[0] != 2 or out.numel() > 2 * LARGEST:
+            made = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ArtifactError(f"graph: node {node.name!r} ({node.op}) gives {made} for two images")
+        values[node.name] = out
+    map_outputs(graph.outputs, values)
+
+
+def _run(node: Node, args: list[Tensor], own: Mapping[str, Tensor], neurons: Mapping[str, IFNeuron]) -> Tensor:
+    if node.op == "neuron":
+        return _neuron(neurons[node.name], args[0])
+    index = {name: value.to("meta") for name, value in own.items()}
+    if node.op == "take" and (own["index"].min() < -args[0].shape[node.attrs["dim"]]
+                              or own["index"].max() >= args[0].shape[node.attrs["dim"]]):  # fmt: skip
+        raise IndexError("an index lies outside the dimension it picks from")
+    if node.op.startswith("conv"):  # shape rules take lists of any length here, kernels do not
+        for name, value in node.attrs.items():
+            if isinstance(value, list | tuple) and len(value) not in (1, args[0].ndim - 2):
+                raise ValueError(f"{name}={list(value)} for {args[0].ndim - 2} dimensions")
+    return OPERATORS[node.op].run(args, node.attrs, index)
+
+
+def _neuron(neuron: IFNeuron, x: Tensor) -> Tensor:
+    for value in (neuron.log_threshold, neuron.v_init, neuron.offset):
+        if value is None:
+            continue
+        if value.ndim > 1 or (value.ndim and value.numel() != x.shape[neuron.channel_dim]):
+            raise ValueError(
+                f"its threshold, v_init and offset must be one number or {x.shape[neuron.channel_dim]}, one a channel "
+                f"of {tuple(x.shape[1:])}, got shape {tuple(value.shape)}"
+            )
+    return neuron.analog(x)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of a neuron that are of another type than it takes.
+
+    Raises:
+        ArtifactError: the option, what was expected, what came.
+    """
+    for option, kinds in _OPTIONS.items():
+        value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected}")
+
+
+def check_records(document: Mapping[str, Any]) -> None:
+    """Refuse records of another form than `artifact.describe` writes, which commands would stumble over later.
+
+    Raises:
+        ArtifactError: the record, what was expected, what came.
+    """
+    provenance, shapes = document["provenance"], document["input_shapes"]
+    tuned = provenance.get("finetuned", []) if isinstance(provenance, dict) else None
+    normalize = provenance.get("normalize") if isinstance(provenance, dict) else None
+    if not isinstance(tuned, list) or not all(_names_groups(run) for run in tuned):
+        raise ArtifactError("provenance: expected an object whose 'finetuned' lists runs with what they trained")
+    if not isinstance(normalize, str | None):
+        raise ArtifactError(f"provenance: expected 'normalize' as text or null, got {normalize!r}")
+    if not all(isinstance(size, int) and size > 0 for shape in shapes for size in shape):
+        raise ArtifactError(f"input_shapes: expected lists of whole numbers of at least 1, got {shapes!r}")
+
+
+def _names_groups(run: Any) -> bool:
+    trained = run.get("config", {}).get("train") if isinstance(run, dict) and isinstance(run.get("config"), dict) else 0
+    return isinstance(trained, list) and all(isinstance(name, str) for name in trained)
