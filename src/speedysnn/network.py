@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.errors import InputError
-from speedysnn.executor import Execution, Observer, Tap, Value, depth, lags, owned
+from speedysnn.executor import Execution, Observer, Tap, Value, owned
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.stream import Stream
 from speedysnn.thresholds import CLIP, choose, predicted_rate
+from speedysnn.wiring import depth, lags
 
 
 def key_of(name: str) -> str:

@@ -7,10 +7,11 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from speedysnn.executor import lags, wide
+from speedysnn.executor import wide
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron
 from speedysnn.operators import OPERATORS
+from speedysnn.wiring import lags
 
 
 class RateState:
