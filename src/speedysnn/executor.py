@@ -10,7 +10,7 @@ from functools import reduce
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron, Reading
@@ -59,16 +59,6 @@ class Value:
 
     tensor: Tensor
     dynamic: bool = False
-
-
-def owned(modules: nn.ModuleDict, key: str) -> Mapping[str, Tensor]:
-    """The tensors that a node owns, by name."""
-    if key not in modules:
-        return {}
-    module = modules[key]
-    tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    tensors.update(module.named_buffers(recurse=False))
-    return tensors
 
 
 class Execution:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -11,27 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
+from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
-from speedysnn.executor import Execution, Observer, Tap, Value, owned
+from speedysnn.executor import Execution, Observer, Tap, Value
 from speedysnn.graph import Graph, map_outputs
-from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import Delay, IFNeuron, Reading
+from speedysnn.owned import holder, key_of, owned
 from speedysnn.stream import Stream
-from speedysnn.thresholds import CLIP, choose, predicted_rate
 from speedysnn.wiring import depth, lags
-
-
-def key_of(name: str) -> str:
-    """A node name as a module key: torch forbids dots there."""
-    return name.replace(".", "/")
-
-
-@dataclass
-class Calibration:
-    """What `recalibrate` needs: the activations' histograms and the rule that chose each layer's theta."""
-
-    histograms: dict[str, ActivationHistogram] = field(default_factory=dict)
-    rules: dict[str, str] = field(default_factory=dict)
 
 
 class SpikingNetwork(nn.Module):
@@ -80,7 +66,7 @@ class SpikingNetwork(nn.Module):
         self.graph = graph
         place = {node.name: position for position, node in enumerate(graph.nodes)}
         owners = sorted(tensors, key=lambda name: place.get(name, len(place)))
-        self.layers = nn.ModuleDict({key_of(name): _holder(tensors[name], self.BUFFERS, copy) for name in owners})
+        self.layers = nn.ModuleDict({key_of(name): holder(tensors[name], self.BUFFERS, copy) for name in owners})
         self._neurons = nn.ModuleDict({key_of(name): neuron for name, neuron in neurons.items()})
         self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
         self.calibration = calibration or Calibration()
@@ -284,16 +270,7 @@ class SpikingNetwork(nn.Module):
             raise InputError("recalibrate: the network holds no histograms; convert it with calibration data")
         self.uncorrect()
         for name, neuron in self.neurons.items():
-            rule, hist = self.calibration.rules.get(name, "given"), self.calibration.histograms.get(name)
-            if rule == CLIP and neuron.ceiling is not None:
-                neuron.set_threshold(torch.full_like(neuron.threshold, neuron.ceiling / neuron.levels_per_step))
-                continue
-            if rule == "given" or hist is None:
-                continue
-            theta = choose(
-                hist, rule, neuron.v_init, self.timesteps, neuron.levels_per_step, signed=neuron.signed, layer=name
-            )
-            neuron.set_threshold(theta if neuron.granularity == "channel" else theta.squeeze(0))
+            self.calibration.choose_again(name, neuron)
         return self
 
     def uncorrect(self) -> None:
@@ -315,12 +292,7 @@ class SpikingNetwork(nn.Module):
         rows = []
         for node in self.graph.neurons:
             neuron = self._neuron(node.name)
-            theta, hist = neuron.threshold.detach(), self.calibration.histograms.get(node.name)
-            rate = None
-            if hist is not None:
-                rate = predicted_rate(
-                    hist, theta, neuron.v_init, self.timesteps, neuron.levels_per_step, signed=neuron.signed
-                )
+            theta = neuron.threshold.detach()
             rows.append(
                 {
                     "layer": node.name,
@@ -332,7 +304,7 @@ class SpikingNetwork(nn.Module):
                     "v_init": neuron.v_init.detach().mean().item(),
                     "spikes": neuron.spikes,
                     "delay": neuron.delay,
-                    "predicted_rate": rate,
+                    "predicted_rate": self.calibration.predicted_rate(node.name, neuron),
                     "source": node.source,
                 }
             )
@@ -355,20 +327,6 @@ def join(pieces: Sequence[Any], dim: int) -> Any:
     if isinstance(pieces[0], dict):
         return {key: join([piece[key] for piece in pieces], dim) for key in pieces[0]}
     return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
-
-
-def _holder(tensors: Mapping[str, Tensor], buffers: Sequence[str], copy: bool) -> nn.Module:
-    """A module with the tensors, weight first: a file's own order is by chance, and optimizers count parameters."""
-    module = nn.Module()
-    for name, value in sorted(tensors.items(), key=lambda item: (item[0] != "weight", item[0])):
-        value = value.detach().clone() if copy else value.detach()
-        if value.ndim == 4:
-            value = value.contiguous(memory_format=torch.channels_last)
-        if name in buffers or not value.is_floating_point():
-            module.register_buffer(name, value)
-        else:
-            module.register_parameter(name, nn.Parameter(value))
-    return module
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What follows from a graph's wiring alone: what may run on means, how long values are needed, how far outputs trail."""
+"""What follows from a graph's wiring alone: what may run on means, how long values live, how far outputs trail."""
 
 from collections.abc import Callable, Iterable
 
