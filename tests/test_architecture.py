@@ -110,14 +110,11 @@ def test_text_files_name_their_encoding(room: str) -> None:
 
 
 def is_text(call: ast.Call) -> bool:
+    """Path.open() and open(file) with no mode or one without "b"; archives open their members as bytes."""
+    method = isinstance(call.func, ast.Attribute)
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in ("read_text", "write_text"):
         return True
-    if name != "open":
-        return False
-    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-    if isinstance(owner, ast.Name) and owner.id == "Image":
-        return False
-    position = 0 if owner is not None else 1
-    mode = call.args[position] if len(call.args) > position else None
-    return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+    modes = call.args[0 if method else 1 :]
+    unknown = bool(modes) and not (isinstance(modes[0], ast.Constant) and isinstance(modes[0].value, str))
+    return name == "open" and not unknown and "b" not in "".join(mode.value for mode in modes[:1])
