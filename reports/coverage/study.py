@@ -1,7 +1,7 @@
 """Every classification network of torchvision converted: how each is treated, and the three errors that prove it.
 
     python reports/coverage/study.py                 # all of them, about an hour on 2 cores
-    python reports/coverage/study.py --smoke         # three small ones, written to another folder
+    python reports/coverage/study.py --smoke         # three small ones, into --out or a temporary folder
     python reports/coverage/study.py --only NAME ... # these, added to coverage.csv
 
 Networks are built with random weights; batch-norm statistics, layer scales and zero-initialised layers are drawn at
@@ -206,11 +206,13 @@ def main() -> None:
     """Run all and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args()
-    out = Path(tempfile.mkdtemp()) if options.smoke else HERE
+    out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
+    out.mkdir(parents=True, exist_ok=True)
     wanted = options.only or (list(SMOKE) if options.smoke else names())
     collect(out, "coverage.csv", wanted, measure, options.fresh)
     if not options.only:

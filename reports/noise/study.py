@@ -3,7 +3,7 @@
     python reports/noise/study.py digits                       # the bundled network, about 2 minutes on 2 cores
     python reports/noise/study.py resnet20 --data DIR          # a published CIFAR-10 checkpoint, about 15 minutes
     python reports/noise/study.py densenet121 --data DIR       # torchvision, 120 neuron layers, about 20 minutes
-    python reports/noise/study.py digits --smoke --out /tmp/x  # the same path on a few images
+    python reports/noise/study.py digits --smoke               # a few images, into --out or a temporary folder
 
 DIR holds cifar10-subset.npz and resnet20-12fca82f.th. The DenseNet has random weights and batch-norm statistics (seed
 0), since nothing is downloaded: it shows the report of a deep network, not an accuracy. Each network's report goes to
@@ -16,6 +16,7 @@ import copy
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,21 +167,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=[*CASES, "write"])
     parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 subset and the checkpoint")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
+    folder: Path = args.out or (Path(tempfile.mkdtemp()) if args.smoke else HERE)
     if args.network == "write":
-        page(args.out)
+        page(folder)
         return
     if args.data is None and args.network != "digits":
         sys.exit("error: --data DIR: the folder with cifar10-subset.npz and resnet20-12fca82f.th")
     torch.manual_seed(0)
-    case, out = CASES[args.network], args.out / args.network
+    case, out = CASES[args.network], folder / args.network
     calibration = case.images(args.data, "train", 64 if args.smoke else case.calibration)
     snn = convert.to_spiking(case.build(args.data), calibration, timesteps=T)
     rows = measure(case, snn, args.data, out, args.smoke)
     rows.to_csv(out / "prediction.csv", index=False, float_format="%.4f")
-    page(args.out)
+    page(folder)
 
 
 if __name__ == "__main__":
