@@ -13,7 +13,7 @@ from speedysnn.network import SpikingNetwork
 
 
 def gradients(snn: SpikingNetwork, x: Tensor, rule: str, reading: str = "spiking") -> dict[str, Tensor]:
-    """d KL(source || spiking) / d log theta of every layer and image batch, by neuron name."""
+    """D KL(source || spiking) / d log theta of every layer and image batch, by neuron name."""
     with torch.no_grad(), snn.reading("analog"):
         target = snn(x)
     names, parameters = zip(*((name, n.log_threshold) for name, n in snn.neurons.items()), strict=True)

@@ -13,10 +13,12 @@ import argparse
 import copy
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils.data import TensorDataset
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("gradients", "choices", "resnet20", "write")
@@ -57,6 +59,8 @@ def cifar_parts(options: argparse.Namespace, out: Path, runs: Path, parts: tuple
     from images import cifar
 
     images = cifar(options.data, runs, further="resnet20" in parts and not options.smoke)
+    if options.smoke:
+        images = replace(images, tune=images.tune[:64], held=TensorDataset(*(x[:32] for x in images.held.tensors)))
     source = resnet.untuned(options.data, images)
     if "gradients" in parts:
         some = images.tune[: 8 if options.smoke else 128]

@@ -1,0 +1,193 @@
+"""Figures and README.md of the study, from its csv files alone; a part that was not run is left out and said so."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CAUSES = {"clip": "#D55E00", "round": "#E69F00", "propagated": "#56B4E9", "temporal": "#000000"}
+LABELS = {
+    "twin": "T=4, delay 1", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
+    "ternary": "T=4, delay 0, ternary", "thresholds": "T=4, delay 1, thresholds alone",
+    "thresholds-v_init": "T=4, delay 1, thresholds and v_init alone",
+}  # fmt: skip
+
+
+def _figure(title: str, size: tuple[float, float] = (7.2, 4.2)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def learning(history: pd.DataFrame) -> Figure:
+    """Agreement with the source on held-out training images, epoch by epoch."""
+    figure, axes = _figure("Agreement with the source on 466 held-out training images")
+    for (name, rows), colour in zip(history.groupby("row", sort=False), COLOURS, strict=False):
+        axes.plot(rows.epoch, 100 * rows.held_out_agreement, "o-", color=colour, markersize=4, label=LABELS[str(name)])
+    axes.axhline(100, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the source's own answers")
+    axes.set_xlabel("epochs of the row's own stage")
+    axes.set_ylabel("agreement (%)")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def accuracy_against_spikes(rows: pd.DataFrame) -> Figure:
+    """Each row before (hollow) and after (filled) tuning."""
+    figure, axes = _figure("ResNet-20 on CIFAR-10, 846 test images: hollow untuned, filled tuned")
+    for (name, pair), colour in zip(rows.groupby("row", sort=False), COLOURS, strict=False):
+        before, after = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
+        axes.plot([before.spikes_per_neuron, after.spikes_per_neuron], [100 * before.accuracy, 100 * after.accuracy],
+                  "-", color=colour, linewidth=1)  # fmt: skip
+        axes.plot(before.spikes_per_neuron, 100 * before.accuracy, "o", color=colour, markerfacecolor="white")
+        axes.plot(after.spikes_per_neuron, 100 * after.accuracy, "o", color=colour, label=LABELS[str(name)])
+    ideal = 100 * rows.analog_accuracy.iloc[0]
+    axes.axhline(ideal, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=f"ideal: source network, {ideal:.1f} %")
+    axes.set_xlabel("spikes per neuron and image")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def causes(rows: pd.DataFrame) -> Figure:
+    """Mean share of each cause in the layers' squared error, before and after."""
+    figure, axes = _figure("Mean share of each layer's squared error, before (top) and after (bottom)", (7.2, 4.6))
+    places, names = [], []
+    for i, (name, pair) in enumerate(rows.groupby("row", sort=False)):
+        for j, kind in enumerate(("untuned", "tuned")):
+            row, left = pair[pair.network == kind].iloc[0], 0.0
+            for cause, colour in CAUSES.items():
+                axes.barh(i + 0.36 * j, row[cause], 0.32, left=left, color=colour, label=cause if i + j == 0 else None)
+                left += row[cause]
+        places.append(i + 0.18)
+        names.append(LABELS[str(name)])
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the squared error against the source (the four add up to 1)")
+    figure.legend(loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def gradient_figure(frame: pd.DataFrame) -> Figure:
+    """Correlation of the surrogate's gradient of theta with the learned step size's, layer by layer."""
+    figure, axes = _figure("ResNet-20, T=4: gradient of theta through time against the step rule's")
+    for (surrogate, rows), colour in zip(frame.groupby("surrogate", sort=False), COLOURS, strict=False):
+        for delay, line in ((0, "-"), (1, ":")):
+            some = rows[rows.delay == delay]
+            axes.plot(range(1, len(some) + 1), some.correlation_step, line, color=colour, linewidth=1.4,
+                      label=f"{surrogate}, delay {delay}")  # fmt: skip
+    axes.axhline(1, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="1: the same optimizer")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("correlation over channels and batches")
+    axes.set_ylim(-0.4, 1.05)
+    axes.legend(fontsize=7, frameon=False, ncols=3, loc="lower left")
+    return figure
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+
+
+def rows_table(rows: pd.DataFrame) -> str:
+    """One line a tuned network."""
+    lines = [["row", "stages of its own", "minutes", "latency", "before %", "after %", "agreement %", "spikes/neuron",
+              "mean SQNR dB before", "after", "temporal share before", "after"]]  # fmt: skip
+    for name, pair in rows.groupby("row", sort=False):
+        old, new = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
+        lines.append([
+            LABELS[str(name)], new.stages, f"{new.seconds / 60:.0f}", f"{new.latency:.0f}", f"{100 * old.accuracy:.1f}",
+            f"{100 * new.accuracy:.1f}", f"{100 * new.agreement:.1f}", f"{new.spikes_per_neuron:.2f}",
+            f"{old.sqnr_mean_db:.1f}", f"{new.sqnr_mean_db:.1f}", f"{old.temporal:.2f}", f"{new.temporal:.2f}",
+        ])  # fmt: skip
+    return _table(lines)
+
+
+def choices_table(frame: pd.DataFrame) -> str:
+    """Every variant's mean over seeds, the best first."""
+    lines = [["variant", "held-out KL (mean)", "spread over seeds", "agreement %", "spikes/neuron", "seconds"]]
+    groups = frame.groupby("variant")
+    for name in groups.held_out_kl.mean().sort_values().index:
+        rows = groups.get_group(name)
+        lines.append([
+            str(name), f"{rows.held_out_kl.mean():.4f}", f"{rows.held_out_kl.min():.4f} to {rows.held_out_kl.max():.4f}",
+            f"{100 * rows.held_out_agreement.mean():.1f}", f"{rows.spikes_per_neuron.mean():.2f}",
+            f"{rows.seconds.mean():.0f}",
+        ])  # fmt: skip
+    return _table(lines)
+
+
+def gradient_table(frame: pd.DataFrame) -> str:
+    """Means over layers."""
+    lines = [["surrogate, width", "delay", "correlation with step", "same sign", "correlation with twin", "same sign"]]
+    for (surrogate, delay), rows in frame.groupby(["surrogate", "delay"], sort=False):
+        mean = rows.mean(numeric_only=True)
+        lines.append([str(surrogate), str(delay), f"{mean.correlation_step:.2f}", f"{100 * mean.same_sign_step:.0f} %",
+                      f"{mean.correlation_twin:.2f}", f"{100 * mean.same_sign_twin:.0f} %"])  # fmt: skip
+    return _table(lines)
+
+
+def write(out: Path, machine: str) -> None:
+    """README.md and the figures, of the parts whose csv files are there."""
+    text = [HEAD.format(machine=machine)]
+    if (out / "resnet20.csv").is_file():
+        rows, history = pd.read_csv(out / "resnet20.csv"), pd.read_csv(out / "history.csv")
+        learning(history).savefig(out / "learning.png", dpi=110)
+        accuracy_against_spikes(rows).savefig(out / "accuracy_spikes.png", dpi=110)
+        causes(rows).savefig(out / "causes.png", dpi=110)
+        missing = [LABELS[name] for name in LABELS if name not in set(rows.row)]
+        left = f"Not run yet: {', '.join(missing)}.\n" if missing else ""
+        ann = f"{100 * rows.analog_accuracy.iloc[0]:.1f}"
+        text.append(RESNET.format(table=rows_table(rows), left=left, ann=ann))
+    if (out / "gradients.csv").is_file():
+        frame = pd.read_csv(out / "gradients.csv")
+        gradient_figure(frame).savefig(out / "gradients.png", dpi=110)
+        text.append(GRADIENTS.format(table=gradient_table(frame)))
+    if (out / "choices.csv").is_file():
+        text.append(CHOICES.format(table=choices_table(pd.read_csv(out / "choices.csv"))))
+    (out / "README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+HEAD = """# Training thresholds in the spiking domain
+
+Made by `python reports/finetune/study.py --data DIR`, speedysnn 0.1.0, seed 0, {machine}, shared with other work, so
+minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
+"""
+RESNET = """## The published ResNet-20, no labels
+
+Source network {ann} % on the 846 lossless test images (standard error about 1 point). The teacher is the source's analog
+reading; training images are the lossless subset (4,194, two copies of each for "twin", T=2 and T=8) and JPEG ones as
+further inputs: 49,534 for "twin" (T=4, delay 1), 12,000 for T=2 and T=8, 8,000 for delay 0; 466 lossless images are held
+out, with their JPEG versions. Loss: KL to the teacher and 5 x layer matching, flip and crop. T=2, T=8 and the two rows of
+delay 0 go on from "twin", whose minutes come on top. "Before" is the untuned network at the same setting.
+
+{table}
+
+{left}
+![accuracy against spikes](accuracy_spikes.png)
+![causes of the noise](causes.png)
+![learning curves](learning.png)
+"""
+GRADIENTS = """## The two gradients of theta are different optimizers
+
+Gradient of the KL to the source by log theta, untuned ResNet-20, T=4, per channel, 4 batches of 32 training images; mean
+over 19 layers. "Step": the learned step size's rule on the spike count; "twin": the quantized reading's gradient.
+
+{table}
+
+![correlation by layer](gradients.png)
+"""
+CHOICES = """## Rules, stages and terms on a digits network
+
+T=2, delay 0, binary, digits with average pooling, three seeds; held-out KL to the source (287 training images), the same
+measure for every objective. The default is `quantized:8 spiking:4`, match 1, surrogate through time.
+
+{table}
+"""
