@@ -3,6 +3,7 @@
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from speedysnn.finetune import Stage
 
 BASE = ("quantized:8", "spiking:4")
 # name -> (stages, settings of Config, settings of to_spiking)
-VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, object], dict[str, object]]] = {
+VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     "default": (BASE, {}, {}),
     "theta rule: step": (BASE, {"threshold_rule": "step"}, {}),
     "theta rule: mixed": (BASE, {"threshold_rule": "mixed"}, {}),
@@ -65,7 +66,10 @@ def run(out: Path, seeds: tuple[int, ...] = (0, 1, 2), smoke: bool = False) -> N
             print(rows[-1], flush=True)
 
 
-def _one(stages, settings, conversion, seed, tune, held) -> dict[str, float]:
+def _one(
+    stages: tuple[str, ...], settings: dict[str, Any], conversion: dict[str, Any], seed: int, tune: TensorDataset,
+    held: TensorDataset,
+) -> dict[str, float]:  # fmt: skip
     snn = convert.to_spiking(load_digits_net("avg"), tune.tensors[0], timesteps=STEPS, **conversion)
     teacher = copy.deepcopy(snn)
     config = finetune.Config(
