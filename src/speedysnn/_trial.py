@@ -1,6 +1,5 @@
 """Whether what came out of a file is a network that runs: its records, options, and shapes, without using memory."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +8,13 @@ from torch import Tensor
 
 from speedysnn.errors import ArtifactError
 from speedysnn.graph import Graph, Node, map_outputs
+from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import IFNeuron
 from speedysnn.operators import OPERATORS
 
-__all__ = ["check_options", "check_records", "require_runs"]
+__all__ = ["check_histograms", "check_options", "check_records", "require_runs"]
 
+_LARGE = 2**31  # of a neuron's numbers
 LARGEST = 2**33  # values of one layer for one picture; the largest networks there are stay a hundred times below
 _WRONG = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError)
 _OPTIONS: dict[str, tuple[type, ...]] = {
@@ -91,9 +92,27 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """
     for option, kinds in _OPTIONS.items():
         value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
-        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+        if type(value) not in kinds or not (value is None or abs(value) < _LARGE):
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected}")
+
+
+def check_histograms(histograms: Mapping[str, ActivationHistogram], neurons: Mapping[str, IFNeuron]) -> None:
+    """Refuse histograms of another number of channels than the thresholds they are kept for.
+
+    Raises:
+        ArtifactError: the layer, and both numbers.
+    """
+    for name, histogram in histograms.items():
+        neuron = neurons.get(name)
+        if neuron is None:
+            raise ArtifactError(f"histogram {name!r}: no neuron is called so")
+        rows = histogram.channels // 2 if neuron.signed else histogram.channels
+        if neuron.log_threshold.numel() not in (1, rows) or neuron.v_init.numel() not in (1, rows):
+            raise ArtifactError(
+                f"histogram {name!r} has {rows} channels, its neuron {neuron.log_threshold.numel()} thresholds and "
+                f"{neuron.v_init.numel()} initial membranes"
+            )
 
 
 def check_records(document: Mapping[str, Any]) -> None:

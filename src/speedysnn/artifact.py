@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from speedysnn._trial import check_options, check_records, require_runs
+from speedysnn._claims import exchange, left_beside, scratch_beside
+from speedysnn._trial import check_histograms, check_options, check_records, require_runs
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.graph import Graph
 from speedysnn.histogram import ActivationHistogram
@@ -48,14 +48,15 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
     document = {**describe(snn), "weights_sha256": hashlib.sha256(weights).hexdigest()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            fresh = Path(scratch) / "new"
+        with scratch_beside(target) as scratch:
+            fresh = scratch / "new"
             fresh.mkdir()
             (fresh / WEIGHTS).write_bytes(weights)
             (fresh / NETWORK).write_text(json.dumps(document, indent=1), encoding="utf-8")
             if target.exists():
-                target.replace(Path(scratch) / "old")
-            fresh.replace(target)
+                exchange(fresh, target)
+            else:
+                fresh.replace(target)
     except OSError as err:
         raise ArtifactError(f"{target}: cannot be written ({err.strerror or err})") from None
     return target
@@ -126,7 +127,7 @@ def load(path: str | Path) -> SpikingNetwork:
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     if not folder.is_dir():
-        found = "a file is there" if folder.exists() else "nothing is there"
+        found = "a file is there" if folder.exists() else "nothing is there" + _left_aside(folder)
         raise ArtifactError(f"{folder}: expected a folder made by speedysnn.save, but {found}")
     for name in (NETWORK, WEIGHTS):
         if not (folder / name).is_file():
@@ -145,6 +146,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return document, raw
 
 
+def _left_aside(folder: Path) -> str:
+    """Where a network lies that a killed process had moved aside, on a system that cannot exchange folders."""
+    aside = [left / "old" for left in left_beside(folder) if (left / "old" / NETWORK).is_file()]
+    return f"; an interrupted save left it at {aside[0]}: move it back" if aside else ""
+
+
 def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingNetwork:
     graph = Graph.from_json(document["graph"])
     layers: dict[str, dict[str, Tensor]] = {}
@@ -161,6 +168,7 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spikin
     calibration = Calibration(histograms, dict(document["calibration"]["rules"]))
     _check_tensors(graph, layers)
     check_records(document)
+    check_histograms(histograms, neurons)
     snn = SpikingNetwork(
         graph, layers, neurons, document["timesteps"], document["input_shapes"], calibration, document["provenance"]
     )

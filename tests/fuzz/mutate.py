@@ -131,7 +131,7 @@ def _edit(rng: random.Random, holder: Any, last: Any, other: Any) -> None:
     elif kind == 6:
         holder[last] = rng.choice(([now], {"x": now}, str(now)))
     elif kind == 7 and isinstance(now, int | float):
-        holder[last] = rng.choice((now + 1, now - 1, -now, now * 1000, now + 10**9, float(now), str(now)))
+        holder[last] = rng.choice((now + 1, now - 1, -now, now * 1000, now + 10**9, now / 2 if abs(now) < 2**60 else 0, str(now)[:4000]))
     elif kind == 8 and isinstance(holder, list):
         holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(now))
     elif isinstance(holder, dict):

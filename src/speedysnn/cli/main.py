@@ -11,6 +11,7 @@ import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.show import fail
+from speedysnn.cli.targets import release
 from speedysnn.errors import SpeedySNNError
 
 MISTAKE, FAULT, INTERRUPTED = 2, 70, 130
@@ -85,6 +86,8 @@ def run(arguments: list[str]) -> int:
         if debug and not isinstance(err, typer.Exit):
             traceback.print_exc()
         return _code(err)
+    finally:
+        release()
     if result == INTERRUPTED:  # the option parser's own handling, which says nothing
         return fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0

@@ -1,13 +1,34 @@
 """Output paths, refused before any work: nothing is replaced unasked, and never what no command here wrote."""
 
+import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from speedysnn import artifact
+from speedysnn._claims import claimed
 from speedysnn.errors import ArtifactError, InputError
 
 REPORT, RUN = "noise.json", "run.safetensors"
 AGAIN = "choose another name, or pass --overwrite"
+_claims = ExitStack()
+
+
+def claim(path: Path, option: str = "") -> None:
+    """Hold an output until `release`, so that a second run into it is refused.
+
+    Processes of one run (`accelerate launch`) share what their first one holds.
+
+    Raises:
+        ArtifactError: another run is writing there.
+    """
+    if os.environ.get("RANK", "0") in ("", "0"):
+        _claims.enter_context(claimed(path, option))
+
+
+def release() -> None:
+    """Let go of every output that was claimed."""
+    _claims.close()
 
 
 def check_network(path: Path, overwrite: bool) -> None:
@@ -21,6 +42,7 @@ def check_network(path: Path, overwrite: bool) -> None:
         raise ArtifactError(f"{path}: a network is saved there already; {AGAIN}")
     artifact.check_target(path, overwrite)
     _check_parent(path)
+    claim(path)
 
 
 def check_report(path: Path, overwrite: bool) -> None:
@@ -37,6 +59,7 @@ def check_report(path: Path, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{path}: a report is there already; {AGAIN}")
     _check_parent(path / REPORT)
+    claim(path)
 
 
 def check_json(target: str | None, overwrite: bool, other: Path | None = None) -> None:
@@ -84,6 +107,7 @@ def check_run(folder: Path | None, output: Path, resume: bool, overwrite: bool) 
             f"--run-dir {folder}: an earlier run is there; pass --resume to go on with it, or --overwrite to begin anew"
         )
     _check_parent(folder / RUN, "--run-dir ")
+    claim(folder, "--run-dir ")
 
 
 def _check_parent(path: Path, option: str = "") -> None:

@@ -41,7 +41,7 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
         module = _Reader(file, model.graph, opset).module()
     except Unsupported as err:
         raise SourceError(f"network {file}: {err}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
             MemoryError) as err:  # fmt: skip
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(

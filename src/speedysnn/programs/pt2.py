@@ -37,7 +37,7 @@ def load_program(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     archive = read_archive(path)
     try:
         return _Reader(archive).module(), checksum([archive.path]), _notes(archive.program)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
             MemoryError) as err:  # fmt: skip
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(

@@ -1,0 +1,106 @@
+"""Killed, interrupted, out of disk, read-only, two at a time: what was there is still there, what is there loads."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from speedysnn import _claims
+from speedysnn.cli.main import run
+from speedysnn.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def trial(*words: str) -> dict[str, dict[str, list[list[str]]]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "tests.faults.trial", *words], capture_output=True, text=True, cwd=ROOT,
+                          env=environment, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout[done.stdout.index("{") :])["lost"]
+
+
+def nothing_lost(found: dict[str, dict[str, list[list[str]]]]) -> None:
+    assert found
+    for stage, faults in found.items():
+        for fault, wrong in faults.items():
+            assert not wrong, f"{stage}, {fault}: {wrong[0]}"
+
+
+def test_a_save_that_is_stopped_anywhere_loses_nothing() -> None:
+    found = trial("--rounds", "20", "save")
+    assert len(found["save"]) == 5
+    nothing_lost(found)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stage", ["convert", "analyze", "finetune", "evaluate"])
+def test_a_command_that_is_stopped_anywhere_loses_nothing(stage: str) -> None:
+    nothing_lost(trial("--rounds", "10", stage))
+
+
+@pytest.mark.parametrize(
+    ("line", "held"),
+    [("convert user.py:make -d digits --limit 8 -o new.snn", "new.snn"),
+     ("analyze net.snn -d digits --limit 8 -o new", "new"),
+     ("finetune net.snn -d digits -o new.snn --run-dir a/run", "a/run"),
+     ("train user.py:make -d digits -o new.snn", "new.snn"),
+     ("demo -o new", "new")],
+)  # fmt: skip
+def test_a_second_run_into_one_folder_is_refused(line: str, held: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with _claims.claimed(tmp_path / held):  # a lock belongs to an open file, so this process can be the other one
+        assert run(line.split()) == 2
+    assert f"{held}: another run is writing there now" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_ends_with_its_process_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "net.snn"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        held = _claims.claimed(path)
+        held.__enter__()
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (path.parent / ".net.snn.lock").exists()
+    with _claims.claimed(path):
+        with pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+            pass
+        assert (path.parent / ".net.snn.lock").exists()
+    assert list(path.parent.iterdir()) == []
+    with _claims.claimed(tmp_path / "new" / "deep" / "net.snn"):
+        pass
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_folders_change_names_also_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch) -> None:
+    for libc in (None, object()):
+        if libc is not None:
+            monkeypatch.setattr(_claims.ctypes, "CDLL", lambda *_, **__: object())
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "text").write_text(name)
+        _claims.exchange(tmp_path / "one", tmp_path / "other")
+        assert (tmp_path / "one" / "text").read_text() == "other"
+        assert (tmp_path / "other" / "text").read_text() == "one"
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_an_interrupted_command_line_says_so_without_a_traceback(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, threading, speedysnn.cli as cli\n"
+        "threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(cli.main(['demo', '-o', 'demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "0.5"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("error: interrupted\n")
