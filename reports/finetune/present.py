@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CAUSES = {"clip": "#D55E00", "round": "#E69F00", "propagated": "#56B4E9", "temporal": "#000000"}
 LABELS = {
-    "twin": "T=4, delay 1", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
+    "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
     "ternary": "T=4, delay 0, ternary", "thresholds": "T=4, delay 1, thresholds alone",
     "thresholds-v_init": "T=4, delay 1, thresholds and v_init alone",
 }  # fmt: skip
@@ -163,10 +163,10 @@ minutes are an upper bound. Choices use held-out training images only; test imag
 RESNET = """## The published ResNet-20, no labels
 
 Source network {ann} % on the 846 lossless test images (standard error about 1 point). The teacher is the source's analog
-reading; training images are the lossless subset (4,194, two copies of each for "twin", T=2 and T=8) and JPEG ones as
-further inputs: 49,534 for "twin" (T=4, delay 1), 12,000 for T=2 and T=8, 8,000 for delay 0; 466 lossless images are held
-out, with their JPEG versions. Loss: KL to the teacher and 5 x layer matching, flip and crop. T=2, T=8 and the two rows of
-delay 0 go on from "twin", whose minutes come on top. "Before" is the untuned network at the same setting.
+reading; training images are the lossless subset (4,194 of them) and, for the first row, two copies of it and 49,534 JPEG
+images as further inputs; 466 lossless images are held out, with their JPEG versions. Loss: KL to the teacher and 5 x layer
+matching, flip and crop. "T=4, delay 1" goes on from the first row, and T=2, T=8 and delay 0 from that; minutes are those
+of a row's own stages. "Before" is the untuned network at the same setting.
 
 {table}
 

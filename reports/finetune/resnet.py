@@ -44,10 +44,11 @@ class Row:
 
 ROWS = {
     "twin": Row("", ("quantized:4",), copies=2, more=49534),
-    "T2": Row("twin", ("quantized:3",), timesteps=2, copies=2, more=12000),
-    "T8": Row("twin", ("quantized:1",), timesteps=8, copies=2, more=12000),
-    "binary": Row("twin", ("spiking:4",), delay=0, copies=1, more=8000),
-    "ternary": Row("twin", ("spiking:4",), delay=0, spikes="ternary", copies=1, more=8000),
+    "T4": Row("twin", ("quantized:20,rate=0.5",)),
+    "T2": Row("T4", ("quantized:10",), timesteps=2),
+    "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
+    "binary": Row("T4", ("spiking:8",), delay=0),
+    "ternary": Row("T4", ("spiking:8",), delay=0, spikes="ternary"),
     "thresholds": Row("", ("quantized:6",), train=("thresholds",)),
     "thresholds-v_init": Row("", ("quantized:6",), train=("thresholds", "v_init")),
 }
