@@ -1,7 +1,7 @@
 """Training thresholds, and all else, in the spiking domain: rules, stages, a published ResNet-20, Fashion-MNIST.
 
     python reports/finetune/study.py --data DIR                  # all parts; what is done already is kept
-    python reports/finetune/study.py --only resnet20 --data DIR  # one part: gradients, choices, resnet20, write
+    python reports/finetune/study.py --only resnet20 --data DIR  # one part: gradients, choices, resnet20, fashion, write
     python reports/finetune/study.py --smoke --data DIR          # the same path on a few images, into runs/smoke
 
 DIR holds cifar10-subset.npz, cifar10-train-jpeg.tar.xz and resnet20-12fca82f.th. Networks and states go to runs/ (not
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("gradients", "choices", "resnet20", "write")
+PARTS = ("gradients", "choices", "resnet20", "fashion", "write")
 
 
 def main() -> None:
@@ -42,6 +42,10 @@ def main() -> None:
         import choices
 
         choices.run(out / "choices.csv", smoke=options.smoke)
+    if "fashion" in parts:
+        import fashion
+
+        fashion.run(out, runs, options.smoke, keep)
     if {"gradients", "resnet20"} & set(parts):
         if not (options.data / "cifar10-subset.npz").is_file():
             sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give the folder with --data")
