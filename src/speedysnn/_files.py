@@ -9,11 +9,14 @@ from pathlib import Path
 
 from speedysnn.errors import SourceError
 
-__all__ = ["DOWNLOAD", "checksum", "expanded", "require_file", "require_unpacks", "start_of"]
+__all__ = ["DOWNLOAD", "ODD", "checksum", "expanded", "require_file", "require_unpacks", "start_of"]
 
 DOWNLOAD = "download or copy it again"
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 _LISTED = {".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"}
+# What reading a document of another form than expected may end in; RecursionError is a RuntimeError.
+ODD = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
+       MemoryError)  # fmt: skip
 _PACKED = 200  # a zip archive of weights never shrinks them as far as this
 
 

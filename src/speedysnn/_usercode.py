@@ -40,7 +40,12 @@ def kind_of(spec: str, known: Collection[str] = ()) -> str:
 
 def _importable(name: str) -> bool:
     here = Path.cwd()
-    return (here / f"{name}.py").is_file() or (here / name).is_dir() or importlib.util.find_spec(name) is not None
+    if (here / f"{name}.py").is_file() or (here / name).is_dir():
+        return True
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a module that was not imported as others are, such as __main__
+        return False
 
 
 def closest(name: str, known: list[str]) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from speedysnn._claims import exchange, left_beside, scratch_beside
+from speedysnn._files import ODD
 from speedysnn._trial import check_histograms, check_options, check_records, require_runs
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.graph import Graph
@@ -23,9 +24,6 @@ from speedysnn.operators import OPERATORS
 
 SCHEMA = "speedysnn/1"
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
-# What a document of another form than expected may end in; RecursionError is a RuntimeError.
-_UNUSABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
-             MemoryError)  # fmt: skip
 _NEURON_OPTIONS = ("spikes", "delay", "surrogate", "width", "detach_reset", "channel_dim", "ceiling", "floor", "steps")
 
 
@@ -121,7 +119,7 @@ def load(path: str | Path) -> SpikingNetwork:
         return _build(document, load_tensors(raw))
     except ArtifactError as err:
         raise ArtifactError(f"{folder}: {err}") from None
-    except (SafetensorError, SpeedySNNError, *_UNUSABLE) as err:
+    except (SafetensorError, SpeedySNNError, *ODD) as err:
         raise ArtifactError(f"{folder}: not a usable network ({type(err).__name__}: {err})") from None
 
 

@@ -1,13 +1,18 @@
 """A folder with everything that commands are given, whole and broken, made once a worker."""
 
 import io
+import json
 import pickle
 import shutil
+import struct
 import sys
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from speedysnn import artifact
 from speedysnn.assets.digits import load_digits_net
@@ -66,7 +71,12 @@ def _damage(folder):
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
     """Nets, checkpoints and data; tests work on it in place where nothing may be written, else on a copy."""
-    root = tmp_path_factory.mktemp("material")
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+def make_material(root):
+    """Fill a folder with them."""
+    torch.manual_seed(0)
     (root / "user.py").write_text(USER)
     (root / "bad.py").write_text("import nothing_of_the_kind\n")
     (root / "syntax.py").write_text("def f(:\n")
@@ -100,7 +110,28 @@ def material(tmp_path_factory):
         (root / "old" / name).write_text("an earlier report")
     (root / "run").mkdir()
     (root / "run" / "run.safetensors").write_text("an earlier run")
+    _lies(root)
     return root
+
+
+def _lies(root):
+    """Files whose claims about sizes are not so."""
+    shutil.copytree(root / "small.snn", root / "unfit.snn")
+    document = json.loads((root / "unfit.snn" / "network.json").read_text())
+    document["input_shapes"] = [[1, 9, 9]]
+    (root / "unfit.snn" / "network.json").write_text(json.dumps(document))
+    header = repr({"descr": "|u1", "fortran_order": False, "shape": (10**12, 8, 8)}).encode()
+    with zipfile.ZipFile(root / "lying.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
+    torch.save({"weight": torch.zeros(1).expand(10**12)}, root / "lying.pth")
+    with zipfile.ZipFile(root / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data/0", bytes(2**25))
+    picture = io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, "png")
+    (root / "bomb" / "0").mkdir(parents=True)
+    raw = picture.getvalue()
+    chunk = raw[12:16] + struct.pack(">II", 10**5, 10**5) + raw[24:29]
+    (root / "bomb" / "0" / "a.png").write_bytes(raw[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + raw[33:])
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import torch
 import typer
 
 from speedysnn import artifact
+from speedysnn._usercode import FILE, MODULE, kind_of
 from speedysnn.analysis.readings import leaves, run
 from speedysnn.cli.show import note
-from speedysnn.data import ImageData, iter_batches, load
+from speedysnn.data import HANDLERS, ImageData, iter_batches, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
-from speedysnn.sources import Source, load_model
+from speedysnn.sources import MODELS, Source, load_model
 
 Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
 Model = Annotated[
@@ -64,10 +65,10 @@ T = TypeVar("T")
 
 
 def announce(*specs: str | None) -> None:
-    """Say that a spec runs the user's own code, before it does."""
+    """Say that a spec runs the user's own code, before it does; nothing is said of this package's."""
     for spec in dict.fromkeys(specs):
-        if spec and ".py:" in spec:
-            note(f"running code of {spec.partition(':')[0]}")
+        if spec and kind_of(spec, (*MODELS, *HANDLERS)) in (FILE, MODULE) and not spec.startswith("speedysnn."):
+            note(f"running code of {spec.rpartition(':')[0]}")
 
 
 def model_of(spec: str, checkpoint: Path | None, num_classes: int | None) -> Source:

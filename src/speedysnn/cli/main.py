@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and turn whatever happens into an exit code."""
     debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
     try:
-        result = app([word for word in arguments if word != DEBUG], standalone_mode=False)
+        result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except Exception as err:

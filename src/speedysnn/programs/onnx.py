@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from speedysnn._files import DOWNLOAD, checksum, expanded, require_file, start_of
+from speedysnn._files import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
 from speedysnn.programs.onnx_functions import OPERATORS
 from speedysnn.programs.onnx_node import Node, Unsupported
@@ -41,8 +41,7 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
         module = _Reader(file, model.graph, opset).module()
     except Unsupported as err:
         raise SourceError(f"network {file}: {err}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
-            MemoryError) as err:  # fmt: skip
+    except ODD as err:
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason}); {_AGAIN}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from speedysnn._files import checksum
+from speedysnn._files import ODD, checksum
 from speedysnn.errors import SourceError
 from speedysnn.programs.pt2_archive import Archive, read_archive
 from speedysnn.programs.pt2_calls import Json, arguments, identifier, meta, names, target_of, value_of
@@ -37,8 +37,7 @@ def load_program(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     archive = read_archive(path)
     try:
         return _Reader(archive).module(), checksum([archive.path]), _notes(archive.program)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
-            MemoryError) as err:  # fmt: skip
+    except ODD as err:
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {archive.path} holds a graph that is not as expected ({type(err).__name__}: {reason}); save it "

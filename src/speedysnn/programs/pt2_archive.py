@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn._files import DOWNLOAD, expanded, require_file, require_unpacks, start_of
+from speedysnn._files import DOWNLOAD, ODD, expanded, require_file, require_unpacks, start_of
 from speedysnn.errors import SourceError
 
 __all__ = ["DTYPES", "Archive", "read_archive"]
@@ -60,8 +60,7 @@ def read_archive(path: str | Path) -> Archive:
         raise SourceError(
             f"network {file} is cut short, damaged, or no file torch.export.save wrote ({err}); {DOWNLOAD}"
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError,
-            LookupError, ArithmeticError, MemoryError, zlib.error, EOFError) as err:  # fmt: skip
+    except (*ODD, OSError, EOFError, zlib.error) as err:
         reason = str(err).strip().partition("\n")[0]
         raise SourceError(
             f"network {file} is no exported program as expected ({type(err).__name__}: {reason}); {_AGAIN}"
