@@ -1,7 +1,8 @@
 """The verdict: plain sentences that name the layer, the cause and what to do about it."""
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step
 CONSTANT = 0.5  # above this part of the squared error a constant a channel is the cure
 UNUSED, CROWDED = 0.001, 0.02  # saturated fractions that tell "too high" and "in balance" from "too low"
 OWN = ("clip", "round", "temporal")
+NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the real ones
 CAUSES = {
     "clip": "its range is too small (clipping)",
     "round": "its steps are too coarse (rounding)",
@@ -89,11 +91,20 @@ def _cure_timing(outputs: Mapping[str, Any]) -> str:
         return (
             f"Let every neuron look one step ahead: snn.set_delay(1); latency {_steps(steps + depth)} instead of "
             f"{_steps(outputs['latency'])}, no training, no more spikes. Where latency counts: "
-            'snn.set_spikes("ternary"), or train through time with finetune.fit(snn, train).'
+            'snn.set_spikes("ternary"), or train through time with finetune.fit(snn, train). '
+            f"{shell('evaluate {net} -d {data} --delay 0,1')}, then "
+            f"{command('finetune {net} -d {data} --delay 1 --stage quantized:8 -o tuned.snn')}."
         )
+    through = shell("finetune {net} -d {data} --stage spiking:4 -o tuned.snn")
     if isinstance(delay, int) and delay + 1 < steps:
-        return f"Look further ahead: snn.set_delay({delay + 1}); or train through time with finetune.fit(snn, train)."
-    return 'Let every neuron see its whole input: snn.set_delay("full"); or train with finetune.fit(snn, train).'
+        return (
+            f"Look further ahead: snn.set_delay({delay + 1}); or train through time with finetune.fit(snn, train). "
+            f"{through}."
+        )
+    return (
+        'Let every neuron see its whole input: snn.set_delay("full"); or train with finetune.fit(snn, train). '
+        f"{through}."
+    )
 
 
 def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
@@ -149,27 +160,49 @@ def _cure(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> str:
     if row["bias_share"] > CONSTANT:
         return (
             f"{_percent(row['bias_share'])} of that error is constant in each channel, so correcting biases and the "
-            'initial membrane suffices: finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init"))).'
+            'initial membrane suffices: finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init"))). '
+            f"{shell('finetune {net} -d {data} --train biases,v_init -o tuned.snn')}."
         )
     if cause == "temporal":
         if outputs["temporal_gap_db"] >= GAP_DB:
             return "The cure is the one for timing above; a threshold does not help."
         return f"A threshold does not help. {_cure_timing(outputs)}"
+    thresholds = shell("finetune {net} -d {data} --train thresholds -o tuned.snn")
     if cause == "clip":
         return (
             f"{_percent(row['saturated'])} of its elements fire all they can, so raise theta: "
-            f"{neuron}.set_threshold(1.25 * {neuron}.threshold); or train thresholds with finetune.fit(snn, train)."
+            f"{neuron}.set_threshold(1.25 * {neuron}.threshold); or train thresholds with finetune.fit(snn, train). "
+            f"{thresholds}."
         )
     if row["saturated"] < UNUSED:
         return (
             f"Hardly any element uses the whole range, so lower theta: "
-            f"{neuron}.set_threshold(0.8 * {neuron}.threshold); or take more steps."
+            f"{neuron}.set_threshold(0.8 * {neuron}.threshold); or take more steps. {thresholds}."
         )
     more = 2 * int(outputs["timesteps"])
     return (
         f"Its theta is in balance ({_percent(row['saturated'])} of the elements fire all they can), so take more "
         f"steps, snn.timesteps = {more} and snn.recalibrate(), or tune the quantized reading with "
-        "finetune.fit(snn, train)."
+        f"finetune.fit(snn, train). {shell(f'evaluate {{net}} -d {{data}} -T {more} --recalibrate')}, or "
+        f"{command('finetune {net} -d {data} --stage quantized:8 -o tuned.snn')}."
+    )
+
+
+def shell(text: str) -> str:
+    """A command to type, behind the words that say so."""
+    return f"In the shell: {command(text)}"
+
+
+def command(text: str) -> str:
+    """A command of the command line; {net} and {data} stand for the network and its data."""
+    return f"speedysnn {text.format(net=NET, data=DATA)}"
+
+
+def named(sentences: Iterable[str], net: str, data: str) -> tuple[str, ...]:
+    """Sentences of a verdict with the network's and the data's own names in their commands."""
+    return tuple(
+        sentence.replace(NET, shlex.quote(net)).replace(f"-d {DATA}", f"-d {shlex.quote(data)}")
+        for sentence in sentences
     )
 
 

@@ -1,5 +1,6 @@
 """`speedysnn analyze`: where the accuracy goes, layer by layer, and what to do."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
 from speedysnn.analysis.extras import Extras
+from speedysnn.analysis.verdict import named
 from speedysnn.cli.common import (
     Data,
     DelayText,
@@ -75,6 +77,7 @@ def command(
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     noise = measure_noise(snn, images, reference, detail="full" if detail else "standard", progress=True)
+    noise = replace(noise, verdict=named(noise.verdict, str(network), data))
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
         None if sensitivity is None else measure_sensitivity(snn, images, limit=sensitivity, progress=True),
