@@ -15,6 +15,7 @@ from speedysnn.errors import InputError
 from speedysnn.executor import Execution, Observer, Tap, Value
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.neurons import Delay, IFNeuron, Reading
+from speedysnn.notebook import block
 from speedysnn.owned import holder, key_of, owned
 from speedysnn.stream import Stream
 from speedysnn.wiring import depth, lags
@@ -309,6 +310,10 @@ class SpikingNetwork(nn.Module):
                 }
             )
         return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """The summary, for a notebook."""
+        return block(f"SpikingNetwork: {self.extra_repr()}", (), self.summary())
 
     def extra_repr(self) -> str:
         """T, depth and latency in one line."""
