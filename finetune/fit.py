@@ -27,6 +27,7 @@ from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.network import SpikingNetwork, weights_tuned
+from speedysnn.notebook import block
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result(epochs={len(self.history)}, best_epoch={self.best_epoch}, best_score={self.best_score:.4g})"
+
+    def _repr_html_(self) -> str:
+        """History and what changed in every layer, for a notebook."""
+        return block(repr(self), (), self.history) + block("Layers", (), self.layers)
 
 
 class _Teacher(nn.Module):
