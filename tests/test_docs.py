@@ -1,0 +1,59 @@
+"""Every code block of README and docs runs; one that cannot carries `<!-- not run: why -->` on the line above it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from speedysnn.cli.main import main as command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
+MARK = re.compile(r"<!-- not run: [^>]{4,} -->\s*$")
+
+
+def blocks(page: str) -> list[tuple[str, str, int]]:
+    """(language, code, line) of the blocks to run."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = []
+    for match in BLOCK.finditer(text):
+        if match["language"] not in ("python", "sh") or MARK.search(text[: match.start()].rstrip(" ")):
+            continue
+        code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+        found.append((match["language"], code, text.count("\n", 0, match.start()) + 2))
+    return found
+
+
+RUNNABLE = [page for page in ("README.md", *DOCS) if blocks(page)]
+
+
+@pytest.mark.filterwarnings("ignore::speedysnn.export.nir.NIRWarning")
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_blocks_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for language, code, line in blocks(page):
+        if language == "python":
+            exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+            continue
+        for words in (shlex.split(text) for text in code.splitlines() if text.strip()):
+            assert words[0] == "speedysnn", f"{page}:{line}: {words[0]} is not run here; mark the block"
+            assert command_line(words[1:]) == 0, f"{page}:{line}: {' '.join(words)}"
+
+
+def test_pages_have_blocks_at_all() -> None:
+    assert len(RUNNABLE) >= 6
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    assert {page.removeprefix("docs/") for page in DOCS} == set(re.findall(r"[\w/-]+\.md", nav))
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in DOCS:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
