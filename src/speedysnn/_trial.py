@@ -40,10 +40,12 @@ def require_runs(
         raise ArtifactError(f"graph: expected {len(graph.inputs)} input shapes, one an input, got {len(shapes)}")
     values: dict[str, Tensor] = {}
     given = iter(shapes)
+    floats = (x.dtype for own in tensors.values() for x in own.values() if x.is_floating_point())
+    kind = next(floats, torch.float32)
     for node in graph.nodes:
         try:
             if node.op == "input":
-                out = torch.empty((2, *next(given)), device="meta")
+                out = torch.empty((2, *next(given)), dtype=kind, device="meta")
             else:
                 out = _run(node, [values[name] for name in node.inputs], tensors.get(node.name, {}), neurons)
         except NotImplementedError:  # an operator without shape rules: nothing can be said
