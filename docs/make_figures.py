@@ -1,4 +1,4 @@
-"""The figures of the concepts page: python docs/make_figures.py writes docs/figures/*.png; theory and one simulation."""
+"""Figures of the concepts page: python docs/make_figures.py writes docs/figures, from theory and simulation."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def staircase() -> Figure:
     """What four steps make of a constant drive, with v_init 1/2 and 0."""
     figure, axes = _axes("T = 4 steps: five levels, step theta/T, full scale theta")
     z = torch.linspace(-0.2, 1.4, 801)
-    axes.plot(z, z.clamp_min(0), color=BLACK, linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the activation itself")
+    axes.plot(z, z.clamp_min(0), color=BLACK, linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the activation")
     for start, colour in ((0.5, BLUE), (0.0, RED)):
         with torch.no_grad():
             out = IFNeuron(1.0, start, timesteps=4).quantized(z)
