@@ -14,6 +14,7 @@ from speedysnn.operators import OPERATORS
 
 __all__ = ["check_histograms", "check_options", "check_records", "require_runs"]
 
+_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 _LARGE = 2**31  # of a neuron's numbers
 LARGEST = 2**33  # values of one layer for one picture; the largest networks there are stay a hundred times below
 _WRONG = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError)
@@ -95,8 +96,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     for option, kinds in _OPTIONS.items():
         value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
         if type(value) not in kinds or not (value is None or abs(value) < _LARGE):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected}")
+            expected = " or ".join(_SAID[kind] for kind in kinds)
+            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected} (numbers below 2^31)")
 
 
 def check_histograms(histograms: Mapping[str, ActivationHistogram], neurons: Mapping[str, IFNeuron]) -> None:
