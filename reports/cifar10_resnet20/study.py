@@ -1,7 +1,7 @@
 """The published CIFAR-10 ResNet-20 made spiking, measured and tuned without labels; every step is a public command.
 
     python reports/cifar10_resnet20/study.py --data DIR            # all steps, about 45 minutes on 2 cores
-    python reports/cifar10_resnet20/study.py --data DIR --smoke    # the same path on a few images, for a quick check
+    python reports/cifar10_resnet20/study.py --data DIR --smoke    # a few images, into --out or a temporary folder
 
 DIR holds cifar10-subset.npz (4,660 training and 846 test images, lossless) and resnet20-12fca82f.th. The networks go
 to runs/ (not kept in the repository); sweep.csv, tuned.csv, history.csv, layers_*.csv, the figures and README.md beside
@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,14 @@ def main() -> None:
     """Run all steps and write the tables, figures and README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--only", choices=("convert", "sweep", "tune", "analyze", "write"), action="append")
     options = parser.parse_args()
     if not (options.data / "cifar10-subset.npz").is_file():
         sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give the folder with --data")
-    study = Study(options.data, options.out, options.smoke)
+    out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
+    study = Study(options.data, out, options.smoke)
     study.runs.mkdir(parents=True, exist_ok=True)
     steps = options.only or ("convert", "sweep", "tune", "analyze", "write")
     if "convert" in steps:

@@ -34,6 +34,7 @@ def learning(history: pd.DataFrame) -> Figure:
         axes.plot(rows.epoch, 100 * rows.held_out_agreement, "o-", color=colour, markersize=4, label=LABELS[str(name)])
     axes.axhline(100, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the source's own answers")
     axes.set_xlabel("epochs of the row's own stage")
+    axes.set_xticks(range(0, int(history.epoch.max()) + 1, 2))
     axes.set_ylabel("agreement (%)")
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -58,7 +59,7 @@ def accuracy_against_spikes(rows: pd.DataFrame) -> Figure:
 
 def causes(rows: pd.DataFrame) -> Figure:
     """Mean share of each cause in the layers' squared error, before and after."""
-    figure, axes = _figure("Mean share of each layer's squared error, before (top) and after (bottom)", (7.2, 4.6))
+    figure, axes = _figure("Share of the squared error, untuned (top) and tuned", (7.2, 4.6))
     places, names = [], []
     for i, (name, pair) in enumerate(rows.groupby("row", sort=False)):
         for j, kind in enumerate(("untuned", "tuned")):
@@ -77,7 +78,7 @@ def causes(rows: pd.DataFrame) -> Figure:
 
 def gradient_figure(frame: pd.DataFrame) -> Figure:
     """Correlation of the surrogate's gradient of theta with the learned step size's, layer by layer."""
-    figure, axes = _figure("ResNet-20, T=4: gradient of theta through time against the step rule's")
+    figure, axes = _figure("ResNet-20, T=4: gradient of theta through time against the step rule's", (7.2, 5.0))
     for (surrogate, rows), colour in zip(frame.groupby("surrogate", sort=False), COLOURS, strict=False):
         for delay, line in ((0, "-"), (1, ":")):
             some = rows[rows.delay == delay]
@@ -86,8 +87,9 @@ def gradient_figure(frame: pd.DataFrame) -> Figure:
     axes.axhline(1, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="1: the same optimizer")
     axes.set_xlabel("layer")
     axes.set_ylabel("correlation over channels and batches")
-    axes.set_ylim(-0.4, 1.05)
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="lower left")
+    axes.set_ylim(-1, 1.05)
+    axes.set_xticks(range(1, 20, 2))
+    figure.legend(fontsize=7, frameon=False, ncols=3, loc="outside lower center")
     return figure
 
 
@@ -144,11 +146,15 @@ def fashion_table(frame: pd.DataFrame) -> str:
     return _table(lines)
 
 
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values("row", key=lambda names: names.map(list(LABELS).index), kind="stable")
+
+
 def write(out: Path, machine: str) -> None:
     """README.md and the figures, of the parts whose csv files are there."""
     text = [HEAD.format(machine=machine)]
     if (out / "resnet20.csv").is_file():
-        rows, history = pd.read_csv(out / "resnet20.csv"), pd.read_csv(out / "history.csv")
+        rows, history = (_ordered(pd.read_csv(out / name)) for name in ("resnet20.csv", "history.csv"))
         learning(history).savefig(out / "learning.png", dpi=110)
         accuracy_against_spikes(rows).savefig(out / "accuracy_spikes.png", dpi=110)
         causes(rows).savefig(out / "causes.png", dpi=110)
@@ -169,8 +175,9 @@ def write(out: Path, machine: str) -> None:
 
 HEAD = """# Training thresholds in the spiking domain
 
-Made by `python reports/finetune/study.py --data DIR`, speedysnn 0.1.0, seed 0, {machine}, shared with other work, so
-minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
+Made by `python reports/finetune/study.py --data DIR`, speedysnn 0.1.0, seed 0,
+{machine}. The machine was shared with
+other work, so minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
 """
 RESNET = """## The published ResNet-20, no labels
 

@@ -15,6 +15,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -120,28 +121,29 @@ def main() -> None:
     """Run all steps and write the tables, figures and README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 subset and the checkpoint")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--limit", type=int, default=400, help="test images of the ResNet-20")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--only", choices=("digits", "resnet20", "write"), action="append")
     options = parser.parse_args()
     if options.data is not None and not (options.data / "cifar10-subset.npz").is_file():
         sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give its folder with --data, or leave it out")
-    runs = options.out / "runs"
+    out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
+    runs = out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     wanted = options.only or ("digits", "resnet20", "write")
     limit = 48 if options.smoke else options.limit
     if "digits" in wanted:
-        study = Study("digits", "digits", None, options.out, 48 if options.smoke else None, options.smoke)
+        study = Study("digits", "digits", None, out, 48 if options.smoke else None, options.smoke)
         study.convert("speedysnn.assets.digits:load_digits_net")
         keep(study, measure(study, small=False))
     if "resnet20" in wanted and options.data is not None:
-        study = Study("resnet20", f"npz:{options.data / 'cifar10-subset.npz'}", options.data, options.out, limit, options.smoke)
+        study = Study("resnet20", f"npz:{options.data / 'cifar10-subset.npz'}", options.data, out, limit, options.smoke)
         study.convert(f"{RESNET}:make", "--checkpoint", str(options.data / "resnet20-12fca82f.th"), "--normalize",
                       "imagenet", "--limit", "48" if options.smoke else "1024")  # fmt: skip
         keep(study, measure(study, small=True))
     if "write" in wanted:
-        write_all(options.out)
+        write_all(out)
 
 
 def keep(study: Study, tables: dict[str, pd.DataFrame]) -> None:

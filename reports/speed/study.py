@@ -1,7 +1,7 @@
 """What speed costs and what it does not: networks beside their own source and beside SpikingJelly, in one run each.
 
     python reports/speed/study.py            # about 15 minutes on 2 cores
-    python reports/speed/study.py --smoke    # tiny sizes, written to another folder
+    python reports/speed/study.py --smoke    # tiny sizes, into --out or a temporary folder
 
 Every row is a public `speedysnn bench` command; contestants run in turn in one process and ratios are taken round by
 round. bench-*.json, speed.csv, speed.png and README.md beside this file are made anew. Peers run where they are
@@ -76,10 +76,12 @@ def table(frame: pd.DataFrame) -> str:
 def main() -> None:
     """Run all and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args()
-    out = Path(tempfile.mkdtemp()) if options.smoke else HERE
+    out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
+    out.mkdir(parents=True, exist_ok=True)
     rows, sections, machine = [], [], {}
     for name, arguments in (SMOKE if options.smoke else RUNS).items():
         command, found = run(out, name, arguments, options.fresh or options.smoke)

@@ -2,7 +2,7 @@
 
     python reports/thresholds/study.py                 # everything; rows already in thresholds.csv are kept
     python reports/thresholds/study.py --only write    # tables, figures and README.md again from the csv file
-    python reports/thresholds/study.py --smoke         # the same path on a few images, into runs/smoke
+    python reports/thresholds/study.py --smoke         # a few images, into --out or a temporary folder
 
 The ResNet-20 needs --data DIR with cifar10-subset.npz and resnet20-12fca82f.th (see reports/cifar10_resnet20); without
 them it is left out. All splits are by seed 0: a validation part is held out of the training images, thresholds and
@@ -14,6 +14,7 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -213,7 +214,7 @@ def main() -> None:
     """Measure what is missing, then write the figures and README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 subset and the checkpoint")
-    parser.add_argument("--out", type=Path, help="where to write; this folder, or runs/smoke with --smoke")
+    parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--only", choices=(*PLANS, "write"), action="append")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -223,7 +224,7 @@ def main() -> None:
             sys.exit(f"study: {folder} holds no cifar10-subset.npz; give its folder with --data, or leave it out")
         print("study: no CIFAR-10 data, so the ResNet-20 is left out; give its folder with --data", flush=True)
         folder = None
-    out: Path = options.out or (HERE / "runs" / "smoke" if options.smoke else HERE)
+    out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
     out.mkdir(parents=True, exist_ok=True)
     wanted = options.only or (*PLANS, "write")
     table = Table(out / "thresholds.csv")
