@@ -24,7 +24,7 @@ from speedysnn.cli.common import (
     provenance,
     seeded,
 )
-from speedysnn.cli.show import cell, say, table, write_json
+from speedysnn.cli.show import cell, say, table, typed, write_json
 from speedysnn.cli.targets import check_json, check_network
 from speedysnn.convert import to_spiking
 from speedysnn.network import SpikingNetwork
@@ -103,4 +103,5 @@ def _show(snn: SpikingNetwork, output: Path) -> None:
     table(f"{len(rows)} neuron layers, T={snn.timesteps}", columns, rows)
     error = snn.provenance["analog_error"]
     say(f"analog reading equals the source network: relative error {error:.1e}, expected below 1e-5")
-    say(f"saved {output}; latency {snn.latency} steps. Next: speedysnn analyze {output} --data ... -o report", "bold")
+    following = f"{typed('speedysnn', 'analyze', output)} --data ... -o report"
+    say(f"saved {output}; latency {snn.latency} steps. Next: {following}", "bold")

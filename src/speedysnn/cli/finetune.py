@@ -27,7 +27,7 @@ from speedysnn.cli.common import (
     normalize_of,
     seeded,
 )
-from speedysnn.cli.show import cell, note, percent, say, table, write_json
+from speedysnn.cli.show import cell, note, percent, say, table, typed, write_json
 from speedysnn.cli.targets import check_json, check_network, check_run
 from speedysnn.data import ImageData
 from speedysnn.errors import InputError
@@ -142,7 +142,7 @@ def command(
                       "layers": result.layers.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result, snn)
-        next_step = f"speedysnn analyze {output} --source {source or network} ..."
+        next_step = typed("speedysnn", "analyze", output, "--source", source or network) + " ..."
         say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,11 @@ def cell(value: Any, digits: int = 2) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}f}"
     return escape(str(value))
+
+
+def typed(*words: object) -> str:
+    """Words of a command as a shell takes them."""
+    return shlex.join(str(word) for word in words)
 
 
 def percent(value: Any) -> str:

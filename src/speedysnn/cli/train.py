@@ -25,7 +25,7 @@ from speedysnn.cli.common import (
     seeded,
 )  # fmt: skip
 from speedysnn.cli.finetune import AUGMENTS, _line, show
-from speedysnn.cli.show import say, write_json
+from speedysnn.cli.show import say, typed, write_json
 from speedysnn.cli.targets import check_json, check_network, check_run
 from speedysnn.finetune.stages import Stage
 from speedysnn.finetune.train import TrainConfig, train
@@ -85,4 +85,5 @@ def command(
                       "history": result.history.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result, snn)
-        say(f"saved {output} after {result.seconds:.0f} s. Next: speedysnn evaluate {output} -d {data}", "bold")
+        following = typed("speedysnn", "evaluate", output, "-d", data)
+        say(f"saved {output} after {result.seconds:.0f} s. Next: {following}", "bold")
