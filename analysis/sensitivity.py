@@ -17,7 +17,7 @@ from speedysnn.analysis.gains import CHANGES, Change, changes_of
 from speedysnn.analysis.images import passes
 from speedysnn.analysis.mixed import over, piece_size
 from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.score import Score, gained
+from speedysnn.analysis.score import Score, expected_by_rank, gained
 from speedysnn.analysis.sensitivity_verdict import sentences
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
@@ -34,7 +34,8 @@ MODES = {
 }
 AT_LAYER = ("local", "cumulative")
 TABLE = ("layer", "mode", "at", "sqnr_db", "agreement", "accuracy")
-GAINS = ("rank", "layer", "change", "gain_db", "gain_se_db", "twin_gain_db", "sqnr_db", "agreement", "accuracy", "call")
+GAINS = ("rank", "layer", "change", "gain_db", "gain_se_db", "expected_db", "twin_gain_db", "sqnr_db", "agreement",
+         "accuracy", "call")  # fmt: skip
 Key = tuple[str, str]
 
 
@@ -47,8 +48,9 @@ class Sensitivity:
             reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
         gains: one row a layer and change (`speedysnn.analysis.gains.CHANGES`), best first. gain_db: what the output's
             SQNR gains in spikes, measured by making the change on these images, all else as it is; gain_se_db: its
-            standard error, images being a sample; twin_gain_db: the gain in the quantized reading, where "bit" is
-            T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking output with the change; call: what
+            standard error, images being a sample; expected_db: what the change of that rank gains on images that did
+            not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
+            in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking output with the change; call: what
             carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
@@ -227,4 +229,8 @@ def _ranked(changes: Sequence[Change], sums: Mapping[Key, Score]) -> pd.DataFram
             "call": f"sensitivity.apply(snn, {change.layer!r}, {change.kind!r})",
         })  # fmt: skip
     rows.sort(key=lambda row: math.inf if math.isnan(row["gain_db"]) else -row["gain_db"])
-    return pd.DataFrame([{"rank": i, **row} for i, row in enumerate(rows, 1)], columns=list(GAINS))
+    expected = expected_by_rank(sums["spiking", ""], [sums[change.kind, change.layer] for change in changes])
+    ranked = [
+        {"rank": i, **row, "expected_db": value} for i, (row, value) in enumerate(zip(rows, expected, strict=True), 1)
+    ]
+    return pd.DataFrame(ranked, columns=list(GAINS))

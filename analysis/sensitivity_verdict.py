@@ -60,10 +60,11 @@ def _best(gains: pd.DataFrame) -> list[str]:
     row = gains.iloc[0]
     if row["gain_db"] < _WORTH_DB:
         return ["No change of a single layer that was measured would gain 0.1 dB at the output."]
-    error = row["gain_se_db"]
+    error, expected = row["gain_se_db"], row["expected_db"]
     unsure = not row["gain_db"] > _SURE * error
+    others = f", {expected:.2f} dB to be expected on other images" if math.isfinite(expected) else ""
     return [
-        f"Best change: {row['change']} in {row['layer']}, {row['gain_db']:.2f} ± {error:.2f} dB at the output: "
+        f"Best change: {row['change']} in {row['layer']}, {row['gain_db']:.2f} ± {error:.2f} dB at the output{others}: "
         f"{row['call']}." + (" That may be chance: measure on more images." if unsure else "")
     ]
 

@@ -104,7 +104,7 @@ def measure(case: Case, snn: speedysnn.SpikingNetwork, folder: Path, out: Path, 
             gain = after.sqnr_db - before.sqnr_db
             rows.append({
                 "delay": delay, "rank": rank + 1, "layer": best["layer"], "change": best["change"],
-                "predicted_db": best["gain_db"], "standard_error_db": best["gain_se_db"], "realised_db": gain,
+                "predicted_db": best["gain_db"], "expected_db": best["expected_db"], "standard_error_db": best["gain_se_db"], "realised_db": gain,
                 "realised_over_predicted": gain / best["gain_db"], "sqnr_db_before": before.sqnr_db,
                 "agreement_before": before.agreement, "agreement_after": after.agreement,
                 "accuracy_before": before.accuracy, "accuracy_after": after.accuracy,

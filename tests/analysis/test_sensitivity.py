@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,7 @@ import speedysnn
 from speedysnn import analysis, convert
 from speedysnn.analysis import evaluate, measure_sensitivity, read_mixed, sensitivity_figures
 from speedysnn.analysis.gains import CHANGES
+from speedysnn.analysis.score import Score, expected_by_rank, gained
 from speedysnn.analysis.sensitivity import GAINS, MODES, TABLE
 from speedysnn.data import load
 from speedysnn.encoders import EncodedImages
@@ -528,3 +530,36 @@ def test_progress_goes_to_stderr(build, digits, capfd):
 
 def test_it_is_part_of_the_room():
     assert {"measure_sensitivity", "Sensitivity", "read_mixed"} <= set(vars(analysis))
+
+
+def test_the_expected_gain_of_the_best_rank_is_not_optimistic() -> None:
+    """Sixty changes of known gain, images as noise: the measured best is too high, the expected one is not."""
+    measured, expected, realised = [], [], []
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        true = 10 ** (-generator.uniform(0, 0.3, 60) / 10)  # noise left by each change, of 1
+        before, after = Score(), [Score() for _ in true]
+        images = generator.gamma(1.0, 1.0, 80)
+        before.each, before.noise = images.tolist(), float(images.sum())
+        for score, left in zip(after, true, strict=True):
+            own = images * left * generator.gamma(2.0, 0.5, 80)
+            score.each, score.noise = own.tolist(), float(own.sum())
+        best = min(range(60), key=lambda i: after[i].noise)
+        measured.append(gained(before, after[best])[0])
+        expected.append(expected_by_rank(before, after)[0])
+        realised.append(-10 * np.log10(true[best]))
+    error = np.std(np.array(expected) - realised) / np.sqrt(150)
+    assert np.mean(measured) - np.mean(realised) > 0.5
+    assert abs(np.mean(expected) - np.mean(realised)) < 3 * error + 0.02
+
+
+def test_expected_gains_by_hand() -> None:
+    """Two changes, four images, two folds: each fold is measured on what the other ranked."""
+    before, first, second = Score(), Score(), Score()
+    for score, each in ((before, [4.0, 4.0, 4.0, 4.0]), (first, [1.0, 3.0, 1.0, 3.0]), (second, [2.0, 2.0, 2.0, 2.5])):
+        score.each, score.noise = each, sum(each)
+    # without the even images the second is best (4.5 < 6), without the odd ones the first (2 < 4)
+    best, rest = expected_by_rank(before, [first, second], folds=2)
+    assert best == pytest.approx(10 * np.log10(16 / ((2 + 2) + (3 + 3))))
+    assert rest == pytest.approx(10 * np.log10(16 / ((1 + 1) + (2 + 2.5))))
+    assert np.isnan(expected_by_rank(before, [], folds=2) or [np.nan]).all()
