@@ -50,7 +50,8 @@ class Sensitivity:
             SQNR gains in spikes, measured by making the change on these images, all else as it is; gain_se_db: its
             standard error, images being a sample; expected_db: what the change of that rank gains on images that did
             not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
-            in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking output with the change; call: what
+            in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking
+            output with the change; call: what
             carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
