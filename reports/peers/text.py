@@ -36,7 +36,7 @@ At delay 1 a network of L neuron layers answers after T + L steps instead of T (
   input, mean of the outputs; "delayed read-out" leaves out the first steps as its `estimate_delay_start` says for each
   T ("from k": the first step read). LTB's half-threshold neurons come with the recipe. Its thresholds rise a little at
   every batch, and its ImageNet example gives it hundreds, so it is also run on "small batches three times": the same
-  images, tenths of each batch, three times over. No threshold of SpikingJelly depends on T.
+  images, tenths of each batch, three times over (on the digits networks; a table without those rows was made without). No threshold of SpikingJelly depends on T.
 - **sinabs**: `from_model` as it is (several spikes a step, threshold 1, membrane not below -1), and on activations
   normalised by us beforehand: s ReLU(z / s), s the layer's 99.9 percentile, the same function as before. Its own
   `normalize_weights` scales bias and weight alike, so that any network with biases or batch-norm becomes another
