@@ -198,12 +198,10 @@ def command(text: str) -> str:
     return f"speedysnn {text.format(net=NET, data=DATA)}"
 
 
-def named(sentences: Iterable[str], net: str, data: str) -> tuple[str, ...]:
-    """Sentences of a verdict with the network's and the data's own names in their commands."""
-    return tuple(
-        sentence.replace(NET, shlex.quote(net)).replace(f"-d {DATA}", f"-d {shlex.quote(data)}")
-        for sentence in sentences
-    )
+def named(sentences: Iterable[str], net: str, data: str, source: str | None = None) -> tuple[str, ...]:
+    """Sentences of a verdict with the network's, the data's and the source network's own names in their commands."""
+    images = f"-d {shlex.quote(data)}" + ("" if source is None else f" --source {shlex.quote(source)}")
+    return tuple(sentence.replace(NET, shlex.quote(net)).replace(f"-d {DATA}", images) for sentence in sentences)
 
 
 def _db(value: float) -> str:

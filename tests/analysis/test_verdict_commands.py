@@ -41,7 +41,7 @@ def _commands(sentences: tuple[str, ...]) -> list[str]:
 def test_it_parses_and_does_what_the_sentence_says(case: str) -> None:
     outputs, layer, words = CASES[case]
     sentences = verdict(pd.DataFrame([{**LAYER, **layer}]), {**OUTPUTS, **outputs})
-    commands = _commands(named(sentences, "my net.snn", "npz:a b.npz"))
+    commands = _commands(named(sentences, "my net.snn", "npz:a b.npz", "first one.snn"))
     assert any(words in text for text in commands), sentences
     group = typer.main.get_command(app)
     for text in commands:
@@ -50,3 +50,4 @@ def test_it_parses_and_does_what_the_sentence_says(case: str) -> None:
         context = group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
         assert str(context.params["network"]) == "my net.snn"
         assert context.params["data"] == "npz:a b.npz"
+        assert str(context.params["source"]) == "first one.snn"

@@ -77,7 +77,7 @@ def command(
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     noise = measure_noise(snn, images, reference, detail="full" if detail else "standard", progress=True)
-    noise = replace(noise, verdict=named(noise.verdict, str(network), data))
+    noise = replace(noise, verdict=named(noise.verdict, str(network), data, None if source is None else str(source)))
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
         None if sensitivity is None else measure_sensitivity(snn, images, limit=sensitivity, progress=True),

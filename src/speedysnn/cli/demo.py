@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from speedysnn import artifact, data
 from speedysnn.analysis import NoiseReport, measure_noise
+from speedysnn.analysis.verdict import named
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.cli.common import Seed, seeded
 from speedysnn.cli.show import cell, note, percent, say, table
@@ -51,6 +53,9 @@ def command(
     artifact.save(snn, folder / "tuned.snn")
     note("4/4 measuring again, against the source network")
     after = measure_noise(snn, test, source)
+    before = replace(before, verdict=named(before.verdict, str(folder / "converted.snn"), "digits"))
+    tuned, converted = str(folder / "tuned.snn"), str(folder / "converted.snn")
+    after = replace(after, verdict=named(after.verdict, tuned, "digits", converted))
     before.save(folder / "before")
     after.save(folder)
     _show(before, after)
