@@ -146,6 +146,20 @@ def fashion_table(frame: pd.DataFrame) -> str:
     return _table(lines)
 
 
+def stall(rows: pd.DataFrame, history: pd.DataFrame) -> str:
+    """Where T = 4, delay 1 stops short of the source, from its own figures."""
+    found = rows[(rows.row == "T4") & (rows.network == "tuned")]
+    if found.empty:
+        return ""
+    row, seen = found.iloc[0], history[(history.row == "T4") & history.best.astype(bool)].held_out_agreement.iloc[-1]
+    return (
+        f"Where it stalls: at T=4, delay 1 the layers' own error after tuning is clipping ({row.clip:.2f} of the squared "
+        f"error, rounding {row['round']:.2f}, timing {row.temporal:.2f}); the rest ({row.propagated:.2f}) comes in from\n"
+        f"earlier layers. Agreement with the source is {100 * seen:.1f} % on held-out training images and "
+        f"{100 * row.agreement:.1f} % on test images.\n"
+    )
+
+
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("row", key=lambda names: names.map(list(LABELS).index), kind="stable")
 
@@ -161,7 +175,7 @@ def write(out: Path, machine: str) -> None:
         missing = [LABELS[name] for name in LABELS if name not in set(rows.row)]
         left = f"Not run yet: {', '.join(missing)}.\n" if missing else ""
         ann = f"{100 * rows.analog_accuracy.iloc[0]:.1f}"
-        text.append(RESNET.format(table=rows_table(rows), left=left, ann=ann))
+        text.append(RESNET.format(table=rows_table(rows), left=left + stall(rows, history), ann=ann))
     if (out / "gradients.csv").is_file():
         frame = pd.read_csv(out / "gradients.csv")
         gradient_figure(frame).savefig(out / "gradients.png", dpi=110)
