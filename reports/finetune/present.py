@@ -153,7 +153,7 @@ def stall(rows: pd.DataFrame, history: pd.DataFrame) -> str:
         return ""
     row, seen = found.iloc[0], history[(history.row == "T4") & history.best.astype(bool)].held_out_agreement.iloc[-1]
     return (
-        f"Where it stalls: at T=4, delay 1 the layers' own error after tuning is clipping ({row.clip:.2f} of the squared "
+        f"Where it stalls: at T=4, delay 1 the layers' own error after tuning is clipping ({row['clip']:.2f} of the squared "
         f"error, rounding {row['round']:.2f}, timing {row.temporal:.2f}); the rest ({row.propagated:.2f}) comes in from\n"
         f"earlier layers. Agreement with the source is {100 * seen:.1f} % on held-out training images and "
         f"{100 * row.agreement:.1f} % on test images.\n"
