@@ -138,11 +138,18 @@ def gradient_table(frame: pd.DataFrame) -> str:
 
 def fashion_table(frame: pd.DataFrame) -> str:
     """One line a network and way of tuning."""
-    lines = [["row", "T", "latency", "source %", "spiking %", "spikes/neuron", "budget", "minutes"]]
-    for row in frame.itertuples():
-        budget = "-" if pd.isna(row.budget) else f"{row.budget:.2f}"
-        lines.append([str(row.row), str(row.timesteps), str(row.latency), f"{100 * row.analog_accuracy:.2f}",
-                      f"{100 * row.accuracy:.2f}", f"{row.spikes_per_neuron:.2f}", budget, f"{row.seconds / 60:.0f}"])  # fmt: skip
+    lines = [["row", "stages", "T", "latency", "source %", "untuned %", "spiking %", "spikes/neuron", "budget",
+              "mean SQNR dB before", "after", "temporal share before", "after", "minutes"]]  # fmt: skip
+    for name, rows in frame.groupby("row", sort=False):
+        new, old = rows[rows.kind != "untuned"].iloc[0], rows[rows.kind == "untuned"]
+        share = ["-"] * 4 if old.empty else [f"{x:.{n}f}" for n, key in ((1, "sqnr_mean_db"), (2, "temporal"))
+                                             for x in (old[key].iloc[0], new[key])]  # fmt: skip
+        lines.append([
+            str(name), new.stages, f"{new.timesteps:.0f}", f"{new.latency:.0f}", f"{100 * new.analog_accuracy:.2f}",
+            "-" if old.empty else f"{100 * old.accuracy.iloc[0]:.2f}", f"{100 * new.accuracy:.2f}",
+            f"{new.spikes_per_neuron:.2f}", "-" if pd.isna(new.budget) else f"{new.budget:.2f}", *share,
+            f"{new.seconds / 60:.0f}",
+        ])  # fmt: skip
     return _table(lines)
 
 
