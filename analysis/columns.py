@@ -144,4 +144,7 @@ OUTPUTS: Mapping[str, Column] = {
     "twin_logit_error": Column("ratio", "|quantized - source| / |source| of the outputs.", False, "0"),
     "spikes_per_neuron": Column("events per neuron", "Of one inference, all layers.", False),
     "spikes_per_inference": Column("events", "Of one image, all layers.", False),
+    "precision": Column("name", "Of the spiking reading's arithmetic."),
+    "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
+    "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
 }

@@ -1,6 +1,7 @@
 """evaluate: accuracy, agreement and spikes of a network, beside its source and its quantized reading."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +13,11 @@ from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.readings import Reference, leaves, run
 from speedysnn.analysis.strict import plain
 from speedysnn.data import Batch
+from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Evaluation:
     """What a network answers and what it costs; fields as in `speedysnn.analysis.columns.OUTPUTS`.
 
     Fractions lie in 0..1; None stands for not measured (no labels, or an output that is not (B, classes)).
+
+    Attributes:
+        precision: of the spiking reading.
+        float32_accuracy: of the spiking reading in float32, where `precision` is another; what it costs lies between.
+        float32_agreement: share of images with the class that float32 gives, likewise.
     """
 
     images: int
@@ -44,6 +53,9 @@ class Evaluation:
     spikes: str
     reference: str
     reading: str = "spiking"
+    precision: str = "float32"
+    float32_accuracy: float | None = None
+    float32_agreement: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as strict JSON data; infinities are words, undefined values null."""
@@ -56,6 +68,7 @@ def evaluate(
     *,
     source: nn.Module | None = None,
     limit: int | None = None,
+    precision: str = "float32",
     progress: bool = False,
 ) -> Evaluation:
     """Run every image through the analog, quantized and spiking readings and compare the outputs.
@@ -65,27 +78,46 @@ def evaluate(
         data: as in `measure_noise`.
         source: what to compare with, as in `measure_noise`.
         limit: stop after this many images.
+        precision: "float32", or "bfloat16": the spiking reading under autocast, its neurons' state in float32; it then
+            runs in float32 too, to say what that costs. The other readings stay in float32.
         progress: show progress.
 
     Raises:
         InputError: an option out of range, or a source that does not fit.
         DataError: no data, NaN in it, or the wrong shape.
     """
-    reference, sums = Reference.of(snn, source), OutputSums()
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    reference, sums, exact = Reference.of(snn, source), OutputSums(), OutputSums()
+    half = precision != "float32"
     with torch.no_grad():
         for batch in track(passes(snn, data, pass_size(snn), limit=limit), "evaluating", enabled=progress):
-            score(snn, reference.analog(batch.inputs), batch, sums)
-    return Evaluation(reference=reference.outputs, **settings(snn), **sums.figures())
+            score(snn, reference.analog(batch.inputs), batch, sums, exact if half else None)
+    plain_figures = exact.figures()
+    return Evaluation(
+        reference=reference.outputs, precision=precision, **settings(snn), **sums.figures(),
+        float32_accuracy=plain_figures["analog_accuracy"] if half else None,
+        float32_agreement=plain_figures["agreement"] if half else None,
+    )  # fmt: skip
 
 
-def score(snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums) -> None:
-    """Add one batch, cut into passes that fit T, to the sums; `analog` is the reference output of the whole batch."""
+def score(
+    snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, exact: OutputSums | None = None
+) -> None:
+    """Add one batch, cut into passes that fit T, to the sums; `analog` is the reference output of the whole batch.
+
+    With `exact` the spiking reading runs in bfloat16, and `exact` gets it against that in float32.
+    """
     count, size = images_in(snn, batch.inputs), pass_size(snn)
     reference = leaves(analog)
     for start in range(0, count, size):
         stop = min(count, start + size)
         piece = part(snn, batch, start, stop)
-        twin, spiking = run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, sums.count)
+        twin = run(snn, "quantized", piece.inputs)
+        with nullcontext() if exact is None else torch.autocast(piece.inputs[0].device.type, torch.bfloat16):
+            spiking = run(snn, "spiking", piece.inputs, sums.count)
+        if exact is not None:
+            exact.update(run(snn, "spiking", piece.inputs), spiking, spiking, piece.labels)
         sums.update(_between(reference, start, stop), twin, spiking, piece.labels)
 
 

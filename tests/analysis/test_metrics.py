@@ -9,6 +9,7 @@ from torch import nn
 
 from speedysnn.analysis import COLUMNS, OUTPUTS, evaluate, measure_noise
 from speedysnn.convert import to_spiking
+from speedysnn.errors import InputError
 
 CASES = [(pool, delay, spikes) for pool in ("avg", "max") for delay in (0, 1, "full")
          for spikes in ("binary", "ternary", "graded:2")]  # fmt: skip
@@ -127,6 +128,23 @@ def test_evaluate_does_not_depend_on_the_batches(build, digits):
     snn, (x, y) = build("max"), digits
     whole = evaluate(snn, digits)
     assert all(evaluate(snn, [(x[i : i + n], y[i : i + n]) for i in range(0, 130, n)]) == whole for n in (1, 7, 64))
+
+
+def test_bfloat16_is_measured_beside_float32(build, digits):
+    snn, (x, y) = build("max", 4, 1), digits
+    exact, half = evaluate(snn, digits), evaluate(snn, digits, precision="bfloat16")
+    with torch.no_grad():
+        plain = snn(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = snn(x)
+    assert not torch.equal(rough.float(), plain)
+    assert half.accuracy == (rough.argmax(1) == y).double().mean().item()
+    assert half.float32_accuracy == exact.accuracy
+    assert half.float32_agreement == (rough.argmax(1) == plain.argmax(1)).double().mean().item()
+    assert half.twin_accuracy == exact.twin_accuracy  # the other readings stay in float32
+    assert (exact.precision, exact.float32_accuracy) == ("float32", None)
+    with pytest.raises(InputError, match="float32, bfloat16"):
+        evaluate(snn, digits, precision="float16")
 
 
 @pytest.mark.parametrize(("delay", "spikes"), [(0, "binary"), (1, "graded:2"), ("full", "ternary")])

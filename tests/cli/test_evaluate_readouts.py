@@ -37,6 +37,18 @@ def test_encoders(net, capfd, encoder):
     assert "early_exit" not in row
 
 
+def test_bfloat16_comes_with_what_it_costs(net, capfd):
+    line = "evaluate net.snn -d digits --limit 70 --precision bfloat16"
+    (row,) = said(f"{line} --json -", capfd)["rows"]
+    found = analysis.evaluate(net, load("digits", "test", limit=70), precision="bfloat16")
+    assert (row["accuracy"], row["float32_agreement"]) == (found.accuracy, found.float32_agreement)
+    assert run(line.split()) == 0
+    out, err = capfd.readouterr()
+    assert "in bfloat16; float32:" in out + err
+    assert run([*line.split()[:-1], "half"]) == 2
+    assert "expected one of float32, bfloat16" in capfd.readouterr().err
+
+
 def test_readouts(net, capfd):
     line = "evaluate net.snn -d digits --limit 70 --delay 0,1 --readout-skip 0,2 --early-exit 0.9,inf --exit-by margin"
     rows = said(f"{line} --json -", capfd)["rows"]

@@ -65,6 +65,9 @@ def command(
     ] = "softmax",
     source: SourceNet = None,
     normalize: NormalizeNet = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, or bfloat16, with what that costs beside it.")
+    ] = "float32",
     limit: Limit = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -93,7 +96,7 @@ def command(
         other = "test" if split == "train" else "train"
         readouts = replace(readouts, validation=data_of(data, other, normalize, limit, seed))
     reference = reference_of(source, snn)
-    case = _Case(images, encoder, seed, recalibrate, reference, readouts)
+    case = _Case(images, encoder, seed, recalibrate, reference, readouts, precision)
     rows = [row for t in steps for row in case.rows(snn, t, delays)]
     write_json(json, {"schema": "speedysnn-evaluate/1", "network": str(network), "data": data, "split": split,
                       "normalize": normalize, "limit": limit, "seed": seed,
@@ -120,6 +123,7 @@ class _Case:
     recalibrate: bool
     reference: SpikingNetwork | None
     readouts: Readouts
+    precision: str = "float32"
 
     @property
     def encoder(self) -> str:
@@ -138,10 +142,19 @@ class _Case:
         for delay in delays:
             if delay is not None:
                 snn.set_delay(delay)
-            result = analysis.evaluate(snn, images, source=self.reference)
+            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision)
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
-            note(f"T={timesteps}, delay {result.delay}, {cost}: accuracy {percent(result.accuracy)} %")
+            right = f"accuracy {percent(result.accuracy)} %{_in_half(result)}"
+            note(f"T={timesteps}, delay {result.delay}, {cost}: {right}")
             more = self.readouts.measured(snn, images, validation, self.reference)
             entered = {"encoder": self.encoder} if self.given_encoder or self.images.timesteps else {}
             rows.append({**result.to_json(), **entered, **more})
         return rows
+
+
+def _in_half(result: analysis.Evaluation) -> str:
+    """What bfloat16 changes, in words."""
+    if result.precision == "float32":
+        return ""
+    same = f"the class of float32 on {percent(result.float32_agreement)} % of images"
+    return f" in {result.precision}; float32: {percent(result.float32_accuracy)} %, {same}"
