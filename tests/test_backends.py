@@ -1,6 +1,7 @@
 """Every backend of the neuron against the reference: bit for bit forward, to 1e-6 relative backward."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from speedysnn.bench.networks import make
 from speedysnn.errors import InputError
 from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, multistep, using
 from speedysnn.kernels.compiled import AVAILABLE
@@ -133,11 +136,19 @@ def test_threads_share_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # from inside the check itself
+@pytest.mark.parametrize("shape", ["channels first", "channels last", "transposed"])
 @pytest.mark.parametrize("constant", [False, True])
-def test_torch_accepts_the_operator(constant: bool) -> None:
-    tensors, rule = case(1, "channels first", 3, constant, torch.float32, "channel"), Rule(3, 1)
-    leaves = [x.clone().requires_grad_() for x in tensors]
-    torch.library.opcheck(torch.ops.speedysnn.multistep, (*leaves, "cpu", constant, *rule.values()))
+def test_torch_accepts_the_operator(constant: bool, shape: str) -> None:
+    drive, *rest = case(1, shape.replace("transposed", "channels first"), 3, constant, torch.float32, "channel")
+    if shape == "transposed":
+        drive = drive.transpose(2, 3)[:, :, ::2]  # neither dense nor rows first
+    rule, leaves = Rule(3, 1), [x.clone().requires_grad_() for x in rest]
+    inputs = (drive.detach().requires_grad_(), *leaves)
+    torch.library.opcheck(torch.ops.speedysnn.multistep, (*inputs, "cpu", constant, *rule.values()))
+    real = torch.ops.speedysnn.multistep(drive, *rest, "cpu", constant, *rule.values())
+    with FakeTensorMode() as mode:
+        fake = torch.ops.speedysnn.multistep(*map(mode.from_tensor, (drive, *rest)), "cpu", constant, *rule.values())
+    assert fake.stride() == real.stride()
 
 
 def test_compiled_graphs_hold_the_operator_as_one_call() -> None:
@@ -154,6 +165,15 @@ def test_compiled_graphs_hold_the_operator_as_one_call() -> None:
 
     assert torch.equal(torch.compile(layer, backend=keep, fullgraph=True)(drive), layer(drive))
     assert sum("multistep" in str(target) for target in graphs[0]) == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+def test_a_compiled_network_gives_the_same_answers() -> None:
+    snn, x = make("resnet20", 2, 4, None)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(snn)(x), snn(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backend_that_cannot_run_says_so_once_and_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:

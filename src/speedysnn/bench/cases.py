@@ -70,7 +70,9 @@ def _fresh(cell: Any, drive: Tensor) -> Tensor:
     return out
 
 
-def inference(snn: SpikingNetwork, x: Tensor, rounds: int, *, half: bool = True, peers: bool = True) -> Case:
+def inference(
+    snn: SpikingNetwork, x: Tensor, rounds: int, *, half: bool = True, peers: bool = True, compiled: bool = False
+) -> Case:
     """All T steps, against T passes of the source network at its own best batch size."""
     steps, label = snn.timesteps, f"{snn.timesteps} x ANN"
     size = best_pass(snn, x)
@@ -78,6 +80,8 @@ def inference(snn: SpikingNetwork, x: Tensor, rounds: int, *, half: bool = True,
         f"{label}, {size} at a time": partial(_ann, snn, x, size, steps),
         "speedysnn": lambda: snn(x),
     }
+    if compiled:
+        calls["speedysnn, torch.compile"] = partial(_in_pieces, torch.compile(snn), x, max(1, size // steps))
     half = half and _has_half()
     if half:
         calls["speedysnn, bfloat16"] = partial(_half, snn, x)
@@ -92,6 +96,11 @@ def inference(snn: SpikingNetwork, x: Tensor, rounds: int, *, half: bool = True,
     for row in rows:
         row["us_per_image_step"] = row["median_s"] / len(x) / steps * 1e6
     return Case(f"inference, T={steps}, batch {len(x)}", next(iter(calls)), rows, notes)
+
+
+def _in_pieces(net: Callable[[Tensor], Tensor], x: Tensor, size: int) -> None:
+    for piece in x.split(size):  # type: ignore[no-untyped-call]
+        net(piece)
 
 
 def _has_half() -> bool:

@@ -24,6 +24,9 @@ def command(
     pixels: Annotated[int | None, typer.Option("--pixels", min=8, help="Height and width of the images.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, all contestants in turn in each.")] = 5,
     neurons: Annotated[int, typer.Option("--neurons", min=1, help="Neurons of the single layer.")] = 2_000_000,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Time inference under torch.compile too (needs a C++ compiler).")
+    ] = False,
     json: JsonFile = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -45,20 +48,22 @@ def command(
     found: list[Case] = []
     for case in chosen:
         note(f"timing {case}")
-        found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons))
+        found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled))
         if json != "-":
             _show(found[-1])
     write_json(json, {"machine": machine(), "cases": [asdict(case) for case in found]})
 
 
-def _run(case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int) -> Any:
+def _run(
+    case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool
+) -> Any:
     from speedysnn.bench import cases
 
     if case == "neuron":
         return cases.neuron(neurons, steps, rounds)
     snn, x = _network(network, steps, batch, pixels)
     if case == "inference":
-        return cases.inference(snn, x, rounds)
+        return cases.inference(snn, x, rounds, compiled=compiled)
     chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": cases.scaling}[case]
     return chosen(snn, x, rounds)
 

@@ -37,6 +37,13 @@ def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | N
     return Layout(drive, neurons, drive.shape[dim], drive.stride(dim))
 
 
+def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
+    """An empty tensor that lies as a kernel's output does, from a drive of T*B rows, or of B where it is constant."""
+    if not _rows_first(drive):
+        drive = torch.empty_like(drive, memory_format=torch.contiguous_format)
+    return like(drive, steps) if constant else torch.empty_like(drive)
+
+
 def flat(x: Tensor) -> Tensor:
     """A dense tensor's values in the order in which they lie in memory, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.kernels.layout import promised
 from speedysnn.kernels.rule import Rule
 
 Forward = Callable[[Tensor, Tensor, Tensor, Rule, bool], Tensor]
@@ -58,14 +59,12 @@ _backward = torch.library.custom_op(
 
 @_forward.register_fake
 def _(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any) -> Tensor:
-    if not constant:
-        return torch.empty_like(drive)
-    return drive.new_empty((Rule(*rule).timesteps * drive.shape[0], *drive.shape[1:]))
+    return promised(drive, Rule(*rule).timesteps, constant)
 
 
 @_backward.register_fake
 def _(grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(drive), torch.empty_like(theta), torch.empty_like(v_init)
+    return promised(drive, 1, False), torch.empty_like(theta), torch.empty_like(v_init)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
