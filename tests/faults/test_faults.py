@@ -104,3 +104,55 @@ def test_an_interrupted_command_line_says_so_without_a_traceback(tmp_path: Path)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith("error: interrupted\n")
+
+
+EARLY = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from speedysnn.cli import main
+sys.argv[1:] = ["--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["speedysnn.cli.main", "typer", "torch", "torch.nn", "pandas", "speedysnn.finetune"])
+def test_ctrl_c_during_imports_ends_the_command_without_a_word(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY, module], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_second_ctrl_c_and_one_after_the_last_line_are_silent_too() -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from speedysnn.cli import main as command\n"
+        "where = sys.modules['speedysnn.cli.main']\n"
+        "def stop(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "if sys.argv[1] == 'twice': where.app, where.release = stop, stop\n"
+        "else: atexit.register(stop)\n"
+        "sys.argv[1:] = ['--version']\n"
+        "command()"
+    )
+    for when, expected, printed in (("twice", 130, ""), ("after", 0, "speedysnn ")):
+        done = subprocess.run([sys.executable, "-c", code, when], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout[:10]) == (expected, printed)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_program_that_handles_ctrl_c_itself_keeps_its_handler() -> None:
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, handler := lambda *_: print('mine'))\n"
+        "import speedysnn.cli\n"
+        "assert signal.getsignal(signal.SIGINT) is handler\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from speedysnn.cli.interrupts import leaving_at_once\n"
+        "with leaving_at_once(): assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,7 @@
 """The command line: one file a command, thin; every mistake ends in one clear line and exit code 2."""
 
-from speedysnn.cli.main import app as app
-from speedysnn.cli.main import main as main
+from speedysnn.cli.interrupts import leaving_at_once
+
+with leaving_at_once():  # torch takes seconds
+    from speedysnn.cli.main import app as app
+    from speedysnn.cli.main import main as main

@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
+from speedysnn.cli.interrupts import INTERRUPTED, leave_at_once
 from speedysnn.cli.show import fail
 from speedysnn.cli.targets import release
 from speedysnn.errors import SpeedySNNError
 
-MISTAKE, FAULT, INTERRUPTED = 2, 70, 130
+MISTAKE, FAULT = 2, 70
 DEBUG = "--debug"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
 app = typer.Typer(
@@ -56,12 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     The exit code is 0, 1 (inspect found problems), 2 (a mistake), 70 (a fault of this package) or 130 (interrupted).
     """
-    if arguments is None:
-        keep_freed_memory()
-    code = run(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None:
-        sys.exit(code)
-    return code
+    if arguments is not None:
+        return run(arguments)
+    keep_freed_memory()
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second one, while the first was being answered
+        code = INTERRUPTED
+    with suppress(OSError):
+        sys.stdout.flush()
+    leave_at_once(code)
+    sys.exit(code)
 
 
 def keep_freed_memory() -> None:
