@@ -42,12 +42,15 @@ def membrane_penalty(tap: Tap) -> Tensor:
     return (early + late).square().mean()
 
 
+_AIM = 0.97
+
+
 @dataclass
 class Budget:
-    """Holds the spikes a neuron and image under a limit: a linear penalty that acts while their running mean is above.
+    """Holds the spikes a neuron and image under a limit: a linear penalty that acts while their running mean is near it.
 
-    penalty = weight 2^k r / limit while the running mean of r exceeds the limit, else 0; k counts the stage's epochs
-    that ended above it. r = sum_l f_l spikes_l / sum_l f_l neurons_l, f_l the layer's fan-out or 1.
+    penalty = weight 2^k r / limit while the running mean of r exceeds 0.97 limit, else 0: the margin is for held-out
+    images and for what the running mean lags; k counts the stage's epochs that ended above the limit. r = sum_l f_l spikes_l / sum_l f_l neurons_l, f_l the layer's fan-out or 1.
 
     Attributes:
         limit: most spikes a neuron and image.
@@ -66,7 +69,7 @@ class Budget:
     @property
     def factor(self) -> float:
         """What r is multiplied by in the loss now."""
-        return self.weight * 2.0**self.doublings / self.limit if self.running > self.limit else 0.0
+        return self.weight * 2.0**self.doublings / self.limit if self.running > _AIM * self.limit else 0.0
 
     def update(self, rate: float) -> None:
         """Take in a batch's r."""

@@ -20,11 +20,11 @@ from speedysnn.network import SpikingNetwork
 
 # row -> (row it goes on from, T, look-ahead, stages, most spikes a neuron and image)
 TUNED = {
-    "T4": ("", 4, 1, ("quantized:5", "spiking:1,rate=0.3"), 0.35),
-    "T2": ("T4", 2, 1, ("quantized:5", "spiking:1,rate=0.3"), 0.25),
+    "T4": ("", 4, 1, ("quantized:8", "spiking:1,rate=0.3"), 0.45),
+    "T2": ("T4", 2, 1, ("quantized:6", "spiking:1,rate=0.3"), 0.33),
 }
 IMAGES = 27_500  # that tuning takes, without their labels: half of the training images
-SCRATCH = ("spiking:4,T=1", "spiking:4")
+SCRATCH = ("spiking:4,T=1", "spiking:3")
 
 
 def run(out: Path, runs: Path, smoke: bool, save: Any) -> None:
