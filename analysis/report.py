@@ -4,13 +4,12 @@ import base64
 import io
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from speedysnn._replace import replace_set
 from speedysnn.analysis import cost_figures, figures, sensitivity_figures, sketch
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
 from speedysnn.analysis.extras import Extras
@@ -49,6 +48,9 @@ _TITLES = {
     "cost": "Cost of an inference",
     "sweep": "More or fewer steps",
 }
+OWN = frozenset({f"{name}.png" for name in _TITLES} | {
+    "layers.csv", "noise.json", "report.md", "report.html", "sweep.csv", "sensitivity.csv", "gains.csv", "cost.csv"
+})  # fmt: skip
 _PERCENT = frozenset({"saturated", "silent", "source_silent", "bias_share", "accuracy", "twin_accuracy",
                       "analog_accuracy", "agreement", "twin_agreement"})  # fmt: skip
 
@@ -117,7 +119,11 @@ def _drawn(report: "NoiseReport", extras: Extras) -> dict[str, "Figure"]:
 
 
 def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
-    """See `NoiseReport.save`."""
+    """See `NoiseReport.save`.
+
+    In a new folder, or one with nothing but an earlier report, the report takes the old one's place in one step: at
+    every moment there is a whole one, old or new. Among other files its own are replaced one by one, each whole.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder for the report, but a file is there; give another name")
     pictures = {name: png(figure) for name, figure in _drawn(report, extras).items()}
@@ -129,9 +135,7 @@ def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
     files["report.md"] = markdown(report, pictures, extras).encode()
     files["report.html"] = page(report, pictures, extras).encode()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            _replace(folder / name, content)
+        replace_set(folder, files, OWN)
     except OSError as err:
         raise InputError(f"{folder}: the report cannot be written ({err.strerror or err})") from None
     return folder
@@ -142,19 +146,6 @@ def png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figures.STYLE["savefig.dpi"], metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def _template(name: str) -> Template:

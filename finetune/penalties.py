@@ -47,10 +47,11 @@ _AIM = 0.97
 
 @dataclass
 class Budget:
-    """Holds the spikes a neuron and image under a limit: a linear penalty that acts while their running mean is near it.
+    """Holds the spikes a neuron and image under a limit: a linear penalty near and above it.
 
     penalty = weight 2^k r / limit while the running mean of r exceeds 0.97 limit, else 0: the margin is for held-out
-    images and for what the running mean lags; k counts the stage's epochs that ended above the limit. r = sum_l f_l spikes_l / sum_l f_l neurons_l, f_l the layer's fan-out or 1.
+    images and for what the running mean lags; k counts the stage's epochs that ended above the limit.
+    r = sum_l f_l spikes_l / sum_l f_l neurons_l, f_l the layer's fan-out or 1.
 
     Attributes:
         limit: most spikes a neuron and image.

@@ -24,7 +24,7 @@ TUNED = {
     "T2": ("T4", 2, 1, ("quantized:6", "spiking:1,rate=0.3"), 0.33),
 }
 IMAGES = 27_500  # that tuning takes, without their labels: half of the training images
-SCRATCH = ("spiking:4,T=1", "spiking:3")
+SCRATCH = ("spiking:3,T=1", "spiking:2")
 
 
 def run(out: Path, runs: Path, smoke: bool, save: Any) -> None:

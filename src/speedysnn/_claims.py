@@ -98,7 +98,11 @@ def exchange(one: Path, other: Path) -> None:
             raise OSError(number, os.strerror(number), str(other))
     aside = one.with_name("old")
     other.replace(aside)
-    one.replace(other)
+    try:
+        one.replace(other)
+    except BaseException:
+        aside.replace(other)
+        raise
     aside.replace(one)
 
 

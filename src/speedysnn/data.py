@@ -124,13 +124,15 @@ def load(
         seed: of the choice that `limit` makes.
 
     Raises:
-        InputError: an argument is not understood.
+        InputError: an argument is not understood or out of range.
         DataError: the data is missing, empty, damaged or of the wrong shape.
     """
     if split not in SPLITS:
         raise InputError(f"split must be 'train' or 'test', not {split!r}")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, not {limit}; leave it out to use all images")
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed: expected a whole number of 64 bits, got {seed}")
     normalizer = parse_normalize(normalize)
     try:
         loaded = _found(spec, split)
