@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from speedysnn.analysis.score import Score, expected_by_rank, gained
 from speedysnn.analysis.sensitivity_verdict import sentences
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
+from speedysnn.analysis.verdict import DATA, NET, named
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 
@@ -55,12 +56,14 @@ class Sensitivity:
             carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
+        names: what the verdict's commands are filled with: arguments of `speedysnn.analysis.verdict.named`.
     """
 
     table: pd.DataFrame
     gains: pd.DataFrame
     outputs: Mapping[str, Any]
     changes: Mapping[Key, Change]
+    names: Mapping[str, Any] = field(default_factory=lambda: {"net": NET, "data": DATA})
 
     @property
     def temporal_gap_db(self) -> float:
@@ -76,7 +79,7 @@ class Sensitivity:
     @property
     def verdict(self) -> tuple[str, ...]:
         """Plain sentences: the temporal gap, the layers that cost most, the best change and its call."""
-        return sentences(self.table, self.gains, self.outputs)
+        return named(sentences(self.table, self.gains, self.outputs), **self.names)
 
     def __repr__(self) -> str:
         """Size and headline."""

@@ -6,14 +6,23 @@ from typing import Any
 
 import pandas as pd
 
+from speedysnn.analysis.verdict import command, shell
+
 _GAP_DB = 1.0  # a smaller temporal gap is not worth a step of latency
 _SURE = 2.0  # standard errors above which a gain is more than chance
 _WORTH_DB = 0.1
+_ALL_LAYERS = {
+    "bit": "evaluate {net} -d {data} -T %d --recalibrate",
+    "threshold": "finetune {net} -d {data} --train thresholds -o tuned.snn",
+    "bit+threshold": "evaluate {net} -d {data} -T %d --recalibrate",
+    "bias": "finetune {net} -d {data} --train biases,v_init -o tuned.snn",
+    "look-ahead": "evaluate {net} -d {data} --delay %d",
+}  # change -> the command that makes the like of it in every layer
 
 
 def sentences(table: pd.DataFrame, gains: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]:
     """The verdict, most important first; what was not measured is left out."""
-    return (*_timing(outputs), *_worst(table, outputs), *_best(gains))
+    return (*_timing(outputs), *_worst(table, outputs), *_best(gains, outputs))
 
 
 def _timing(outputs: Mapping[str, Any]) -> list[str]:
@@ -30,7 +39,13 @@ def _timing(outputs: Mapping[str, Any]) -> list[str]:
     )
     if gap < _GAP_DB:
         return [head]
-    return [head, "Spike timing comes before any layer: the isolated figures and quantized gains do not see it."]
+    later = f"{outputs['delay']},{outputs['delay'] + 1}"
+    return [
+        head,
+        "Spike timing comes before any layer: the isolated figures and quantized gains do not see it. "
+        f"{shell(f'evaluate {{net}} -d {{data}} --delay {later}')}, or "
+        f"{command('finetune {net} -d {data} --stage spiking:4 -o tuned.snn')}.",
+    ]
 
 
 def _worst(table: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
@@ -53,7 +68,7 @@ def _worst(table: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _best(gains: pd.DataFrame) -> list[str]:
+def _best(gains: pd.DataFrame, outputs: Mapping[str, Any]) -> list[str]:
     """The best change, and whether it is more than chance."""
     if gains.empty or not math.isfinite(gains["gain_db"].iloc[0]):
         return []
@@ -65,8 +80,17 @@ def _best(gains: pd.DataFrame) -> list[str]:
     others = f", {expected:.2f} dB to be expected on other images" if math.isfinite(expected) else ""
     return [
         f"Best change: {row['change']} in {row['layer']}, {row['gain_db']:.2f} ± {error:.2f} dB at the output{others}: "
-        f"{row['call']}." + (" That may be chance: measure on more images." if unsure else "")
+        f"{row['call']}." + (" That may be chance: measure on more images." if unsure else ""),
+        f"The command line has the like of it for all layers at once. {shell(_like(row['change'], outputs))}.",
     ]
+
+
+def _like(change: str, outputs: Mapping[str, Any]) -> str:
+    text = _ALL_LAYERS[change]
+    if "%d" not in text:
+        return text
+    number: int = outputs["delay"] + 1 if change == "look-ahead" else 2 * outputs["timesteps"] + 1
+    return text % number
 
 
 def _finite(table: pd.DataFrame, mode: str) -> pd.DataFrame:

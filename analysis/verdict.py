@@ -1,6 +1,7 @@
 """The verdict: plain sentences that name the layer, the cause and what to do about it."""
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,9 +13,11 @@ from speedysnn.analysis.layers import PARTS
 GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
 CONSTANT = 0.5  # above this part of the squared error a constant a channel is the cure
-UNUSED, CROWDED = 0.001, 0.02  # saturated fractions that tell "too high" and "in balance" from "too low"
+UNUSED = 0.001  # a saturated fraction below it tells a threshold that is too high
 OWN = ("clip", "round", "temporal")
 NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the real ones
+_WORD = r"\w[\w:=-]*(?:[.,]\w[\w:=-]*)*"  # a comma or a point ends a sentence's command unless a word goes on after it
+_COMMAND = re.compile(rf"(?P<head>speedysnn [a-z]+) {re.escape(NET)} -d {DATA}(?P<own>(?: -[\w-]+(?: {_WORD})?)*)")
 CAUSES = {
     "clip": "its range is too small (clipping)",
     "round": "its steps are too coarse (rounding)",
@@ -198,10 +201,27 @@ def command(text: str) -> str:
     return f"speedysnn {text.format(net=NET, data=DATA)}"
 
 
-def named(sentences: Iterable[str], net: str, data: str, source: str | None = None) -> tuple[str, ...]:
-    """Sentences of a verdict with the network's, the data's and the source network's own names in their commands."""
-    images = f"-d {shlex.quote(data)}" + ("" if source is None else f" --source {shlex.quote(source)}")
-    return tuple(sentence.replace(NET, shlex.quote(net)).replace(f"-d {DATA}", images) for sentence in sentences)
+def named(
+    sentences: Iterable[str], net: str, data: str, source: str | None = None, options: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Sentences of a verdict with the network's, the data's and the source network's own names in their commands.
+
+    Args:
+        sentences: of a verdict.
+        net: the network's file.
+        data: the data's spec.
+        source: the source network's file.
+        options: option -> value that the measurement was made with; a command that sets one itself keeps its own.
+    """
+    given = {"-d": data, **({} if source is None else {"--source": source})}
+
+    def filled(match: re.Match[str]) -> str:
+        own = match["own"].split()
+        carried = given | {key: value for key, value in (options or {}).items() if key not in own}
+        words = " ".join(f"{key} {shlex.quote(value)}" for key, value in carried.items())
+        return f"{match['head']} {shlex.quote(net)} {words}{match['own']}"
+
+    return tuple(_COMMAND.sub(filled, sentence) for sentence in sentences)
 
 
 def _db(value: float) -> str:

@@ -465,7 +465,7 @@ def test_twenty_layers_overlap_nowhere():
 def test_the_verdict_puts_timing_first(build):
     data = load("digits", "train", limit=200)
     found = measure_sensitivity(build("max", 4, 0), data)
-    gap, timing, spared, alone, best = found.verdict
+    gap, timing, spared, alone, best, everywhere = found.verdict
     assert f"a temporal gap of {found.temporal_gap_db:.1f} dB" in gap
     assert "look-ahead 0, latency 4 steps" in gap
     assert timing.startswith("Spike timing comes before any layer")
@@ -473,6 +473,7 @@ def test_the_verdict_puts_timing_first(build):
     assert f"Left analog alone, {table['leave_one_out'].idxmax()} would give" in spared
     assert f"Spiking alone, {table['isolated'].idxmin()} costs most" in alone
     assert found.gains["call"].iloc[0] in best
+    assert "In the shell: speedysnn " in everywhere
     assert "chance" not in best
     calm = measure_sensitivity(build("max", 4, 1), data, modes=(), gains=("look-ahead",)).verdict
     assert calm[1:] == ("No change of a single layer that was measured would gain 0.1 dB at the output.",)

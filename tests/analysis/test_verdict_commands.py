@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import typer
 
-from speedysnn.analysis.verdict import named, verdict
+from speedysnn.analysis.gains import CHANGES
+from speedysnn.analysis.sensitivity_verdict import sentences as sentences_of
+from speedysnn.analysis.verdict import command, named, verdict
 from speedysnn.cli.main import app
 
 OUTPUTS: dict[str, Any] = {
@@ -41,8 +43,33 @@ def _commands(sentences: tuple[str, ...]) -> list[str]:
 def test_it_parses_and_does_what_the_sentence_says(case: str) -> None:
     outputs, layer, words = CASES[case]
     sentences = verdict(pd.DataFrame([{**LAYER, **layer}]), {**OUTPUTS, **outputs})
-    commands = _commands(named(sentences, "my net.snn", "npz:a b.npz", "first one.snn"))
+    commands = _commands(named(sentences, "my net.snn", "npz:a b.npz", "first one.snn", {"--normalize": "cifar10"}))
     assert any(words in text for text in commands), sentences
+    _parse(commands)
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_a_sensitivity_names_commands_that_parse(change: str) -> None:
+    table = pd.DataFrame([{"layer": "relu1", "mode": "isolated", "sqnr_db": 3.0}])
+    gains = pd.DataFrame([{"layer": "relu1", "change": change, "gain_db": 2.0, "gain_se_db": 0.1, "expected_db": 1.9,
+                           "call": "changes[...].apply(snn)"}])  # fmt: skip
+    sentences = named(sentences_of(table, gains, OUTPUTS), "my net.snn", "npz:a b.npz", "first one.snn",
+                      {"--normalize": "cifar10"})  # fmt: skip
+    commands = _commands(sentences)
+    assert len(commands) == 3  # two for the timing, one like the change
+    _parse(commands)
+
+
+def test_a_command_keeps_what_it_sets_itself() -> None:
+    text = f"{command('evaluate {net} -d {data} -T 8 --recalibrate')}, or {command('finetune {net} -d {data} -o t.snn')}."
+    (said,) = named([text], "a.snn", "digits", options={"-T": "4", "--delay": "1"})
+    assert said == (
+        "speedysnn evaluate a.snn -d digits --delay 1 -T 8 --recalibrate, or "
+        "speedysnn finetune a.snn -d digits -T 4 --delay 1 -o t.snn."
+    )
+
+
+def _parse(commands: list[str]) -> None:
     group = typer.main.get_command(app)
     for text in commands:
         program, name, *arguments = shlex.split(text)
@@ -51,3 +78,4 @@ def test_it_parses_and_does_what_the_sentence_says(case: str) -> None:
         assert str(context.params["network"]) == "my net.snn"
         assert context.params["data"] == "npz:a b.npz"
         assert str(context.params["source"]) == "first one.snn"
+        assert context.params["normalize"] == "cifar10"

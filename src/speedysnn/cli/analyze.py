@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,10 +77,15 @@ def command(
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     noise = measure_noise(snn, images, reference, detail="full" if detail else "standard", progress=True)
-    noise = replace(noise, verdict=named(noise.verdict, str(network), data, None if source is None else str(source)))
+    given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
+    names: dict[str, Any] = {"net": str(network), "data": data, "source": None if source is None else str(source),
+             "options": {key: str(value) for key, value in given.items() if value is not None}}  # fmt: skip
+    noise = replace(noise, verdict=named(noise.verdict, **names))
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
-        None if sensitivity is None else measure_sensitivity(snn, images, limit=sensitivity, progress=True),
+        None if sensitivity is None else replace(
+            measure_sensitivity(snn, images, limit=sensitivity, progress=True), names=names
+        ),
         measure_cost(snn, images, progress=True) if cost else None,
     )
     noise.save(output, sweep=extras.sweep, sensitivity=extras.sensitivity, cost=extras.cost)
