@@ -18,12 +18,13 @@ from speedysnn import analysis, convert, finetune
 from speedysnn.finetune import Stage
 from speedysnn.network import SpikingNetwork
 
-# row -> (row it goes on from, T, look-ahead, stages, most spikes a neuron and image)
+# row -> (row it goes on from, T, look-ahead, stages, most spikes a neuron and image, images)
 TUNED = {
-    "T4": ("", 4, 1, ("quantized:8", "spiking:1,rate=0.3"), 0.45),
-    "T2": ("T4", 2, 1, ("quantized:6", "spiking:1,rate=0.3"), 0.33),
+    "T4": ("", 4, 1, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500),
+    "T2": ("T4", 2, 1, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500),
+    "T4+": ("T4", 4, 1, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, 55_000),
+    "T2+": ("T2", 2, 1, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.33, 55_000),
 }
-IMAGES = 27_500  # that tuning takes, without their labels: half of the training images
 SCRATCH = ("spiking:3,T=1", "spiking:2")
 
 
@@ -47,7 +48,7 @@ def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
-    start, steps, delay, stages, budget = TUNED[row]
+    start, steps, delay, stages, budget, images = TUNED[row]
     path, state = runs / f"{name}-{row}.snn", runs / f"state-{name}-{row}"
     seconds = runs / f"{name}-{row}.seconds"
     untuned = convert.to_spiking(source, data["x"][:1024], timesteps=steps, delay=delay)
@@ -59,13 +60,14 @@ def _tuned(
             stages=tuple(map(Stage.parse, stages[:1] if smoke else stages)), match=1.0, augment="flip-crop",
             budget=budget,
         )  # fmt: skip
-        begin = time.monotonic()
-        finetune.fit(snn, TensorDataset(data["x"][:IMAGES]), _held(data), teacher=untuned, config=config, folder=state,
-                     resume=(state / "run.safetensors").is_file(), progress=True, on_epoch=_say)  # fmt: skip
-        seconds.write_text(f"{time.monotonic() - begin:.0f}")
+        begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
+        finetune.fit(snn, TensorDataset(data["x"][:images]), _held(data), teacher=untuned, config=config,
+                     folder=state, resume=resume, progress=True, on_epoch=_say)  # fmt: skip
+        seconds.write_text(_seconds(begin, resume))
         speedysnn.save(snn, path, overwrite=True)
     snn = speedysnn.load(path)
-    about = {"row": f"{name} {row}", "budget": budget, "stages": " ".join(stages), "seconds": float(seconds.read_text())}
+    about = {"row": f"{name} {row}", "budget": budget, "images": images,
+             "stages": " ".join(stages), "seconds": float(seconds.read_text())}
     both = (("untuned", untuned), ("tuned", snn))
     return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]
 
@@ -80,16 +82,21 @@ def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dic
             stages=tuple(map(Stage.parse, stages)), augment="flip-crop", batch_size=64, weight_decay=0.02,
             learning_rates={"weights": 3e-3, "biases": 3e-3},
         )  # fmt: skip
-        begin = time.monotonic()
+        begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
         snn, _ = finetune.train(
             getattr(networks, name)(), TensorDataset(data["x"], data["y"]), 4, validation=_held(data), config=config,
-            delay=1, folder=state, resume=(state / "run.safetensors").is_file(), progress=True, on_epoch=_say,
+            delay=1, folder=state, resume=resume, progress=True, on_epoch=_say,
         )  # fmt: skip
-        seconds.write_text(f"{time.monotonic() - begin:.0f}")
+        seconds.write_text(_seconds(begin, resume))
         speedysnn.save(snn, path, overwrite=True)
     snn = speedysnn.load(path)
     return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(stages),
             "seconds": float(seconds.read_text()), **_judged(snn, data)}  # fmt: skip
+
+
+def _seconds(begin: float, resumed: bool) -> str:
+    """Of a run; not known of one that was broken off and resumed."""
+    return "nan" if resumed else f"{time.monotonic() - begin:.0f}"
 
 
 def _held(data: dict[str, Tensor]) -> TensorDataset:
