@@ -30,6 +30,7 @@ class Row:
         copies: of the 4,194 lossless training images.
         more: further inputs, JPEG.
         train: what trains.
+        mixup: alpha of mixing pairs of images.
     """
 
     start: str
@@ -40,12 +41,15 @@ class Row:
     copies: int = 1
     more: int = 0
     train: tuple[str, ...] = finetune.config.GROUPS
+    mixup: float = 0.0
 
 
 ROWS = {
     "twin": Row("", ("quantized:4",), copies=2, more=49534),
     "T4": Row("twin", ("quantized:20,rate=0.5",)),
     "T2": Row("T4", ("quantized:10",), timesteps=2),
+    "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
+    "T2-long": Row("", ("quantized:1,T=4", "quantized:4"), timesteps=2, copies=6, more=25000, mixup=0.2),
     "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
     "binary": Row("T4", ("spiking:8",), delay=0),
     "ternary": Row("T4", ("spiking:8",), delay=0, spikes="ternary"),
@@ -71,7 +75,7 @@ def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bo
         training = images.training(row.copies, min(more, len(images.further)))
         config = finetune.Config(
             stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
-            train=row.train,
+            train=row.train, mixup=row.mixup,
         )  # fmt: skip
         begin, state = time.monotonic(), runs / f"state-{name}"
         finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
