@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from speedysnn.eventwise import Eventwise
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.operators import OPERATORS, Operator
@@ -72,10 +73,12 @@ class Execution:
         timesteps: int,
         observer: Observer | None = None,
         drives: Mapping[str, Tensor] | None = None,
+        eventwise: Eventwise | None = None,
     ) -> None:
         self.graph, self.neurons, self.tensors = graph, neurons, tensors
         self.timesteps, self.observer = timesteps, observer
         self.drives = drives
+        self.eventwise = eventwise
         self._spent: frozenset[str] = frozenset()
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
@@ -134,8 +137,17 @@ class Execution:
             aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
             if node.op == "add" and args[0].dynamic and node.inputs[0] in self._spent and _alike(*aligned):
                 return Value(aligned[0].add_(aligned[1]), True)
-            return Value(operator.run(aligned, node.attrs, tensors), dynamic)
+            return Value(self._affine(operator, node, aligned, tensors, dynamic), dynamic)
         return Value(self._rate(operator, node, args, tensors), True)
+
+    def _affine(
+        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], dynamic: bool
+    ) -> Tensor:
+        if node.op == "conv2d" and dynamic and self.eventwise is not None:
+            out = self.eventwise.conv2d(node.name, args[0], node.attrs, tensors)
+            if out is not None:
+                return out
+        return operator.run(args, node.attrs, tensors)
 
     def _rate(self, operator: Operator, node: Node, args: list[Value], tensors: Mapping[str, Tensor]) -> Tensor:
         """y[t] = t g(mean to t) - (t-1) g(mean to t-1); in whole spikes where the input is a neuron's own output.

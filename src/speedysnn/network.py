@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from speedysnn import plan
 from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
+from speedysnn.eventwise import Eventwise
 from speedysnn.executor import Execution, Observer, Tap, Value
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.neurons import Delay, IFNeuron, Reading
@@ -168,20 +169,26 @@ class SpikingNetwork(nn.Module):
         """A call in one reading, whatever the present one is; several threads may use several readings at once."""
         values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
         passes = self._passes(values, observer, reading)
+        eventwise = Eventwise(sum(passes) * self.timesteps)
         if len(passes) == 1:
-            return self._run(values, per_step, observer, reading)
+            return self._run(values, per_step, observer, reading, eventwise)
         batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
         pieces = zip(*(torch.split(x, passes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-        calls = [partial(self._one_pass, piece, per_step, observer, reading) for piece in pieces]
+        calls = [partial(self._one_pass, piece, per_step, observer, reading, eventwise) for piece in pieces]
         return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
 
     def _one_pass(
-        self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading
-    ) -> Any:
-        return self._run([self._accept(x, i) for i, x in enumerate(inputs)], per_step, observer, reading)
+        self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading,
+        eventwise: Eventwise,
+    ) -> Any:  # fmt: skip
+        values = [self._accept(x, i) for i, x in enumerate(inputs)]
+        return self._run(values, per_step, observer, reading, eventwise)
 
-    def _run(self, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading) -> Any:
-        run = Execution(self.graph, self.neurons, self.tensors, self.timesteps, observer)
+    def _run(
+        self, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading,
+        eventwise: Eventwise | None = None,
+    ) -> Any:  # fmt: skip
+        run = Execution(self.graph, self.neurons, self.tensors, self.timesteps, observer, eventwise=eventwise)
         if reading != "spiking" or (not per_step and self._synchronous()):
             static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
             out = run.static([run.mean(value) for value in values], static)

@@ -21,6 +21,7 @@ from speedysnn.graph import Graph
 VARIABLE = "SPEEDYSNN_IMAGES_PER_PASS"
 MOST = 1024  # pictures (images times steps) in one pass, however narrow the layers are
 DEVICE_BYTES = 2**28  # of the widest layer, in one pass on an accelerator
+LEAST, LEAST_BYTES = 64, 2**24  # pictures that a pass's own cost is small for, while the widest layer is no larger
 FALLBACK_CACHE = 16 * 2**20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -48,7 +49,8 @@ def widest(graph: Graph, input_shapes: Sequence[Sequence[int]]) -> int:
 def images_per_pass(width: int, steps: int, device: torch.device) -> int:
     """Images that one pass takes, at least one.
 
-    On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache.
+    On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache;
+    small passes are made larger than that, since every call of an operator costs some 0.1 ms that cores cannot share.
     """
     given = os.environ.get(VARIABLE, "")
     if given.isdecimal() and int(given) > 0:
@@ -56,7 +58,8 @@ def images_per_pass(width: int, steps: int, device: torch.device) -> int:
     if device.type != "cpu":
         return max(1, DEVICE_BYTES // (4 * width) // steps)
     share = cache_bytes() // torch.get_num_threads()
-    return max(1, min(MOST, share // (4 * 4 * width)) // steps)
+    fits, least = share // (4 * 4 * width), min(LEAST, LEAST_BYTES // (4 * width))
+    return max(1, min(MOST, max(fits, least)) // steps)
 
 
 def cut(images: int, size: int, parts: int) -> list[int]:

@@ -52,13 +52,17 @@ def forward(
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
     if out.numel() == 0:
         return out
-    half, work = drive.dtype == torch.bfloat16, _work(drive)
-    kernel: Any = sequence.forward_half if half else sequence.forward
+    work, result = _work(drive), _array(out)
     arrays = (_array(where.drive), *_channels(theta, v_init, work))
-    rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_clip(rule, work),
-            where.neurons)  # fmt: skip
-    result = _array(out)
-    share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*arrays, *rest, begin, end, result))
+    sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
+    low, high, take_back = _clip(rule, work)
+    if drive.dtype == torch.bfloat16:
+        kernel: Any = sequence.forward_half
+        given = (*arrays, *sizes, constant, factors, low, high, take_back, where.neurons)
+    else:
+        kernel = sequence.forward
+        given = (sequence.kind_of(constant, take_back), *arrays, *sizes, factors, low, high, where.neurons)
+    share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*given, begin, end, result))
     return out
 
 
@@ -147,5 +151,19 @@ def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> Non
     pool = _pool(os.getpid(), torch.get_num_threads())
     others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, workers)]
     work(bounds[0], bounds[1], 0)
+    for other in others:
+        other.result()
+
+
+def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
+    """Cut items of `size` values in all into one piece a thread."""
+    workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
+    bounds = [items * i // workers for i in range(workers + 1)]
+    if workers == 1:
+        work(0, items)
+        return
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(work, bounds[i], bounds[i + 1]) for i in range(1, workers)]
+    work(bounds[0], bounds[1])
     for other in others:
         other.result()

@@ -18,7 +18,11 @@ from speedysnn.kernels.blocks import (
     spread,
     store_half,
 )
-from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, TAKE_BACK
+
+if AVAILABLE:
+    from speedysnn.kernels.neuron_code import fire_all
 
 Array = Any
 BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
@@ -59,12 +63,12 @@ def total_upto_half(
 
 @compiled
 def forward(
-    x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, neurons: int, begin: int, end: int, out: Array,
+    kind: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
+    hi: Any, neurons: int, begin: int, end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Theta * s[t] of the neurons begin..end - 1, all steps."""
+    """Theta * s[t] of the neurons begin..end - 1, all steps; `kind` tells by its length what `kind_of` says."""
     th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
-    total, count, s = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
+    constant, take_back = (len(kind) - 1) & CONSTANT != 0, (len(kind) - 1) & TAKE_BACK != 0
     period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
     size = block_size(BLOCK, period)
     for first in range(begin, end, size):
@@ -72,16 +76,35 @@ def forward(
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
-        count[:m] = 0
-        seen = 0
-        for t in range(1, steps + 1):
-            upto = 1 if constant else min(t + delay, steps)
-            total_upto(x, first, m, neurons, seen, upto, total)
-            seen = upto
-            row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
-            fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
-            for i in range(m):
-                row[i] = s[i] * th[i]
+        many = m // AT_ONCE * AT_ONCE
+        seen = 1 if constant else min(1 + delay, steps)
+        fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many)
+        if many < m:
+            few(x, first + many, m - many, steps, delay, constant, factors, lo, hi, take_back, th[many:], v0[many:],
+                neurons, out)  # fmt: skip
+
+
+@compiled
+def few(
+    x: Array, first: int, m: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any, hi: Any,
+    take_back: bool, th: Array, v0: Array, neurons: int, out: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for what is left at the end, at most AT_ONCE neurons."""
+    total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
+    seen = 0
+    for t in range(1, steps + 1):
+        upto = 1 if constant else min(t + delay, steps)
+        total_upto(x, first, m, neurons, seen, upto, total)
+        seen = upto
+        row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+        fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
+        for i in range(m):
+            row[i] = s[i] * th[i]
+
+
+def kind_of(constant: bool, take_back: bool) -> tuple[int, ...]:
+    """A call's kind as a tuple's length, which the compiler knows: code for each, without branches."""
+    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back)
 
 
 @compiled

@@ -1,0 +1,80 @@
+"""When an event-driven convolution pays: below a density of its input that is measured once a machine and shape.
+
+Both ways are timed on a few pictures, the event-driven one also on none but zeros: its cost is that floor and a part in
+proportion to the events. What was found is kept in the user's cache folder, so that later runs decide alike.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn._replace import replace_file
+from speedysnn.kernels.compiled import cache_folder
+from speedysnn.kernels.events import Plan
+
+PICTURES, ROUNDS = 16, 3  # that are timed, and how often
+_known: dict[str, float] = {}
+_lock = threading.Lock()
+
+
+def crossover(plan: Plan, x: Tensor, dense: Callable[[Tensor], Tensor]) -> float:
+    """The density (share of values that are not zero) up to which `plan.run` is at most as slow as `dense`."""
+    key = _key(plan, x)
+    if key not in _known:
+        with _lock:  # others wait: what they did meanwhile would be in the measurement
+            if not _known:
+                _known.update(_read())
+            if key not in _known:
+                _known[key] = _measure(plan, x[:PICTURES].contiguous(memory_format=torch.channels_last), dense)
+                _write()
+    return _known[key]
+
+
+def density(x: Tensor) -> float:
+    """Share of the values of a few pictures that are not zero."""
+    some = x[:: max(1, x.shape[0] // 8)]
+    return int(torch.count_nonzero(some)) / max(1, some.numel())
+
+
+def _measure(plan: Plan, x: Tensor, dense: Callable[[Tensor], Tensor]) -> float:
+    share = int(torch.count_nonzero(x)) / max(1, x.numel())
+    zeros = torch.zeros_like(x)
+    calls: tuple[Callable[[], Tensor], ...] = (lambda: dense(x), lambda: plan.run(x), lambda: plan.run(zeros))
+    for call in calls:
+        call()
+    rounds = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
+    whole, sparse, floor = (min(times) for times in zip(*rounds, strict=True))
+    slope = max(sparse - floor, 1e-9) / max(share, 1e-3)
+    return min(1.0, max(0.0, (whole - floor) / slope))
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _key(plan: Plan, x: Tensor) -> str:
+    sizes = (plan.channels, plan.outputs, plan.tall, plan.kernel, *plan.stride, *plan.padding, *x.shape[2:])
+    return " ".join(map(str, (torch.__version__, torch.get_num_threads(), *sizes)))
+
+
+def _read() -> dict[str, float]:
+    try:
+        found: Any = json.loads((cache_folder() / "crossover.json").read_text("utf-8"))
+        return {str(key): float(value) for key, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write() -> None:
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        replace_file(cache_folder() / "crossover.json", json.dumps({**_read(), **_known}, indent=0).encode())
+    except OSError:  # measured anew in every process
+        return

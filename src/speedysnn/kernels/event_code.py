@@ -1,0 +1,107 @@
+"""Vector code of the event-driven convolution, written for the compiler by hand: it keeps the sums in registers.
+
+numba offers no arrays in registers, and a sum that goes to memory after every event costs three times the addition.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.vector_code import LANES, Writer, intrinsic, ir, types
+
+
+def lanes_of_masks() -> Any:
+    """(256 * 8,) int32: for every mask of 8 bits the positions of its ones, in order; the rest is not used."""
+    table = np.zeros((256, LANES), np.int32)
+    for mask in range(256):
+        ones = [i for i in range(LANES) if mask >> i & 1]
+        table[mask, : len(ones)] = ones
+    return table.reshape(-1)
+
+
+def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """One block of 8 values after the other: the mask of those that are not zero picks the positions to store."""
+    w = Writer(context, builder, signature.args, args)
+    values, offset, groups, column, places, columns, count = args
+    values, places, columns = w.pointer(0), w.pointer(4), w.pointer(5)
+    before = builder.block
+    head, body, done = w.blocks("head", "body", "done")
+    builder.branch(head)
+    builder.position_at_end(head)
+    i, n = w.phis(w.index, [w.number(0), count], before)
+    builder.cbranch(builder.icmp_signed("<", i, groups), body, done)
+    builder.position_at_end(body)
+    first = builder.mul(i, w.number(LANES))
+    eight = w.vector(values, builder.add(offset, first), w.reals)
+    fired = builder.fcmp_unordered("!=", eight, ir.Constant(w.reals, [0.0] * LANES))
+    mask = builder.bitcast(fired, ir.IntType(LANES))
+    row = builder.mul(builder.zext(mask, w.index), w.number(LANES))
+    base = w.everywhere(builder.trunc(builder.add(column, first), w.word), w.words)
+    w.store(builder.add(w.vector(places, row, w.words), base), columns, n)
+    ones = builder.zext(builder.ctpop(mask), w.index)
+    w.close([i, n], [builder.add(i, w.number(1)), builder.add(n, ones)], body)
+    builder.branch(head)
+    builder.position_at_end(done)
+    return n
+
+
+def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Sums over several runs of events: sum += value * row of weights; all sums stay in registers."""
+    w = Writer(context, builder, signature.args, args)
+    ahead = [w.number(LANES * k) for k in range(len(signature.args[0]))]
+    init, out, inputs, weights, columns = (w.pointer(i) for i in (1, 3, 5, 6, 7))
+    begins, ends, values, rows = (w.pointer(i) for i in (8, 9, 10, 11))
+    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(ahead))
+    before, sums = builder.block, [w.vector(init, builder.add(start, k), w.reals) for k in ahead]
+    run, begin, event, following, done = w.blocks("run", "begin", "event", "following", "done")
+    builder.branch(run)
+    builder.position_at_end(run)
+    (j,), held = w.phis(w.index, [w.number(0)], before), w.phis(w.reals, sums, before)
+    builder.cbranch(builder.icmp_signed("<", j, runs), begin, done)
+    builder.position_at_end(begin)
+    low, high, row = (w.at(p, j) for p in (begins, ends, rows))
+    where = builder.gep(inputs, [w.at(values, j)])
+    builder.cbranch(builder.icmp_signed("<", low, high), event, following)
+    builder.position_at_end(event)
+    (i,), running = w.phis(w.index, [low], begin), w.phis(w.reals, held, begin)
+    column = builder.sext(w.at(columns, i), w.index)
+    value, place = w.everywhere(w.at(where, column), w.reals), builder.add(builder.mul(column, width), row)
+    added = []
+    for total, k in zip(running, ahead, strict=True):  # "contract": rounded once where the processor can
+        product = builder.fmul(value, w.vector(weights, builder.add(place, k), w.reals), flags=("contract",))
+        added.append(builder.fadd(total, product, flags=("contract",)))
+    later = builder.add(i, w.number(1))
+    w.close([i, *running], [later, *added], event)
+    builder.cbranch(builder.icmp_signed("<", later, high), event, following)
+    builder.position_at_end(following)
+    joined = w.phis(w.reals, held, begin)
+    w.close(joined, added, event)
+    w.close([j, *held], [builder.add(j, w.number(1)), *joined], following)
+    builder.branch(run)
+    builder.position_at_end(done)
+    for total, k in zip(held, ahead, strict=True):
+        w.store(total, out, builder.add(first, k))
+    return context.get_dummy_value()
+
+
+if AVAILABLE:
+
+    @intrinsic
+    def pack(_: Any, values: Any, offset: Any, groups: Any, column: Any, places: Any, columns: Any, count: Any) -> Any:
+        """Append `column` + i of every values[offset + i] != 0, i < 8 * groups, to columns[count:]; the new count.
+
+        Up to 8 entries beyond the new count are overwritten.
+        """
+        return types.int64(values, offset, groups, column, places, columns, count), _pack
+
+    @intrinsic
+    def add_rows(
+        _: Any, lanes: Any, init: Any, start: Any, out: Any, first: Any, inputs: Any, weights: Any, columns: Any,
+        begins: Any, ends: Any, values: Any, rows: Any, runs: Any,
+    ) -> Any:  # fmt: skip
+        """out[first + k] = init[start + k] + sum over j < runs and begins[j] <= i < ends[j], c = columns[i], of
+        inputs[values[j] + c] * weights[rows[j] + c * width + k], for k < width = 8 * len(lanes).
+        """
+        given = (lanes, init, start, out, first, inputs, weights, columns, begins, ends, values, rows, runs)
+        return types.void(*given), _add_rows

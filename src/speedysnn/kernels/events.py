@@ -1,0 +1,155 @@
+"""Convolution of spikes on the CPU: only inputs that are not zero are multiplied.
+
+Events of a row of pixels lie one after the other, so an output pixel reads one run of them for every row of its window:
+few loops, and their branches are what sparse work costs on a CPU. Exact for any input; values need not be spikes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedysnn.kernels import event_code
+from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.cpu import spread_over
+from speedysnn.kernels.layout import flat
+
+Array = Any
+WIDEST, FOLDED = 64, 32  # outputs whose sums are held in registers; that pixels are taken together for
+TABLE_BYTES = 300_000  # of weights in use at a time, to stay in the second-level cache
+PLACES = event_code.lanes_of_masks()
+if AVAILABLE:
+    from speedysnn.kernels.event_code import add_rows, pack
+
+
+class Plan:
+    """A 2-d convolution laid out for events: weights (block, kh, kw, C, width), width neighbouring outputs at a time.
+
+    Few channels share a block with those of the next pixels, whose windows overlap: `pixels` outputs of a row then see
+    a window that is wider by (pixels - 1) strides, zero where a pixel does not look.
+
+    Args:
+        weight: (O, C, kh, kw).
+        bias: (O,) or None.
+        stride: of rows and columns.
+        padding: zeros above and to the left, as many on the other side.
+        columns: pixels of an output row.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], columns: int
+    ) -> None:
+        outputs, self.channels, self.tall, wide = weight.shape
+        self.kernel = wide
+        self.stride, self.padding, self.outputs = stride, padding, outputs
+        self.pixels = _pixels(outputs, wide, columns)
+        self.wide = wide + (self.pixels - 1) * stride[1]
+        self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
+        blocks = outputs * self.pixels // self.width
+        table = weight.new_zeros(self.tall, self.wide, self.channels, self.pixels, outputs)
+        moved = weight.detach().permute(2, 3, 1, 0)
+        for pixel in range(self.pixels):
+            table[:, pixel * stride[1] : pixel * stride[1] + wide, :, pixel] = moved
+        table = table.reshape(self.tall, self.wide, self.channels, blocks, self.width).permute(3, 0, 1, 2, 4)
+        self.table = table.contiguous().view(-1).numpy()
+        start = weight.new_zeros(outputs) if bias is None else bias.detach()
+        self.bias = start.repeat(self.pixels).numpy()
+        per_channel = 4 * self.tall * self.wide * self.width
+        self.chunk = min(self.channels, max(8, TABLE_BYTES // per_channel // 8 * 8))
+
+    def run(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) channels-last float32 -> (N, O, OH, OW) channels-last."""
+        images, _, high, wide = x.shape
+        rows = (high + 2 * self.padding[0] - self.tall) // self.stride[0] + 1
+        columns = (wide + 2 * self.padding[1] - self.kernel) // self.stride[1] + 1
+        out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
+        sizes = (high, wide, self.channels, self.chunk, rows, columns // self.pixels, self.tall, self.wide,
+                 self.stride[0], self.stride[1] * self.pixels, *self.padding)  # fmt: skip
+        given = ((0,) * (self.width // event_code.LANES), flat(x).numpy(), self.table, self.bias, PLACES)
+        result = flat(out).numpy()
+        spread_over(images, x.numel(), lambda begin, end: _convolve(*given, sizes, begin, end, result))
+        return out
+
+
+def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
+    """Whether `Plan` can do a convolution."""
+    return (
+        AVAILABLE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim == 4
+        and attrs["groups"] == 1
+        and all(size == 1 for size in pair(attrs["dilation"]))
+        and not isinstance(attrs["padding"], str)
+        and weight.shape[0] % event_code.LANES == 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A size of rows and columns from one number or two."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _pixels(outputs: int, wide: int, columns: int) -> int:
+    for pixels in (4, 2):
+        if wide > 1 and outputs * pixels <= FOLDED and columns % pixels == 0:
+            return pixels
+    return 1
+
+
+def _divisor(outputs: int) -> int:
+    return max(width for width in range(event_code.LANES, WIDEST + 1, event_code.LANES) if outputs % width == 0)
+
+
+@compiled
+def _events(
+    x: Array, base: int, positions: int, wide: int, channels: int, first: int, chunk: int, places: Array,
+    columns: Array, ends: Array,
+) -> None:  # pragma: no cover - compiled
+    """Where the values of some channels of an image are not zero: pixel in its row * channels + channel, pixel after
+    pixel; ends[p + 1] is the number of them up to pixel p.
+    """
+    count, groups = 0, chunk // 8
+    ends[0] = 0
+    for p in range(positions):
+        at, column = base + p * channels + first, p % wide * channels + first
+        count = pack(x, at, groups, column, places, columns, count)
+        for c in range(groups * 8, chunk):
+            columns[count] = column + c
+            count += 1 if x[at + c] != 0 else 0
+        ends[p + 1] = count
+
+
+@compiled
+def _convolve(
+    lanes: Any, x: Array, table: Array, bias: Array, places: Array, sizes: Any, begin: int, end: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Images begin..end - 1; the weights of one block and one chunk of channels serve all of them in turn."""
+    high, wide, channels, chunk, rows, columns, tall, window, down, right, above, left = sizes
+    width = 8 * len(lanes)
+    per_image = rows * columns * bias.size
+    active, ends = np.empty(high * wide * chunk + 8, np.int32), np.empty(high * wide + 1, np.int64)
+    lows, highs, values, weights = (np.empty(tall, np.int64), np.empty(tall, np.int64), np.empty(tall, np.int64),
+                                    np.empty(tall, np.int64))  # fmt: skip
+    for block in range(bias.size // width):
+        for first in range(0, channels, chunk):
+            some = min(chunk, channels - first)
+            for n in range(begin, end):
+                _events(x, n * high * wide * channels, high * wide, wide, channels, first, some, places, active, ends)
+                for row in range(rows):
+                    for column in range(columns):
+                        to = n * per_image + (row * columns + column) * bias.size + block * width
+                        start = column * right - left
+                        since = min(max(start, 0), wide)
+                        until = max(min(start + window, wide), since)
+                        runs = 0
+                        for k in range(max(0, above - row * down), min(tall, high + above - row * down)):
+                            r = row * down - above + k
+                            lows[runs], highs[runs] = ends[r * wide + since], ends[r * wide + until]
+                            values[runs] = (n * high + r) * wide * channels
+                            weights[runs] = ((block * tall + k) * window - start) * channels * width
+                            runs += 1
+                        sums, origin = (bias, block * width) if first == 0 else (out, to)
+                        add_rows(lanes, sums, origin, out, to, x, table, active, lows, highs, values, weights, runs)

@@ -1,0 +1,125 @@
+"""Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value."""
+
+from typing import Any
+
+from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.vector_code import LANES, Writer, intrinsic, ir, types
+
+if AVAILABLE:
+    from numba.core.cgutils import get_or_insert_function
+
+VECTORS = 2  # at a time, so that one's division is under way while the other's is used
+AT_ONCE = LANES * VECTORS
+CONSTANT, TAKE_BACK = 1, 2  # the kinds of a call, in the length of its first argument less one
+
+
+class _Neurons(Writer):
+    """The neuron's arithmetic, in the order of `reference`, so that every bit is the same."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
+        super().__init__(context, builder, types_, args)
+        kind = len(types_[0]) - 1
+        self.constant, self.take_back = bool(kind & CONSTANT), bool(kind & TAKE_BACK)
+        self.real = context.get_value_type(types_[1].dtype)
+        self.reals = ir.VectorType(self.real, LANES)
+        self.ahead = [self.number(LANES * i) for i in range(VECTORS)]
+        self.x, self.factors, self.out = (self.pointer(i) for i in (1, 6, 11))
+        self.neurons, self.steps, self.seen = args[3], args[4], args[5]
+        self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
+        self.at_group: Any = None
+        name = f"llvm.floor.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
+        self.floor = get_or_insert_function(builder.module, ir.FunctionType(self.reals, [self.reals]), name)
+
+    def load(self, pointer: Any, index: Any) -> list[Any]:
+        """A group's values."""
+        return [self.vector(pointer, self.b.add(index, k), self.reals) for k in self.ahead]
+
+    def row(self, t: Any) -> list[Any]:
+        """The group's inputs of one step."""
+        return self.load(self.x, self.b.add(self.at_group, self.b.mul(t, self.neurons)))
+
+    def steps_of(self, totals: list[Any], own: list[Any], origin: list[Any], after: Any) -> None:
+        """The loop over the steps: fire, write, add the row that comes into sight."""
+        b, before = self.b, self.b.block
+        firing, further = self.blocks("firing", "further")
+        b.branch(firing)
+        b.position_at_end(firing)
+        (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
+        counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * LANES)] * VECTORS, before)
+        factor, reached = self.everywhere(self.at(self.factors, t), self.reals), []
+        for n, place in enumerate(self.ahead):
+            spikes, count = self.step(sums[n], factor, own[n], origin[n], counts[n])
+            self.store(b.fmul(spikes, own[n]), self.out, b.add(b.add(self.at_group, b.mul(t, self.neurons)), place))
+            reached.append(count)
+        later = b.add(t, self.number(1))
+        b.cbranch(b.icmp_signed("<", later, self.steps), further, after)
+        b.position_at_end(further)
+        self.close([t, *sums, *counts], [later, *self.seen_next(t, sums), *reached], further)
+        b.branch(firing)
+
+    def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
+        """The sums with the next row, where there is one."""
+        if self.constant:
+            return sums
+        b = self.b
+        new = b.add(t, self.seen)
+        more = b.icmp_signed("<", new, self.steps)
+        row = self.row(b.select(more, new, t))
+        return [b.select(more, b.fadd(total, x), total) for total, x in zip(sums, row, strict=True)]
+
+    def step(self, total: Any, factor: Any, theta: Any, start: Any, count: Any) -> tuple[Any, Any]:
+        """(spikes, count after them); comparisons as in the scalar code, so that NaN goes the same way."""
+        b, (low, high) = self.b, self.limits
+        level = b.fadd(b.fdiv(b.fmul(total, factor), theta), start)
+        spikes = b.fsub(b.call(self.floor, [level]), count)
+        spikes = b.select(b.fcmp_ordered(">", spikes, high), high, spikes)
+        spikes = b.select(b.fcmp_ordered("<", spikes, low), low, spikes)
+        if self.take_back:
+            one, zero = (ir.Constant(self.reals, [value] * LANES) for value in (1.0, 0.0))
+            back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
+            spikes = b.fsub(spikes, b.select(back, one, zero))
+        return spikes, b.fadd(count, spikes)
+
+
+def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """The loop over groups of neurons; what the first step sees is summed up before the steps begin."""
+    w, b = _Neurons(context, builder, signature.args, args), builder
+    before = b.block
+    group, add, adding, ahead, fire, after, done = w.blocks("group", "add", "adding", "ahead", "fire", "after", "done")
+    b.branch(group)
+    b.position_at_end(group)
+    (i,) = w.phis(w.index, [w.number(0)], before)
+    w.at_group = b.add(args[2], i)
+    b.cbranch(b.icmp_signed("<", i, args[12]), add, done)
+    b.position_at_end(add)
+    own, origin, begin = w.load(w.pointer(7), i), w.load(w.pointer(8), i), w.load(w.x, w.at_group)
+    b.branch(adding)
+    b.position_at_end(adding)
+    (k,), totals = w.phis(w.index, [w.number(1)], add), w.phis(w.reals, begin, add)
+    b.cbranch(b.icmp_signed("<", k, w.seen), ahead, fire)
+    b.position_at_end(ahead)
+    w.close([k, *totals], [b.add(k, w.number(1)), *map(b.fadd, totals, w.row(k))], ahead)
+    b.branch(adding)
+    b.position_at_end(fire)
+    w.steps_of(totals, own, origin, after)
+    b.position_at_end(after)
+    w.close([i], [b.add(i, w.number(AT_ONCE))], after)
+    b.branch(group)
+    b.position_at_end(done)
+    return context.get_dummy_value()
+
+
+if AVAILABLE:
+
+    @intrinsic
+    def fire_all(
+        _: Any, kind: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
+        start: Any, low: Any, high: Any, out: Any, many: Any,
+    ) -> Any:  # fmt: skip
+        """Theta * s[t] of all steps for `many` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
+
+        Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
+        neurons alone.
+        """
+        given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many)
+        return types.void(*given), _fire

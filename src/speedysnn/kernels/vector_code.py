@@ -1,0 +1,69 @@
+"""Vector code written for the compiler by hand, where numba's own keeps in memory what belongs in registers."""
+
+from importlib import import_module
+from typing import Any
+
+from speedysnn.kernels.compiled import AVAILABLE
+
+LANES = 8  # numbers a vector
+ir: Any = None
+types: Any = None
+intrinsic: Any = None
+if AVAILABLE:
+    ir, types = import_module("llvmlite.ir"), import_module("numba.core.types")
+    intrinsic = import_module("numba.extending").intrinsic
+
+
+class Writer:
+    """Instructions that the functions share; arrays come as pointers to their values."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
+        self.context, self.b, self.types, self.args = context, builder, types_, args
+        self.index, self.word, self.real = ir.IntType(64), ir.IntType(32), ir.FloatType()
+        self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
+
+    def blocks(self, *names: str) -> list[Any]:
+        """New places to jump to."""
+        return [self.b.append_basic_block(name) for name in names]
+
+    def pointer(self, i: int) -> Any:
+        """To the first value of an array argument."""
+        return self.context.make_array(self.types[i])(self.context, self.b, self.args[i]).data
+
+    def number(self, value: int) -> Any:
+        """A whole number that the compiler knows."""
+        return ir.Constant(self.index, value)
+
+    def at(self, pointer: Any, index: Any) -> Any:
+        """One value of an array."""
+        return self.b.load(self.b.gep(pointer, [index]))
+
+    def vector(self, pointer: Any, index: Any, kind: Any) -> Any:
+        """LANES values of an array from an index on, wherever they lie."""
+        return self.b.load(self.b.bitcast(self.b.gep(pointer, [index]), kind.as_pointer()), align=4)
+
+    def store(self, value: Any, pointer: Any, index: Any) -> None:
+        """Write a vector to an array."""
+        where = self.b.bitcast(self.b.gep(pointer, [index]), value.type.as_pointer())
+        self.b.store(value, where, align=4)
+
+    def everywhere(self, value: Any, kind: Any) -> Any:
+        """A vector with one value in all its lanes."""
+        empty, places = ir.Constant(kind, ir.Undefined), ir.VectorType(self.word, LANES)
+        one = self.b.insert_element(empty, value, ir.Constant(self.word, 0))
+        return self.b.shuffle_vector(one, empty, ir.Constant(places, [0] * LANES))
+
+    @staticmethod
+    def close(phis: list[Any], values: list[Any], block: Any) -> None:
+        """What the values are when a loop comes round."""
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, block)
+
+    def phis(self, kind: Any, values: list[Any], block: Any) -> list[Any]:
+        """Values that change from round to round of a loop, and what they are where it is entered."""
+        out = []
+        for value in values:
+            phi = self.b.phi(kind)
+            phi.add_incoming(value, block)
+            out.append(phi)
+        return out

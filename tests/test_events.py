@@ -1,0 +1,155 @@
+"""The event-driven convolution is the convolution, whatever it is given, and runs where it pays."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from speedysnn import convert
+from speedysnn.eventwise import Eventwise
+from speedysnn.kernels import crossover, events
+from speedysnn.kernels.compiled import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
+
+
+def _case(channels, outputs, kernel, stride, padding, size, share, seed, images=3):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, channels, *size, generator=generator)
+    x = torch.where(torch.rand(x.shape, generator=generator) < share, x, 0.0).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(outputs, channels, *kernel, generator=generator)
+    attrs = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
+    return x, weight, torch.randn(outputs, generator=generator), attrs
+
+
+def _both(x, weight, bias, attrs):
+    wanted = F.conv2d(x, weight, bias, attrs["stride"], attrs["padding"])
+    plan = events.Plan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3])
+    return wanted, plan.run(x)
+
+
+@given(
+    channels=st.integers(1, 20), outputs=st.sampled_from([8, 16, 24, 64, 72]),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 5), st.integers(0, 5)), size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), biased=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_equals_the_convolution(channels, outputs, kernel, stride, padding, size, share, biased, seed):
+    x, weight, bias, attrs = _case(channels, outputs, kernel, stride, padding, size, share, seed)
+    wanted, got = _both(x, weight, bias if biased else None, attrs)
+    assert got.shape == wanted.shape
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_many_channels_come_in_chunks_and_blocks():
+    x, weight, bias, attrs = _case(200, 192, (3, 3), (1, 1), (1, 1), (6, 6), 0.2, 0, images=4)
+    wanted, got = _both(x, weight, bias, attrs)
+    plan = events.Plan(weight, bias, (1, 1), (1, 1), 6)
+    assert plan.chunk < 200
+    assert plan.width == 64
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_threads_change_no_bit():
+    x, weight, bias, attrs = _case(16, 16, (3, 3), (1, 1), (1, 1), (32, 32), 0.2, 0, images=16)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(_both(x, weight, bias, attrs)[1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_nan_and_infinity_are_not_dropped():
+    x, weight, bias, attrs = _case(8, 8, (3, 3), (1, 1), (1, 1), (5, 5), 0.3, 0)
+    x[0, 3, 2, 2], x[1, 2, 0, 0] = float("nan"), float("inf")
+    wanted, got = _both(x, weight, bias, attrs)
+    assert torch.equal(wanted.isnan(), got.isnan())
+    assert torch.equal(wanted.isinf(), got.isinf())
+
+
+@pytest.mark.parametrize(
+    ("change", "takes"),
+    [
+        ({}, True),
+        ({"groups": 2}, False),
+        ({"dilation": (2, 1)}, False),
+        ({"padding": "same"}, False),
+        ({"outputs": 12}, False),
+        ({"dtype": torch.float64}, False),
+        ({"layout": torch.contiguous_format}, False),
+    ],
+)
+def test_what_it_takes(change, takes):
+    x, weight, _, attrs = _case(4, change.get("outputs", 8), (3, 3), (1, 1), (1, 1), (6, 6), 0.3, 0)
+    x = x.to(change.get("dtype", torch.float32)).contiguous(memory_format=change.get("layout", torch.channels_last))
+    attrs |= {key: change[key] for key in ("groups", "dilation", "padding") if key in change}
+    assert events.takes(x, weight, attrs) is takes
+
+
+def _network():
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 10),
+    ).eval()  # fmt: skip
+    x = torch.rand(8, 3, 16, 16)
+    return convert.to_spiking(ann, x, timesteps=4), x
+
+
+def test_a_network_says_the_same_both_ways(monkeypatch):
+    snn, x = _network()
+    seen = []
+    run = events.Plan.run
+    monkeypatch.setattr(events.Plan, "run", lambda self, x: seen.append(self) or run(self, x))
+    with torch.no_grad():
+        monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
+        usual = snn(x)
+        assert not seen
+        monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+        sparse = snn(x)
+    assert len(set(seen)) == 2  # the first convolution sees the image, which is no spike train
+    assert float((usual - sparse).norm() / usual.norm()) < 1e-2  # a spike may move at a tie
+
+
+def test_gradients_take_the_usual_way(monkeypatch):
+    snn, x = _network()
+    monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+    monkeypatch.setattr(events.Plan, "run", lambda self, x: pytest.fail("no gradient flows here"))
+    snn(x).sum().backward()
+
+
+def test_dense_inputs_and_small_work_take_the_usual_way(monkeypatch):
+    monkeypatch.delenv("SPEEDYSNN_EVENTS", raising=False)
+    x, weight, bias, attrs = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.5, 0)
+    tensors = {"weight": weight, "bias": bias}
+    with torch.no_grad():
+        assert Eventwise(3).conv2d("small", x, attrs, tensors) is None
+        monkeypatch.setattr(crossover, "crossover", lambda *_: 0.4)
+        assert Eventwise(10**6).conv2d("dense", x, attrs, tensors) is None
+        monkeypatch.setattr(crossover, "crossover", lambda *_: 0.6)
+        assert Eventwise(10**6).conv2d("sparse", x, attrs, tensors) is not None
+
+
+def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(crossover, "_known", {})
+    x, weight, bias, _ = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
+    plan, dense = events.Plan(weight, bias, (1, 1), (1, 1), 8), lambda some: F.conv2d(some, weight, bias, 1, 1)
+    first = crossover.crossover(plan, x, dense)
+    assert 0 <= first <= 1
+    assert list(json.loads((tmp_path / "crossover.json").read_text()).values()) == [first]
+    (tmp_path / "crossover.json").write_text(json.dumps({key: 0.123 for key in crossover._known}))
+    monkeypatch.setattr(crossover, "_known", {})
+    assert crossover.crossover(plan, x, dense) == 0.123
+    (tmp_path / "crossover.json").write_text("[1, 2")
+    monkeypatch.setattr(crossover, "_known", {})
+    assert 0 <= crossover.crossover(plan, x, dense) <= 1
