@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from speedysnn import convert
+from speedysnn import convert, crossover
 from speedysnn.eventwise import Eventwise
-from speedysnn.kernels import crossover, events
+from speedysnn.kernels import events
 from speedysnn.kernels.compiled import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from speedysnn.kernels import crossover, events
+from speedysnn import crossover
+from speedysnn.kernels import events
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
 WORTH = 1e8  # multiplications of a layer in a call below which nothing is laid out or measured

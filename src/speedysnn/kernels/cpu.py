@@ -58,7 +58,7 @@ def forward(
     low, high, take_back = _clip(rule, work)
     if drive.dtype == torch.bfloat16:
         kernel: Any = sequence.forward_half
-        given = (*arrays, *sizes, constant, factors, low, high, take_back, where.neurons)
+        given: tuple[Any, ...] = (*arrays, *sizes, constant, factors, low, high, take_back, where.neurons)
     else:
         kernel = sequence.forward
         given = (sequence.kind_of(constant, take_back), *arrays, *sizes, factors, low, high, where.neurons)

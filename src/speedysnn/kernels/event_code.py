@@ -87,7 +87,7 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 if AVAILABLE:
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def pack(_: Any, values: Any, offset: Any, groups: Any, column: Any, places: Any, columns: Any, count: Any) -> Any:
         """Append `column` + i of every values[offset + i] != 0, i < 8 * groups, to columns[count:]; the new count.
 
@@ -95,7 +95,7 @@ if AVAILABLE:
         """
         return types.int64(values, offset, groups, column, places, columns, count), _pack
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def add_rows(
         _: Any, lanes: Any, init: Any, start: Any, out: Any, first: Any, inputs: Any, weights: Any, columns: Any,
         begins: Any, ends: Any, values: Any, rows: Any, runs: Any,

@@ -14,6 +14,7 @@ from speedysnn.kernels import event_code
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat
+from speedysnn.kernels.vector_code import LANES
 
 Array = Any
 WIDEST, FOLDED = 64, 32  # outputs whose sums are held in registers; that pixels are taken together for
@@ -66,7 +67,7 @@ class Plan:
         out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
         sizes = (high, wide, self.channels, self.chunk, rows, columns // self.pixels, self.tall, self.wide,
                  self.stride[0], self.stride[1] * self.pixels, *self.padding)  # fmt: skip
-        given = ((0,) * (self.width // event_code.LANES), flat(x).numpy(), self.table, self.bias, PLACES)
+        given = ((0,) * (self.width // LANES), flat(x).numpy(), self.table, self.bias, PLACES)
         result = flat(out).numpy()
         spread_over(images, x.numel(), lambda begin, end: _convolve(*given, sizes, begin, end, result))
         return out
@@ -82,7 +83,7 @@ def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
         and attrs["groups"] == 1
         and all(size == 1 for size in pair(attrs["dilation"]))
         and not isinstance(attrs["padding"], str)
-        and weight.shape[0] % event_code.LANES == 0
+        and weight.shape[0] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -100,7 +101,7 @@ def _pixels(outputs: int, wide: int, columns: int) -> int:
 
 
 def _divisor(outputs: int) -> int:
-    return max(width for width in range(event_code.LANES, WIDEST + 1, event_code.LANES) if outputs % width == 0)
+    return max(width for width in range(LANES, WIDEST + 1, LANES) if outputs % width == 0)
 
 
 @compiled

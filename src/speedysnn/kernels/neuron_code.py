@@ -1,12 +1,13 @@
 """Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value."""
 
+from importlib import import_module
 from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.vector_code import LANES, Writer, intrinsic, ir, types
 
 if AVAILABLE:
-    from numba.core.cgutils import get_or_insert_function
+    cgutils: Any = import_module("numba.core.cgutils")
 
 VECTORS = 2  # at a time, so that one's division is under way while the other's is used
 AT_ONCE = LANES * VECTORS
@@ -28,7 +29,7 @@ class _Neurons(Writer):
         self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
         name = f"llvm.floor.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
-        self.floor = get_or_insert_function(builder.module, ir.FunctionType(self.reals, [self.reals]), name)
+        self.floor = cgutils.get_or_insert_function(builder.module, ir.FunctionType(self.reals, [self.reals]), name)
 
     def load(self, pointer: Any, index: Any) -> list[Any]:
         """A group's values."""
@@ -111,7 +112,7 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 if AVAILABLE:
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
         _: Any, kind: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
         start: Any, low: Any, high: Any, out: Any, many: Any,

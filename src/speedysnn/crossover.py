@@ -50,7 +50,7 @@ def _measure(plan: Plan, x: Tensor, dense: Callable[[Tensor], Tensor]) -> float:
     rounds = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
     whole, sparse, floor = (min(times) for times in zip(*rounds, strict=True))
     slope = max(sparse - floor, 1e-9) / max(share, 1e-3)
-    return min(1.0, max(0.0, (whole - floor) / slope))
+    return float(min(1.0, max(0.0, (whole - floor) / slope)))
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
@@ -66,7 +66,7 @@ def _key(plan: Plan, x: Tensor) -> str:
 
 def _read() -> dict[str, float]:
     try:
-        found: Any = json.loads((cache_folder() / "crossover.json").read_text("utf-8"))
+        found: Any = json.loads((cache_folder() / "crossover.json").read_text(encoding="utf-8"))
         return {str(key): float(value) for key, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
