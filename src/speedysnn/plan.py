@@ -21,7 +21,7 @@ from speedysnn.graph import Graph
 VARIABLE = "SPEEDYSNN_IMAGES_PER_PASS"
 MOST = 1024  # pictures (images times steps) in one pass, however narrow the layers are
 DEVICE_BYTES = 2**28  # of the widest layer, in one pass on an accelerator
-LEAST, LEAST_BYTES = 64, 2**24  # pictures that a pass's own cost is small for, while the widest layer is no larger
+LEAST, LEAST_BYTES = 64, 2**23  # pictures that a pass's own cost is small for, while the widest layer is no larger
 FALLBACK_CACHE = 16 * 2**20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
