@@ -15,11 +15,16 @@ from speedysnn._batches import iter_batches as iter_batches
 from speedysnn._batches import steps_of as steps_of
 from speedysnn._data_files import load_cifar10, load_digits, load_fashion_mnist, load_npz
 from speedysnn._image_folder import load_image_folder
-from speedysnn._images import ArrayStore, Loaded, Normalizer, Store, parse_normalize
+from speedysnn._images import ArrayStore as ArrayStore
+from speedysnn._images import Loaded as Loaded
+from speedysnn._images import Normalizer, Store, parse_normalize
 from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 
-__all__ = ["HANDLERS", "Batch", "ImageData", "iter_batches", "load", "loader", "split_holdout", "steps_of"]
+__all__ = [
+    "HANDLERS", "ArrayStore", "Batch", "ImageData", "Loaded", "iter_batches", "load", "loader", "split_holdout",
+    "steps_of",
+]  # fmt: skip
 
 SPLITS = ("train", "test")
 
