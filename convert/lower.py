@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from speedysnn.convert.builder import BatchInt, Builder, Ref, Unsupported
+from speedysnn.convert.builder import Builder, Ref, Unsupported
 from speedysnn.convert.call import Call
+from speedysnn.convert.constants import any_batch, any_ref, plain
 from speedysnn.convert.cost import Cost, cost_of
 from speedysnn.convert.encode import encode
 from speedysnn.convert.ops import HANDLERS, Handler, Key
 from speedysnn.convert.ops.choices import constant
+from speedysnn.convert.record import Shape, has_tensor, record
 from speedysnn.convert.report import Accuracy, Row, Treatment
-from speedysnn.convert.trace import Shape, Traced, has_tensor, record, source_of
+from speedysnn.convert.trace import Traced, source_of
 from speedysnn.graph import Node
 from speedysnn.operators import OPERATORS
 
@@ -105,7 +107,7 @@ class Lowering:
         args, kwargs = self._resolve(node.args), self._resolve(node.kwargs)
         before = len(self.builder.nodes)
         try:
-            if module is None and not _any_ref((args, kwargs)):
+            if module is None and not any_ref((args, kwargs)):
                 return self._constant(node, args, kwargs)
             handler = self._handler(node, module)
             result = handler(Call(self.builder, module, args, kwargs, recorded))
@@ -119,8 +121,8 @@ class Lowering:
 
     def _constant(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The value of a call that reads nothing from the input; what it makes for the batch serves any batch."""
-        sized = _any_batch((args, kwargs))
-        args, kwargs = _plain(args), _plain(kwargs)
+        sized = any_batch((args, kwargs))
+        args, kwargs = plain(args), plain(kwargs)
         if node.op == "call_method":
             value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
@@ -230,28 +232,3 @@ def _is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
     return node.target in _INPLACE or bool(node.kwargs.get("inplace", False))
-
-
-def _plain(value: Any) -> Any:
-    """The value with numbers that follow the batch as they were for the traced batch."""
-    if isinstance(value, BatchInt):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(_plain(item) for item in value) if isinstance(value, tuple | list) else value
-
-
-def _any_ref(value: Any) -> bool:
-    return _holds(value, Ref)
-
-
-def _any_batch(value: Any) -> bool:
-    return _holds(value, BatchInt)
-
-
-def _holds(value: Any, kind: type) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_holds(item, kind) for item in value)
-    if isinstance(value, dict):
-        return any(_holds(item, kind) for item in value.values())
-    return isinstance(value, kind)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.calls import accept
 from speedysnn.executor import Execution
 from speedysnn.finetune.matching import layer_distance
 from speedysnn.graph import Node, map_outputs
@@ -43,7 +44,7 @@ def run_blocks(snn: SpikingNetwork, inputs: Sequence[Tensor], visit: Visit, befo
     `before` sees the name and the drive before the layer answers, so that it may change the layer.
     """
     run = _Blocks(snn, visit, before)
-    values = [snn._accept(x, i) for i, x in enumerate(inputs)]
+    values = [accept(snn, x, i) for i, x in enumerate(inputs)]
     out = run.static([run.mean(value) for value in values], "quantized")
     return map_outputs(snn.graph.outputs, {name: out[name] for name in snn.graph.output_names})
 

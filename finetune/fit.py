@@ -1,15 +1,12 @@
 """fit: train the thresholds, and whatever else is asked, stage by stage until the noise is gone."""
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from speedysnn.errors import TrainingError
@@ -24,39 +21,11 @@ from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
 from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.result import Result as Result
+from speedysnn.finetune.result import changes, record, result_of
 from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.network import SpikingNetwork, weights_tuned
-from speedysnn.notebook import block
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run did.
-
-    Attributes:
-        history: one row an epoch; epoch 0 of a stage is the state before it.
-        best_epoch: epoch of the last stage whose state was kept, 0 if none was better than the start.
-        best_score: minus the held-out loss of that state (and far less where it exceeds the budget); higher is better.
-        seconds: wall time of this call.
-        config: the settings.
-        layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on
-            up to 64 held-out images).
-    """
-
-    history: pd.DataFrame
-    best_epoch: int
-    best_score: float
-    seconds: float
-    config: Config
-    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    def __repr__(self) -> str:
-        return f"Result(epochs={len(self.history)}, best_epoch={self.best_epoch}, best_score={self.best_score:.4g})"
-
-    def _repr_html_(self) -> str:
-        """History and what changed in every layer, for a notebook."""
-        return block(repr(self), (), self.history) + block("Layers", (), self.layers)
 
 
 class _Teacher(nn.Module):
@@ -160,7 +129,7 @@ def run_all(
         if trainer.log is not None:
             trainer.log.close()
         engine.wait()
-    return state, _changes(state.layers, layer_table(trainer))
+    return state, changes(state.layers, layer_table(trainer))
 
 
 def check_names(config: Config) -> None:
@@ -198,33 +167,3 @@ def _teacher(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> 
             "the teacher: the network before tuning (teacher=, or --source on the command line)"
         )
     return _Teacher(snn)
-
-
-def _changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    rows = []
-    for name, new in after.items():
-        old = before.get(name, {})
-        rows.append(
-            {
-                "layer": name,
-                "theta_ratio": math.exp(new["log_theta"] - old.get("log_theta", math.nan)),
-                "v_init_before": old.get("v_init", math.nan),
-                "v_init_after": new["v_init"],
-                "spikes_per_neuron_before": old.get("spikes_per_neuron", math.nan),
-                "spikes_per_neuron_after": new["spikes_per_neuron"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
-    """Add the run to the network's provenance, so that it is saved with it."""
-    timing = ("eval_seconds", "train_seconds")
-    rows = [{key: value for key, value in row.items() if key not in timing} for row in state.history]
-    entry = {"config": config.to_json(), "timesteps": snn.timesteps, "history": rows, "torch": torch.__version__}
-    snn.provenance = {**snn.provenance, "finetuned": [*snn.provenance.get("finetuned", []), entry]}
-
-
-def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
-    """The run's result."""
-    return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)

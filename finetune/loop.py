@@ -1,8 +1,6 @@
 """The training loop: one epoch, one evaluation."""
 
-import math
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +10,10 @@ from torch.utils.data import Dataset
 
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap, any_order
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
+from speedysnn.finetune.events import Events
 from speedysnn.finetune.guard import check_loss
 from speedysnn.finetune.log import Log
 from speedysnn.finetune.matching import outputs_and_layers
@@ -24,6 +22,7 @@ from speedysnn.finetune.objectives import Objective, objective
 from speedysnn.finetune.parameters import keep_in_range
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.samples import gather
+from speedysnn.finetune.schedule import chunked, seed_of, set_rate
 from speedysnn.finetune.stages import Stage
 from speedysnn.finetune.step import Step, logits
 from speedysnn.network import SpikingNetwork
@@ -133,7 +132,7 @@ class Trainer:
         """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
         config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(_seed(config.seed, place.index, place.epoch))
+        generator = torch.Generator().manual_seed(seed_of(config.seed, place.index, place.epoch))
         chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.least)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
         one = self.step(place, chosen)
@@ -177,7 +176,7 @@ class Trainer:
         compute = self.aim or objective(self.config.objective)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0
-        spikes = _Events(self.budget.fan_out if self.budget is not None else {})
+        spikes = Events(self.budget.fan_out if self.budget is not None else {})
         with torch.no_grad(), self.snn.reading(reading):
             for start in range(0, count, _EVAL_BATCH):
                 batch, inputs, own = self.batch(range(start, min(start + _EVAL_BATCH, count)), None)
@@ -201,46 +200,3 @@ class Trainer:
             "spikes_per_neuron": sums[0] / max(1.0, sums[1]),
             "budget_rate": None if self.budget is None else sums[2] / max(1e-12, sums[3]),
         }
-
-
-class _Events:
-    """Counts spikes (of either sign) and neurons times images, plain and weighted by fan-out."""
-
-    def __init__(self, fan_out: Mapping[str, float]) -> None:
-        self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
-
-    @any_order
-    def count(self, tap: Tap) -> None:
-        neuron = tap.neuron
-        if tap.static_output:
-            fired, neurons = neuron.counts(tap.drive), tap.output.numel()
-        else:
-            fired = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
-            neurons = tap.output.numel() // neuron.timesteps
-        events, weight = float(fired.abs().sum()), self._fan_out.get(tap.name, 1.0)
-        with self._lock:
-            for i, value in enumerate((events, neurons, weight * events, weight * neurons)):
-                self.sums[i] += value
-
-
-def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
-    """Batches of `size`; a last one with fewer than `least` images joins the one before."""
-    chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
-    if len(chunks) > 1 and len(chunks[-1]) < least:
-        chunks[-2:] = [chunks[-2] + chunks[-1]]
-    return chunks
-
-
-def _seed(seed: int, stage: int, epoch: int) -> int:
-    return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> float:
-    """Linear rise, then a cosine to zero; a function of progress alone, so that resuming needs no state."""
-    if progress < warmup:
-        factor = max(progress / warmup, 0.02)
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    return factor

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from speedysnn.calls import accept
 from speedysnn.executor import Execution, Value
 from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Node, map_outputs
@@ -37,7 +38,7 @@ class TrainingExecution(Execution):
 def run_training(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> Any:
     """The spiking reading's output, mean over T, of a whole batch with batch statistics."""
     run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps)
-    values = run.spiking([snn._accept(x, i) for i, x in enumerate(inputs)], per_step=False)
+    values = run.spiking([accept(snn, x, i) for i, x in enumerate(inputs)], per_step=False)
     return map_outputs(snn.graph.outputs, {name: run.mean(values[name]) for name in snn.graph.output_names})
 
 

@@ -64,7 +64,7 @@ class Stage:
 
     @staticmethod
     def parse(text: str) -> "Stage":
-        """A stage from "KIND:EPOCHS[,T=8][,delay=1][,spikes=ternary][,rate=0.5]".
+        """A stage from text, `KIND:EPOCHS[,T=8][,delay=1][,spikes=ternary][,rate=0.5]`.
 
         Raises:
             InputError: it is written another way.

@@ -13,11 +13,12 @@ from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.fit import Result, check_names, record, result_of, run_all
+from speedysnn.finetune.fit import check_names, run_all
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.norm import folded, run_training, with_statistics
 from speedysnn.finetune.objectives import labels as cross_entropy
 from speedysnn.finetune.parameters import optimizer
+from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
 from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits

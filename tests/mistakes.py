@@ -221,7 +221,7 @@ def said(line: str) -> str:
 
 def cell(text: str) -> str:
     """Text as one cell of the page's table."""
-    return "<br>".join(re.sub(r"([|<>*_`\\])", r"\\\1", line.strip()) for line in text.strip().splitlines())
+    return "<br>".join(re.sub(r"([|<>*_`\\[])", r"\\\1", line.strip()) for line in text.strip().splitlines())
 
 
 def page_rows() -> dict[str, str]:

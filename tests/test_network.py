@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn import SpikingNetwork, convert, executor, network
+from speedysnn import SpikingNetwork, calls, convert, executor
 from speedysnn.errors import InputError
 from speedysnn.operators import OPERATORS
 
@@ -117,9 +117,9 @@ def test_pooled_spikes_stay_spikes() -> None:
 
         snn(torch.randn(3, 2, 8, 8), observer=observe)
         theta = taken[0].neuron.per_channel(taken[0].neuron.threshold, 4)
-        execution = network.Execution(snn.graph, snn.neurons, snn.tensors, 5)
+        execution = executor.Execution(snn.graph, snn.neurons, snn.tensors, 5)
         node = next(node for node in snn.graph.nodes if node.op == "max_pool2d")
-        pooled = execution._rate(run, node, [network.Value(taken[0].output, True)], {})
+        pooled = execution._rate(run, node, [executor.Value(taken[0].output, True)], {})
     spikes = pooled / theta
     assert torch.equal(spikes, spikes.round())
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
@@ -175,14 +175,14 @@ def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pyte
     snn, x = residual(), torch.randn(12, 2, 8, 8)
     snn.images_per_pass = 2
     seen: list[tuple[int, int, bool, bool]] = []
-    one_pass = SpikingNetwork._one_pass
+    one_pass = calls.one_pass
 
-    def look(self: SpikingNetwork, *args: object) -> object:
+    def look(*args: object) -> object:
         modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         seen.append((threading.get_ident(), torch.get_num_threads(), *modes))
-        return one_pass(self, *args)  # type: ignore[arg-type]
+        return one_pass(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SpikingNetwork, "_one_pass", look)
+    monkeypatch.setattr(calls, "one_pass", look)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -101,6 +101,20 @@ def test_the_command_lists_and_refuses(capsys):
     assert "give their folder with --data" in said
 
 
+def test_the_first_pages_figure_draws_the_tables():
+    overview = load("overview")
+    folder = ROOT / "reports" / "cifar10_resnet20"
+    layers = pd.read_csv(folder / "layers_untuned_delay0.csv")
+    before, after, accuracy = overview.figure(folder).axes
+    drawn = sum(bar.get_height() for bar in before.patches)
+    assert drawn == pytest.approx((10 ** (-layers.sqnr_db / 10)).sum(), rel=1e-4)
+    assert len(after.patches) == 3 * len(layers)
+    tuned = pd.read_csv(folder / "tuned.csv", dtype={"delay": str})
+    marks = {line.get_ydata()[0] for line in accuracy.lines if len(line.get_xdata()) == 1}
+    assert len(marks) == 2
+    assert marks <= set(100 * tuned.accuracy)
+
+
 def test_it_is_called_as_a_module():
     refused = call("run", "nothing")
     assert refused.returncode == 2

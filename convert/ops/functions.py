@@ -37,9 +37,7 @@ def conv(call: Call) -> Ref:
 
 def linear(call: Call) -> Ref:
     """torch.nn.functional.linear with weights of the model's own."""
-    return call.emit(
-        "linear", (call.ref(),), None, {"weight": call.own(1, "weight"), "bias": call.own(2, "bias")}
-    )
+    return call.emit("linear", (call.ref(),), None, {"weight": call.own(1, "weight"), "bias": call.own(2, "bias")})
 
 
 def batch_norm(call: Call) -> Ref:
@@ -55,14 +53,19 @@ def batch_norm(call: Call) -> Ref:
     return call.emit("batch_norm", (call.norm_input(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
 
 
+def _stride(call: Call, kernel: Any) -> Any:
+    """A pool's stride, by default its kernel; torch writes the default as None or as an empty list."""
+    stride = call.number(2, "stride")
+    return kernel if stride is None or stride == [] or stride == () else stride
+
+
 def avg_pool(call: Call) -> Ref:
     """torch.nn.functional.avg_pool1d, 2d, 3d."""
     x = call.ref()
     kernel = call.number(1, "kernel_size")
-    stride = call.number(2, "stride")
     attrs = {
         "kernel": kernel,
-        "stride": kernel if stride is None or stride == [] or stride == () else stride,
+        "stride": _stride(call, kernel),
         "padding": call.number(3, "padding", 0),
         "ceil_mode": call.number(4, "ceil_mode", False),
         "count_include_pad": call.number(5, "count_include_pad", True),
@@ -77,10 +80,9 @@ def max_pool(call: Call) -> Ref:
     if call.number(6, "return_indices", False):
         raise Unsupported("max-pooling that returns indices", "use one that returns values only")
     kernel = call.number(1, "kernel_size")
-    stride = call.number(2, "stride")
     attrs = {
         "kernel": kernel,
-        "stride": kernel if stride is None or stride == [] or stride == () else stride,
+        "stride": _stride(call, kernel),
         "padding": call.number(3, "padding", 0),
         "dilation": call.number(4, "dilation", 1),
         "ceil_mode": call.number(5, "ceil_mode", False),

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from speedysnn._batch_forms import Batch as Batch
+from speedysnn._batch_forms import parse
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 
 __all__ = ["Batch", "iter_batches", "steps_of"]
 
-INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
-LABEL_KEYS = ("label", "labels", "y", "target", "targets")
 _EXPECTED = "a Dataset, a DataLoader, a tensor (B, ...), a tuple (inputs, labels) of tensors, or an iterable of batches"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The inputs of one forward call and, where known, the class of each image, int64 (B,)."""
-
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None = None
-
-    def __repr__(self) -> str:
-        """Shapes only."""
-        labels = None if self.labels is None else tuple(self.labels.shape)
-        return f"Batch(inputs={[tuple(value.shape) for value in self.inputs]}, labels={labels})"
 
 
 def steps_of(data: Any) -> int:
@@ -79,7 +65,7 @@ def iter_batches(
     steps, index = steps_of(data), -1
     for index, raw in enumerate(_read(_raw_batches(data, batch_size, what, ranks), what)):
         where = f"{what}, batch {index}"
-        batch = _parse(raw, where)
+        batch = parse(raw, where)
         batch = batch if not steps else _time_first(batch, steps, where)
         dims = _batch_dims(batch, ranks, steps)
         _check(batch, dims, where)
@@ -97,7 +83,7 @@ def _raw_batches(data: Any, batch_size: int, what: str, ranks: Sequence[int] | N
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, (Tensor, tuple, Mapping, Batch)):
-        return _chunks(_parse(data, what), batch_size, what, ranks)
+        return _chunks(parse(data, what), batch_size, what, ranks)
     if isinstance(data, (str, bytes)):
         raise DataError(f"{what}: got the text {data!r}; load it first, as speedysnn.data.load({data!r})")
     if not isinstance(data, Iterable) or type(data).__module__.partition(".")[0] == "numpy":
@@ -157,61 +143,6 @@ def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
         raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason}") from err
 
 
-def _parse(raw: Any, where: str) -> Batch:
-    if isinstance(raw, Batch):
-        return raw
-    if isinstance(raw, Tensor):
-        return Batch((raw,))
-    if isinstance(raw, Mapping):
-        return _parse_dict(raw, where)
-    if isinstance(raw, Sequence) and not isinstance(raw, (str, bytes)):
-        return _parse_sequence(raw, where)
-    expected = f"expected a tensor, (inputs, labels), or a dict with {_keys(INPUT_KEYS)}"
-    raise DataError(f"{where}: got {_kind(raw)}, {expected}")
-
-
-def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
-    images = next((raw[key] for key in INPUT_KEYS if key in raw), None)
-    if images is None:
-        have = ", ".join(map(repr, raw)) or "none"
-        raise DataError(f"{where}: a dict with the keys {have}; the images must be below one of {_keys(INPUT_KEYS)}")
-    labels = next((raw[key] for key in LABEL_KEYS if key in raw), None)
-    return Batch(_inputs(images, where), None if labels is None else _labels(labels, where))
-
-
-def _parse_sequence(raw: Sequence[Any], where: str) -> Batch:
-    if not raw:
-        raise DataError(f"{where}: an empty {type(raw).__name__}, expected inputs and, if known, labels")
-    *front, last = raw
-    if front and (last is None or _are_labels(last)):
-        inputs = tuple(value for part in front for value in _inputs(part, where))
-        return Batch(inputs, last)
-    if front and isinstance(last, int):
-        raise DataError(
-            f"{where}: the label is one number, so this is a single image; put the images into a DataLoader"
-        )
-    return Batch(tuple(value for part in raw for value in _inputs(part, where)))
-
-
-def _are_labels(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1 and not (value.is_floating_point() or value.is_complex())
-
-
-def _inputs(value: Any, where: str) -> tuple[Tensor, ...]:
-    if isinstance(value, Tensor):
-        return (value,)
-    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
-        return tuple(value)
-    array = "; make it a tensor with torch.from_numpy" if hasattr(value, "__array__") else ""
-    raise DataError(f"{where}: got {_kind(value)} where a tensor of inputs was expected{array}")
-
-
-def _labels(value: Any, where: str) -> Tensor:
-    if _are_labels(value):
-        return value  # type: ignore[no-any-return]
-    raise DataError(f"{where}: labels are {_kind(value)}, expected a 1-D tensor of whole numbers, one an image")
-
-
 def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
     """The number of images, the same in every input and in the labels."""
     if any(value.ndim <= dim or value.shape[dim] == 0 for value, dim in zip(batch.inputs, dims, strict=True)):
@@ -237,11 +168,3 @@ def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
             raise DataError(
                 f"{where}: {bad} of {value.numel()} values are NaN or infinity; remove or repair those images"
             )
-
-
-def _kind(value: Any) -> str:
-    return f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _keys(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4]))

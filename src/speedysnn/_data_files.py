@@ -1,38 +1,31 @@
-"""Read image files of known formats: idx (MNIST), CIFAR-10's binary version, npz. Never pickle, never a download."""
+"""Data sets by name from their published files: digits, Fashion-MNIST, CIFAR-10. Never pickle, never a download."""
 
 from __future__ import annotations
 
 import gzip
-import io
-import lzma
 import math
 import os
 import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from speedysnn._data_guard import DAMAGED, PACKED, reason, require_file
 from speedysnn._files import expanded
-from speedysnn._images import ArrayStore, Loaded, as_events, as_labels, as_nchw
+from speedysnn._images import ArrayStore, Loaded, as_labels, as_nchw
+from speedysnn._npz import load_npz
 from speedysnn.assets import DIGITS, asset_path
 from speedysnn.errors import DataError, InputError
 
-__all__ = ["load_cifar10", "load_digits", "load_fashion_mnist", "load_npz", "require_file"]
+__all__ = ["load_cifar10", "load_digits", "load_fashion_mnist"]
 
 VARIABLE = "SPEEDYSNN_DATA"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
 _RECORD = 1 + 3 * 32 * 32  # a CIFAR-10 record: the label, then the red, green and blue planes
 _PICKLED = "cifar-10-batches-py"
-_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, ValueError, struct.error, LookupError,
-            RuntimeError, TypeError, SyntaxError, ArithmeticError, tokenize.TokenError)  # fmt: skip
-_PACKED = 1032  # deflate makes nothing smaller than by this factor
 
 
 def load_digits(rest: str, split: str) -> Loaded:
@@ -42,78 +35,6 @@ def load_digits(rest: str, split: str) -> Loaded:
             f"'digits' comes with the package and takes nothing after a colon, got {rest!r}; use 'npz:FILE'"
         )
     return load_npz(str(asset_path(DIGITS)), split)._replace(name="digits")
-
-
-def load_npz(rest: str, split: str) -> Loaded:
-    """Arrays x_train, y_train, x_test, y_test of an .npz file, or x and y for either split; labels may be absent.
-
-    x holds images, or events (N, T, C, H, W), whose values are kept as they are.
-    """
-    path = require_file(expanded(rest), "an .npz file", "npz:FILE")
-    try:
-        with path.open("rb") as handle:  # opened here, as np.load leaves a damaged file open
-            archive = np.load(handle, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{path} is a single array, expected an .npz file with x_train, y_train, x_test, y_test"
-                )
-            with archive:
-                _require_honest(archive, path)
-                return _from_archive(archive, path, split)
-    except MemoryError:
-        raise DataError(f"{path} does not fit into memory; save fewer images, or use 'imagefolder:DIR'") from None
-    except _DAMAGED as err:
-        if "pickle" in str(err).lower() and zipfile.is_zipfile(path):
-            raise DataError(
-                f"{path} holds Python objects, which are not opened as they may run code; "
-                "save plain arrays: np.savez(FILE, x_train=images, y_train=labels, ...)"
-            ) from None
-        raise DataError(f"{path} is not a whole .npz file ({_reason(err)}); copy or save it again") from err
-
-
-def _require_honest(archive: Any, path: Path) -> None:
-    """Refuse arrays that claim another size than they have, before memory is taken for them.
-
-    Raises:
-        DataError: the array, its claim, and what is there.
-    """
-    for info in archive.zip.infolist():
-        if not info.filename.endswith(".npy"):
-            raise DataError(f"{path} holds {info.filename[:80]!r}, which is no array; save arrays alone with np.savez")
-        with archive.zip.open(info) as member:
-            start = io.BytesIO(member.read(2**16))
-        version = np.lib.format.read_magic(start)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(start)
-        claimed = math.prod(shape) * dtype.itemsize + start.tell()
-        if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != info.file_size):
-            raise DataError(
-                f"{path}: {info.filename} claims the shape {shape} of {dtype}, {claimed:,} bytes, but holds "
-                f"{info.file_size:,}; copy or save it again"
-            )
-        if info.file_size > _PACKED * path.stat().st_size:
-            raise DataError(f"{path}: {info.filename} claims more than the file can hold; copy or save it again")
-
-
-def _from_archive(archive: Any, path: Path, split: str) -> Loaded:
-    keys = list(archive.keys())
-    suffix = f"_{split}" if f"x_{split}" in keys else ""
-    if f"x{suffix}" not in keys:
-        other = next((name for name in ("train", "test") if f"x_{name}" in keys), None)
-        advice = f"; for its other part ask for split={other!r}" if other else ""
-        raise DataError(
-            f"{path} holds {', '.join(keys) or 'no arrays'}, expected x_{split} and y_{split} (or x and y){advice}"
-        )
-    where = f"{path}, x{suffix}"
-    array = archive[f"x{suffix}"]
-    timesteps = array.shape[1] if array.ndim == 5 else 0
-    images = as_events(array, where) if timesteps else as_nchw(array, where)
-    if f"y{suffix}" not in keys:
-        return Loaded(ArrayStore(images, None, bool(timesteps)), path.stem, 0, timesteps)
-    labels = as_labels(archive[f"y{suffix}"], len(images), f"{path}, y{suffix}")
-    others = [archive[key] for key in ("y", "y_train", "y_test") if key in keys and key != f"y{suffix}" and suffix]
-    largest = max([int(labels.max())] + [int(y.max()) for y in others if y.size and y.dtype.kind in "iuf"])
-    return Loaded(ArrayStore(images, labels, bool(timesteps)), path.stem, largest + 1, timesteps)
 
 
 def load_fashion_mnist(rest: str, split: str) -> Loaded:
@@ -188,9 +109,9 @@ def _read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
             data = file.read(4 + 4 * dims)
             sizes = struct.unpack(f">{dims}I", data[4:]) if len(data) == 4 + 4 * dims else ()
             if data[:4] == bytes((0, 0, 8, dims)) and sizes:  # no more than it claims, nor than the file can hold
-                data += file.read(min(math.prod(sizes), _PACKED * path.stat().st_size) + 1)
-    except _DAMAGED as err:
-        raise DataError(f"{path} is not a whole gzip file ({_reason(err)}); copy or download it again") from err
+                data += file.read(min(math.prod(sizes), PACKED * path.stat().st_size) + 1)
+    except DAMAGED as err:
+        raise DataError(f"{path} is not a whole gzip file ({reason(err)}); copy or download it again") from err
     if data[:4] != bytes((0, 0, 8, dims)):
         raise DataError(
             f"{path} is not an idx file of {dims} dimension(s): it begins with {data[:4]!r}; fetch it again"
@@ -221,22 +142,3 @@ def _folders(rest: str, below: tuple[str, ...], spec: str, *more: Path) -> list[
 
 def _listed(folders: Sequence[Path]) -> str:
     return ", ".join(str(folder) for folder in folders)
-
-
-def require_file(path: Path, what: str, spec: str) -> Path:
-    """The path, if it is a file with something in it.
-
-    Raises:
-        DataError: missing, a folder, or empty.
-    """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, expected {what}; give the file itself, '{spec}'")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist, expected {what}; check the path, '{spec}' (nothing is downloaded)")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes), expected {what}; copy or download it again")
-    return path
-
-
-def _reason(err: BaseException) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__

@@ -13,13 +13,21 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from speedysnn._batches import Batch as Batch
 from speedysnn._batches import iter_batches as iter_batches
 from speedysnn._batches import steps_of as steps_of
-from speedysnn._data_files import load_cifar10, load_digits, load_fashion_mnist, load_npz
+from speedysnn._data_files import load_cifar10, load_digits, load_fashion_mnist
 from speedysnn._image_folder import load_image_folder
-from speedysnn._images import ArrayStore, Loaded, Normalizer, Store, parse_normalize
-from speedysnn._usercode import FILE, MODULE, UserFunction, closest, kind_of
+from speedysnn._images import ArrayStore as ArrayStore
+from speedysnn._images import Loaded as Loaded
+from speedysnn._images import Store
+from speedysnn._normalize import Normalizer, parse_normalize
+from speedysnn._npz import load_npz
+from speedysnn._user_data import from_function
+from speedysnn._usercode import FILE, MODULE, closest, kind_of
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 
-__all__ = ["HANDLERS", "Batch", "ImageData", "iter_batches", "load", "loader", "split_holdout", "steps_of"]
+__all__ = [
+    "HANDLERS", "ArrayStore", "Batch", "ImageData", "Loaded", "iter_batches", "load", "loader", "split_holdout",
+    "steps_of",
+]  # fmt: skip
 
 SPLITS = ("train", "test")
 
@@ -168,48 +176,6 @@ def _unknown(spec: str, kind: str) -> str:
     )
 
 
-def _from_function(spec: str, split: str) -> Loaded:
-    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
-    function = UserFunction(spec, DataError)
-    if not function.accepts("split"):
-        raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
-    made = function(split=split)
-    if isinstance(made, Dataset):
-        return Loaded(_user_samples(made, spec), spec, _classes_of(made), steps_of(made))
-    parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
-        raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
-    return _from_tensors(parts[0], parts[1] if len(parts) > 1 else None, spec)
-
-
-def _from_tensors(images: Tensor, labels: Tensor | None, spec: str) -> Loaded:
-    if labels is None or not len(images):
-        return Loaded(ArrayStore(images), spec, 0)
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise DataError(
-            f"{spec} returned labels of {labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images; "
-            f"expected whole numbers of shape ({len(images)},)"
-        )
-    return Loaded(ArrayStore(images, labels), spec, int(labels.max()) + 1)
-
-
-def _user_samples(made: Any, spec: str) -> Store:
-    if not hasattr(made, "__len__"):
-        raise DataError(f"{spec} returned a {type(made).__name__} without a length; expected a map-style Dataset")
-    return made  # type: ignore[no-any-return]
-
-
-def _classes_of(made: Any) -> int:
-    classes = getattr(made, "classes", 0)
-    return classes if isinstance(classes, int) else len(classes) if hasattr(classes, "__len__") else 0
-
-
-def _described(made: Any) -> str:
-    if isinstance(made, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in made) or 'nothing'}"
-    return f"a {type(made).__name__}"
-
-
 # One row a kind of data: (what stands after the colon, split) -> Loaded. User functions get the whole text.
 HANDLERS: dict[str, Callable[[str, str], Loaded]] = {
     "digits": load_digits,
@@ -217,8 +183,8 @@ HANDLERS: dict[str, Callable[[str, str], Loaded]] = {
     "cifar10": load_cifar10,
     "npz": load_npz,
     "imagefolder": load_image_folder,
-    FILE: _from_function,
-    MODULE: _from_function,
+    FILE: from_function,
+    MODULE: from_function,
 }
 
 

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from speedysnn import plan
+from speedysnn import calls, plan
 from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
-from speedysnn.eventwise import Eventwise
-from speedysnn.executor import Execution, Observer, Tap, Value
+from speedysnn.executor import Observer
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.notebook import block
@@ -163,88 +160,14 @@ class SpikingNetwork(nn.Module):
         """
         return self.read(self._reading, *inputs, per_step=per_step, observer=observer)
 
-    def read(
-        self, reading: Reading, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None
-    ) -> Any:
+    def read(self, reading: Reading, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None) -> Any:
         """A call in one reading, whatever the present one is; several threads may use several readings at once."""
-        values = [self._accept(x, i) for i, x in enumerate(self._all(inputs))]
-        passes = self._passes(values, observer, reading)
-        eventwise = Eventwise(sum(passes) * self.timesteps)
-        if len(passes) == 1:
-            return self._run(values, per_step, observer, reading, eventwise)
-        batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.input_shapes, strict=True)]
-        pieces = zip(*(torch.split(x, passes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-        calls = [partial(self._one_pass, piece, per_step, observer, reading, eventwise) for piece in pieces]
-        return join(plan.run(calls, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
-
-    def _one_pass(
-        self, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading,
-        eventwise: Eventwise,
-    ) -> Any:  # fmt: skip
-        values = [self._accept(x, i) for i, x in enumerate(inputs)]
-        return self._run(values, per_step, observer, reading, eventwise)
-
-    def _run(
-        self, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading,
-        eventwise: Eventwise | None = None,
-    ) -> Any:  # fmt: skip
-        run = Execution(self.graph, self.neurons, self.tensors, self.timesteps, observer, eventwise=eventwise)
-        if reading != "spiking" or (not per_step and self._synchronous()):
-            static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
-            out = run.static([run.mean(value) for value in values], static)
-            return self._finish(run, {name: Value(out[name]) for name in self.graph.output_names}, per_step)
-        if self._synchronous():
-            return self._finish(run, self._replay(run, values), per_step)
-        return self._finish(run, run.spiking(values, per_step), per_step)
-
-    def _passes(self, values: Sequence[Value], observer: Observer | None, reading: Reading) -> list[int]:
-        """Images of each pass; all in one where gradients or an observer need them together."""
-        together = observer is not None and not getattr(observer, "any_order", False)
-        images = values[0].tensor.shape[0] // (self.timesteps if values[0].dynamic else 1)
-        if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
-            return [images]
-        device = values[0].tensor.device
-        steps = 1 if reading != "spiking" or self._synchronous() else self.timesteps
-        size = self.images_per_pass or plan.images_per_pass(self.width, steps, device)
-        return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
+        return calls.read(self, reading, self._all(inputs), per_step, observer)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):
             raise InputError(f"expected {len(self.input_shapes)} inputs, got {len(inputs)}")
         return inputs
-
-    def _accept(self, x: Tensor, position: int) -> Value:
-        expected = self.input_shapes[position]
-        if not isinstance(x, Tensor):
-            raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
-        if x.ndim == len(expected) + 1:
-            return Value(_channels_last(x))
-        if x.ndim == len(expected) + 2 and x.shape[0] == self.timesteps:
-            return Value(_channels_last(x.flatten(0, 1)), True)
-        raise InputError(
-            f"input {position}: expected (B, {_shape(expected)}), or ({self.timesteps}, B, {_shape(expected)}) for "
-            f"T={self.timesteps} steps of events, got {tuple(x.shape)}"
-        )
-
-    def _synchronous(self) -> bool:
-        """Every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them."""
-        return all(neuron.lookahead == self.timesteps for neuron in self.neurons.values())
-
-    def _replay(self, run: Execution, values: Sequence[Value]) -> dict[str, Value]:
-        """Spike trains of a layer-synchronous network: drives from one quantized pass, then paced over the steps."""
-        drives: dict[str, Tensor] = {}
-
-        def record(tap: Tap) -> None:
-            drives[tap.name] = tap.drive
-
-        means = [run.mean(value) for value in values]
-        Execution(self.graph, run.neurons, self.tensors, self.timesteps, record).static(means, "quantized")
-        paced = Execution(self.graph, run.neurons, self.tensors, self.timesteps, run.observer, drives)
-        return paced.spiking(values, per_step=True)
-
-    def _finish(self, run: Execution, values: Mapping[str, Value], per_step: bool) -> Any:
-        read = run.running_mean if per_step else run.mean
-        return map_outputs(self.graph.outputs, {name: read(values[name]) for name in self.graph.output_names})
 
     def step(self, *inputs: Tensor | None) -> Any:
         """One tick: the inputs of this step (B, ...), or None for each to let what is under way come out.
@@ -253,7 +176,7 @@ class SpikingNetwork(nn.Module):
         """
         if self._stream is None:
             self._stream = Stream(self.graph, self.neurons, self.tensors, self.timesteps)
-        given = [None if x is None else _channels_last(x) for x in self._all(inputs)]
+        given = [None if x is None else calls.channels_last(x) for x in self._all(inputs)]
         out = self._stream.tick(given)
         if any(value is None for value in out.values()):
             return None
@@ -330,21 +253,3 @@ class SpikingNetwork(nn.Module):
 def weights_tuned(snn: SpikingNetwork) -> bool:
     """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
     return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
-
-
-def join(pieces: Sequence[Any], dim: int) -> Any:
-    """Outputs of one structure, concatenated leaf by leaf."""
-    if isinstance(pieces[0], Tensor):
-        return torch.cat(list(pieces), dim)
-    if isinstance(pieces[0], dict):
-        return {key: join([piece[key] for piece in pieces], dim) for key in pieces[0]}
-    return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return ", ".join(map(str, shape))
-

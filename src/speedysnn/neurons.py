@@ -11,6 +11,7 @@ from speedysnn.kernels import Rule, multistep, parse_spikes
 from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
 from speedysnn.surrogate import SURROGATES
+from speedysnn.window import Window
 
 Reading = Literal["analog", "quantized", "spiking"]
 Delay = int | Literal["full"]
@@ -201,12 +202,7 @@ class IFNeuron(nn.Module):
 
     def reset(self) -> None:
         """Forget the streaming state."""
-        self._sum: Tensor | None = None
-        self._complete: Tensor | None = None
-        self._count: Tensor | None = None
-        self._dtype: torch.dtype | None = None
-        self._arrived = 0
-        self._emitted = 0
+        self._window = Window()
 
     def step(self, x: Tensor | None) -> Tensor | None:
         """One tick: take the input of the next step (None when there is none) and emit, or None while looking ahead.
@@ -215,47 +211,14 @@ class IFNeuron(nn.Module):
         Shapes: (B, ...) in and out.
 
         Raises:
-            InputError: the shape changed before `reset`, or an input came while the last window was not over.
+            InputError: the shape changed before `reset`.
         """
-        if self._complete is not None:  # the last window's outputs go on while the next one's inputs arrive
-            out = self._emit(self._complete)
-            if x is not None:
-                self._arrive(x)
-            return out
-        if x is None:
-            return None
-        self._arrive(x)
-        arrived = self._arrived if self._complete is None else self.timesteps
-        total = self._sum if self._complete is None else self._complete
-        if total is None or arrived - self.lookahead <= self._emitted:
-            return None
-        return self._emit(total)
+        return self._window.tick(None if x is None else self.corrected(x), self.timesteps, self.lookahead, self._fire)
 
-    def _arrive(self, x: Tensor) -> None:
-        self._dtype = x.dtype
-        value = self.corrected(x).to(torch.promote_types(x.dtype, torch.float32))
-        if self._sum is not None and self._sum.shape != value.shape:
-            raise InputError(
-                f"step: expected the shape {tuple(self._sum.shape)} of the steps before, got {tuple(value.shape)}; "
-                "call reset() before another batch"
-            )
-        self._sum = value if self._sum is None else self._sum + value
-        self._arrived += 1
-        if self._arrived == self.timesteps:
-            self._complete, self._sum, self._arrived = self._sum, None, 0
-
-    def _emit(self, total: Tensor) -> Tensor:
-        t = self._emitted + 1
-        k = min(t + self.lookahead, self.timesteps)
-        paced = total if k == t else total * (t / k)
-        theta = self.per_channel(self.threshold, total.ndim).to(total.dtype)
-        start = self.per_channel(self.v_init, total.ndim).to(total.dtype)
-        count = torch.zeros_like(total) if self._count is None else self._count
+    def _fire(self, paced: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        theta, start = (self.per_channel(v, paced.ndim).to(paced.dtype) for v in (self.threshold, self.v_init))
         spikes = fire(paced / theta + start, count, self.rule)
-        self._count, self._emitted = count + spikes, t
-        if t == self.timesteps:
-            self._count, self._complete, self._emitted = None, None, 0
-        return (spikes * theta).to(self._dtype)
+        return spikes, spikes * theta
 
     def extra_repr(self) -> str:
         """Options in one line; never the tensors."""

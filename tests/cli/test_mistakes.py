@@ -29,7 +29,8 @@ def test_one_line_and_nothing_written(here, capfd, name):
     assert len(message.strip().splitlines()) == 1 or name in SEVERAL_LINES, err
     assert not out
     assert contents(here) == before
-    assert mistakes.cell(message.removeprefix("error: ")) == mistakes.expected(name, mistakes.cell(message))
+    written = mistakes.cell(message.removeprefix("error: "))
+    assert written == mistakes.expected(name, written)
 
 
 @pytest.mark.parametrize("name", CALLS)

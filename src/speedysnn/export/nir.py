@@ -12,6 +12,7 @@ import numpy as np
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.export._fold import Folded, Layer, pair
 from speedysnn.export._refuse import problems
+from speedysnn.export._target import check_target
 from speedysnn.network import SpikingNetwork
 
 SUFFIX = ".nir"
@@ -69,14 +70,7 @@ def check_nir(target: Path, overwrite: bool) -> None:
         ArtifactError: another suffix, a folder, or a file that is there while `overwrite` is off.
         InputError: the package nir is not installed.
     """
-    if target.suffix != SUFFIX:
-        raise ArtifactError(f"{target}: expected a file name that ends in {SUFFIX}")
-    if target.is_dir():
-        raise ArtifactError(f"{target}: a folder is there; give a file name")
-    if target.exists() and not overwrite:
-        raise ArtifactError(f"{target}: a file is there already; choose another name, or pass overwrite")
-    if not target.absolute().parent.is_dir():
-        raise ArtifactError(f"{target}: its folder does not exist")
+    check_target(target, SUFFIX, overwrite)
     _nir()
 
 

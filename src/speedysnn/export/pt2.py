@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.errors import ArtifactError
+from speedysnn.export._target import check_target
 from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 
@@ -68,14 +69,7 @@ def check_pt2(target: Path, overwrite: bool) -> None:
     Raises:
         ArtifactError: another suffix, a folder, or a file that is there while `overwrite` is off.
     """
-    if target.suffix != SUFFIX:
-        raise ArtifactError(f"{target}: expected a file name that ends in {SUFFIX}")
-    if target.is_dir():
-        raise ArtifactError(f"{target}: a folder is there; give a file name")
-    if target.exists() and not overwrite:
-        raise ArtifactError(f"{target}: a file is there already; choose another name, or pass overwrite")
-    if not target.absolute().parent.is_dir():
-        raise ArtifactError(f"{target}: its folder does not exist")
+    check_target(target, SUFFIX, overwrite)
 
 
 def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:

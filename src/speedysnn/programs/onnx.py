@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import Tensor, fx, nn
 from speedysnn._files import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
 from speedysnn.programs.onnx_functions import OPERATORS
+from speedysnn.programs.onnx_names import scoped
 from speedysnn.programs.onnx_node import Node, Unsupported
 
 __all__ = ["load_onnx"]
 
 _OLDEST = 9  # opset from which the operators mean what they mean here
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _AGAIN = "export it again, in evaluation mode, with a newer opset"
 
 
@@ -131,7 +130,7 @@ class _Reader:
         try:
             results = OPERATORS[node.op_type](wrapped)
         except Unsupported as err:
-            raise Unsupported(f"{node.op_type} ({_scoped(node) or node.name}): {err}") from None
+            raise Unsupported(f"{node.op_type} ({scoped(node) or node.name}): {err}") from None
         names = list(node.output)
         for name, value in zip(names, results if isinstance(results, tuple) else (results,), strict=False):
             self.scope[name] = value
@@ -149,7 +148,7 @@ class _Reader:
 
     def path(self, node: Any, *, layer: bool) -> str:
         """Where a node stands, as its exporter said; a function stands in its module, under its own name."""
-        path = _scoped(node)
+        path = scoped(node)
         if not layer or not path or path in self.folders:
             path = f"{path}.{node.op_type}".lstrip(".")
         count, found = 0, path
@@ -201,26 +200,3 @@ def _leaves(value: Any) -> list[Tensor]:
 def _tensor(array: Any) -> Tensor:
     value = torch.from_numpy(array.copy())
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _scoped(node: Any) -> str:
-    """The module path in a node's name, from either of PyTorch's exporters; else the name itself."""
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            try:
-                scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            except (ValueError, SyntaxError):
-                break
-            return _clean(scopes[-2]) if len(scopes) > 1 else ""
-    *parts, last = [part for part in node.name.split("/") if part] or [""]
-    joined: list[str] = []
-    for part in parts:
-        if joined and part.startswith(f"{joined[-1]}."):  # "layer1", "layer1.0": the second says the first again
-            joined.pop()
-        joined.append(part)
-    return _clean(".".join(joined) if "/" in node.name else last)
-
-
-def _clean(name: str) -> str:
-    parts = [re.sub(r"[^\w-]", "_", part, flags=re.ASCII) for part in name.split(".")]
-    return ".".join(part for part in parts if part)

@@ -1,0 +1,133 @@
+"""One call of a network: its inputs accepted, cut into passes that fit the caches, and run in a reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from speedysnn import plan
+from speedysnn.errors import InputError
+from speedysnn.eventwise import Eventwise
+from speedysnn.executor import Execution, Observer, Tap, Value
+from speedysnn.graph import map_outputs
+from speedysnn.neurons import Reading
+
+if TYPE_CHECKING:
+    from speedysnn.network import SpikingNetwork
+
+
+def read(
+    snn: SpikingNetwork, reading: Reading, inputs: Sequence[Any], per_step: bool, observer: Observer | None
+) -> Any:
+    """The outputs of one call, whatever the network's present reading is; see `SpikingNetwork.forward`.
+
+    Raises:
+        InputError: an input of another rank than the network was converted with, or no tensor.
+    """
+    values = [accept(snn, x, i) for i, x in enumerate(inputs)]
+    passes = _passes(snn, values, observer, reading)
+    eventwise = Eventwise(sum(passes) * snn.timesteps)
+    if len(passes) == 1:
+        return _run(snn, values, per_step, observer, reading, eventwise)
+    batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+    pieces = zip(*(torch.split(x, passes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+    parts = [partial(one_pass, snn, piece, per_step, observer, reading, eventwise) for piece in pieces]
+    return join(plan.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
+
+
+def one_pass(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading,
+    eventwise: Eventwise | None = None,
+) -> Any:  # fmt: skip
+    """The outputs for images that run at once."""
+    return _run(snn, [accept(snn, x, i) for i, x in enumerate(inputs)], per_step, observer, reading, eventwise)
+
+
+def accept(snn: SpikingNetwork, x: Tensor, position: int) -> Value:
+    """An input as the executor takes it: (B, ...) static, or events (T, B, ...) with time folded into the batch.
+
+    Raises:
+        InputError: another rank, or no tensor.
+    """
+    expected = snn.input_shapes[position]
+    if not isinstance(x, Tensor):
+        raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
+    if x.ndim == len(expected) + 1:
+        return Value(channels_last(x))
+    if x.ndim == len(expected) + 2 and x.shape[0] == snn.timesteps:
+        return Value(channels_last(x.flatten(0, 1)), True)
+    raise InputError(
+        f"input {position}: expected (B, {_shape(expected)}), or ({snn.timesteps}, B, {_shape(expected)}) for "
+        f"T={snn.timesteps} steps of events, got {tuple(x.shape)}"
+    )
+
+
+def _passes(snn: SpikingNetwork, values: Sequence[Value], observer: Observer | None, reading: Reading) -> list[int]:
+    """Images of each pass; all in one where gradients or an observer need them together."""
+    together = observer is not None and not getattr(observer, "any_order", False)
+    images = values[0].tensor.shape[0] // (snn.timesteps if values[0].dynamic else 1)
+    if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
+        return [images]
+    device = values[0].tensor.device
+    steps = 1 if reading != "spiking" or _synchronous(snn) else snn.timesteps
+    size = snn.images_per_pass or plan.images_per_pass(snn.width, steps, device)
+    return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+def _run(
+    snn: SpikingNetwork, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading,
+    eventwise: Eventwise | None = None,
+) -> Any:  # fmt: skip
+    run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, eventwise=eventwise)
+    if reading != "spiking" or (not per_step and _synchronous(snn)):
+        static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
+        out = run.static([run.mean(value) for value in values], static)
+        return _finish(run, {name: Value(out[name]) for name in snn.graph.output_names}, per_step)
+    if _synchronous(snn):
+        return _finish(run, _replay(run, values), per_step)
+    return _finish(run, run.spiking(values, per_step), per_step)
+
+
+def _synchronous(snn: SpikingNetwork) -> bool:
+    """Every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them."""
+    return all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
+
+
+def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
+    """Spike trains of a layer-synchronous network: drives from one quantized pass, then paced over the steps."""
+    drives: dict[str, Tensor] = {}
+
+    def record(tap: Tap) -> None:
+        drives[tap.name] = tap.drive
+
+    means = [run.mean(value) for value in values]
+    Execution(run.graph, run.neurons, run.tensors, run.timesteps, record).static(means, "quantized")
+    paced = Execution(run.graph, run.neurons, run.tensors, run.timesteps, run.observer, drives)
+    return paced.spiking(values, per_step=True)
+
+
+def _finish(run: Execution, values: Mapping[str, Value], per_step: bool) -> Any:
+    take = run.running_mean if per_step else run.mean
+    return map_outputs(run.graph.outputs, {name: take(values[name]) for name in run.graph.output_names})
+
+
+def join(pieces: Sequence[Any], dim: int) -> Any:
+    """Outputs of one structure, concatenated leaf by leaf."""
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(list(pieces), dim)
+    if isinstance(pieces[0], dict):
+        return {key: join([piece[key] for piece in pieces], dim) for key in pieces[0]}
+    return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Pictures with their channels innermost, as convolutions run fastest; other tensors as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
