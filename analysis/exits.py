@@ -1,16 +1,20 @@
 """Early exit: stop an image at the first step whose answer is sure enough, with a threshold from other images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from speedysnn.analysis.answers import MEASURES as MEASURES
+from speedysnn.analysis.answers import collect
+from speedysnn.analysis.answers import exit_steps as exit_steps
+from speedysnn.analysis.answers import margin_confidence as margin_confidence
+from speedysnn.analysis.answers import softmax_confidence as softmax_confidence
 from speedysnn.analysis.outputs import settings
-from speedysnn.analysis.readout import watch
 from speedysnn.analysis.strict import plain
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
@@ -18,28 +22,6 @@ from speedysnn.network import SpikingNetwork
 CANDIDATES = 400  # thresholds that `choose_confidence` tries, quantiles of the confidences it saw
 EXITS = ("confidence", "measure", "accuracy", "agreement", "unchanged", "mean_steps", "median_steps", "p90_steps",
          "mean_latency", "images", "timesteps", "delay", "latency", "spikes", "spikes_per_neuron")  # fmt: skip
-
-
-def softmax_confidence(means: Tensor) -> Tensor:
-    """Probability of the likeliest class, max softmax(m[t]); (T, B, C) -> (T, B), 1/C to 1."""
-    return means.double().softmax(-1).amax(-1)
-
-
-def margin_confidence(means: Tensor) -> Tensor:
-    """Lead of the best class over the second, top1 - top2 of m[t]; (T, B, C) -> (T, B), in the output's unit."""
-    best = means.double().topk(2, -1).values
-    return best[..., 0] - best[..., 1]
-
-
-# Name -> confidence of running means; user entries win.
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": softmax_confidence, "margin": margin_confidence}
-
-
-def exit_steps(confidence: Tensor, threshold: float) -> Tensor:
-    """First step whose confidence is at least the threshold, else T; (T, B) -> (B,), 1..T."""
-    sure = confidence >= threshold
-    sure[-1] = True
-    return sure.to(torch.int64).argmax(0) + 1
 
 
 def early_exit(
@@ -77,7 +59,7 @@ def early_exit(
     thresholds = list(dict.fromkeys(float(value) for value in confidence))
     if not thresholds or any(math.isnan(value) for value in thresholds):
         raise InputError(f"confidence: expected one or more numbers, got {list(confidence)}")
-    answers = _answers(snn, data, measure, source, limit, progress)
+    answers = collect(snn, data, measure, source, limit, progress)
     rows = [{"confidence": value, "measure": measure, **answers.row(value), **settings(snn)} for value in thresholds]
     names = [f"exit_{step}" for step in range(1, snn.timesteps + 1)]
     table = pd.DataFrame(rows, columns=[*EXITS, *names])
@@ -145,7 +127,7 @@ def choose_confidence(
     """
     if not 0 <= allowed_loss <= 1:
         raise InputError(f"allowed_loss: expected a fraction in 0..1, got {allowed_loss!r}")
-    answers = _answers(snn, validation, measure, None, limit, progress)
+    answers = collect(snn, validation, measure, None, limit, progress)
     values = answers.confidence.flatten()
     tried = values.quantile(torch.linspace(0, 1, CANDIDATES, dtype=values.dtype)) if len(values) < 2**24 else None
     if tried is None:  # more than torch's quantile takes
@@ -158,76 +140,3 @@ def choose_confidence(
             break
         best = candidate
     return Confidence(measure=measure, allowed_loss=allowed_loss, timesteps=snn.timesteps, **best)
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """All images, (T, N): how sure, which class, spikes spent; (N,): the reference's class and the label."""
-
-    confidence: Tensor
-    answer: Tensor
-    spent: Tensor
-    reference: Tensor
-    labels: Tensor | None
-    neurons: int
-
-    def at(self, threshold: float) -> tuple[Tensor, Tensor]:
-        """(exit step, answer there), (N,) each."""
-        steps = exit_steps(self.confidence, threshold)
-        return steps, self.answer.gather(0, steps[None] - 1)[0]
-
-    def row(self, threshold: float) -> dict[str, Any]:
-        """The figures of one threshold."""
-        steps, answer = self.at(threshold)
-        images, real = len(steps), steps.double()
-        shares = torch.bincount(steps - 1, minlength=len(self.answer)).double() / images
-        return {
-            "accuracy": None if self.labels is None else _share(answer == self.labels),
-            "agreement": _share(answer == self.reference),
-            "unchanged": _share(answer == self.answer[-1]),
-            "mean_steps": float(real.mean()),
-            "median_steps": float(real.quantile(0.5, interpolation="lower")),
-            "p90_steps": float(real.quantile(0.9, interpolation="higher")),
-            "images": images,
-            "spikes_per_neuron": float(self.spent.gather(0, steps[None] - 1).double().mean()) / self.neurons,
-            **{f"exit_{step}": share for step, share in enumerate(shares.tolist(), start=1)},
-        }
-
-    def choice(self, threshold: float) -> dict[str, Any]:
-        """What the threshold costs against all T steps."""
-        steps, answer = self.at(threshold)
-        last = self.answer[-1]
-        if self.labels is None:
-            lost = (answer != last).double()
-        else:
-            lost = (last == self.labels).double() - (answer == self.labels).double()
-        return {
-            "confidence": threshold,
-            "criterion": "unchanged" if self.labels is None else "accuracy",
-            "loss": float(lost.mean()),
-            "loss_error": float(lost.std(correction=0)) / math.sqrt(len(lost)),
-            "mean_steps": float(steps.double().mean()),
-            "images": len(lost),
-        }
-
-
-def _answers(
-    snn: SpikingNetwork, data: Any, measure: str, source: nn.Module | None, limit: int | None, progress: bool
-) -> _Answers:
-    if measure not in MEASURES:
-        raise InputError(f"measure: expected one of {', '.join(sorted(MEASURES))}, got {measure!r}")
-    parts: list[tuple[Tensor, ...]] = []
-    labels: list[Tensor] = []
-    neurons = 0
-    for seen in watch(snn, data, source, limit, "early exit", progress):
-        parts.append((MEASURES[measure](seen.means), seen.means.argmax(-1), seen.spent, seen.analog.argmax(-1)))
-        labels += [] if seen.labels is None else [seen.labels]
-        neurons = seen.neurons
-    columns = [torch.cat(column, -1).cpu() for column in zip(*parts, strict=True)]
-    return _Answers(
-        columns[0], columns[1], columns[2], columns[3], torch.cat(labels).cpu() if labels else None, neurons
-    )
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())

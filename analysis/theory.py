@@ -4,21 +4,24 @@ Under constant drive z the neuron counts n = clip(floor(T z / theta + v_init), 0
 Q(z) = n theta / T: a quantizer of step D = theta / T and full scale F = N theta, with the error e = Q(z) - max(z, 0).
 A law is a frozen distribution of scipy.stats or an `ActivationHistogram`, read through a ReLU: values at or below zero
 are silent (at v_init = 1, where a neuron answers zero itself with a spike, too). What random arrival of spikes adds to
-this noise is in `speedysnn.analysis.arrival`, whose names are here too.
+this noise is in `arrival`, `bridge` and `drive`, the laws of counts and errors in `error_law`; their names are here too.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from speedysnn.analysis.arrival import Drive as Drive
 from speedysnn.analysis.arrival import TemporalError as TemporalError
-from speedysnn.analysis.arrival import early_spikes as early_spikes
-from speedysnn.analysis.arrival import spike_drive as spike_drive
 from speedysnn.analysis.arrival import temporal_error as temporal_error
-from speedysnn.analysis.distributions import Activation, Array, Distribution, as_activation, check_whole
-from speedysnn.errors import InputError
+from speedysnn.analysis.bridge import early_spikes as early_spikes
+from speedysnn.analysis.checks import check_neuron
+from speedysnn.analysis.distributions import Activation, Distribution, as_activation
+from speedysnn.analysis.drive import Drive as Drive
+from speedysnn.analysis.drive import spike_drive as spike_drive
+from speedysnn.analysis.error_law import ErrorDensity as ErrorDensity
+from speedysnn.analysis.error_law import count_probabilities as count_probabilities
+from speedysnn.analysis.error_law import error_density as error_density
+from speedysnn.analysis.error_law import quantizer_edges
 
 _GRID = 160  # full scales tried before the search around the best of them
 _VALLEYS = 3  # of the grid that are searched, lowest first; smooth laws have one
@@ -69,7 +72,7 @@ def uniform_sqnr_db(timesteps: int, v_init: float = 0.5, highest: int = 1) -> fl
     Raises:
         InputError: an argument out of range.
     """
-    _check(timesteps, v_init, highest)
+    check_neuron(timesteps, v_init, highest)
     return 20 * math.log10(1 + timesteps * highest / (math.sqrt(3) * rmse_steps(v_init)))
 
 
@@ -90,7 +93,7 @@ def granular_noise(
     Raises:
         InputError: an argument out of range, or a distribution that is none.
     """
-    _check(timesteps, v_init, highest, theta)
+    check_neuron(timesteps, v_init, highest, theta)
     return _granular(as_activation(distribution), timesteps, theta, v_init, highest)
 
 
@@ -100,7 +103,7 @@ def overload_noise(distribution: Distribution, theta: float, highest: int = 1) -
     Raises:
         InputError: an argument out of range, or a distribution that is none.
     """
-    _check(1, 0.5, highest, theta)
+    check_neuron(1, 0.5, highest, theta)
     return _overload(as_activation(distribution), highest * theta)
 
 
@@ -121,7 +124,7 @@ def sqnr_db(
     """
     law = as_activation(distribution)
     chosen = optimal_threshold(law, timesteps, v_init, highest) if theta is None else theta
-    _check(timesteps, v_init, highest, chosen)
+    check_neuron(timesteps, v_init, highest, chosen)
     return decibels(signal_power(law), _noise(law, timesteps, chosen, v_init, highest))
 
 
@@ -133,7 +136,7 @@ def optimal_threshold(distribution: Distribution, timesteps: int, v_init: float 
     """
     from scipy.optimize import minimize_scalar
 
-    _check(timesteps, v_init, highest)
+    check_neuron(timesteps, v_init, highest)
     law = as_activation(distribution)
 
     def noise(exponent: float) -> float:
@@ -163,93 +166,16 @@ def effective_bits(
     return sqnr_db(distribution, timesteps, theta, v_init, highest) / _PER_BIT
 
 
-def count_probabilities(
-    distribution: Distribution, timesteps: int, theta: float, v_init: float = 0.5, highest: int = 1
-) -> Array:
-    """P(n spikes in T steps), n = 0..T N, shape (T N + 1,); their mean is the spikes per neuron of the ideal.
-
-    Raises:
-        InputError: an argument out of range, or a distribution that is none.
-    """
-    _check(timesteps, v_init, highest, theta)
-    edges = _edges(timesteps, theta, v_init, highest)
-    reached = as_activation(distribution).above(edges[1:-1])
-    return -np.diff(np.concatenate([[1.0], reached, [0.0]]))
-
-
-class ErrorDensity(NamedTuple):
-    """The law of e = Q(z) - max(z, 0): a density, and an atom at zero from the values that are not positive.
-
-    Attributes:
-        errors: (n,), rising, in the activation's unit.
-        density: (n,), its integral over all errors is 1 - exact.
-        exact: P(z <= 0).
-    """
-
-    errors: Array
-    density: Array
-    exact: float
-
-
-def error_density(
-    distribution: Distribution,
-    timesteps: int,
-    theta: float,
-    v_init: float = 0.5,
-    highest: int = 1,
-    errors: Array | None = None,
-) -> ErrorDensity:
-    """f(e) = sum over n of p(n D - e) where n D - e lies in the cell that gives n; below -(1 - v) D only n = T N does.
-
-    Without `errors`, 1001 of them from the 1e-6 tail of the overload, or -(1 - v) D, up to v D.
-
-    Raises:
-        InputError: an argument out of range, or a distribution that is none.
-    """
-    _check(timesteps, v_init, highest, theta)
-    law = as_activation(distribution)
-    step, levels = theta / timesteps, timesteps * highest
-    if errors is None:
-        errors = np.linspace(-max((1 - v_init) * step, _furthest(law) - levels * step), v_init * step, 1001)
-    counts = np.arange(levels + 1, dtype=np.float64)[:, None]
-    z = counts * step - errors
-    inside = (z > 0) & ((counts == 0) | (errors <= v_init * step))
-    inside &= (counts == levels) | (errors > -(1 - v_init) * step)
-    density = np.where(inside, law.density(np.where(inside, z, step)), 0.0).sum(0)
-    return ErrorDensity(errors, density, 1 - float(law.above(np.zeros(1))[0]))
-
-
-def _furthest(law: Activation) -> float:
-    """A z with about 1e-6 of the positive values above it."""
-    z = np.geomspace(*law.span(), 4000)
-    above = law.above(z)
-    return float(z[min(int((above > 1e-6 * law.above(np.zeros(1))).sum()), len(z) - 1)])
-
-
-def _edges(timesteps: int, theta: float, v_init: float, highest: int) -> Array:
-    """(K + 2,): cell n of the quantizer is edges[n]..edges[n + 1], the first from 0, the last to infinity."""
-    rising = (np.arange(1, timesteps * highest + 1) - v_init) * (theta / timesteps)
-    return np.concatenate([[0.0], rising, [np.inf]])
-
-
 def _noise(law: Activation, timesteps: int, theta: float, v_init: float, highest: int) -> float:
     """E[e^2], granular and overload in one integral."""
-    edges = _edges(timesteps, theta, v_init, highest)
+    edges = quantizer_edges(timesteps, theta, v_init, highest)
     return law.squared(edges, np.arange(len(edges) - 1, dtype=np.float64) * (theta / timesteps))
 
 
 def _granular(law: Activation, timesteps: int, theta: float, v_init: float, highest: int) -> float:
-    edges = np.minimum(_edges(timesteps, theta, v_init, highest), highest * theta)
+    edges = np.minimum(quantizer_edges(timesteps, theta, v_init, highest), highest * theta)
     return law.squared(edges, np.arange(len(edges) - 1, dtype=np.float64) * (theta / timesteps))
 
 
 def _overload(law: Activation, scale: float) -> float:
     return law.squared(np.array([scale, np.inf]), np.array([scale]))
-
-
-def _check(timesteps: int, v_init: float, highest: int, theta: float = 1.0) -> None:
-    check_whole(timesteps=timesteps, highest=highest)
-    if not 0 <= v_init <= 1:
-        raise InputError(f"v_init: expected a fraction of theta between 0 and 1, got {v_init!r}")
-    if not (theta > 0 and math.isfinite(theta)):
-        raise InputError(f"theta: expected a positive finite threshold, got {theta!r}")

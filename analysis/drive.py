@@ -1,0 +1,64 @@
+"""The drive of a neuron whose inputs spike at random: what of it lasts, and what is new in every step."""
+
+import math
+from dataclasses import dataclass
+
+from speedysnn.analysis.checks import check_whole
+from speedysnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A Gaussian drive x_t = z + xi_t over a layer's neurons and time, in the activation's unit.
+
+    Attributes:
+        mean: E[x].
+        between: variance of z, what lasts through all steps.
+        within: variance of xi_t, what is new in every step.
+    """
+
+    mean: float
+    between: float
+    within: float
+
+    def __post_init__(self) -> None:
+        """Refuse what no drive can be."""
+        values = (self.mean, self.between, self.within)
+        if not all(map(math.isfinite, values)) or self.between < 0 or self.within < 0:
+            raise InputError(f"drive: expected finite moments and variances of at least 0, got {self}")
+
+
+def spike_drive(
+    fan_in: int,
+    rate: float,
+    weight_mean: float = 0.0,
+    weight_std: float = 1.0,
+    bias: float = 0.0,
+    rate_std: float = 0.0,
+) -> Drive:
+    """The drive of M inputs that spike at random: weights and rates independent, another draw for every neuron.
+
+    mean = M E[w] E[r] + bias, between = M (E[w^2] E[r^2] - E[w]^2 E[r]^2), within = M E[w^2] (E[r] - E[r^2]).
+
+    Args:
+        fan_in: M.
+        rate: E[r], probability of a spike in a step.
+        weight_mean: E[w], a weight times the amplitude of the spike it sees.
+        weight_std: standard deviation of w.
+        bias: constant current.
+        rate_std: standard deviation of r over the inputs.
+
+    Raises:
+        InputError: a fan-in below 1, a rate outside 0..1, a negative deviation, or more spread than the rate allows.
+    """
+    check_whole(fan_in=fan_in)
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate: expected the probability of a spike in a step, 0..1, got {rate}")
+    if weight_std < 0 or not 0 <= rate_std**2 <= rate * (1 - rate) or rate_std < 0:
+        raise InputError(
+            f"spikes: expected weight_std >= 0 and 0 <= rate_std <= sqrt(rate (1 - rate)) = "
+            f"{math.sqrt(rate * (1 - rate)):.4g}, got {weight_std} and {rate_std}"
+        )
+    weight, square = weight_mean**2 + weight_std**2, rate**2 + rate_std**2
+    between = fan_in * (weight * square - (weight_mean * rate) ** 2)
+    return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), fan_in * weight * max(rate - square, 0.0))
