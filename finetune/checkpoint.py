@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from speedysnn._claims import claimed
 from speedysnn.errors import TrainingError
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
@@ -78,6 +81,37 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     document = optimizer.state_dict()
     document["state"] = state
     optimizer.load_state_dict(document)
+
+
+@contextmanager
+def held(folder: Path | None, log: Path | None) -> Iterator[None]:
+    """Hold the folders that a run writes into, so that a second run into one of them is refused before its first step.
+
+    Raises:
+        ArtifactError: another run is writing there.
+        TrainingError: nothing can be written there.
+    """
+    wanted = {place.absolute(): (what, place) for what, place in (("log ", log), ("", folder)) if place is not None}
+    with ExitStack() as stack:
+        for what, place in wanted.values():
+            stack.enter_context(claimed(place, what))
+            if not place.exists():
+                stack.callback(_without_a_trace, place)
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=place):
+                    pass
+            except OSError as err:
+                raise TrainingError(
+                    f"{what}{place}: expected a folder that can be written to ({err.strerror or err}); choose another"
+                ) from None
+        yield
+
+
+def _without_a_trace(folder: Path) -> None:
+    """Remove a folder into which nothing came."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -> None:

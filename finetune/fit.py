@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def fit(
         on_memory: called with the reading and the memory that its steps need, before the first is done.
 
     Raises:
-        TrainingError: NaN, infinity or a loss that runs away (the best state is kept), or nothing to resume.
+        TrainingError: NaN, infinity or a loss that runs away (the best state is kept), nothing to resume, or a folder
+            that cannot be written to.
+        ArtifactError: another run is writing into `folder` or `log` now.
         DataError: no data.
     """
     config = config or Config()
@@ -116,19 +119,20 @@ def run_all(
     if resume and folder is None:
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
-    place = None if folder is None else Path(folder)
+    place, logs = (None if path is None else Path(path) for path in (folder, log))
     run_print = checkpoint.fingerprint(snn, trainer.config)
-    fresh = {} if resume else layer_table(trainer)
-    state = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState(layers=fresh)
-    keep = None if place is None else (lambda: checkpoint.write(place, snn, state, run_print))
-    if log is not None and engine.main:
-        trainer.log = Log(Path(log), len(state.history))
-    try:
-        Run(trainer, state, keep, on_epoch, **options).go()
-    finally:
-        if trainer.log is not None:
-            trainer.log.close()
-        engine.wait()
+    with checkpoint.held(place, logs) if engine.main else nullcontext():
+        fresh = {} if resume else layer_table(trainer)
+        state = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState(layers=fresh)
+        keep = None if place is None else (lambda: checkpoint.write(place, snn, state, run_print))
+        if logs is not None and engine.main:
+            trainer.log = Log(logs, len(state.history))
+        try:
+            Run(trainer, state, keep, on_epoch, **options).go()
+        finally:
+            if trainer.log is not None:
+                trainer.log.close()
+            engine.wait()
     return state, changes(state.layers, layer_table(trainer))
 
 

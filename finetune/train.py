@@ -132,7 +132,8 @@ def train(
 
     Raises:
         ConversionError: the network cannot be converted.
-        TrainingError: NaN, infinity or a loss that runs away, or nothing to resume.
+        TrainingError: NaN, infinity or a loss that runs away, nothing to resume, or a folder that cannot be written to.
+        ArtifactError: another run is writing into `folder` or `log` now.
         InputError: no labels, more classes than outputs, or several processes.
     """
     config = config or TrainConfig()

@@ -8,8 +8,8 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -24,34 +24,55 @@ except ImportError:  # where there is none, nothing is claimed
 __all__ = ["claimed", "exchange", "left_beside", "scratch_beside"]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_lent: set[Path] = set()
 
 
 @contextmanager
-def claimed(path: Path, what: str = "") -> Iterator[None]:
+def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]:
     """Hold `path` for this process; the system lets go when the process ends, however it ends.
 
     The claim is a locked file .NAME.lock beside the path, which may not exist yet; both that file and folders made
-    for it are gone afterwards, where nothing else came into them.
+    for it are gone afterwards, where nothing else came into them. Where nothing can be written there, the folder itself
+    is locked.
+
+    Args:
+        path: a file or folder.
+        what: what to call it in the message, before the path.
+        lend: let one further claim of it in this process pass: that of the call for which a command holds it.
 
     Raises:
-        ArtifactError: another process holds it.
+        ArtifactError: another process, or another claim of this one, holds it.
     """
     target = path.absolute()
-    missing = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.parent / f".{target.name}.lock"
-    handle = _locked(lock)
-    try:
+    if target in _lent:
+        _lent.discard(target)
+        yield
+        return
+    with ExitStack() as after:
+        after.callback(_take_away, [folder for folder in target.parents if not folder.exists()])
+        lock: Path | None = target.parent / f".{target.name}.lock"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = _locked(lock)
+        except OSError:
+            lock, handle = None, _locked_folder(target)
         if handle is None:
             raise ArtifactError(f"{what}{path}: another run is writing there now; wait for it, or choose another name")
-        yield
-    finally:
         if handle:
-            lock.unlink(missing_ok=True)
-            os.close(handle)
-        with suppress(OSError):
-            for folder in missing:
-                folder.rmdir()
+            after.callback(os.close, handle)
+            after.callback(_take_away, [lock])
+        if lend:
+            _lent.add(target)
+            after.callback(_lent.discard, target)
+        yield
+
+
+def _take_away(paths: Iterable[Path | None]) -> None:
+    """Remove a file, or folders that are empty, the innermost first."""
+    with suppress(OSError):
+        for path in paths:
+            if path is not None:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _locked(lock: Path) -> int | None:
@@ -66,6 +87,18 @@ def _locked(lock: Path) -> int | None:
                 return handle
         os.close(handle)  # its holder took it away meanwhile
     return 0
+
+
+def _locked_folder(folder: Path) -> int | None:
+    """The same for the folder itself; whoever writes into it says what is wrong where it cannot be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    if _hold(handle):
+        return handle
+    os.close(handle)
+    return None
 
 
 def _hold(handle: int) -> bool:

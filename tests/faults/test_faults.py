@@ -81,6 +81,37 @@ def test_a_claim_ends_with_its_process_and_leaves_nothing(tmp_path: Path) -> Non
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_lent_claim_lets_one_call_pass(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with _claims.claimed(path, lend=True):
+        with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+            pass
+        with pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+            pass
+    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path, lend=True):
+        pass
+    with _claims.claimed(path, lend=True):
+        pass
+    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+        pass  # a loan ends with its claim
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_lock_can_be_made_the_folder_itself_is_held(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_claims, "_locked", refuse)
+    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+        pass
+    with _claims.claimed(path), _claims.claimed(tmp_path / "none"):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_folders_change_names_also_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch) -> None:
     for libc in (None, object()):
         if libc is not None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from speedysnn import convert, finetune
-from speedysnn.errors import DataError, InputError, TrainingError
+from speedysnn._claims import claimed
+from speedysnn.errors import ArtifactError, DataError, InputError, TrainingError
 from speedysnn.finetune.augment import AUGMENTATIONS
 from speedysnn.finetune.matching import layer_distance, outputs_and_layers
 from speedysnn.finetune.parameters import grouped
@@ -151,6 +152,42 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
         finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0), folder=tmp_path, resume=True)
     with pytest.raises(TrainingError, match="nothing to resume"):
         finetune.fit(_network(), _data()[0], config=_config(), folder=tmp_path / "none", resume=True)
+
+
+@pytest.mark.parametrize("shared", ["folder", "log"])
+def test_a_second_run_into_one_folder_is_refused_and_the_first_goes_on(shared: str, tmp_path: Path) -> None:
+    place, refused = tmp_path / "a" / "run", []
+
+    def second(_: dict[str, Any]) -> None:
+        begun = []
+        with pytest.raises(ArtifactError, match=f"{'log ' if shared == 'log' else ''}.*run: another run is writing there now"):
+            finetune.fit(_network(), _data()[0], config=_config(), on_epoch=begun.append, **{shared: place})
+        refused.append(len(begun))
+
+    finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0), on_epoch=second, **{shared: place})
+    assert refused == [0] * 3
+    assert (place / ("run.safetensors" if shared == "folder" else "epochs.csv")).is_file()
+    assert [path.name for path in place.parent.iterdir()] == ["run"]
+    finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0), **{shared: place})
+
+
+def test_training_holds_its_folder_too(tmp_path: Path) -> None:
+    ann, labelled = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2)), _data()
+    with claimed(tmp_path / "run"), pytest.raises(ArtifactError, match="another run"):
+        finetune.train(ann, labelled, 2, folder=tmp_path / "run")
+
+
+def test_what_cannot_be_written_is_refused_before_the_first_epoch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    rows: list[Any] = []
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        for name in ("folder", "log"):
+            with pytest.raises(TrainingError, match="expected a folder that can be written to"):
+                finetune.fit(_network(), _data()[0], config=_config(), on_epoch=rows.append, **{name: place})
+    assert rows == []
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        finetune.fit(_network(), _data()[0], config=_config(), folder=tmp_path / "no" / "run", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_nan_stops_with_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:

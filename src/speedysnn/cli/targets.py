@@ -23,7 +23,7 @@ def claim(path: Path, option: str = "") -> None:
         ArtifactError: another run is writing there.
     """
     if os.environ.get("RANK", "0") in ("", "0"):
-        _claims.enter_context(claimed(path, option))
+        _claims.enter_context(claimed(path, option, lend=True))
 
 
 def release() -> None:
