@@ -50,29 +50,29 @@ def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]
         return
     with ExitStack() as after:
         after.callback(_take_away, [folder for folder in target.parents if not folder.exists()])
-        lock: Path | None = target.parent / f".{target.name}.lock"
+        lock = target.parent / f".{target.name}.lock"
+        made: list[Path] = [lock]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle = _locked(lock)
         except OSError:
-            lock, handle = None, _locked_folder(target)
+            made, handle = [], _locked_folder(target)
         if handle is None:
             raise ArtifactError(f"{what}{path}: another run is writing there now; wait for it, or choose another name")
         if handle:
             after.callback(os.close, handle)
-            after.callback(_take_away, [lock])
+            after.callback(_take_away, made)
         if lend:
             _lent.add(target)
             after.callback(_lent.discard, target)
         yield
 
 
-def _take_away(paths: Iterable[Path | None]) -> None:
+def _take_away(paths: Iterable[Path]) -> None:
     """Remove a file, or folders that are empty, the innermost first."""
     with suppress(OSError):
         for path in paths:
-            if path is not None:
-                path.rmdir() if path.is_dir() else path.unlink()
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _locked(lock: Path) -> int | None:
