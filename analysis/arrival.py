@@ -5,8 +5,15 @@ large fan-in the drive of step t is Gaussian, x_t = z + xi_t: z differs from neu
 xi_t, of variance s^2, is new in every step. Its sums S[k] are a random walk, and the quantizer sees the last one alone,
 Q = clip(floor(S[T] / theta + v), 0, T N). Theta is 1 below.
 
-`early_spikes` is this closed form; it knows nothing of spikes that come late for want of steps. `temporal_error` has
-both, and look-ahead: it carries the law of (S[k], n) forward in time, exactly but for the Gaussian drive and a grid.
+The count n leaves Q in two ways: spikes fired early, on an excess that later input falls back from (in closed form in
+`bridge`), and spikes that come late for want of steps. `temporal_error` has both, look-ahead, and spikes taken back: it
+carries the law of (S[k], n) forward in time, exactly but for the Gaussian drive and a grid.
+
+A ternary neuron takes one spike back in a step while n > 0 and its membrane is below zero, so that with the level
+l = S[t] + v it follows n <- n + clip(max(floor(l), 0) - n, -1, 1): delta modulation. The lag e = n - max(floor(l), 0)
+is thus e <- e' - clip(e', -1, 1) with e' = e - (what max(floor(l), 0) gained): a queue fed by what one step moves the
+level beyond one spike. For v < 1 and |x_t| <= theta in every step e stays 0; for |z| < theta it settles as T grows,
+at z = 0 too, where the error of a binary neuron grows as sqrt(T).
 """
 
 import math
@@ -18,6 +25,7 @@ from speedysnn.analysis.checks import check_neuron, check_whole
 from speedysnn.analysis.continuous import Array
 from speedysnn.analysis.drive import Drive
 from speedysnn.analysis.walk import Walk
+from speedysnn.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class TemporalError:
 
     @property
     def extra(self) -> float:
-        """P(n > Q): a spike fired early that later input took the ground from."""
+        """P(n > Q): a spike fired early that later input took the ground from, and that was not taken back."""
         return float(self.probabilities[self.sizes > 0].sum())
 
     @property
@@ -69,14 +77,22 @@ class TemporalError:
 
 
 def temporal_error(
-    drive: Drive, timesteps: int, theta: float = 1.0, v_init: float = 0.5, *, delay: int = 0, highest: int = 1
+    drive: Drive,
+    timesteps: int,
+    theta: float = 1.0,
+    v_init: float = 0.5,
+    *,
+    delay: int = 0,
+    highest: int = 1,
+    lowest: int = 0,
 ) -> TemporalError:
     """The law of n - Q under random arrival, by carrying the joint law of (S[k], n) through the T steps.
 
     The posterior of z given the steps so far hangs on S[k] alone, so S is a Markov chain, and with
     a = between / within the chain y_k = (S[k] - k mean) / (1 + k a) has independent Gaussian increments, of variance
     within / ((1 + k a)(1 + (k + 1) a)): a step is one convolution for every count, then the cells of the grid above the
-    count's level, (t/k) S[k] / theta + v_init >= n + 1, move on by a spike.
+    count's level, (t/k) S[k] / theta + v_init >= n + 1, move on by a spike, and those below n, if lowest = -1 and
+    n > 0, back by one.
 
     Args:
         drive: see `spike_drive`.
@@ -85,25 +101,28 @@ def temporal_error(
         v_init: initial membrane as a fraction of theta, 0..1.
         delay: steps of look-ahead; T or more leaves no error.
         highest: N, most spikes in one step.
+        lowest: 0, or -1 for a neuron that takes spikes back ("ternary").
 
     Raises:
         InputError: an argument out of range, or a drive so even that no grid of reasonable size resolves its noise.
     """
     check_neuron(timesteps, v_init, highest, theta)
     check_whole(0, delay=delay)
+    if lowest not in (0, -1):
+        raise InputError(f"lowest: expected 0, or -1 for spikes that can be taken back, got {lowest!r}")
     levels = timesteps * highest
     sizes = np.arange(-levels, levels + 1, dtype=np.float64)
     if drive.within == 0:
         return TemporalError(sizes, (sizes == 0).astype(np.float64))
     scaled = Drive(drive.mean / theta, drive.between / theta**2, drive.within / theta**2)
     grid = Walk.of(scaled, timesteps, v_init, levels)
-    mass = _carried(grid, timesteps, delay, highest)
+    mass = _carried(grid, timesteps, delay, highest, lowest)
     joint = mass @ -np.diff(grid.reached(timesteps, timesteps, levels + 1), axis=0, prepend=1.0, append=0.0).T
     law = np.array([np.trace(joint, -int(size)) for size in sizes])
     return TemporalError(sizes, np.clip(law, 0.0, None) / law.sum())
 
 
-def _carried(grid: "Walk", timesteps: int, delay: int, highest: int) -> Array:
+def _carried(grid: Walk, timesteps: int, delay: int, highest: int, lowest: int) -> Array:
     """The joint law of n and y after T steps, (T N + 1, cells)."""
     seen = min(1 + delay, timesteps)
     mass = np.zeros((timesteps * highest + 1, grid.cells))
@@ -114,16 +133,23 @@ def _carried(grid: "Walk", timesteps: int, delay: int, highest: int) -> Array:
         if k > seen:
             mass[:rows] = grid.spread(mass[:rows], grid.variance(k) - grid.variance(seen))
             seen = k
-        mass[: rows + highest] = _fired(mass[: rows + highest], grid.reached(k, t, rows + highest), highest)
+        mass[: rows + highest] = _fired(mass[: rows + highest], grid.reached(k, t, rows + highest), highest, lowest)
     return mass
 
 
-def _fired(mass: Array, reached: Array, highest: int) -> Array:
-    """Rows n of mass (rows, cells) after one step: n + j where the level reaches n + j but not n + j + 1, j <= N."""
+def _fired(mass: Array, reached: Array, highest: int, lowest: int) -> Array:
+    """Rows n of mass (rows, cells) after one step: n + j where the level reaches n + j but not n + j + 1, j <= N.
+
+    With lowest = -1, n - 1 where the level does not reach n > 0.
+    """
     rows = len(mass)
     above = np.concatenate([reached, np.zeros((highest + 1, mass.shape[1]))])  # above[q - 1]: the level reaches q
     out: Array = mass * (1 - above[:rows])
     for j in range(1, highest + 1):
         share = above[j - 1 : j - 1 + rows] - (above[j : j + rows] if j < highest else 0.0)
         out[j:] += (mass * share)[: rows - j]
+    if lowest < 0:
+        back = mass[1:] * (1 - above[: rows - 1])
+        out[1:] -= back
+        out[:-1] += back
     return out

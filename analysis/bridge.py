@@ -1,9 +1,9 @@
 """Early spikes in closed form: a walk that passes a level which its end does not reach (see `arrival` for the walk).
 
-A neuron without a limit of N spikes a step has fired max over t of floor(S[t] + v) times. It answers the highest point
-of the walk and cannot take spikes back when later input falls. Given its end l = S[T] + v
-the walk is a Brownian bridge of variance T s^2 from v to l, and a bridge passes a level b above both its ends with
-probability exp(-2 (b - v)(b - l) / (T s^2)). At least j spikes too many are b = Q + j, hence
+A neuron without a limit of N spikes a step that takes none back has fired max over t of floor(S[t] + v) times: it
+answers the highest point of the walk, whatever later input does. Given its end l = S[T] + v the walk is a Brownian
+bridge of variance T s^2 from v to l, and a bridge passes a level b above both its ends with probability
+exp(-2 (b - v)(b - l) / (T s^2)). At least j spikes too many are b = Q + j, hence
 
     P(n - Q >= j | l) = exp(-2 (Q + j - v)(Q + j - l) / (T s^2)),   E[n - Q | l] = the sum of it over j >= 1.
 
@@ -27,9 +27,9 @@ _SIEGMUND = 0.5826  # -zeta(1/2) / sqrt(2 pi)
 
 
 def early_spikes(drive: Drive, timesteps: int, theta: float = 1.0, v_init: float = 0.5) -> tuple[float, float]:
-    """P(n > Q) and E[n - Q; n > Q] of the Brownian bridge, averaged over the Gaussian law of S[T]; delay 0.
+    """P(n > Q) and E[n - Q; n > Q] of the Brownian bridge, averaged over the Gaussian law of S[T].
 
-    See the module for the formula; 0 at T = 1, where the walk has no point but its end.
+    Of binary spikes at delay 0. See the module for the formula; 0 at T = 1, where the walk has no point but its end.
 
     Raises:
         InputError: an argument out of range.

@@ -35,21 +35,27 @@ def spike_drive(
     weight_std: float = 1.0,
     bias: float = 0.0,
     rate_std: float = 0.0,
+    taken_back: float = 0.0,
 ) -> Drive:
     """The drive of M inputs that spike at random: weights and rates independent, another draw for every neuron.
 
-    mean = M E[w] E[r] + bias, between = M (E[w^2] E[r^2] - E[w]^2 E[r]^2), within = M E[w^2] (E[r] - E[r^2]).
+    With r what an input sends in a step in the mean, which is p - m if it spikes with probability p and takes a spike
+    back with probability m: mean = M E[w] E[r] + bias, between = M (E[w^2] E[r^2] - E[w]^2 E[r]^2),
+    within = M E[w^2] (E[r] + 2 m - E[r^2]). Steps are independent; a neuron that takes back only what it has fired
+    sends trains more even than that.
 
     Args:
         fan_in: M.
-        rate: E[r], probability of a spike in a step.
+        rate: E[r], spikes in a step less those taken back; the probability of a spike if none is.
         weight_mean: E[w], a weight times the amplitude of the spike it sees.
         weight_std: standard deviation of w.
         bias: constant current.
         rate_std: standard deviation of r over the inputs.
+        taken_back: m, probability of a spike of -1 in a step, the same for every input; at most (1 - E[r]) / 2.
 
     Raises:
-        InputError: a fan-in below 1, a rate outside 0..1, a negative deviation, or more spread than the rate allows.
+        InputError: a fan-in below 1, a rate outside 0..1, a negative deviation, more spread than the rate allows, or
+            more taken back than leaves room for the rate.
     """
     check_whole(fan_in=fan_in)
     if not 0 <= rate <= 1:
@@ -59,6 +65,11 @@ def spike_drive(
             f"spikes: expected weight_std >= 0 and 0 <= rate_std <= sqrt(rate (1 - rate)) = "
             f"{math.sqrt(rate * (1 - rate)):.4g}, got {weight_std} and {rate_std}"
         )
+    if not 0 <= taken_back <= (1 - rate) / 2:
+        raise InputError(
+            f"taken_back: expected a probability of at most (1 - rate) / 2 = {(1 - rate) / 2:.4g}, got {taken_back}"
+        )
     weight, square = weight_mean**2 + weight_std**2, rate**2 + rate_std**2
     between = fan_in * (weight * square - (weight_mean * rate) ** 2)
-    return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), fan_in * weight * max(rate - square, 0.0))
+    within = fan_in * weight * max(rate + 2 * taken_back - square, 0.0)
+    return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), within)

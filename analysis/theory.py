@@ -4,7 +4,7 @@ Under constant drive z the neuron counts n = clip(floor(T z / theta + v_init), 0
 Q(z) = n theta / T: a quantizer of step D = theta / T and full scale F = N theta, with the error e = Q(z) - max(z, 0).
 A law is a frozen distribution of scipy.stats or an `ActivationHistogram`, read through a ReLU: values at or below zero
 are silent (at v_init = 1, where a neuron answers zero itself with a spike, too). What random arrival of spikes adds to
-this noise is in `arrival`, `bridge` and `drive`, the laws of counts in `error_law`; their names are here too.
+this noise is in `arrival`, `bridge` and `drive`, laws of counts and errors are in `error_law`; all names are here too.
 """
 
 import math

@@ -33,7 +33,7 @@ def _both(x, weight, bias, attrs):
 
 
 @given(
-    channels=st.integers(1, 20), outputs=st.sampled_from([8, 16, 24, 64, 72]),
+    channels=st.integers(1, 20), outputs=st.sampled_from([8, 16, 64, 128]),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 5), st.integers(0, 5)), size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), biased=st.booleans(), seed=st.integers(0, 99),

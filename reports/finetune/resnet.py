@@ -49,8 +49,6 @@ ROWS = {
     "T4": Row("twin", ("quantized:20,rate=0.5",)),
     "T2": Row("T4", ("quantized:10",), timesteps=2),
     "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
-    "T2-long": Row("T4-long", ("quantized:2",), timesteps=2, copies=6, more=25000, mixup=0.2),
-    "binary-long": Row("T4-long", ("spiking:10",), delay=0),
     "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
     "binary": Row("T4", ("spiking:8",), delay=0),
     "ternary": Row("T4", ("spiking:8",), delay=0, spikes="ternary"),

@@ -11,9 +11,9 @@ from speedysnn.errors import InputError
 from speedysnn.kernels import Rule, multistep
 
 
-def simulated(drive, steps, theta=1.0, v_init=0.5, delay=0, highest=1):
+def simulated(drive, steps, theta=1.0, v_init=0.5, delay=0, highest=1, lowest=0):
     """Errors n - Q of neurons driven by (T, B)."""
-    rule = Rule(steps, delay, highest=highest)
+    rule = Rule(steps, delay, lowest, highest)
     out = multistep(drive.reshape(-1), torch.tensor(theta), torch.tensor(v_init), rule)
     n = torch.round(out.view(steps, -1).sum(0) / theta)
     return (n - torch.floor(drive.double().sum(0) / theta + v_init).clamp(0, steps * highest)).double()
@@ -30,37 +30,45 @@ def agree(law, errors, tolerance):
         assert getattr(law, name) == pytest.approx(sample.mean().item(), abs=tolerance + 4 * spread), name
 
 
-GAUSSIAN = [  # mean, between, within, T, theta, v_init, delay, N
-    (0.0, 0.09, 0.2, 2, 1.0, 0.5, 0, 1),
-    (0.0, 0.09, 0.2, 16, 1.0, 0.5, 0, 1),
-    (0.3, 0.0, 0.05, 8, 1.0, 0.0, 0, 1),
-    (0.2, 0.04, 0.6, 8, 0.7, 0.3, 0, 1),
-    (-0.1, 0.04, 0.1, 12, 1.0, 0.5, 0, 1),
-    (0.9, 0.1, 0.3, 6, 1.0, 0.5, 0, 1),
-    (0.2, 0.1, 0.3, 8, 1.0, 0.5, 1, 1),
-    (0.2, 0.1, 0.3, 8, 1.3, 0.5, 3, 1),
-    (0.5, 0.3, 0.5, 6, 1.0, 0.5, 0, 3),
-    (0.5, 0.3, 0.5, 6, 1.0, 0.5, 1, 2),
+GAUSSIAN = [  # mean, between, within, T, theta, v_init, delay, N, lowest
+    (0.0, 0.09, 0.2, 2, 1.0, 0.5, 0, 1, 0),
+    (0.0, 0.09, 0.2, 16, 1.0, 0.5, 0, 1, 0),
+    (0.3, 0.0, 0.05, 8, 1.0, 0.0, 0, 1, 0),
+    (0.2, 0.04, 0.6, 8, 0.7, 0.3, 0, 1, 0),
+    (-0.1, 0.04, 0.1, 12, 1.0, 0.5, 0, 1, 0),
+    (0.9, 0.1, 0.3, 6, 1.0, 0.5, 0, 1, 0),
+    (0.2, 0.1, 0.3, 8, 1.0, 0.5, 1, 1, 0),
+    (0.2, 0.1, 0.3, 8, 1.3, 0.5, 3, 1, 0),
+    (0.5, 0.3, 0.5, 6, 1.0, 0.5, 0, 3, 0),
+    (0.5, 0.3, 0.5, 6, 1.0, 0.5, 1, 2, 0),
+    (0.0, 0.09, 0.8, 16, 1.0, 0.5, 0, 1, -1),
+    (0.2, 0.04, 0.6, 8, 0.7, 0.3, 0, 1, -1),
+    (-0.1, 0.04, 0.9, 12, 1.0, 0.5, 0, 1, -1),
+    (0.9, 0.1, 0.3, 6, 1.0, 0.0, 0, 1, -1),
+    (0.2, 0.1, 1.0, 8, 1.0, 0.5, 1, 1, -1),
+    (0.2, 0.1, 1.5, 8, 1.0, 0.5, 0, 2, -1),
+    (0.0, 0.0, 2.0, 24, 1.0, 0.5, 0, 1, -1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", GAUSSIAN)
 def test_temporal_error_under_gaussian_drive_is_exact(case):
-    mean, between, within, steps, theta, v_init, delay, highest = case
+    mean, between, within, steps, theta, v_init, delay, highest, lowest = case
     drawn = torch.Generator().manual_seed(0)
     lasting = mean + math.sqrt(between) * torch.randn(60_000, generator=drawn)
     drive = lasting + math.sqrt(within) * torch.randn(steps, 60_000, generator=drawn)
-    law = theory.temporal_error(theory.Drive(mean, between, within), steps, theta, v_init, delay=delay, highest=highest)
+    neuron = {"delay": delay, "highest": highest, "lowest": lowest}
+    law = theory.temporal_error(theory.Drive(mean, between, within), steps, theta, v_init, **neuron)
+    errors = simulated(drive, steps, theta, v_init, **neuron)
     assert law.probability > 0.01
-    agree(law, simulated(drive, steps, theta, v_init, delay, highest), 2e-4)
-    found = torch.bincount((simulated(drive, steps, theta, v_init, delay, highest) + steps * highest).long(),
-                           minlength=2 * steps * highest + 1)  # fmt: skip
+    agree(law, errors, 2e-4)
+    found = torch.bincount((errors + steps * highest).long(), minlength=2 * steps * highest + 1)
     np.testing.assert_allclose(law.probabilities, found / 60_000, atol=0.01)
     assert law.sizes @ law.probabilities == pytest.approx(law.bias)
 
 
-def arriving(fan_in, rate, mean, std, bias, rate_std, steps=16, count=40_000):
-    """Drive (T, B) of neurons with random weights, each input a spike train of its own rate."""
+def arriving(fan_in, rate, mean, std, bias, rate_std, taken_back=0.0, steps=16, count=40_000):
+    """Drive (T, B) of neurons with random weights, each input a spike train of its own rate, 1 and perhaps -1."""
     drawn = np.random.default_rng(0)
     chunks = []
     for _ in range(count // 4000):
@@ -69,7 +77,9 @@ def arriving(fan_in, rate, mean, std, bias, rate_std, steps=16, count=40_000):
             share = rate * (1 - rate) / rate_std**2 - 1
             rates = drawn.beta(rate * share, (1 - rate) * share, rates.shape)
         weights = drawn.normal(mean, std, rates.shape)
-        chunks.append([(weights * (drawn.random(rates.shape) < rates)).sum(1) + bias for _ in range(steps)])
+        drawn_steps = (drawn.random(rates.shape) for _ in range(steps))  # u < r + m: 1, u > 1 - m: -1
+        signs = ((u < rates + taken_back) * 1.0 - (u > 1 - taken_back) for u in drawn_steps)
+        chunks.append([(weights * sign).sum(1) + bias for sign in signs])
     return np.concatenate(chunks, axis=1)
 
 
@@ -96,6 +106,27 @@ def test_temporal_error_under_spike_trains(spikes, tolerance):
             assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=tolerance), (steps, delay)
 
 
+@pytest.mark.parametrize(
+    ("spikes", "tolerance"),
+    [  # as above, then the probability of a spike taken back; seen at most 0.008, 0.003, 0.005 and 0.003
+        ((64, 0.2, 0.0, 0.25, 0.0, 0.0, 0.0), 0.010),
+        ((128, 0.2, 0.02, 0.15, 0.0, 0.15, 0.0), 0.006),
+        ((64, 0.2, 0.0, 0.2, 0.0, 0.0, 0.1), 0.006),
+        ((128, 0.1, 0.01, 0.12, 0.1, 0.0, 0.15), 0.006),
+    ],
+)
+def test_temporal_error_of_ternary_spikes_sent_or_received(spikes, tolerance):
+    drive = arriving(*spikes, count=20_000)
+    law = theory.spike_drive(*spikes)
+    assert law.mean == pytest.approx(drive.mean(), abs=0.01)
+    assert law.within == pytest.approx(drive.var(0, ddof=1).mean(), rel=0.02)
+    for steps, delay, lowest in ((4, 0, -1), (8, 0, -1), (16, 0, -1), (8, 1, -1), (8, 0, 0)):
+        found = theory.temporal_error(law, steps, delay=delay, lowest=lowest)
+        errors = simulated(torch.from_numpy(drive[:steps]).float(), steps, delay=delay, lowest=lowest)
+        for name, sample in (("probability", errors != 0), ("extra", errors > 0), ("mean_size", errors.abs())):
+            assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=tolerance), (steps, lowest)
+
+
 def test_even_or_complete_input_leaves_no_temporal_error():
     drive = theory.Drive(0.3, 0.1, 0.2)
     for law in (
@@ -103,6 +134,7 @@ def test_even_or_complete_input_leaves_no_temporal_error():
         theory.temporal_error(drive, 8, delay=8),
         theory.temporal_error(theory.Drive(0.3, 0.1, 0.0), 8),
         theory.temporal_error(theory.spike_drive(64, 1.0, 0.0, 0.1), 8),
+        theory.temporal_error(drive, 8, delay=8, lowest=-1),
     ):
         assert law.probability < 1e-12
         assert law.probabilities.sum() == pytest.approx(1)
@@ -150,6 +182,20 @@ def test_the_error_saturates_for_a_drive_off_zero_and_grows_at_zero():
     assert 1.4 < powers[1] / powers[0] < 2
 
 
+def test_spikes_taken_back_leave_only_what_one_step_moves_beyond_a_spike():
+    drawn = torch.Generator().manual_seed(0)
+    small = 2 * torch.rand(16, 20_000, generator=drawn, dtype=torch.float64) - 1  # |x| <= theta
+    assert simulated(small, 16, lowest=-1).count_nonzero() == 0
+    assert simulated(small, 16).count_nonzero() > 5000
+    assert theory.temporal_error(theory.Drive(0.0, 0.0, 0.03), 16, lowest=-1).probability < 1e-6
+    for mean in (0.0, 0.3):  # settled, where binary spikes go on
+        drive = theory.Drive(mean, 0.0, 0.4)
+        sizes = [theory.temporal_error(drive, steps, lowest=-1).mean_size for steps in (12, 24, 48)]
+        assert 0.01 < sizes[0] < sizes[1] < sizes[2] < 1.25 * sizes[0]
+        assert sizes[2] - sizes[1] < sizes[1] - sizes[0]
+    assert theory.temporal_error(theory.Drive(0.0, 0.0, 0.4), 48).mean_size > 1
+
+
 def test_arrival_refuses_what_cannot_be():
     drive = theory.Drive(0.0, 0.1, 0.1)
     for call, words in (
@@ -158,6 +204,8 @@ def test_arrival_refuses_what_cannot_be():
         (lambda: theory.spike_drive(0, 0.1), "fan_in: expected a whole number of at least 1, got 0"),
         (lambda: theory.spike_drive(8, 1.1), "rate: expected the probability"),
         (lambda: theory.spike_drive(8, 0.5, rate_std=0.6), "rate_std <= sqrt"),
+        (lambda: theory.spike_drive(8, 0.5, taken_back=0.3), "taken_back: expected a probability of at most .* 0.25"),
+        (lambda: theory.temporal_error(drive, 4, lowest=-2), "lowest: expected 0, or -1"),
         (lambda: theory.temporal_error(drive, 0), "timesteps: expected a whole number"),
         (lambda: theory.temporal_error(drive, 2.5), "timesteps"),
         (lambda: theory.temporal_error(drive, math.nan), "timesteps"),
