@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#882255")
 CAUSES = {"clip": "#D55E00", "round": "#E69F00", "propagated": "#56B4E9", "temporal": "#000000"}
 LABELS = {
-    "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
+    "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T4-long": "T=4, delay 1, mixtures of images",
+    "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
     "ternary": "T=4, delay 0, ternary", "thresholds": "T=4, delay 1, thresholds alone",
     "thresholds-v_init": "T=4, delay 1, thresholds and v_init alone",
 }  # fmt: skip
@@ -208,15 +209,16 @@ def write(out: Path, machine: str) -> None:
 HEAD = """# Training thresholds in the spiking domain
 
 Made by `python reports/finetune/study.py --data DIR`, speedysnn 0.1.0, seed 0,
-{machine}. The machine was shared with
-other work, so minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
+{machine}; rows come from several such CPUs, torch 2.14.1 to 2.15.0,
+shared with other work, so minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
 """
 RESNET = """## The published ResNet-20, no labels
 
 Source network {ann} % on the 846 lossless test images (standard error about 1 point). The teacher is the source's analog
 reading; training images are the lossless subset (4,194 of them) and, for the first row, two copies of it and 49,534 JPEG
 images as further inputs; 466 lossless images are held out, with their JPEG versions. Loss: KL to the teacher and 5 x layer
-matching, flip and crop. "T=4, delay 1" goes on from the first row, and T=2, T=8 and delay 0 from that; minutes are those
+matching, flip and crop; "mixtures" starts from the untuned network, takes six copies of the lossless images and 25,000
+JPEG ones an epoch and mixes pairs (alpha 0.2). "T=4, delay 1" goes on from the first row, and T=2, T=8 and delay 0 from that; minutes are those
 of a row's own stages. "Before" is the untuned network at the same setting.
 
 {table}
