@@ -43,7 +43,7 @@ def learning(history: pd.DataFrame) -> Figure:
 
 def accuracy_against_spikes(rows: pd.DataFrame) -> Figure:
     """Each row before (hollow) and after (filled) tuning."""
-    figure, axes = _figure("ResNet-20 on CIFAR-10, 846 test images: hollow untuned, filled tuned")
+    figure, axes = _figure("ResNet-20 on CIFAR-10, 846 test images: hollow untuned, filled tuned", (7.2, 5.2))
     for (name, pair), colour in zip(rows.groupby("row", sort=False), COLOURS, strict=False):
         before, after = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
         axes.plot([before.spikes_per_neuron, after.spikes_per_neuron], [100 * before.accuracy, 100 * after.accuracy],
@@ -54,7 +54,7 @@ def accuracy_against_spikes(rows: pd.DataFrame) -> Figure:
     axes.axhline(ideal, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=f"ideal: source network, {ideal:.1f} %")
     axes.set_xlabel("spikes per neuron and image")
     axes.set_ylabel("accuracy (%)")
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside lower center")
     return figure
 
 
