@@ -82,10 +82,10 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
     out.mkdir(parents=True, exist_ok=True)
-    rows, sections, machine = [], [], {}
+    rows, sections = [], []
     for name, arguments in (SMOKE if options.smoke else RUNS).items():
         command, found = run(out, name, arguments, options.fresh or options.smoke)
-        machine = found["machine"]
+        where = place(found["machine"])
         for case in found["cases"]:
             own = [
                 {"run": name, "case": case["name"], "contestant": row["name"], "median_ms": 1e3 * row["median_s"],
@@ -96,20 +96,25 @@ def main() -> None:
             rows += own
             shown = pd.DataFrame(own).drop(columns=["run", "case"]).dropna(axis=1, how="all").round(2)
             notes = "".join(f"\n- {line}" for line in case["notes"])
-            sections.append(f"## {name}: {case['name']}\n\n`{command}`\n\n{table(shown)}\n{notes}\n")
+            sections.append(f"## {name}: {case['name']}\n\n`{command}`, {where}\n\n{table(shown)}\n{notes}\n")
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "speed.csv", index=False)
     figure(frame, out)
-    packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
-    head = TEXT.format(machine=f"{machine['threads']} cores ({machine['machine']}), no GPU; {packages}")
-    (out / "README.md").write_text(head + "\n".join(sections), encoding="utf-8")
+    (out / "README.md").write_text(TEXT + "\n".join(sections), encoding="utf-8")
     print(f"written to {out}")
+
+
+def place(machine: dict[str, Any]) -> str:
+    """The kind of machine and the versions of a run."""
+    packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
+    return f"{machine['threads']} cores ({machine['machine']}), no GPU; {packages}"
 
 
 TEXT = """# Speed
 
-Made by `python reports/speed/study.py` on {machine}; seed 0, random weights with fitted batch-norm statistics, float32.
-Each table is one command; contestants ran in turn in one process, the ratio is the first row's time over a row's own,
+Made by `python reports/speed/study.py`; seed 0, random weights with fitted batch-norm statistics, float32. Runs were made
+at different times on machines shared with other work, so times compare within a table only; those with torch 2.15.0 are
+older than the convolutions that run event by event (`--fresh` makes all anew). Each table is one command; contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best. Peers run the same graph and weights with their own neurons and our thresholds.
 
