@@ -96,13 +96,14 @@ COLUMNS: Mapping[str, Column] = {
     "channel_correlation": Column(
         "ratio", "Mean |correlation| of two channels' errors at one place.", False, "0; by chance sqrt(2/pi/places)"
     ),
-    "channels_compared": Column("channels", "All, or 512 drawn with a fixed seed."),
+    "channels_compared": Column("channels", "All, or 512 drawn with a fixed seed, fewer where memory is short."),
     "step_correlation": Column(
         "ratio",
         "Correlation of s[t] - mean drive/theta one step apart, where the mean drive is in range: below 0 where spikes "
         "are spread out, above where they bunch.",
     ),
     "units": Column("neurons", "Neurons of one image."),
+    "units_read": Column("neurons", "Of these, how many the next three were counted among; fewer where sampled."),
     "dead_units": Column("neurons", "Whose mean output was 0 on every image.", None),
     "lost_units": Column("neurons", "Dead ones whose source was active on some image.", False, "0"),
     "saturated_units": Column("neurons", "That fired all they can on at least half of the images.", False, "0"),

@@ -1,16 +1,23 @@
 """One layer's running sums, float64 by channel."""
 
+import copy
+import math
+
 import torch
 from torch import Tensor
 
 from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
 from speedysnn.analysis.fused import summed
-from speedysnn.analysis.moments import compared, gram
+from speedysnn.analysis.memory import LayerMemory, places
+from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
 from speedysnn.analysis.readings import events, mean_of
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.rows import Found
+from speedysnn.errors import InputError
 from speedysnn.executor import Tap
 from speedysnn.neurons import IFNeuron
+
+_UNITS = ("fires", "full", "peak")
 
 
 class LayerSums:
@@ -25,10 +32,13 @@ class LayerSums:
         name: the layer's.
         neuron: the layer itself.
         full: also sum the products of every two channels' errors, and of steps beside one another.
+        memory: what the sums may take; None for all neurons.
     """
 
-    def __init__(self, name: str, neuron: IFNeuron, full: bool = False) -> None:
-        self.name, self.neuron, self.full = name, neuron, full
+    def __init__(self, name: str, neuron: IFNeuron, full: bool = False, memory: LayerMemory | None = None) -> None:
+        self.name, self.neuron, self.full, self.memory = name, neuron, full, memory
+        self.sample = memory.sample if memory is not None else None
+        self.places = None if self.sample is None or memory is None else places(memory.neurons, *self.sample)
         self.theta = neuron.threshold.detach().to(torch.float32)
         self.start = neuron.v_init.detach().to(torch.float32)
         self.most = neuron.timesteps * neuron.levels_per_step
@@ -54,6 +64,9 @@ class LayerSums:
         found["events"] = torch.tensor([fired, z.numel(), len(z)])
         if self.full:
             found.update(self._products(a, tap))
+        if self.places is not None:
+            chosen = self.places.to(found["fires"].device)
+            found.update({name: found[name].index_select(0, chosen) for name in _UNITS})
         self.shape = tuple(z.shape[1:])
         self.sums = added(self.sums, {name: value.cpu() for name, value in found.items()})
         return fired
@@ -73,8 +86,15 @@ class LayerSums:
         """Sums of the compared channels' errors, and of their products."""
         mean = mean_of(steps_of(tap.output, self.neuron.timesteps, tap.static_output))
         error = rows_of(mean - a, self.neuron.channel_dim)
-        error = error[:, compared(error.shape[1]).to(error.device)]
+        most = MOST_CHANNELS if self.memory is None else self.memory.compared
+        error = error[:, compared(error.shape[1], most).to(error.device)]
         return {"gram": gram(error), "gram_sums": error.sum(0)}
+
+    def fresh(self) -> "LayerSums":
+        """Empty sums of the same layer and the same sample of its neurons."""
+        out = copy.copy(self)
+        out.sums = {}
+        return out
 
     def merge(self, other: "LayerSums") -> None:
         """Add what another pass over other images has summed; see `state` for what another process has."""
@@ -82,14 +102,33 @@ class LayerSums:
 
     def state(self) -> dict[str, Tensor]:
         """All sums as tensors by name, to send to another process; counts are whole numbers, the rest float64."""
-        return {**self.sums, "shape": torch.tensor(self.shape, dtype=torch.int64)} if self.sums else {}
+        if not self.sums:
+            return {}
+        own = {"shape": self.shape, "sample": (self.sample[0], *self.sample[1]) if self.sample else ()}
+        return {**self.sums, **{name: torch.tensor(value, dtype=torch.int64) for name, value in own.items()}}
 
     def add_state(self, state: dict[str, Tensor]) -> None:
-        """Add the `state` of another process's sums over other images."""
-        if state:
-            self.shape = tuple(state["shape"].tolist())
-            self.sums = added(self.sums, {name: value for name, value in state.items() if name != "shape"})
+        """Add the `state` of another process's sums over other images.
+
+        Raises:
+            InputError: they are of other neurons.
+        """
+        if not state:
+            return
+        sums, (read, *seed) = {**state}, state["sample"].tolist() or (0, 0)
+        shape, _ = tuple(sums.pop("shape").tolist()), sums.pop("sample")
+        sample = (read, (seed[0], seed[1])) if read else None
+        if self.memory is None and not self.sums:  # nothing of its own yet: what is sampled is the other's choice
+            self.sample = sample
+            self.places = None if sample is None else places(math.prod(shape), *sample)
+        odd = [name for name in sums.keys() & self.sums.keys() if sums[name].shape != self.sums[name].shape]
+        if sample != self.sample or odd:
+            raise InputError(
+                f"add_state: the sums of layer {self.name!r} are of other neurons; expected images of one size, and "
+                "the same memory_mib and seed in every process"
+            )
+        self.shape, self.sums = shape, added(self.sums, sums)
 
     def found(self) -> Found:
         """The figures' ingredients; `rows.row_of` and `details.detail_of` make a row and the details of them."""
-        return Found(self.name, self.neuron, self.theta, self.start, self.sums, self.shape)
+        return Found(self.name, self.neuron, self.theta, self.start, self.sums, self.shape, self.places)

@@ -1,9 +1,6 @@
 """measure_noise: three readings of every image, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -11,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
+from speedysnn.analysis.budget import DEFAULT_MIB, check, planned
 from speedysnn.analysis.columns import COLUMNS
 from speedysnn.analysis.details import detail_of
-from speedysnn.analysis.images import device_of, images_in, part, pass_size, passes
+from speedysnn.analysis.images import device_of, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
+from speedysnn.analysis.memory import Memory
 from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.processes import gathered
-from speedysnn.analysis.readings import Reference, run
+from speedysnn.analysis.processes import gathered, require_alike
+from speedysnn.analysis.readings import Reference
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.rows import row_of
+from speedysnn.analysis.side_by_side import direct_inputs, layer_shapes, read_batch
 from speedysnn.analysis.verdict import verdict
-from speedysnn.data import Batch
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
-from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
 
@@ -41,6 +38,8 @@ def measure_noise(
     limit: int | None = None,
     progress: bool = False,
     detail: str = "standard",
+    memory_mib: float = DEFAULT_MIB,
+    seed: int = 0,
 ) -> NoiseReport:
     """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
 
@@ -66,16 +65,20 @@ def measure_noise(
         limit: stop after this many images.
         progress: show progress.
         detail: "full" also compares every two channels' errors and steps beside one another.
+        memory_mib: what sums and readings may take beside the weights, MiB; predicted from the first image's shapes and
+            stated in `NoiseReport.memory`. Where it is short fewer images are read at once, then dead and saturated
+            neurons are looked for in a sample of the largest layers; every sum over elements stays whole.
+        seed: of that sample.
 
     Raises:
-        InputError: an option out of range, or a source that does not fit.
+        InputError: an option out of range, a source that does not fit, or a limit too small for one image.
         DataError: no data, NaN in it, or the wrong shape.
 
     Example:
         >>> noise = measure_noise(snn, data)                                            # doctest: +SKIP
         >>> noise.layers[["layer", "sqnr_db", "share_temporal"]]                        # doctest: +SKIP
     """
-    sums = NoiseSums(snn, source, detail=detail)
+    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
     return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()
 
 
@@ -87,22 +90,53 @@ class NoiseSums:
     not grow with the images.
 
     Args:
-        snn, source, detail: as in `measure_noise`; the same network in every process.
+        snn, source, detail, memory_mib, seed: as in `measure_noise`; the same in every process, the limit each
+            process's own.
 
     Raises:
         InputError: an option out of range, or a source that does not fit.
     """
 
-    def __init__(self, snn: SpikingNetwork, source: nn.Module | None = None, *, detail: str = "standard") -> None:
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        source: nn.Module | None = None,
+        *,
+        detail: str = "standard",
+        memory_mib: float = DEFAULT_MIB,
+        seed: int = 0,
+    ) -> None:
         if detail not in DETAILS:
             raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
+        check(memory_mib, seed)
         self.snn, self.reference = snn, Reference.of(snn, source)
-        self._full = detail == "full"
-        self._clear()
+        self._full, self._limit, self._seed = detail == "full", memory_mib, seed
+        self.memory: Memory | None = None
+        self.outputs, self.layers = OutputSums(), self._empty()
 
-    def _clear(self) -> None:
-        self.layers = {name: LayerSums(name, neuron, self._full) for name, neuron in self.snn.neurons.items()}
-        self.outputs = OutputSums()
+    def _empty(self) -> dict[str, LayerSums]:
+        own = {} if self.memory is None else self.memory.layers
+        return {name: LayerSums(name, neuron, self._full, own.get(name)) for name, neuron in self.snn.neurons.items()}
+
+    def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Decide by the layers' shapes what is held, once; which neurons are sampled is the same in every process."""
+        snn, device = self.snn, device_of(self.snn)
+        images = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
+        alone = device.type != "cpu" or self.reference.module is not None  # a user's module may not run in two threads
+        self.memory = planned(
+            shapes, snn.neurons, full=self._full, limit_mib=self._limit, seed=self._seed, images=images,
+            at_once=1 if alone else torch.get_num_threads(), width=snn.width,
+            item=max((p.element_size() for p in snn.parameters()), default=4),
+        )  # fmt: skip
+        before, self.layers = self.layers, self._empty()
+        for name, layer in before.items():
+            self.layers[name].add_state(layer.state())
+
+    def _follow(self) -> "NoiseSums":
+        """Take over the plan of sums that came from elsewhere."""
+        if self.memory is None and all(layer.sums for layer in self.layers.values()):
+            self._plan({name: layer.shape for name, layer in self.layers.items()})
+        return self
 
     def add(
         self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False
@@ -111,7 +145,10 @@ class NoiseSums:
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         with torch.no_grad():
             for batch in track(chunks, "measuring noise", enabled=progress):
-                _measure(self.snn, self.reference, batch, self.layers, self.outputs)
+                if self.memory is None:
+                    self._plan(layer_shapes(self.snn, batch))
+                assert self.memory is not None
+                read_batch(self.snn, self.reference, batch, self.memory, self.layers, self.outputs)
         return self
 
     def state(self) -> dict[str, Tensor]:
@@ -125,7 +162,7 @@ class NoiseSums:
         """Add what another process summed over other images.
 
         Raises:
-            InputError: those sums are of another network.
+            InputError: those sums are of another network, of images of another size, or of another sample of neurons.
         """
         given: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -136,18 +173,25 @@ class NoiseSums:
         self.outputs.add_state(given[""])
         for layer, own in self.layers.items():
             own.add_state(given.get(layer, {}))
+        self._follow()
 
     def gather(self) -> "NoiseSums":
         """Put together the sums of all processes, in each of them; the figures are those of one process.
 
+        One layer of one process travels at a time, so that memory does not grow with their number.
+
         Raises:
-            InputError: torch.distributed is not initialised.
+            InputError: torch.distributed is not initialised, or another process has another network or sample.
         """
-        states = gathered(self.state())
-        self._clear()
-        for state in states:
-            self.add_state(state)
-        return self
+        require_alike(list(self.layers))
+        own, self.layers = self.layers, self._empty()
+        outputs, self.outputs = self.outputs, OutputSums()
+        for state in gathered(outputs.state()):
+            self.outputs.add_state(state)
+        for name in list(own):
+            for state in gathered(own.pop(name).state()):
+                self.layers[name].add_state(state)
+        return self._follow()
 
     def report(self) -> NoiseReport:
         """What the images so far show."""
@@ -162,65 +206,4 @@ class NoiseSums:
             **self.outputs.figures(),
         }
         details = {name: detail_of(layer) for name, layer in found.items()}
-        return NoiseReport(layers, figures, verdict(layers, figures), details)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What a pass over some images gave."""
-
-    sums: dict[str, LayerSums]
-    outputs: tuple[Any, Any, Any]
-    labels: Tensor | None
-    spikes: OutputSums
-
-
-def _measure(
-    snn: SpikingNetwork, reference: Reference, batch: Batch, sums: dict[str, LayerSums], outputs: OutputSums
-) -> None:
-    """One batch in passes beside one another, added up in the order of the images."""
-    images, device = images_in(snn, batch.inputs), device_of(snn)
-    full = any(layer.full for layer in sums.values())
-    size = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
-    sizes = plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
-    stops = list(accumulate(sizes))
-    calls = [
-        partial(_one, snn, reference, full, part(snn, batch, stop - size, stop))
-        for stop, size in zip(stops, sizes, strict=True)
-    ]
-    alone = reference.module is None  # a user's module may not run in two threads at once
-    pieces: list[_Piece] = plan.run(calls, parallel=device.type == "cpu" and alone)
-    for piece in pieces:
-        for name, own in piece.sums.items():
-            sums[name].merge(own)
-        outputs.merge(piece.spikes)
-        outputs.update(*piece.outputs, piece.labels)
-
-
-def _one(snn: SpikingNetwork, reference: Reference, full: bool, batch: Batch) -> _Piece:
-    """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
-    drives: dict[str, Tensor] = {}
-    twins: dict[str, Tensor] = {}
-    sources, counted = reference.network.neurons, OutputSums()
-    sums = {name: LayerSums(name, neuron, full) for name, neuron in snn.neurons.items()}
-
-    def spiking(tap: Tap) -> None:
-        fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
-        counted.add_spikes(tap, fired)
-
-    analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
-    twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
-    spiking_out = run(snn, "spiking", batch.inputs, spiking)
-    return _Piece(sums, (analog_out, twin_out, spiking_out), batch.labels, counted)
-
-
-def direct_inputs(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """For every neuron layer, the neuron layers that reach it without passing another."""
-    reach: dict[str, tuple[str, ...]] = {}
-    out: dict[str, tuple[str, ...]] = {}
-    for node in graph.nodes:
-        before = tuple(dict.fromkeys(name for feed in node.inputs for name in reach[feed]))
-        if node.op == "neuron":
-            out[node.name] = before
-        reach[node.name] = (node.name,) if node.op == "neuron" else before
-    return out
+        return NoiseReport(layers, figures, verdict(layers, figures), details, self.memory)

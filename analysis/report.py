@@ -160,6 +160,7 @@ def _context(report: "NoiseReport", extras: Extras) -> dict[str, Any]:
     worst = finite.nsmallest(WORST, "sqnr_db").to_dict("records") if len(rows) > 1 else []
     return {
         "verdict": report.verdict,
+        "memory": "" if report.memory is None else report.memory.sentence(),
         "outputs": report.outputs,
         "output_fields": OUTPUTS,
         "columns": COLUMNS,

@@ -11,6 +11,7 @@ import pandas as pd
 from speedysnn.analysis.columns import COLUMNS, OUTPUTS
 from speedysnn.analysis.details import LayerDetail
 from speedysnn.analysis.energy import CostReport
+from speedysnn.analysis.memory import Memory
 from speedysnn.analysis.strict import plain
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ class NoiseReport:
         outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`.
         verdict: plain sentences: how far off, which layer, which cause, what to do.
         details: by layer, what its row has no room for: histograms, neurons by name, steps and channels.
+        memory: what the measurement held, and which layers' neurons are a sample; None where not measured.
     """
 
     layers: pd.DataFrame
     outputs: Mapping[str, Any]
     verdict: tuple[str, ...]
     details: Mapping[str, LayerDetail] = field(default_factory=dict)
+    memory: Memory | None = None
 
     def __repr__(self) -> str:
         """Size and headline."""
@@ -81,6 +84,7 @@ class NoiseReport:
             "verdict": list(self.verdict),
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "layers": rows,
+            "memory": None if self.memory is None else self.memory.to_json(),
             "details": {name: detail.to_json() for name, detail in self.details.items()},
             "reasons": self._reasons(),
             "columns": {name: asdict(column) for name, column in COLUMNS.items()},
@@ -88,7 +92,7 @@ class NoiseReport:
         }
 
     def _reasons(self) -> dict[str, str]:
-        out = {}
+        out = {} if self.memory is not None else {"memory": "no images were read"}
         for name, value in self.outputs.items():
             if value is None:
                 out[f"outputs.{name}"] = _NOT_MEASURED

@@ -30,7 +30,8 @@ class Found:
     """
 
     def __init__(
-        self, name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...]
+        self, name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...],
+        places: Tensor | None = None,
     ) -> None:
         self.name = name
         self.neuron, self.sums, self.start = neuron, sums, start.cpu()
@@ -42,7 +43,7 @@ class Found:
         self.counts = dict(zip(COUNTS, sums["counts"].tolist(), strict=True))
         self.events, self.n, self.images = (int(x) for x in sums["events"])
         self.pulses: list[int] | None = sums["pulses"].tolist() if "pulses" in sums else None
-        self.units = summary(name, shape, self.images, sums["fires"], sums["full"], sums["peak"])
+        self.units = summary(name, shape, self.images, sums["fires"], sums["full"], sums["peak"], places)
 
     def in_steps(self, power: int) -> float:
         """Sum over all elements of (e / step)^power."""
@@ -158,6 +159,7 @@ def _units(units: Units) -> dict[str, int]:
     """Dead and saturated neurons, counted."""
     return {
         "units": units.count,
+        "units_read": units.read,
         "dead_units": units.dead,
         "lost_units": units.lost,
         "saturated_units": units.saturated,

@@ -12,12 +12,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from speedysnn.analysis.branches import measured
+from speedysnn.analysis.branches import Key, measured
 from speedysnn.analysis.gains import CHANGES, Change, changes_of
 from speedysnn.analysis.images import passes
 from speedysnn.analysis.mixed import over, piece_size
 from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.score import Score, expected_by_rank, gained
+from speedysnn.analysis.ranking import GAINS as GAINS
+from speedysnn.analysis.ranking import Row, check_finalists, confirmed, ranked, scored
+from speedysnn.analysis.ranking import table as ranking
 from speedysnn.analysis.sensitivity_verdict import sentences
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
@@ -35,9 +37,6 @@ MODES = {
 }
 AT_LAYER = ("local", "cumulative")
 TABLE = ("layer", "mode", "at", "sqnr_db", "agreement", "accuracy")
-GAINS = ("rank", "layer", "change", "gain_db", "gain_se_db", "expected_db", "twin_gain_db", "sqnr_db", "agreement",
-         "accuracy", "call")  # fmt: skip
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,8 +51,8 @@ class Sensitivity:
             standard error, images being a sample; expected_db: what the change of that rank gains on images that did
             not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
             in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking
-            output with the change; call: what
-            carries it out.
+            output with the change; images: that a row was measured on; screened_db: gain_db on the images of the first
+            measurement, which another one replaces where `confirm` was given; call: what carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
         names: what the verdict's commands are filled with: arguments of `speedysnn.analysis.verdict.named`.
@@ -164,6 +163,8 @@ def measure_sensitivity(
     *,
     modes: Sequence[str] = ("isolated", "prefix", "leave_one_out"),
     gains: bool | Sequence[str] = True,
+    confirm: Any = None,
+    finalists: int = 8,
     limit: int | None = None,
     progress: bool = False,
 ) -> Sensitivity:
@@ -179,6 +180,9 @@ def measure_sensitivity(
         data: as in `measure_noise`; labels give accuracies. The images are kept in memory.
         modes: of `MODES`.
         gains: measure the changes too, all of `speedysnn.analysis.gains.CHANGES` or some of them.
+        confirm: other images, on which the best changes are measured again: they alone then rank and predict those,
+            without the optimism of having been chosen among many. Each costs about a spiking pass.
+        finalists: how many changes are measured again.
         limit: stop after this many images.
         progress: show progress.
 
@@ -193,15 +197,19 @@ def measure_sensitivity(
     wanted, kinds = _chosen("modes", modes, MODES), _chosen("gains", CHANGES if gains is True else gains or (), CHANGES)
     if not wanted and not kinds:
         raise InputError(f"modes: expected some of {', '.join(MODES)}, or gains, got neither")
+    check_finalists(finalists)
     with torch.no_grad():
         pieces = list(passes(snn, data, piece_size(snn), limit=limit))
         changes = changes_of(snn, pieces, kinds, progress) if kinds else []
-        sums, outputs = dict[Key, Score](), OutputSums()
-        for found in over(snn, pieces, partial(measured, snn, wanted, changes), "measuring sensitivity", progress):
-            for key, score in found.scores.items():
-                sums.setdefault(key, Score()).merge(score)
+        outputs = OutputSums()
+        parts = over(snn, pieces, partial(measured, snn, wanted, changes), "measuring sensitivity", progress)
+        for found in parts:
             outputs.merge(found.spikes)
             outputs.update(*found.outputs, found.labels)
+        sums = scored(found.scores for found in parts)
+        best: list[Row] = ranked(changes, sums)
+        if confirm is not None and best:
+            best = confirmed(snn, confirm, changes, best, finalists, progress)
     figures = {"reference": "analog reading of the network itself", **settings(snn), **outputs.figures()}
     rows = [
         {"layer": name, "mode": mode, "at": "layer" if mode in AT_LAYER else "output", **sums[mode, name].figures()}
@@ -209,7 +217,7 @@ def measure_sensitivity(
         for name in snn.neurons
     ]
     table = pd.DataFrame(rows, columns=list(TABLE))
-    return Sensitivity(table, _ranked(changes, sums), figures, {(c.layer, c.kind): c for c in changes})
+    return Sensitivity(table, ranking(best), figures, {(c.layer, c.kind): c for c in changes})
 
 
 def _chosen(option: str, given: str | Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -219,22 +227,3 @@ def _chosen(option: str, given: str | Iterable[str], known: Iterable[str]) -> tu
     if odd:
         raise InputError(f"{option}: expected some of {', '.join(known)}, got {odd[0]!r}")
     return tuple(word for word in known if word in chosen)
-
-
-def _ranked(changes: Sequence[Change], sums: Mapping[Key, Score]) -> pd.DataFrame:
-    """The changes by what they gain in spikes, undefined ones last."""
-    rows: list[dict[str, Any]] = []
-    for change in changes:
-        after, twin = sums[change.kind, change.layer], sums[f"twin {change.kind}", change.layer]
-        gain, error = gained(sums["spiking", ""], after)
-        rows.append({
-            "layer": change.layer, "change": change.kind, "gain_db": gain, "gain_se_db": error,
-            "twin_gain_db": gained(sums["quantized", ""], twin)[0], **after.figures(),
-            "call": f"sensitivity.apply(snn, {change.layer!r}, {change.kind!r})",
-        })  # fmt: skip
-    rows.sort(key=lambda row: math.inf if math.isnan(row["gain_db"]) else -row["gain_db"])
-    expected = expected_by_rank(sums["spiking", ""], [sums[change.kind, change.layer] for change in changes])
-    ranked = [
-        {"rank": i, **row, "expected_db": value} for i, (row, value) in enumerate(zip(rows, expected, strict=True), 1)
-    ]
-    return pd.DataFrame(ranked, columns=list(GAINS))

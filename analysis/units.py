@@ -1,5 +1,6 @@
 """Neurons by name: those that never fire, and those that fire all they can."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Units:
 
     Attributes:
         count: neurons of one image.
+        read: of these, how many the other figures are about; fewer where they are a sample.
         dead: that never fired.
         lost: of these, those whose source was active.
         saturated: that fired all they can on at least half of the images.
@@ -41,6 +43,7 @@ class Units:
     """
 
     count: int
+    read: int
     dead: int
     lost: int
     saturated: int
@@ -57,23 +60,33 @@ def counted(fired: Tensor, a: Tensor, most: int) -> dict[str, Tensor]:
     }
 
 
-def summary(layer: str, shape: tuple[int, ...], images: int, fires: Tensor, full: Tensor, peak: Tensor) -> Units:
-    """Counts and names of a layer's neurons; ties in the order of the index. Shapes: fires, full, peak (units,)."""
+def summary(
+    layer: str, shape: tuple[int, ...], images: int, fires: Tensor, full: Tensor, peak: Tensor,
+    places: Tensor | None = None,
+) -> Units:
+    """Counts and names of a layer's neurons; ties in the order of the index.
+
+    Shapes: fires, full, peak (units,), and their places among all neurons where they are a sample.
+    """
     fires, full, peak = fires.cpu(), full.cpu(), peak.cpu()
     dead = (fires == 0).nonzero().reshape(-1)
     crowded = (full > 0).nonzero().reshape(-1)
+    where = torch.arange(len(fires)) if places is None else places
     return Units(
+        math.prod(shape),
         len(fires),
         len(dead),
         int((peak[dead] > 0).sum()),
         int((2 * full >= images).sum()),
-        _named(layer, shape, dead, peak.to(torch.float64)),
-        _named(layer, shape, crowded, full.to(torch.float64) / max(1, images)),
+        _named(layer, shape, where, dead, peak.to(torch.float64)),
+        _named(layer, shape, where, crowded, full.to(torch.float64) / max(1, images)),
     )
 
 
-def _named(layer: str, shape: tuple[int, ...], places: Tensor, values: Tensor) -> tuple[Unit, ...]:
-    """The places with the largest values first, MOST_NAMES at most."""
+def _named(
+    layer: str, shape: tuple[int, ...], where: Tensor, places: Tensor, values: Tensor
+) -> tuple[Unit, ...]:
+    """Of the units `places` those with the largest values first, MOST_NAMES at most; `where` each lies in the layer."""
     found, own = [], values[places]
     if len(own) > MOST_NAMES:
         least = own.topk(MOST_NAMES).values[-1]
@@ -82,7 +95,7 @@ def _named(layer: str, shape: tuple[int, ...], places: Tensor, values: Tensor) -
         places = places[torch.cat([above, level]).sort().values]
     order = torch.sort(values[places], descending=True, stable=True).indices
     for place in places[order].tolist():
-        index, rest = [], place
+        index, rest = [], int(where[place])
         for size in reversed(shape):
             index.append(rest % size)
             rest //= size

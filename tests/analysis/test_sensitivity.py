@@ -564,3 +564,24 @@ def test_expected_gains_by_hand() -> None:
     assert best == pytest.approx(10 * np.log10(16 / ((2 + 2) + (3 + 3))))
     assert rest == pytest.approx(10 * np.log10(16 / ((1 + 1) + (2 + 2.5))))
     assert np.isnan(expected_by_rank(before, [], folds=2) or [np.nan]).all()
+
+
+def test_finalists_are_ranked_and_predicted_by_the_other_images_alone(build, digits) -> None:
+    snn, (x, y) = build("avg"), digits
+    first, second = (x[:30], y[:30]), (x[30:], y[30:])
+    alone = measure_sensitivity(snn, first, modes=())
+    found = measure_sensitivity(snn, first, modes=(), confirm=second, finalists=3)
+    assert list(found.gains.columns) == list(GAINS)
+    assert found.gains["images"].tolist() == [100] * 3 + [30] * (len(alone.gains) - 3)
+    pd.testing.assert_frame_equal(found.gains[3:], alone.gains[3:])
+    assert set(found.gains["call"][:3]) == set(alone.gains["call"][:3])
+    assert found.gains["gain_db"][:3].is_monotonic_decreasing
+    screened = alone.gains.set_index("call")["gain_db"]
+    before = evaluate(snn, second).sqnr_db
+    for row in found.gains[:3].itertuples():
+        assert row.screened_db == screened[row.call] != row.gain_db
+        changed = found.apply(copy.deepcopy(snn), row.layer, row.change)
+        assert evaluate(changed, second).sqnr_db - before == pytest.approx(row.gain_db, abs=1e-3)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(InputError, match="finalists"):
+            measure_sensitivity(snn, first, confirm=second, finalists=wrong)

@@ -178,6 +178,19 @@ def test_analyze(there, capfd):
     assert strict(capfd.readouterr().out)["outputs"]["accuracy"] is None
 
 
+def test_analyze_within_memory_and_with_finalists(there, capfd):
+    line = "analyze net.snn -d digits --limit 40 --seed 3 -o report --sensitivity 12 --confirm 20 --memory 0.2 --json"
+    assert run([*line.split(), "noise.json"]) == 0
+    said = strict((there / "noise.json").read_text())
+    assert said["memory"]["limit_mib"] == 0.2
+    assert said["memory"]["seed"] == 3
+    assert "MiB predicted" in capfd.readouterr().out.replace("\n", " ")
+    assert [row["images"] for row in said["sensitivity"]["gains"][:9]] == [20] * 8 + [12]
+    for wrong in ("--confirm 20", "--sensitivity 12 --confirm 29", "--sensitivity 12 --confirm 0", "--memory 0.001"):
+        assert run(words(f"analyze net.snn -d digits --limit 40 -o other {wrong}")) == 2
+    assert "--confirm: expected" in capfd.readouterr().err
+
+
 def test_finetune_in_stages_with_a_budget(there, capfd):
     line = words("finetune net.snn -d digits --limit 64 --stage blockwise:0 --stage quantized:1,T=4 --stage spiking:1 "
                  "--budget 0.4 --budget-of synops --membrane 0.1 --more-data digits --threshold-rule mixed --log log "

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
+from speedysnn.analysis.budget import DEFAULT_MIB
 from speedysnn.analysis.extras import Extras
 from speedysnn.analysis.verdict import named
 from speedysnn.cli.common import (
@@ -32,6 +33,8 @@ from speedysnn.cli.common import (
 )
 from speedysnn.cli.show import cell, percent, say, table, write_json
 from speedysnn.cli.targets import check_json, check_report
+from speedysnn.data import ImageData
+from speedysnn.errors import InputError
 
 WORST = 10
 
@@ -47,10 +50,18 @@ def command(
         int | None,
         typer.Option("--sensitivity", help="Also measure, on this many images, what each layer costs at the output."),
     ] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option("--confirm", help="Measure the best changes again, on this many images after those."),
+    ] = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="Also count operations and energy beside a quantized rival.")
     ] = False,
     detail: Annotated[bool, typer.Option("--full", help="Also measure correlations across channels.")] = False,
+    memory: Annotated[
+        float,
+        typer.Option("--memory", help="MiB for sums and readings; where short, neurons are sampled by the seed."),
+    ] = DEFAULT_MIB,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -65,7 +76,7 @@ def command(
     \b
     Example: speedysnn analyze digits.snn -d digits -o report
              speedysnn analyze net.snn -d npz:images.npz -o report --sweep 1,2,4,8,16
-             speedysnn analyze net.snn -d npz:images.npz -o report --sensitivity 256 --cost
+             speedysnn analyze net.snn -d npz:images.npz -o report --sensitivity 256 --confirm 1024 --cost
              speedysnn analyze tuned.snn --source net.snn -d npz:images.npz -o after --delay 1
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite, output)
@@ -76,7 +87,10 @@ def command(
     configure(snn, timesteps, delay, spikes)
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
-    noise = measure_noise(snn, images, reference, detail="full" if detail else "standard", progress=True)
+    more = others(images, sensitivity, confirm)
+    noise = measure_noise(
+        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True
+    )
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
     names: dict[str, Any] = {"net": str(network), "data": data, "source": None if source is None else str(source),
              "options": {key: str(value) for key, value in given.items() if value is not None}}  # fmt: skip
@@ -84,7 +98,7 @@ def command(
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
         None if sensitivity is None else replace(
-            measure_sensitivity(snn, images, limit=sensitivity, progress=True), names=names
+            measure_sensitivity(snn, images, limit=sensitivity, confirm=more, progress=True), names=names
         ),
         measure_cost(snn, images, progress=True) if cost else None,
     )
@@ -95,6 +109,18 @@ def command(
         for sentence in () if extras.sensitivity is None else extras.sensitivity.verdict:
             say(sentence)
         say(f"report: {output / 'report.html'}", "bold")
+
+
+def others(images: ImageData, sensitivity: int | None, confirm: int | None) -> ImageData | None:
+    """The images after those that `--sensitivity` takes."""
+    if confirm is None:
+        return None
+    if sensitivity is None or confirm < 1 or sensitivity + confirm > len(images):
+        raise InputError(
+            f"--confirm: expected a number of at least 1 beside --sensitivity, together at most the {len(images)} images "
+            f"there are, got --sensitivity {sensitivity} --confirm {confirm}"
+        )
+    return images.subset(range(sensitivity, sensitivity + confirm))
 
 
 def show(noise: NoiseReport) -> None:
@@ -108,6 +134,8 @@ def show(noise: NoiseReport) -> None:
         f"{cell(o['spikes_per_neuron'])} spikes per neuron: accuracy {percent(o['accuracy'])} %, "
         f"quantized {percent(o['twin_accuracy'])} %, source {percent(o['analog_accuracy'])} %"
     )
+    if noise.memory is not None:
+        say(noise.memory.sentence())
     worst = noise.layers.sort_values("sqnr_db").head(WORST)
     rows = [
         (cell(row.layer), cell(row.sqnr_db, 1), cell(row.twin_sqnr_db, 1), cell(row.floor_db, 1), cell(row.gain, 3),
