@@ -81,7 +81,11 @@ def noise(folder: Path) -> str:
     for name in ("digits", "resnet20", "densenet121"):
         best = one(table(folder / name, "prediction.csv").query("delay == '0'"), rank=1)
         parts.append(f"{name} {best.predicted_db:.1f} dB predicted, {best.realised_db:.1f} dB realised")
-    return "gain of the best change at T = 4, delay 0: " + "; ".join(parts)
+    deep = one(table(folder / "deep100", "prediction.csv"), rank=1)
+    return (
+        f"gain of the best change at T = 4, delay 0: {'; '.join(parts)}; at T = 16, delay 1: deep100 "
+        f"{deep.predicted_db:.2f} dB predicted, {deep.realised_db:.2f} dB realised"
+    )
 
 
 def readout(folder: Path) -> str:
@@ -176,7 +180,7 @@ STUDIES: dict[str, Study] = {
     for study in (
         Study("coverage", "Which classification networks of torchvision convert, and how exactly?", coverage, minutes=60),
         Study("noise", "What does a noise report say, and does the change it proposes gain what it predicts?", noise,
-              (("digits",), ("resnet20",), ("densenet121",)), (("digits",),), "needed", 40),
+              (("digits",), ("resnet20",), ("densenet121",), ("deep100",)), (("digits",),), "needed", 60),
         Study("thresholds", "Which threshold rule, correction and layers kept analog serve when?", thresholds,
               data="optional", minutes=20),
         Study("readout", "How should the input enter, and when can the answer be read?", readout, data="optional",

@@ -117,8 +117,8 @@ def others(images: ImageData, sensitivity: int | None, confirm: int | None) -> I
         return None
     if sensitivity is None or confirm < 1 or sensitivity + confirm > len(images):
         raise InputError(
-            f"--confirm: expected a number of at least 1 beside --sensitivity, together at most the {len(images)} images "
-            f"there are, got --sensitivity {sensitivity} --confirm {confirm}"
+            f"--confirm: expected a number of at least 1 beside --sensitivity, together at most the {len(images)} "
+            f"images there are, got --sensitivity {sensitivity} --confirm {confirm}"
         )
     return images.subset(range(sensitivity, sensitivity + confirm))
 
