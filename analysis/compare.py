@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import nn
 
+from speedysnn._replace import replace_file
 from speedysnn.analysis.noise import measure_noise
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.strict import plain
@@ -79,7 +78,7 @@ class Comparison:
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
-                _write(target / name, content)
+                replace_file(target / name, content)
         except OSError as err:
             raise InputError(f"{target}: the comparison cannot be written ({err.strerror or err})") from None
         return target
@@ -177,16 +176,3 @@ def _removed(before: tuple[float, ...] | None, after: tuple[float, ...]) -> dict
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from speedysnn._claims import scratch_beside
 from speedysnn.analysis.branches import Key, measured
 from speedysnn.analysis.gains import CHANGES, Change, changes_of
 from speedysnn.analysis.images import passes
@@ -144,10 +144,11 @@ def _put(folder: Path, files: Mapping[str, bytes]) -> Path:
         raise InputError(f"{folder}: expected a folder for the figures and tables, but a file is there")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        with scratch_beside(folder.absolute() / "sensitivity") as scratch:
             for name, data in files.items():
-                (Path(scratch) / name).write_bytes(data)
-                (Path(scratch) / name).replace(folder / name)
+                (scratch / name).write_bytes(data)
+            for name in files:
+                (scratch / name).replace(folder / name)
     except OSError as err:
         raise InputError(f"{folder}: cannot be written ({err.strerror or err})") from None
     return folder

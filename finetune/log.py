@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from speedysnn._replace import replace_file
 from speedysnn.errors import TrainingError
 
 EPOCHS, STEPS = "epochs.csv", "steps.csv"
@@ -60,9 +61,7 @@ class Log:
 
 
 def _replace(path: Path, frame: pd.DataFrame) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
     try:
-        frame.to_csv(scratch, index=False)
-        scratch.replace(path)
+        replace_file(path, frame.to_csv(index=False).encode())
     except OSError as err:
         raise TrainingError(f"{path}: the log cannot be written ({err.strerror or err})") from None

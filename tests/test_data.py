@@ -1,8 +1,10 @@
 """Data by name and batches out of anything: what loads, that values survive, and what each mistake says."""
 
 import gzip
+import struct
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +360,14 @@ def _damaged_image():
     Path("f/cat/0.png").write_bytes(b"no image")
 
 
+def _boundless_image():
+    _folder("f", suffix=".png")
+    file = Path("f/cat/0.png")
+    content = file.read_bytes()
+    size = struct.pack(">II", 9000, 9000)
+    file.write_bytes(content[:16] + size + content[24:29] + struct.pack(">I", zlib.crc32(content[12:16] + size + content[24:29])) + content[33:])
+
+
 def _other_classes():
     _folder("f/train")
     _folder("f/test", classes=("cat",))
@@ -376,6 +386,7 @@ FILES = {
     ),
     "npy": ("npz:a.npy", lambda: np.save("a.npy", _pixels(2, 2, 2)), "is a single array, expected an .npz file"),
     "fashion folder missing": ("fashion-mnist:f", None, "the folder f does not exist; give the folder"),
+    "fashion no name": ("fashion-mnist:~a\0b", None, "does not exist; give the folder"),
     "fashion file": ("fashion-mnist:f", lambda: _write("f", b"x"), "the folder f is a file"),
     "fashion not there": (
         "fashion-mnist:f",
@@ -415,6 +426,7 @@ FILES = {
     "images class empty": ("imagefolder:f", lambda: Path("f/cat").mkdir(parents=True), "is not a folder of images"),
     "images only train": ("imagefolder:f", lambda: _folder("f/train"), "f has train, but no test or val or valid"),
     "images classes differ": ("imagefolder:f", _other_classes, "has the classes cat, f/train has cat, dog; labels are"),
+    "images that claim": ("imagefolder:f", _boundless_image, r"0\.png was not opened: \d+ bytes claim 9000x9000 pixels"),
     "images damaged": ("imagefolder:f", _damaged_image, r"f/cat/0\.png is damaged or not an image"),
 }
 

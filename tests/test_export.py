@@ -49,6 +49,13 @@ def test_what_is_there_stays(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
+def test_what_a_killed_export_left_beside_the_file_goes(tmp_path) -> None:
+    (tmp_path / ".net.pt2.part-abc").mkdir()
+    (tmp_path / ".net.pt2.part-abc" / "net.pt2").write_bytes(b"half")
+    to_pt2(network(0, "binary", hybrid=False), tmp_path / "net.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     speedysnn.save(network(0, "binary", hybrid=False), "net.snn")

@@ -11,6 +11,7 @@ from torch import nn
 from speedysnn import convert
 from speedysnn.errors import SourceError
 from speedysnn.programs import load_onnx
+from speedysnn.programs.onnx_inference import with_shapes
 from speedysnn.sources import load_model
 from tests.material.networks import Small, randomise
 
@@ -132,6 +133,47 @@ def test_a_fixed_batch_that_cannot_be_opened_is_refused(tmp_path) -> None:
 
     with pytest.raises(SourceError, match="a batch of 1 alone"):
         load_onnx(exported(tmp_path / "net.onnx", Mixes(), torch.randn(1, 4), batch=False))
+
+
+def windowed(path: Path, dilation: int, *, channels: int = 1, ways: int = 1) -> Path:
+    """A file that pools, then slices, `ways` times over; onnx itself ends the process where nothing is left to slice."""
+    helper, value = onnx.helper, onnx.helper.make_tensor_value_info
+    nodes, at = [], "x"
+    for i in range(ways):
+        nodes.append(helper.make_node("MaxPool", [at], [f"p{i}"], kernel_shape=[2], dilations=[dilation if i == ways - 1 else 1]))
+        nodes.append(helper.make_node("Slice", [f"p{i}", "start", "end"], [f"y{i}"]))
+        at = f"y{i}"
+    numbers = [helper.make_tensor(name, onnx.TensorProto.INT64, [3], [n] * 3) for name, n in (("start", 0), ("end", 9))]
+    graph = helper.make_graph(nodes, "g", [value("x", onnx.TensorProto.FLOAT, [1, channels, 12])],
+                              [value(at, onnx.TensorProto.FLOAT, ["n", "c", "w"])], numbers)  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("ways", [1, 2, 3])
+def test_windows_larger_than_what_they_slide_over_are_refused(tmp_path, ways: int) -> None:
+    for dilation in (50, 2**40):
+        with pytest.raises(SourceError, match=rf"'p{ways - 1}' has the sizes \[1, 1, -\d+\]: a window is larger"):
+            load_onnx(windowed(tmp_path / "net.onnx", dilation, ways=ways))
+
+
+def test_shapes_are_those_of_the_whole_graph_inferred_at_once(tmp_path) -> None:
+    model, x = networks("small")
+    found = onnx.load(str(exported(tmp_path / "net.onnx", model, x)))
+    want = onnx.shape_inference.infer_shapes(found, data_prop=True)
+    assert any(node.op_type == "Slice" for node in found.graph.node)
+    ours = with_shapes(found)
+    for field in ("value_info", "output"):
+        known = {entry.name: entry.type for entry in getattr(want.graph, field)}
+        assert known
+        assert {entry.name: entry.type for entry in getattr(ours.graph, field)} == known
+    assert ours.graph.initializer == found.graph.initializer
+    assert [node.op_type for node in ours.graph.node] == [node.op_type for node in want.graph.node]
+
+
+def test_no_memory_is_taken_for_an_image_that_a_file_only_claims(tmp_path) -> None:
+    with pytest.raises(SourceError, match=r"\[\[1, 2000000000, 12\]\], too large to try more; export it with dynamic_axes"):
+        load_onnx(windowed(tmp_path / "net.onnx", 1, channels=2 * 10**9))
 
 
 def test_external_data_outside_the_folder_is_not_read(tmp_path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import textwrap
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -119,6 +120,7 @@ MODEL_MISTAKES = [
     ("", {}, InputError, r"unknown network ''"),
     ("torchvision:resnet18", {"num_classes": 0}, InputError, r"num_classes must be at least 1, not 0"),
     ("absent.py:net", {}, SourceError, r"the file absent\.py does not exist"),
+    ("~\ud800.py:net", {}, SourceError, r"the file ~\\ud800\.py does not exist"),
     ("{nets}:smal", {}, SourceError, r"no function 'smal' \(it defines small, fixed, .*did you mean 'small'"),
     ("{nets}:WIDTH", {}, SourceError, r"WIDTH is a int, expected a function"),
     ("{nets}:broken", {}, SourceError, r"calling broken failed at nets\.py:24: RuntimeError: .*mat1 and mat2 shapes"),
@@ -318,6 +320,20 @@ def _cut_safetensors(path):
     path.write_bytes(path.read_bytes()[:-8])
 
 
+def _with_pickle(content):
+    """A file of torch.save with this in place of its pickle."""
+
+    def write(path):
+        torch.save({"a": torch.ones(2)}, path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, held in members.items():
+                archive.writestr(name, content if name.endswith("data.pkl") else held)
+
+    return write
+
+
 CHECKPOINT_MISTAKES = {
     "missing": ("w.pth", lambda path: None, "does not exist; check the path"),
     "folder": ("w.pth", lambda path: path.mkdir(), "is a folder, expected a file"),
@@ -334,6 +350,11 @@ CHECKPOINT_MISTAKES = {
         "w.pth",
         _torch_file({"a": RunsCode()}),
         r"was not opened: .* it holds posix.mkdir, and loading that would run code",
+    ),
+    "a number without its type": (
+        "w.pth",
+        _with_pickle(b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R)b."),
+        "is cut short or damaged",
     ),
     "whole model": (
         "w.pth",

@@ -24,7 +24,7 @@ NETWORKS = (".pt2", ".onnx")
 _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1.6
 # What torch.load raises on a damaged file depends on where it is damaged.
 _TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError,
-                 ArithmeticError, AssertionError, MemoryError)  # fmt: skip
+                 ArithmeticError, AssertionError, MemoryError, SystemError)  # fmt: skip
 
 
 def read_content(file: Path) -> Any:

@@ -16,15 +16,15 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 _LISTED = {".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"}
 # What reading a document of another form than expected may end in; RecursionError is a RuntimeError.
 ODD = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError, StopIteration,
-       MemoryError)  # fmt: skip
+       MemoryError, SystemError)  # fmt: skip
 _PACKED = 200  # a zip archive of weights never shrinks them as far as this
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ as the home folder; as it came where there is no such user."""
+    """The path with ~ as the home folder; as it came where there is no such user, or no file can have that name."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return Path(path)
 
 

@@ -18,6 +18,7 @@ from speedysnn.errors import DataError, InputError
 
 __all__ = ["load_image_folder"]
 
+_PACKED = 3000  # pixels that no format of photographs puts into one byte
 # Folders a split may be in, best first.
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 
@@ -116,11 +117,24 @@ def _image_folder(folder: Path) -> Any:
 def _open(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
+            _require_pixels(path, image.size)
             return image.convert("RGB")
+    except DataError:
+        raise
     except Image.DecompressionBombError as err:
         raise DataError(f"{path} was not opened: {err} Remove it, or make it smaller") from err
     except Exception as err:  # a damaged file ends in errors of several decoders
         raise DataError(f"{path} is damaged or not an image ({err}); remove or replace it") from err
+
+
+def _require_pixels(path: str, size: tuple[int, int]) -> None:
+    """Refuse a picture that claims far more pixels than its file could hold, before memory is taken for them."""
+    held = Path(path).stat().st_size
+    if size[0] * size[1] > 2**20 + _PACKED * held:
+        raise DataError(
+            f"{path} was not opened: {held:,} bytes claim {size[0]}x{size[1]} pixels, which would fill the memory; "
+            "remove or replace it"
+        )
 
 
 def _crop(image: Image.Image, side: int) -> Image.Image:

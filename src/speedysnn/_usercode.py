@@ -66,10 +66,11 @@ class UserFunction:
         self.spec, self._error = spec, error
         self._where, _, self._name = spec.rpartition(":")
         self._is_file = kind_of(spec) == FILE
-        self._path = expanded(self._where).resolve() if self._is_file else None
-        if self._path is not None and not self._path.is_file():
-            what = "is a folder" if self._path.is_dir() else "does not exist"
+        path = expanded(self._where) if self._is_file else None
+        if path is not None and not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
             raise error(f"{spec}: the file {self._where} {what}; give the path of a Python file and a function in it")
+        self._path = path.resolve() if path is not None else None
         with self._guard("importing it"):
             module = self._import_file(self._path) if self._path else importlib.import_module(self._where)
         self._function = self._find(module)

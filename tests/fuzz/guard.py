@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from speedysnn.errors import SpeedySNNError
+from speedysnn.kernels.compiled import cache_folder
 
 SECONDS, MEGABYTES = 20, 600
 _ACTIONS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.mkdir",
             "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.truncate", "shutil.rmtree",
             "os.kill", "os.putenv", "webbrowser.open")  # fmt: skip
+_CACHE = f"{cache_folder()}{os.sep}"  # kernels are compiled when first called
 _watched: list[str] | None = None
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watched is None:
+    if _watched is None or (arguments and str(arguments[0]).startswith(_CACHE)):
         return
     if event in _ACTIONS:
         _watched.append(f"{event} {arguments[:2]!r}")

@@ -1,14 +1,13 @@
 """A spiking network as a NIR graph (.nir), the neuromorphic intermediate representation that other simulators read."""
 
 import importlib
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speedysnn._claims import scratch_beside
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.export._fold import Folded, Layer, pair
 from speedysnn.export._refuse import problems
@@ -107,13 +106,10 @@ def _node(nir: Any, layer: Layer) -> Any:
 
 def _write(nir: Any, graph: Any, target: Path) -> None:
     """Write, read back, and only then give the file its name."""
-    handle, temporary = tempfile.mkstemp(suffix=SUFFIX, dir=target.absolute().parent, prefix=f".{target.stem}-")
-    os.close(handle)
-    try:
-        nir.write(temporary, graph)
-        again = nir.read(temporary)
+    with scratch_beside(target.absolute()) as scratch:
+        file = scratch / target.name
+        nir.write(str(file), graph)
+        again = nir.read(str(file))
         if set(again.nodes) != set(graph.nodes) or set(again.edges) != set(graph.edges):
             raise ArtifactError(f"{target}: nir read back another graph than was written; try another version of nir")
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        file.replace(target)

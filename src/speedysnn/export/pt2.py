@@ -1,8 +1,6 @@
 """A spiking network as an exported program (.pt2): ATen operators for a fixed T, run without this package."""
 
 import json
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn._claims import scratch_beside
 from speedysnn.errors import ArtifactError
 from speedysnn.export._target import check_target
 from speedysnn.kernels import using
@@ -53,13 +52,9 @@ def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) ->
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(torch.rand(2, *shape, generator=generator) for shape in snn.input_shapes)
     device = next(snn.parameters()).device
-    handle, temporary = tempfile.mkstemp(suffix=SUFFIX, dir=target.absolute().parent, prefix=f".{target.stem}-")
-    os.close(handle)
-    try:
-        _write(snn, tuple(x.to(device) for x in inputs), temporary)
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with scratch_beside(target.absolute()) as scratch:
+        _write(snn, tuple(x.to(device) for x in inputs), str(scratch / target.name))
+        (scratch / target.name).replace(target)
     return target
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor, fx, nn
 from speedysnn._files import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
 from speedysnn.programs.onnx_functions import OPERATORS
+from speedysnn.programs.onnx_inference import with_shapes
 from speedysnn.programs.onnx_names import scoped
 from speedysnn.programs.onnx_node import Node, Unsupported
 
 __all__ = ["load_onnx"]
 
 _OLDEST = 9  # opset from which the operators mean what they mean here
+_LARGEST = 2**24  # values of an image with which a fixed batch is tried
+_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 _AGAIN = "export it again, in evaluation mode, with a newer opset"
 
 
@@ -31,11 +35,12 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     file = expanded(path)
     require_file(file, "network")
     start_of(file, "network")
-    model = _parse(file)
+    model = _read(file, _checked)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < _OLDEST:
         raise SourceError(f"network {file} has opset {opset}, expected {_OLDEST} or newer; {_AGAIN}")
     _require_known(file, model)
+    model = _read(file, lambda _: with_shapes(model))
     try:
         module = _Reader(file, model.graph, opset).module()
     except Unsupported as err:
@@ -48,21 +53,25 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     return module, checksum([file]), (f"read an ONNX file of {model.producer_name or 'unknown'}, opset {opset}",)
 
 
-def _parse(file: Path) -> Any:
+def _read(file: Path, how: Callable[[Path], Any]) -> Any:
     try:
-        import onnx
+        return how(file)
     except ImportError:
         raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
-    try:
-        model = onnx.load(str(file))
-        onnx.checker.check_model(model)
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as err:  # a damaged file ends in errors of several libraries
         reason = str(err).strip().partition("\n")[0][:200]
         raise SourceError(
             f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason}); {DOWNLOAD}, "
             "with the files of external data beside it"
         ) from None
+
+
+def _checked(file: Path) -> Any:
+    import onnx
+
+    model = onnx.load(str(file))
+    onnx.checker.check_model(model)
+    return model
 
 
 def _require_known(file: Path, model: Any) -> None:
@@ -175,6 +184,8 @@ class _Reader:
         shapes = [[dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in entries]
         if self.batch != 1 or any(shape[:1] != [1] or 0 in shape for shape in shapes):
             return
+        if max(map(math.prod, shapes), default=0) > _LARGEST:
+            raise Unsupported(f"it takes a batch of 1 alone, of the sizes {shapes}, too large to try more; {_OPEN}")
         module.eval()
         seed = torch.Generator().manual_seed(0)
         images = [torch.rand(2, *shape[1:], generator=seed) for shape in shapes]
@@ -187,10 +198,7 @@ class _Reader:
         except RuntimeError:
             fine = False
         if not fine:
-            raise Unsupported(
-                "it takes a batch of 1 alone, and cannot be opened to more; export it with dynamic_axes={'input': "
-                "{0: 'batch'}} or dynamic_shapes"
-            )
+            raise Unsupported(f"it takes a batch of 1 alone, and cannot be opened to more; {_OPEN}")
 
 
 def _leaves(value: Any) -> list[Tensor]:
