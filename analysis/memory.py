@@ -82,7 +82,7 @@ class Memory:
         images: that one pass takes.
         at_once: passes beside one another, each with sums of its own until they are added up.
         image_bytes: that one image of a pass takes: two readings of all layers kept for the third, which is estimated
-            by four trains of the widest layer.
+            by five trains of the widest layer (`budget.UNDER_WAY`).
     """
 
     limit_mib: float

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from speedysnn._claims import claimed
+from speedysnn._claims import claimed, take_away, try_writing
 from speedysnn.errors import TrainingError
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
@@ -96,22 +95,15 @@ def held(folder: Path | None, log: Path | None) -> Iterator[None]:
         for what, place in wanted.values():
             stack.enter_context(claimed(place, what))
             if not place.exists():
-                stack.callback(_without_a_trace, place)
+                stack.callback(take_away, [place])
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=place):
-                    pass
+                try_writing(place)
             except OSError as err:
                 raise TrainingError(
                     f"{what}{place}: expected a folder that can be written to ({err.strerror or err}); choose another"
                 ) from None
         yield
-
-
-def _without_a_trace(folder: Path) -> None:
-    """Remove a folder into which nothing came."""
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -> None:

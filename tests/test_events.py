@@ -143,13 +143,17 @@ def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path))
     monkeypatch.setattr(crossover, "_known", {})
     x, weight, bias, _ = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
-    plan, dense = events.Plan(weight, bias, (1, 1), (1, 1), 8), lambda some: F.conv2d(some, weight, bias, 1, 1)
-    first = crossover.crossover(plan, x, dense)
+
+    def measured():
+        plan = lambda: events.Plan(weight, bias, (1, 1), (1, 1), 8)  # noqa: E731
+        return crossover.crossover((16, 16, 3, 3), x, plan, lambda some: F.conv2d(some, weight, bias, 1, 1))
+
+    first = measured()
     assert 0 <= first <= 1
     assert list(json.loads((tmp_path / "crossover.json").read_text()).values()) == [first]
     (tmp_path / "crossover.json").write_text(json.dumps({key: 0.123 for key in crossover._known}))
     monkeypatch.setattr(crossover, "_known", {})
-    assert crossover.crossover(plan, x, dense) == 0.123
+    assert measured() == 0.123
     (tmp_path / "crossover.json").write_text("[1, 2")
     monkeypatch.setattr(crossover, "_known", {})
-    assert 0 <= crossover.crossover(plan, x, dense) <= 1
+    assert 0 <= measured() <= 1

@@ -17,7 +17,7 @@ HELD = 10_000  # of the training images: they rank the changes, and the network 
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut; the shortcut of a wider block strides and fills up with zero channels."""
+    """Two convolutions and a shortcut, which is a convolution where the shape changes."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()

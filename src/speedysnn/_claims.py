@@ -21,7 +21,7 @@ try:
 except ImportError:  # where there is none, nothing is claimed
     fcntl = None
 
-__all__ = ["claimed", "exchange", "left_beside", "scratch_beside"]
+__all__ = ["claimed", "exchange", "left_beside", "scratch_beside", "take_away", "try_writing"]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _lent: set[Path] = set()
@@ -49,7 +49,7 @@ def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]
         yield
         return
     with ExitStack() as after:
-        after.callback(_take_away, [folder for folder in target.parents if not folder.exists()])
+        after.callback(take_away, [folder for folder in target.parents if not folder.exists()])
         lock = target.parent / f".{target.name}.lock"
         made: list[Path] = [lock]
         try:
@@ -61,14 +61,24 @@ def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]
             raise ArtifactError(f"{what}{path}: another run is writing there now; wait for it, or choose another name")
         if handle:
             after.callback(os.close, handle)
-            after.callback(_take_away, made)
+            after.callback(take_away, made)
         if lend:
             _lent.add(target)
             after.callback(_lent.discard, target)
         yield
 
 
-def _take_away(paths: Iterable[Path]) -> None:
+def try_writing(folder: Path) -> None:
+    """Make a file in the folder that is gone at once.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def take_away(paths: Iterable[Path]) -> None:
     """Remove a file, or folders that are empty, the innermost first."""
     with suppress(OSError):
         for path in paths:

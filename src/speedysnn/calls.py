@@ -41,7 +41,7 @@ def read(
 
 def one_pass(
     snn: SpikingNetwork, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading,
-    eventwise: Eventwise | None = None,
+    eventwise: Eventwise,
 ) -> Any:  # fmt: skip
     """The outputs for images that run at once."""
     return _run(snn, [accept(snn, x, i) for i, x in enumerate(inputs)], per_step, observer, reading, eventwise)
@@ -80,7 +80,7 @@ def _passes(snn: SpikingNetwork, values: Sequence[Value], observer: Observer | N
 
 def _run(
     snn: SpikingNetwork, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading,
-    eventwise: Eventwise | None = None,
+    eventwise: Eventwise,
 ) -> Any:  # fmt: skip
     run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, eventwise=eventwise)
     if reading != "spiking" or (not per_step and _synchronous(snn)):

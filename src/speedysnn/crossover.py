@@ -7,7 +7,7 @@ proportion to the events. What was found is kept in the user's cache folder, so 
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,15 +22,24 @@ _known: dict[str, float] = {}
 _lock = threading.Lock()
 
 
-def crossover(plan: Plan, x: Tensor, dense: Callable[[Tensor], Tensor]) -> float:
-    """The density (share of values that are not zero) up to which `plan.run` is at most as slow as `dense`."""
-    key = _key(plan, x)
+def crossover(
+    sizes: Sequence[int], x: Tensor, plan: Callable[[], Plan], dense: Callable[[Tensor], Tensor]
+) -> float:
+    """The density (share of values that are not zero) up to which `plan().run` is at most as slow as `dense`.
+
+    Args:
+        sizes: of the convolution, which with the picture's tell it from others.
+        x: what it reads, channels-last.
+        plan: lays the convolution out; called where nothing is known yet.
+        dense: the usual convolution.
+    """
+    key = " ".join(map(str, (torch.__version__, torch.get_num_threads(), *sizes, *x.shape[2:])))
     if key not in _known:
         with _lock:  # others wait: what they did meanwhile would be in the measurement
             if not _known:
                 _known.update(_read())
             if key not in _known:
-                _known[key] = _measure(plan, x[:PICTURES].contiguous(memory_format=torch.channels_last), dense)
+                _known[key] = _measure(plan(), x[:PICTURES].contiguous(memory_format=torch.channels_last), dense)
                 _write()
     return _known[key]
 
@@ -57,11 +66,6 @@ def _seconds(call: Callable[[], Tensor]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
-
-
-def _key(plan: Plan, x: Tensor) -> str:
-    sizes = (plan.channels, plan.outputs, plan.tall, plan.kernel, *plan.stride, *plan.padding, *x.shape[2:])
-    return " ".join(map(str, (torch.__version__, torch.get_num_threads(), *sizes)))
 
 
 def _read() -> dict[str, float]:

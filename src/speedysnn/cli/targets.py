@@ -1,12 +1,11 @@
 """Output paths, refused before any work: nothing is replaced unasked, and never what no command here wrote."""
 
 import os
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from speedysnn import artifact
-from speedysnn._claims import claimed
+from speedysnn._claims import claimed, try_writing
 from speedysnn.errors import ArtifactError, InputError
 
 REPORT, RUN = "noise.json", "run.safetensors"
@@ -118,8 +117,7 @@ def _check_parent(path: Path, option: str = "") -> None:
     if not parent.is_dir():
         raise InputError(f"{option}{path}: {parent.name} is a file, not a folder")
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        try_writing(parent)
     except OSError as err:
         where = "the folder" if parent == path.absolute().parent else f"{parent.name or parent}"
         raise InputError(f"{option}{path}: {where} cannot be written to ({err.strerror or err})") from None

@@ -142,28 +142,24 @@ def _workers(neurons: int, steps: int) -> int:
 
 
 def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
-    """Cut the neurons into one piece a thread, at whole blocks."""
+    """Cut the neurons into one piece a thread, at whole blocks; `work` takes its ends and the thread's number."""
     workers = _workers(neurons, steps)
-    bounds = [neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons]
-    if workers == 1:
-        work(0, neurons, 0)
-        return
-    pool = _pool(os.getpid(), torch.get_num_threads())
-    others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, workers)]
-    work(bounds[0], bounds[1], 0)
-    for other in others:
-        other.result()
+    _beside([neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons], work)
 
 
 def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
     """Cut items of `size` values in all into one piece a thread."""
     workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
-    bounds = [items * i // workers for i in range(workers + 1)]
-    if workers == 1:
-        work(0, items)
+    _beside([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
+
+
+def _beside(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
+    """The pieces between the bounds, each in a thread, the first in this one."""
+    if len(bounds) == 2:
+        work(bounds[0], bounds[1], 0)
         return
     pool = _pool(os.getpid(), torch.get_num_threads())
-    others = [pool.submit(work, bounds[i], bounds[i + 1]) for i in range(1, workers)]
-    work(bounds[0], bounds[1])
+    others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, len(bounds) - 1)]
+    work(bounds[0], bounds[1], 0)
     for other in others:
         other.result()

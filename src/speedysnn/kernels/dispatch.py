@@ -83,13 +83,18 @@ def _chosen() -> str | None:
     return _using.get() or os.environ.get(VARIABLE) or None
 
 
+def recorded(*tensors: Tensor) -> bool:
+    """Whether something records a call on these tensors: gradients, torch.compile, or another tracer."""
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return differentiated or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
 def _run(
     name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool
 ) -> Tensor:
     """Through the custom operator where something records the call; its bookkeeping costs as much as a small layer."""
     inputs = (drive, theta, v_init)
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    if recorded or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if recorded(*inputs):
         return operator.multistep(*inputs, name, rule, constant)
     backend = BACKENDS[name]
     forward = backend.over if over and backend.over is not None else backend.forward

@@ -17,6 +17,7 @@ from speedysnn.kernels.layout import flat
 from speedysnn.kernels.vector_code import LANES
 
 Array = Any
+Size = tuple[int, int]
 WIDEST, FOLDED = 64, 32  # outputs whose sums are held in registers; that pixels are taken together for
 TABLE_BYTES = 300_000  # of weights in use at a time, to stay in the second-level cache
 PLACES = event_code.lanes_of_masks()
@@ -39,31 +40,29 @@ class Plan:
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], columns: int
+        self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int
     ) -> None:
-        outputs, self.channels, self.tall, wide = weight.shape
-        self.kernel = wide
+        outputs, self.channels, self.tall, self.kernel = weight.shape
         self.stride, self.padding, self.outputs = stride, padding, outputs
-        self.pixels = _pixels(outputs, wide, columns)
-        self.wide = wide + (self.pixels - 1) * stride[1]
+        self.pixels = _pixels(outputs, self.kernel, columns)
+        self.wide = self.kernel + (self.pixels - 1) * stride[1]
         self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
         blocks = outputs * self.pixels // self.width
         table = weight.new_zeros(self.tall, self.wide, self.channels, self.pixels, outputs)
         moved = weight.detach().permute(2, 3, 1, 0)
         for pixel in range(self.pixels):
-            table[:, pixel * stride[1] : pixel * stride[1] + wide, :, pixel] = moved
+            table[:, pixel * stride[1] : pixel * stride[1] + self.kernel, :, pixel] = moved
         table = table.reshape(self.tall, self.wide, self.channels, blocks, self.width).permute(3, 0, 1, 2, 4)
         self.table = table.contiguous().view(-1).numpy()
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
         per_channel = 4 * self.tall * self.wide * self.width
-        self.chunk = min(self.channels, max(8, TABLE_BYTES // per_channel // 8 * 8))
+        self.chunk = min(self.channels, max(LANES, TABLE_BYTES // per_channel // LANES * LANES))
 
     def run(self, x: Tensor) -> Tensor:
         """(N, C, H, W) channels-last float32 -> (N, O, OH, OW) channels-last."""
         images, _, high, wide = x.shape
-        rows = (high + 2 * self.padding[0] - self.tall) // self.stride[0] + 1
-        columns = (wide + 2 * self.padding[1] - self.kernel) // self.stride[1] + 1
+        rows, columns = output_size((high, wide), (self.tall, self.kernel), self.stride, self.padding)
         out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
         sizes = (high, wide, self.channels, self.chunk, rows, columns // self.pixels, self.tall, self.wide,
                  self.stride[0], self.stride[1] * self.pixels, *self.padding)  # fmt: skip
@@ -88,7 +87,13 @@ def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
     )
 
 
-def pair(value: Any) -> tuple[int, int]:
+def output_size(size: Size, kernel: Size, stride: Size, padding: Size) -> Size:
+    """Rows and columns of a convolution's output."""
+    rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+    return rows, columns
+
+
+def pair(value: Any) -> Size:
     """A size of rows and columns from one number or two."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
@@ -112,12 +117,12 @@ def _events(
     """Where the values of some channels of an image are not zero: pixel in its row * channels + channel, pixel after
     pixel; ends[p + 1] is the number of them up to pixel p.
     """
-    count, groups = 0, chunk // 8
+    count, groups = 0, chunk // LANES
     ends[0] = 0
     for p in range(positions):
         at, column = base + p * channels + first, p % wide * channels + first
         count = pack(x, at, groups, column, places, columns, count)
-        for c in range(groups * 8, chunk):
+        for c in range(groups * LANES, chunk):
             columns[count] = column + c
             count += 1 if x[at + c] != 0 else 0
         ends[p + 1] = count
@@ -129,11 +134,11 @@ def _convolve(
 ) -> None:  # pragma: no cover - compiled
     """Images begin..end - 1; the weights of one block and one chunk of channels serve all of them in turn."""
     high, wide, channels, chunk, rows, columns, tall, window, down, right, above, left = sizes
-    width = 8 * len(lanes)
+    width = LANES * len(lanes)
     per_image = rows * columns * bias.size
-    active, ends = np.empty(high * wide * chunk + 8, np.int32), np.empty(high * wide + 1, np.int64)
-    lows, highs, values, weights = (np.empty(tall, np.int64), np.empty(tall, np.int64), np.empty(tall, np.int64),
-                                    np.empty(tall, np.int64))  # fmt: skip
+    active, ends = np.empty(high * wide * chunk + LANES, np.int32), np.empty(high * wide + 1, np.int64)
+    lows, highs = np.empty(tall, np.int64), np.empty(tall, np.int64)
+    values, weights = np.empty(tall, np.int64), np.empty(tall, np.int64)
     for block in range(bias.size // width):
         for first in range(0, channels, chunk):
             some = min(chunk, channels - first)
