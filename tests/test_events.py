@@ -11,7 +11,7 @@ from torch import nn
 
 from speedysnn import convert, crossover
 from speedysnn.eventwise import Eventwise
-from speedysnn.kernels import events
+from speedysnn.kernels import event_gradient, events
 from speedysnn.kernels.compiled import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
@@ -120,11 +120,74 @@ def test_a_network_says_the_same_both_ways(monkeypatch):
     assert float((usual - sparse).norm() / usual.norm()) < 1e-2  # a spike may move at a tie
 
 
-def test_gradients_take_the_usual_way(monkeypatch):
-    snn, x = _network()
+@given(
+    channels=st.integers(1, 20), outputs=st.sampled_from([8, 16, 64, 96]),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), size=st.tuples(st.integers(4, 17), st.integers(4, 17)),
+    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 99), data=st.data(),
+)  # fmt: skip
+def test_gradient_of_the_weights_equals_torchs(channels, outputs, kernel, size, share, seed, data):
+    padding = tuple(data.draw(st.integers(0, k - 1)) for k in kernel)
+    x, weight, bias, _ = _case(channels, outputs, kernel, (1, 1), padding, size, share, seed, images=5)
+    assert event_gradient.takes(kernel, (1, 1), padding)
+    exact = weight.double().requires_grad_()
+    y = F.conv2d(x.double(), exact, bias.double(), 1, padding)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last)
+    (wanted,) = torch.autograd.grad(y, exact, grad.double())
+    got = event_gradient.weight_gradient(x, grad, kernel, padding)
+    assert got.shape == weight.shape
+    assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_gradient_of_the_weights_of_many_images_and_channels(threads):
+    x, weight, bias, _ = _case(200, 192, (3, 3), (1, 1), (1, 1), (12, 12), 0.2, 0, images=7)
+    exact = weight.double().requires_grad_()
+    y = F.conv2d(x.double(), exact, bias.double(), 1, 1)
+    grad = y.detach().float().contiguous(memory_format=torch.channels_last)
+    (wanted,) = torch.autograd.grad(y, exact, grad.double())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = event_gradient.weight_gradient(x, grad, (3, 3), (1, 1))
+    finally:
+        torch.set_num_threads(before)
+    assert float((got - wanted).norm()) < 1e-6 * float(wanted.norm())
+
+
+def test_gradients_are_the_same_both_ways(monkeypatch):
+    x, weight, bias, attrs = _case(16, 32, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
     monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
-    monkeypatch.setattr(events.Plan, "run", lambda self, x: pytest.fail("no gradient flows here"))
-    snn(x).sum().backward()
+    inputs = [value.clone().requires_grad_() for value in (x, weight, bias)]
+    out = Eventwise(1).conv2d("conv", inputs[0], attrs, {"weight": inputs[1], "bias": inputs[2]})
+    usual = F.conv2d(*inputs, 1, 1)
+    grad = torch.randn_like(usual)
+    assert type(out.grad_fn).__name__ == "_ConvolutionBackward"
+    for got, wanted in zip(torch.autograd.grad(out, inputs, grad), torch.autograd.grad(usual, inputs, grad), strict=True):
+        assert float((got - wanted).norm()) < 1e-5 * float(wanted.norm())
+
+
+@pytest.mark.parametrize(("stride", "padding"), [((2, 2), (1, 1)), ((1, 1), (3, 1))])
+def test_gradients_that_it_does_not_take_are_torchs(stride, padding, monkeypatch):
+    x, weight, bias, attrs = _case(8, 8, (3, 3), stride, padding, (8, 8), 0.2, 0)
+    monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+    monkeypatch.setattr(event_gradient, "weight_gradient", lambda *_: pytest.fail("not one of its own"))
+    weight.requires_grad_()
+    out = Eventwise(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
+    (got,) = torch.autograd.grad(out.sum(), weight)
+    (wanted,) = torch.autograd.grad(F.conv2d(x, weight, bias, stride, padding).sum(), weight)
+    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", ["spiking", "quantized"])
+def test_a_network_learns_the_same_both_ways(reading, monkeypatch):
+    snn, x = _network()
+    found = {}
+    for way in ("never", "always"):
+        monkeypatch.setenv("SPEEDYSNN_EVENTS", way)
+        with snn.reading(reading):
+            found[way] = torch.autograd.grad(snn(x).square().sum(), list(snn.parameters()))
+    for usual, sparse in zip(*found.values(), strict=True):
+        assert float((usual - sparse).norm()) <= 5e-2 * float(usual.norm())  # a spike may move at a tie
 
 
 def test_dense_inputs_and_small_work_take_the_usual_way(monkeypatch):
@@ -145,8 +208,8 @@ def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):
     x, weight, bias, _ = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
 
     def measured():
-        plan = lambda: events.Plan(weight, bias, (1, 1), (1, 1), 8)  # noqa: E731
-        return crossover.crossover((16, 16, 3, 3), x, plan, lambda some: F.conv2d(some, weight, bias, 1, 1))
+        plan = events.Plan(weight, bias, (1, 1), (1, 1), 8)
+        return crossover.crossover((16, 16, 3, 3), x, plan.run, lambda some: F.conv2d(some, weight, bias, 1, 1))
 
     first = measured()
     assert 0 <= first <= 1

@@ -49,6 +49,11 @@ ROWS = {
     "T4": Row("twin", ("quantized:20,rate=0.5",)),
     "T2": Row("T4", ("quantized:10",), timesteps=2),
     "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
+    "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, copies=6, more=25000, mixup=0.2),
+    "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2),
+    "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), timesteps=2, copies=6, more=25000, mixup=0.2),
+    "binary-long": Row("T4-long", ("spiking:2",), delay=0, copies=6, more=25000, mixup=0.2),
+    "ternary-long": Row("T4-long", ("spiking:1",), delay=0, spikes="ternary", copies=6, more=25000, mixup=0.2),
     "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
     "binary": Row("T4", ("spiking:8",), delay=0),
     "ternary": Row("T4", ("spiking:8",), delay=0, spikes="ternary"),
@@ -64,9 +69,9 @@ def untuned(data: Path, images: Cifar) -> SpikingNetwork:
 
 
 def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool) -> dict[str, Any]:
-    """Tune one row, or read it where it is there; returns its settings and seconds of its own stages."""
+    """Tune one row, or read it where it is there; returns its settings and what its own stages took."""
     row, path = ROWS[name], runs / f"{name}.snn"
-    seconds = runs / f"{name}.seconds"
+    seconds, busy = runs / f"{name}.seconds", runs / f"{name}.cpu"
     if not (path / "network.json").is_file():
         snn = speedysnn.load(runs / f"{row.start}.snn") if row.start else copy.deepcopy(source)
         set_to(snn, row)
@@ -76,13 +81,15 @@ def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bo
             stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
             train=row.train, mixup=row.mixup,
         )  # fmt: skip
-        begin, state = time.monotonic(), runs / f"state-{name}"
+        begin, worked, state = time.monotonic(), time.process_time(), runs / f"state-{name}"
         finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
                      resume=(state / "run.safetensors").is_file(), log=runs / f"log-{name}", on_epoch=_say)  # fmt: skip
         seconds.write_text(f"{time.monotonic() - begin:.0f}")
+        busy.write_text(f"{time.process_time() - worked:.0f}")
         speedysnn.save(snn, path, overwrite=True)
-    own = float(seconds.read_text()) if seconds.is_file() else float("nan")
-    return {"row": name, "stages": " ".join(row.stages), "trained": "+".join(row.train), "seconds": own}
+    own, cpu = (float(file.read_text()) if file.is_file() else float("nan") for file in (seconds, busy))
+    return {"row": name, "start": row.start, "stages": " ".join(row.stages), "trained": "+".join(row.train),
+            "seconds": own, "cpu_seconds": cpu}  # fmt: skip
 
 
 def set_to(snn: SpikingNetwork, row: Row) -> None:

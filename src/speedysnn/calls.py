@@ -30,7 +30,7 @@ def read(
     """
     values = [accept(snn, x, i) for i, x in enumerate(inputs)]
     passes = _passes(snn, values, observer, reading)
-    eventwise = Eventwise(sum(passes) * snn.timesteps)
+    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1))
     if len(passes) == 1:
         return _run(snn, values, per_step, observer, reading, eventwise)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]

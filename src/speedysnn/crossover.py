@@ -1,4 +1,4 @@
-"""When an event-driven convolution pays: below a density of its input that is measured once a machine and shape.
+"""When event-driven work pays: below a density of its input that is measured once a machine and shape.
 
 Both ways are timed on a few pictures, the event-driven one also on none but zeros: its cost is that floor and a part in
 proportion to the events. What was found is kept in the user's cache folder, so that later runs decide alike.
@@ -15,23 +15,21 @@ from torch import Tensor
 
 from speedysnn._replace import replace_file
 from speedysnn.kernels.compiled import cache_folder
-from speedysnn.kernels.events import Plan
 
+Call = Callable[[Tensor], Tensor]
 PICTURES, ROUNDS = 16, 3  # that are timed, and how often
 _known: dict[str, float] = {}
 _lock = threading.Lock()
 
 
-def crossover(
-    sizes: Sequence[int], x: Tensor, plan: Callable[[], Plan], dense: Callable[[Tensor], Tensor]
-) -> float:
-    """The density (share of values that are not zero) up to which `plan().run` is at most as slow as `dense`.
+def crossover(sizes: Sequence[int | str], x: Tensor, sparse: Call, dense: Call) -> float:
+    """The density (share of values that are not zero) up to which `sparse` is at most as slow as `dense`.
 
     Args:
-        sizes: of the convolution, which with the picture's tell it from others.
+        sizes: of the work, which with the picture's tell it from others.
         x: what it reads, channels-last.
-        plan: lays the convolution out; called where nothing is known yet.
-        dense: the usual convolution.
+        sparse: the event-driven way; called where nothing is known yet.
+        dense: the usual way.
     """
     key = " ".join(map(str, (torch.__version__, torch.get_num_threads(), *sizes, *x.shape[2:])))
     if key not in _known:
@@ -39,7 +37,7 @@ def crossover(
             if not _known:
                 _known.update(_read())
             if key not in _known:
-                _known[key] = _measure(plan(), x[:PICTURES].contiguous(memory_format=torch.channels_last), dense)
+                _known[key] = _measure(x[:PICTURES].contiguous(memory_format=torch.channels_last), sparse, dense)
                 _write()
     return _known[key]
 
@@ -50,15 +48,15 @@ def density(x: Tensor) -> float:
     return int(torch.count_nonzero(some)) / max(1, some.numel())
 
 
-def _measure(plan: Plan, x: Tensor, dense: Callable[[Tensor], Tensor]) -> float:
+def _measure(x: Tensor, sparse: Call, dense: Call) -> float:
     share = int(torch.count_nonzero(x)) / max(1, x.numel())
     zeros = torch.zeros_like(x)
-    calls: tuple[Callable[[], Tensor], ...] = (lambda: dense(x), lambda: plan.run(x), lambda: plan.run(zeros))
+    calls: tuple[Callable[[], Tensor], ...] = (lambda: dense(x), lambda: sparse(x), lambda: sparse(zeros))
     for call in calls:
         call()
     rounds = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
-    whole, sparse, floor = (min(times) for times in zip(*rounds, strict=True))
-    slope = max(sparse - floor, 1e-9) / max(share, 1e-3)
+    whole, some, floor = (min(times) for times in zip(*rounds, strict=True))
+    slope = max(some - floor, 1e-9) / max(share, 1e-3)
     return float(min(1.0, max(0.0, (whole - floor) / slope)))
 
 

@@ -1,4 +1,7 @@
-"""Which convolutions of a call run event-driven; their weights are laid out once for all passes of the call."""
+"""Which convolutions of a call run event-driven, forward and for the gradient of their weights.
+
+Weights are laid out once for all passes of a call. The gradient of the input is not sparse, so it is left to torch.
+"""
 
 import os
 import threading
@@ -11,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn import crossover
-from speedysnn.kernels import events
-from speedysnn.kernels.dispatch import recorded
+from speedysnn.kernels import event_gradient, events
+from speedysnn.kernels.dispatch import recorded, traced
+from speedysnn.kernels.event_conv import Shape, convolve, weight_gradient
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
-WORTH = 1e8  # multiplications of a layer in a call below which nothing is laid out or measured
+WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
 
 
 class Eventwise:
@@ -34,25 +38,46 @@ class Eventwise:
     def conv2d(self, name: str, x: Tensor, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """The node's result, or None where the usual convolution is to do it."""
         weight, bias = tensors["weight"], tensors.get("bias")
-        if self._wanted == "never" or recorded(x, weight) or torch.is_autocast_enabled("cpu"):
+        if self._wanted == "never" or traced() or torch.is_autocast_enabled("cpu"):
             return None
         if not events.takes(x, weight, attrs):
             return None
-        stride, padding = events.pair(attrs["stride"]), events.pair(attrs["padding"])
-        kernel = events.pair(weight.shape[2:])
-        rows, columns = events.output_size(events.pair(x.shape[2:]), kernel, stride, padding)
-        plan = partial(self._plan, name, weight, bias, stride, padding, columns)
-        if self._wanted != "always":
-            if self.pictures * rows * columns * weight.numel() < WORTH:
-                return None
-            sizes = (weight.shape[1], weight.shape[0], *kernel, *stride, *padding)
-            limit = crossover.crossover(sizes, x, plan, lambda some: F.conv2d(some, weight, bias, stride, padding))
-            if crossover.density(x) > limit:
-                return None
-        return plan().run(x)
+        shape = Shape.of(x, weight, attrs)
+        if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
+            return None
+        plan = partial(self._plan, name, weight, bias, shape)
+        share = crossover.density(x)
+        forward = self._pays("forward", shape, share, x, lambda some: plan().run(some), partial(_dense, shape, weight))
+        given = (x, weight) if bias is None else (x, weight, bias)
+        if not recorded(*given):
+            return plan().run(x) if forward else None
+        backward = weight.requires_grad and self._gradient_pays(shape, share, x, weight)
+        return convolve(x, weight, bias, shape, plan() if forward else None, backward) if forward or backward else None
 
-    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, *rest: Any) -> events.Plan:
+    def _gradient_pays(self, shape: Shape, share: float, x: Tensor, weight: Tensor) -> bool:
+        if not event_gradient.takes(shape.kernel, shape.stride, shape.padding):
+            return False
+
+        def call(sparse: bool, some: Tensor) -> Tensor:
+            grad = torch.ones(len(some), len(weight), *shape.size).contiguous(memory_format=torch.channels_last)
+            return weight_gradient(some, grad, weight, shape, sparse=sparse)
+
+        return self._pays("gradient", shape, share, x.detach(), partial(call, True), partial(call, False))
+
+    def _pays(
+        self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
+    ) -> bool:
+        if self._wanted == "always":
+            return True
+        with torch.no_grad():
+            return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
+
+    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape) -> events.Plan:
         with self._lock:
             if name not in self._plans:
-                self._plans[name] = events.Plan(weight, bias, *rest)
+                self._plans[name] = events.Plan(weight, bias, shape.stride, shape.padding, shape.size[1])
             return self._plans[name]
+
+
+def _dense(shape: Shape, weight: Tensor, x: Tensor) -> Tensor:
+    return F.conv2d(x, weight, None, shape.stride, shape.padding)

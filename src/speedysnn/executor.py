@@ -95,7 +95,8 @@ class Execution:
                 values[node.name] = out
                 self._observe(Tap(node.name, neuron, args[0], out, True, True))
             else:
-                values[node.name] = OPERATORS[node.op].run(args, node.attrs, self.tensors(node.name))
+                sparse = reading == "quantized"  # a neuron that does not fire is a zero there too
+                values[node.name] = self._affine(OPERATORS[node.op], node, args, self.tensors(node.name), sparse)
             for name in release.get(position, ()):
                 del values[name]
         return values
@@ -141,9 +142,9 @@ class Execution:
         return Value(self._rate(operator, node, args, tensors), True)
 
     def _affine(
-        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], dynamic: bool
+        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
     ) -> Tensor:
-        if node.op == "conv2d" and dynamic and self.eventwise is not None:
+        if node.op == "conv2d" and sparse and self.eventwise is not None:
             out = self.eventwise.conv2d(node.name, args[0], node.attrs, tensors)
             if out is not None:
                 return out

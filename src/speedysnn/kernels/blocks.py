@@ -170,20 +170,3 @@ def adjoint(
         to_start[i] += to_membrane * th[i]
         summed[i] += to_membrane * factor
         later[i] -= to_membrane * th[i] * keep
-
-
-@compiled
-def adjoint_binary(
-    u: Array, shape: Array, g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, factor: Any,
-    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
-) -> None:  # pragma: no cover - compiled
-    """The same for one threshold and the rectangle, the slope computed on the way."""
-    one = shape[2] / shape[2]
-    half, inverse, zero = shape[1], shape[2], one - one
-    for i in range(m):
-        at_spike = g[i] + later[i] * inv[i]
-        to_membrane = at_spike * (inverse if abs(u[i] - one) < half else zero)
-        to_theta[i] += g[i] * (after[i] - count[i]) - to_membrane + to_membrane * (v0[i] - count[i])
-        to_start[i] += to_membrane * th[i]
-        summed[i] += to_membrane * factor
-        later[i] -= to_membrane * th[i] * keep

@@ -4,8 +4,10 @@ Cache files beside the installed package would outlive its removal and shadow wh
 elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speedysnn.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
 
 
+@cache
+def _sources() -> str:
+    """A name for the state of this folder's modules: numba looks only at the module of the outermost function."""
+    stamp = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        stamp.update(path.read_bytes())
+    return stamp.hexdigest()[:16]
+
+
 def compiled(function: Callable[..., Any]) -> Any:
     """The function compiled without the interpreter lock, or as it is where numba is missing."""
     if numba is None:
@@ -34,7 +45,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     out = numba.njit(nogil=True, error_model="numpy")(function)
     before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+        numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _sources())
         out.enable_caching()
     except (OSError, RuntimeError):  # no folder may be written: compiled anew in every process
         return out

@@ -82,11 +82,11 @@ def backward(
         arrays = (_array(where.drive), _array(outputs), *_channels(theta, v_init, work))
         rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), levels, shape,
                 *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons)  # fmt: skip
-        result = _array(grad_x)
+        result, call = _array(grad_x), sequence.kind_of(constant, False)
         share(
             where.neurons,
             rule.timesteps,
-            lambda begin, end, i: sequence.backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+            lambda begin, end, i: sequence.backward(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
         )
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
     return grad_x.to(drive.dtype), _reduced(to_theta, theta), _reduced(to_start, v_init)

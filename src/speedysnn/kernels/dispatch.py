@@ -85,8 +85,12 @@ def _chosen() -> str | None:
 
 def recorded(*tensors: Tensor) -> bool:
     """Whether something records a call on these tensors: gradients, torch.compile, or another tracer."""
-    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return differentiated or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or traced()
+
+
+def traced() -> bool:
+    """Whether torch.compile or another tracer follows what is run."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def _run(

@@ -85,7 +85,74 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
+def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Sums of a channel's row of weights over its events; all stay in registers."""
+    w, b = Writer(context, builder, signature.args, args), builder
+    sums, grads, values, places = (w.pointer(i) for i in (2, 5, 7, 9))
+    first, apart, shift, origin, begin, end = (args[i] for i in (3, 4, 6, 8, 10, 11))
+    ahead = [
+        b.add(b.mul(apart, w.number(tap)), w.number(LANES * lane))
+        for tap in range(len(signature.args[1])) for lane in range(len(signature.args[0]))
+    ]  # fmt: skip
+    before, held = b.block, [w.vector(sums, b.add(first, k), w.reals) for k in ahead]
+    event, done = w.blocks("event", "done")
+    b.cbranch(b.icmp_signed("<", begin, end), event, done)
+    b.position_at_end(event)
+    (i,), running = w.phis(w.index, [begin], before), w.phis(w.reals, held, before)
+    place = b.sext(w.at(places, i), w.index)
+    value = w.everywhere(w.at(values, b.add(origin, place)), w.reals)
+    at, added = b.add(b.mul(place, apart), shift), []
+    for total, k in zip(running, ahead, strict=True):
+        product = b.fmul(value, w.vector(grads, b.add(at, k), w.reals), flags=("contract",))
+        added.append(b.fadd(total, product, flags=("contract",)))
+    later = b.add(i, w.number(1))
+    w.close([i, *running], [later, *added], event)
+    b.cbranch(b.icmp_signed("<", later, end), event, done)
+    b.position_at_end(done)
+    totals = w.phis(w.reals, held, before)
+    w.close(totals, added, event)
+    for total, k in zip(totals, ahead, strict=True):
+        w.store(total, sums, b.add(first, k))
+    return context.get_dummy_value()
+
+
+def _turn(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Eight rows become eight columns: pairs of rows change places in steps of 1, 2 and 4."""
+    w, b = Writer(context, builder, signature.args, args), builder
+    x, out = w.pointer(0), w.pointer(3)
+    rows = [w.vector(x, b.add(args[1], b.mul(args[2], w.number(i))), w.reals) for i in range(LANES)]
+    kind = ir.VectorType(w.word, LANES)
+    for step in (1, 2, 4):
+        low = ir.Constant(kind, [i if not i & step else i - step + LANES for i in range(LANES)])
+        high = ir.Constant(kind, [i + step if not i & step else i + LANES for i in range(LANES)])
+        turned = list(rows)
+        for i in range(LANES):
+            if not i & step:
+                turned[i] = b.shuffle_vector(rows[i], rows[i + step], low)
+                turned[i + step] = b.shuffle_vector(rows[i], rows[i + step], high)
+        rows = turned
+    for i, row in enumerate(rows):
+        w.store(row, out, b.add(args[4], b.mul(args[5], w.number(i))))
+    return context.get_dummy_value()
+
+
 if AVAILABLE:
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add_taps(
+        _: Any, lanes: Any, taps: Any, sums: Any, first: Any, apart: Any, grads: Any, shift: Any, values: Any,
+        origin: Any, places: Any, begin: Any, end: Any,
+    ) -> Any:  # fmt: skip
+        """sums[first + j * apart + k] += sum over begin <= i < end, p = places[i], of values[origin + p] *
+        grads[p * apart + shift + j * apart + k], for j < len(taps) and k < 8 * len(lanes).
+        """
+        given = (lanes, taps, sums, first, apart, grads, shift, values, origin, places, begin, end)
+        return types.void(*given), _add_taps
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def turn(_: Any, x: Any, first: Any, apart: Any, out: Any, to: Any, spread: Any) -> Any:
+        """out[to + j * spread + i] = x[first + i * apart + j], for i and j < 8."""
+        return types.void(x, first, apart, out, to, spread), _turn
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pack(_: Any, values: Any, offset: Any, groups: Any, column: Any, places: Any, columns: Any, count: Any) -> Any:

@@ -110,22 +110,23 @@ def _divisor(outputs: int) -> int:
 
 
 @compiled
-def _events(
-    x: Array, base: int, positions: int, wide: int, channels: int, first: int, chunk: int, places: Array,
-    columns: Array, ends: Array,
+def events_of(
+    x: Array, base: int, high: int, wide: int, channels: int, first: int, chunk: int, places: Array, columns: Array,
+    ends: Array,
 ) -> None:  # pragma: no cover - compiled
     """Where the values of some channels of an image are not zero: pixel in its row * channels + channel, pixel after
     pixel; ends[p + 1] is the number of them up to pixel p.
     """
     count, groups = 0, chunk // LANES
     ends[0] = 0
-    for p in range(positions):
-        at, column = base + p * channels + first, p % wide * channels + first
-        count = pack(x, at, groups, column, places, columns, count)
-        for c in range(groups * LANES, chunk):
-            columns[count] = column + c
-            count += 1 if x[at + c] != 0 else 0
-        ends[p + 1] = count
+    for row in range(high):
+        for pixel in range(wide):  # no division by the width, which costs as much as a pixel
+            at, column = base + (row * wide + pixel) * channels + first, pixel * channels + first
+            count = pack(x, at, groups, column, places, columns, count)
+            for c in range(groups * LANES, chunk):
+                columns[count] = column + c
+                count += 1 if x[at + c] != 0 else 0
+            ends[row * wide + pixel + 1] = count
 
 
 @compiled
@@ -143,7 +144,7 @@ def _convolve(
         for first in range(0, channels, chunk):
             some = min(chunk, channels - first)
             for n in range(begin, end):
-                _events(x, n * high * wide * channels, high * wide, wide, channels, first, some, places, active, ends)
+                events_of(x, n * high * wide * channels, high, wide, channels, first, some, places, active, ends)
                 for row in range(rows):
                     for column in range(columns):
                         to = n * per_image + (row * columns + column) * bias.size + block * width

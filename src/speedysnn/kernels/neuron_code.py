@@ -1,5 +1,6 @@
 """Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +15,7 @@ AT_ONCE = LANES * VECTORS
 CONSTANT, TAKE_BACK = 1, 2  # the kinds of a call, in the length of its first argument less one
 
 
-class _Neurons(Writer):
+class Neurons(Writer):
     """The neuron's arithmetic, in the order of `reference`, so that every bit is the same."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
@@ -28,8 +29,12 @@ class _Neurons(Writer):
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
         self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
-        name = f"llvm.floor.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
-        self.floor = cgutils.get_or_insert_function(builder.module, ir.FunctionType(self.reals, [self.reals]), name)
+        self.floor = self.function("floor")
+
+    def function(self, name: str) -> Any:
+        """The compiler's own function of a vector, by its name."""
+        full = f"llvm.{name}.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
+        return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
     def load(self, pointer: Any, index: Any) -> list[Any]:
         """A group's values."""
@@ -49,7 +54,7 @@ class _Neurons(Writer):
         counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * LANES)] * VECTORS, before)
         factor, reached = self.everywhere(self.at(self.factors, t), self.reals), []
         for n, place in enumerate(self.ahead):
-            spikes, count = self.step(sums[n], factor, own[n], origin[n], counts[n])
+            _, spikes, count = self.step(sums[n], factor, own[n], origin[n], counts[n])
             self.store(b.fmul(spikes, own[n]), self.out, b.add(b.add(self.at_group, b.mul(t, self.neurons)), place))
             reached.append(count)
         later = b.add(t, self.number(1))
@@ -68,8 +73,8 @@ class _Neurons(Writer):
         row = self.row(b.select(more, new, t))
         return [b.select(more, b.fadd(total, x), total) for total, x in zip(sums, row, strict=True)]
 
-    def step(self, total: Any, factor: Any, theta: Any, start: Any, count: Any) -> tuple[Any, Any]:
-        """(spikes, count after them); comparisons as in the scalar code, so that NaN goes the same way."""
+    def step(self, total: Any, factor: Any, theta: Any, start: Any, count: Any) -> tuple[Any, Any, Any]:
+        """(level, spikes, count after them); comparisons as in the scalar code, so that NaN goes the same way."""
         b, (low, high) = self.b, self.limits
         level = b.fadd(b.fdiv(b.fmul(total, factor), theta), start)
         spikes = b.fsub(b.call(self.floor, [level]), count)
@@ -79,34 +84,45 @@ class _Neurons(Writer):
             one, zero = (ir.Constant(self.reals, [value] * LANES) for value in (1.0, 0.0))
             back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
             spikes = b.fsub(spikes, b.select(back, one, zero))
-        return spikes, b.fadd(count, spikes)
+        return level, spikes, b.fadd(count, spikes)
+
+
+    def groups(self, work: Callable[[Any, list[Any], list[Any], list[Any]], None]) -> None:
+        """The loop over groups of neurons; what the first step sees is summed up before `work` takes its steps."""
+        b, before = self.b, self.b.block
+        group, add, adding, ahead, fire, done = self.blocks("group", "add", "adding", "ahead", "fire", "done")
+        b.branch(group)
+        b.position_at_end(group)
+        (i,) = self.phis(self.index, [self.number(0)], before)
+        self.at_group = b.add(self.args[2], i)
+        b.cbranch(b.icmp_signed("<", i, self.args[12]), add, done)
+        b.position_at_end(add)
+        own, origin = self.load(self.pointer(7), i), self.load(self.pointer(8), i)
+        begin = self.load(self.x, self.at_group)
+        b.branch(adding)
+        b.position_at_end(adding)
+        (k,), totals = self.phis(self.index, [self.number(1)], add), self.phis(self.reals, begin, add)
+        b.cbranch(b.icmp_signed("<", k, self.seen), ahead, fire)
+        b.position_at_end(ahead)
+        self.close([k, *totals], [b.add(k, self.number(1)), *map(b.fadd, totals, self.row(k))], ahead)
+        b.branch(adding)
+        b.position_at_end(fire)
+        work(i, totals, own, origin)
+        self.close([i], [b.add(i, self.number(AT_ONCE))], b.block)
+        b.branch(group)
+        b.position_at_end(done)
 
 
 def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """The loop over groups of neurons; what the first step sees is summed up before the steps begin."""
-    w, b = _Neurons(context, builder, signature.args, args), builder
-    before = b.block
-    group, add, adding, ahead, fire, after, done = w.blocks("group", "add", "adding", "ahead", "fire", "after", "done")
-    b.branch(group)
-    b.position_at_end(group)
-    (i,) = w.phis(w.index, [w.number(0)], before)
-    w.at_group = b.add(args[2], i)
-    b.cbranch(b.icmp_signed("<", i, args[12]), add, done)
-    b.position_at_end(add)
-    own, origin, begin = w.load(w.pointer(7), i), w.load(w.pointer(8), i), w.load(w.x, w.at_group)
-    b.branch(adding)
-    b.position_at_end(adding)
-    (k,), totals = w.phis(w.index, [w.number(1)], add), w.phis(w.reals, begin, add)
-    b.cbranch(b.icmp_signed("<", k, w.seen), ahead, fire)
-    b.position_at_end(ahead)
-    w.close([k, *totals], [b.add(k, w.number(1)), *map(b.fadd, totals, w.row(k))], ahead)
-    b.branch(adding)
-    b.position_at_end(fire)
-    w.steps_of(totals, own, origin, after)
-    b.position_at_end(after)
-    w.close([i], [b.add(i, w.number(AT_ONCE))], after)
-    b.branch(group)
-    b.position_at_end(done)
+    """Every group's steps."""
+    w = Neurons(context, builder, signature.args, args)
+
+    def work(_: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
+        (after,) = w.blocks("after")
+        w.steps_of(totals, own, origin, after)
+        builder.position_at_end(after)
+
+    w.groups(work)
     return context.get_dummy_value()
 
 

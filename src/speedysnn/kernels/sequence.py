@@ -9,7 +9,6 @@ from speedysnn.kernels.blocks import (
     add,
     add_slope,
     adjoint,
-    adjoint_binary,
     fire,
     fire_and_note,
     gather,
@@ -22,6 +21,7 @@ from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, TAKE_BACK
 
 if AVAILABLE:
+    from speedysnn.kernels.adjoint_code import adjoint_all
     from speedysnn.kernels.neuron_code import fire_all
 
 Array = Any
@@ -182,19 +182,40 @@ def hand_on(
 
 
 @compiled
+def block_back(
+    x: Array, grad: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array,
+    levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int, keep: Any, th: Array,
+    v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array, to_theta: Array,
+    to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """A block's gradients of any kind of spikes and surrogate; what each neuron's theta and start get is added."""
+    later, summed, slopes, weighted = work[0], work[1], work[2], work[3]
+    history(x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts)
+    work[:2, :m] = 0
+    for t in range(steps, 0, -1):
+        row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+        before, after = counts[t - 1], counts[t]
+        slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
+        adjoint(row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
+                to_start)  # fmt: skip
+        hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
+
+
+@compiled
 def backward(
-    x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
+    call: Any, x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
     factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
     keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
 ) -> None:  # pragma: no cover - compiled
     """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
     period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
     size = block_size(max(64, min(BLOCK, HISTORY // steps)), period)
-    work = np.empty((10, size), theta.dtype)
-    th, v0, total, later, summed = work[0], work[1], work[2], work[3], work[4]
-    slopes, weighted, to_theta, to_start = work[5], work[6], work[7], work[8]
-    inv, simple = work[9], kind == RECTANGLE and levels.size == 2 and not signed and not take_back
+    state, work = np.empty((6, size), theta.dtype), np.empty((4, size), theta.dtype)
+    th, v0, inv, total, to_theta, to_start = state[0], state[1], state[2], state[3], state[4], state[5]
     u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
+    notes = np.empty(2 * steps * AT_ONCE, theta.dtype)
+    simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back
+    seen = 1 if constant else min(1 + delay, steps)
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or size % period != 0:
@@ -202,25 +223,15 @@ def backward(
             spread(start, first, m, inner, v0)
             for i in range(m):
                 inv[i] = hi / hi / th[i]
-        history(
-            x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts
-        )
-        work[3:5, :m] = 0
-        work[7:9, :m] = 0
-        for t in range(steps, 0, -1):
-            row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
-            before, after = counts[t - 1], counts[t]
-            if simple:
-                adjoint_binary(
-                    u[t - 1], shape, row, th, inv, v0, before, after, factors[t - 1], keep, m, later, summed, to_theta,
-                    to_start,
-                )
-            else:
-                slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
-                adjoint(
-                    row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
-                    to_start,
-                )
-            hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
+        many = m // AT_ONCE * AT_ONCE if simple else 0
+        state[4:, many:m] = 0
+        adjoint_all(call, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, many, grad, inv, shape[1],
+                    shape[2], keep, notes, to_theta, to_start)  # fmt: skip
+        if many < m:
+            block_back(
+                x, grad, first + many, m - many, neurons, steps, delay, constant, factors, levels, shape, lo, hi,
+                take_back, signed, kind, keep, th[many:], v0[many:], inv[many:], total, work, u, counts, grad_x,
+                to_theta[many:], to_start[many:],
+            )  # fmt: skip
         gather(to_theta, first, m, inner, grad_theta)
         gather(to_start, first, m, inner, grad_start)
