@@ -1,37 +1,24 @@
 """Turn a traced network into the graph: walk the calls, ask each one's handler, collect every problem."""
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from speedysnn.convert.builder import Builder, Ref, Unsupported
 from speedysnn.convert.call import Call
 from speedysnn.convert.constants import any_batch, any_ref, plain
-from speedysnn.convert.cost import Cost, cost_of
+from speedysnn.convert.cost import Cost
 from speedysnn.convert.encode import encode
+from speedysnn.convert.explain import cost_in, explained
+from speedysnn.convert.lookup import handler_of, is_inplace, word_of
 from speedysnn.convert.ops import HANDLERS, Handler, Key
 from speedysnn.convert.ops.choices import constant
 from speedysnn.convert.record import Shape, has_tensor, record
 from speedysnn.convert.report import Accuracy, Row, Treatment
 from speedysnn.convert.trace import Traced, source_of
-from speedysnn.graph import Node
-from speedysnn.operators import OPERATORS
-
-_INPLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_)
-_WHY = {
-    "hybrid": "not linear: an analog unit applies it to the running mean and emits the difference",
-    "neuron": "becomes integrate-and-fire neurons; its error is what `analyze` measures",
-    "signed": "becomes integrate-and-fire neurons with signed spikes; its error is what `analyze` measures",
-    "max_pool": "exact in rate: the running maximum of the counts, emitted as differences",
-    "batch_norm": "affine a channel: folded into the layer before it, else applied at every step",
-    "left out": "changes nothing when evaluating: left out",
-    "affine": "affine at every step, so its mean over time is exact",
-}
-_HYBRID = "replace it by ReLU and batch-norm and retrain, or accept an analog unit with allow_hybrid=True"
 
 
 class Lowering:
@@ -109,13 +96,13 @@ class Lowering:
         try:
             if module is None and not any_ref((args, kwargs)):
                 return self._constant(node, args, kwargs)
-            handler = self._handler(node, module)
+            handler = handler_of(self.handlers, node, module)
             result = handler(Call(self.builder, module, args, kwargs, recorded))
         except Unsupported as problem:
             self._report(node, "unsupported", "", problem.reason, problem.advice)
             return self._stand_in(node, recorded)
         self._explain(node, before)
-        if _is_inplace(node, module) and isinstance(node.args[0], fx.Node):
+        if is_inplace(node, module) and isinstance(node.args[0], fx.Node):
             self.env[node.args[0]] = result
         return result
 
@@ -134,17 +121,6 @@ class Lowering:
             raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
         return constant(Call(self.builder, None, (), {}, self.records[node]), value[:1])
 
-    def _handler(self, node: fx.Node, module: nn.Module | None) -> Handler:
-        for key in _keys(node, module):
-            if key in self.handlers:
-                return self.handlers[key]
-        if module is not None:
-            name = f"{type(module).__module__}.{type(module).__name__}"
-            line = f"to_spiking(..., handlers={{{type(module).__name__}: handler}})"
-            raise Unsupported(f"{name} has no handler", f"use a ReLU network, or pass {line}")
-        word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        raise Unsupported(f"{word} has no handler", f"use a supported operator, or pass handlers={{{word!r}: handler}}")
-
     def _stand_in(self, node: fx.Node, recorded: Any) -> Any:
         """A value to go on with, so that every problem is found in one walk."""
         if isinstance(recorded, Shape):
@@ -157,22 +133,8 @@ class Lowering:
 
     def _explain(self, node: fx.Node, before: int) -> None:
         made = self.builder.nodes[before:]
-        cost = sum((self._cost(new) for new in made), Cost())
-        neurons = [new for new in made if new.op == "neuron"]
-        if any(new.op in OPERATORS and OPERATORS[new.op].hybrid for new in made):
-            self._report(node, "hybrid", "exact", _WHY["hybrid"], _HYBRID, cost)
-        elif neurons:
-            floor = neurons[0].attrs["floor"]
-            why = _WHY["signed" if floor is None or floor < 0 else "neuron"]
-            self._report(node, "spiking", "approximate", why, "", cost)
-        else:
-            words = [word for word in ("max_pool", "batch_norm") if any(word in new.op for new in made)]
-            why = _WHY[words[0] if words else "affine" if made else "left out"]
-            self._report(node, "spiking", "exact", why, "", cost)
-
-    def _cost(self, node: Node) -> Cost:
-        images = next((self.builder.shapes[n.name][0] for n in self.builder.nodes if n.op == "input"), 1)
-        return cost_of(node, self.builder.shapes, self.builder.tensors, max(1, images))
+        cost = sum((cost_in(self.builder, new) for new in made), Cost())
+        self._report(node, *explained(made), cost)
 
     def _report(
         self,
@@ -183,12 +145,11 @@ class Lowering:
         advice: str = "",
         cost: Cost | None = None,
     ) -> None:
-        if node.op == "call_module":
-            word = type(self.module.get_submodule(str(node.target))).__name__
-        else:
-            word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         spent = asdict(cost or Cost())
-        row = Row(self.builder.path, word, treatment, accuracy, why, advice, self.builder.source, **spent)
+        row = Row(
+            self.builder.path, word_of(node, module), treatment, accuracy, why, advice, self.builder.source, **spent
+        )
         self.rows.append(row)
 
     def encode(self) -> None:
@@ -197,9 +158,8 @@ class Lowering:
             node = next(node for node in self.builder.nodes if node.name == name)
             kind = "signed spikes" if node.attrs["floor"] is None else "spikes"
             why = f"re-encodes as {kind} what a weight layer receives, which is no spike train any more"
-            self.rows.append(
-                Row(name, "encode", "spiking", "approximate", why, "", node.source, **asdict(self._cost(node)))
-            )
+            spent = asdict(cost_in(self.builder, node))
+            self.rows.append(Row(name, "encode", "spiking", "approximate", why, "", node.source, **spent))
 
     def _outputs(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -212,23 +172,3 @@ class Lowering:
             Row("output", type(value).__name__, "unsupported", "", "an output that is no tensor", "return tensors only")
         )
         return []
-
-
-def _keys(node: fx.Node, module: nn.Module | None) -> list[Any]:
-    """Registry keys in order: a module's class (or a base whose forward it keeps), a function, a method's name."""
-    if module is not None:
-        kinds = [cls for cls in type(module).__mro__ if getattr(cls, "forward", None) is type(module).forward]
-        return [*kinds, f"{type(module).__module__}.{type(module).__name__}"]
-    if isinstance(node.target, str):
-        return [node.target]
-    return [node.target, f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"]
-
-
-def _is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    if isinstance(node.target, str):
-        return node.target.endswith("_")
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    return node.target in _INPLACE or bool(node.kwargs.get("inplace", False))

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +33,6 @@ def test_round_trip(snn, tmp_path: Path) -> None:
         network.timesteps = 9
         network.recalibrate()
     assert other.provenance == snn.provenance
-    code = f"import torch, speedysnn; print(speedysnn.load({str(tmp_path / 'n.snn')!r})(torch.ones(1, 1, 8, 8)).tolist())"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    torch.testing.assert_close(torch.tensor(json.loads(out.stdout)), snn(torch.ones(1, 1, 8, 8)).detach())
 
 
 def test_nothing_in_the_way_is_lost(snn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,15 @@ def network(delay: int | str, spikes: str, hybrid: bool) -> speedysnn.SpikingNet
     return convert.to_spiking(net, torch.randn(16, 3, 8, 8), 4, delay=delay, spikes=spikes, allow_hybrid=hybrid)
 
 
-@pytest.mark.parametrize(("delay", "spikes"), [(0, "binary"), (1, "ternary"), (2, "graded:3"), ("full", "binary")])
-@pytest.mark.parametrize("hybrid", [False, True])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    ("delay", "spikes", "hybrid"),
+    [(0, "binary", False), (1, "ternary", True), (2, "graded:3", False), ("full", "binary", True),
+     pytest.param(0, "binary", True, marks=NIGHTLY), pytest.param(1, "ternary", False, marks=NIGHTLY),
+     pytest.param(2, "graded:3", True, marks=NIGHTLY), pytest.param("full", "binary", False, marks=NIGHTLY)],
+)  # fmt: skip
 def test_a_program_gives_what_the_network_gives(tmp_path, delay, spikes, hybrid) -> None:
     snn = network(delay, spikes, hybrid)
     file = to_pt2(snn, tmp_path / "net.pt2")
@@ -49,18 +56,13 @@ def test_what_is_there_stays(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
-def test_what_a_killed_export_left_beside_the_file_goes(tmp_path) -> None:
-    (tmp_path / ".net.pt2.part-abc").mkdir()
-    (tmp_path / ".net.pt2.part-abc" / "net.pt2").write_bytes(b"half")
-    to_pt2(network(0, "binary", hybrid=False), tmp_path / "net.pt2")
-    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
-
-
-def test_the_command(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_and_what_a_killed_export_left_beside_the_file(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     speedysnn.save(network(0, "binary", hybrid=False), "net.snn")
-    assert main(["export", "net.snn", "--to", "pt2", "-o", "net.pt2", "--delay", "1"]) == 0
-    assert Path("net.pt2").is_file()
+    Path(".net.pt2.part-abc").mkdir()
+    Path(".net.pt2.part-abc/net.pt2").write_bytes(b"half")
+    assert main(["export", "net.snn", "--to", "pt2", "-o", "net.pt2", "--delay", "full"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt2", "net.snn"]
     assert main(["export", "net.snn", "-o", "net.pt2"]) == 2
     assert main(["export", "net.snn", "--to", "paper", "-o", "net2.pt2"]) == 2
     assert "--to: expected one of pt2" in capsys.readouterr().err

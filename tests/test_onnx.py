@@ -42,6 +42,10 @@ def networks(name: str) -> tuple[nn.Module, torch.Tensor]:
     if name == "small":
         return randomise(Small()), torch.randn(2, 3, 16, 16)
     x = torch.randn(2, 3, 64, 64)
+    if name == "fires":  # modules in modules in a module
+        fire = pytest.importorskip("torchvision").models.squeezenet.Fire
+        parts = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(fire(4, 2, 3, 3), fire(6, 2, 4, 4)))
+        return randomise(parts), x
     return randomise(pytest.importorskip("torchvision").models.get_model(name, weights=None, num_classes=5)), x
 
 
@@ -51,7 +55,7 @@ NIGHTLY = pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "newest", "batch"),
     [("small", False, True), ("small", True, True), ("small", False, False), ("small", True, False),
-     ("squeezenet1_1", False, True), ("shufflenet_v2_x0_5", False, False),
+     ("squeezenet1_1", False, True), pytest.param("shufflenet_v2_x0_5", False, False, marks=NIGHTLY),
      pytest.param("resnet18", True, True, marks=NIGHTLY), pytest.param("resnet18", False, False, marks=NIGHTLY),
      pytest.param("mobilenet_v2", False, True, marks=NIGHTLY), pytest.param("shufflenet_v2_x0_5", False, True, marks=NIGHTLY),
      pytest.param("regnet_x_400mf", True, True, marks=NIGHTLY), pytest.param("regnet_x_400mf", True, False, marks=NIGHTLY)],
@@ -65,8 +69,9 @@ def test_it_converts_as_the_network_it_came_from(tmp_path, name, newest, batch) 
     assert "opset" in source.notes[0]
 
 
-def test_layers_keep_their_names(tmp_path) -> None:
-    model, x = networks("squeezenet1_1")
+@pytest.mark.parametrize("name", ["fires", pytest.param("squeezenet1_1", marks=NIGHTLY)])
+def test_layers_keep_their_names(tmp_path, name) -> None:
+    model, x = networks(name)
     convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     for newest in (False, True):
         network = load_onnx(exported(tmp_path / "net.onnx", model, x, newest=newest))[0]

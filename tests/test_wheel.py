@@ -1,5 +1,7 @@
 """The wheel, built from a copy of the sources: every module and data file of every room, and nothing else."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import speedysnn
+from speedysnn import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -68,20 +73,40 @@ def test_it_says_what_pyproject_says(wheel: zipfile.ZipFile) -> None:
     assert any(name.startswith(f"{info}/licenses/LICENSE") for name in wheel.namelist())
 
 
-def test_it_runs_from_its_own_files_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    """Unpacked elsewhere, with the checkout out of reach: the rooms, the bundled network and its data."""
+CODE = """
+import json, runpy, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import speedysnn, speedysnn.finetune, speedysnn.cli
+from speedysnn import analysis, convert, data
+from speedysnn.assets.digits import load_digits_net
+
+images = data.load("digits", "train", limit=16)
+snn = convert.to_spiking(load_digits_net("max"), images, timesteps=4)
+print(speedysnn.__file__, analysis.evaluate(snn, images).images)
+print([name for name in ("convert", "analysis", "finetune") if name in sys.modules])
+print(json.dumps(speedysnn.load("n.snn")(torch.ones(1, 1, 8, 8)).tolist()))
+sys.argv[1:] = ["evaluate", "none.snn", "-d", "digits"]
+runpy.run_module("speedysnn", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_new_process_runs_from_its_own_files_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Unpacked elsewhere, with the checkout out of reach, in one process, because its imports take longer than the rest:
+    the bundled network and its data, each room once, a network saved before, and the command as a program."""
     wheel.extractall(tmp_path)
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import speedysnn, speedysnn.finetune, speedysnn.cli\n"
-        "from speedysnn import analysis, convert, data\n"
-        "from speedysnn.assets.digits import load_digits_net\n"
-        "images = data.load('digits', 'train', limit=64)\n"
-        "snn = convert.to_spiking(load_digits_net('max'), images, timesteps=4)\n"
-        "print(speedysnn.__file__, analysis.evaluate(snn, images).images)\n"
-    )
-    command = [sys.executable, "-I", "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    path, count = done.stdout.split()
-    assert (Path(path).parent.parent, count) == (tmp_path, "64")
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3), nn.ReLU6())
+    snn = convert.to_spiking(net, torch.randn(16, 1, 8, 8), timesteps=3, spikes="ternary", delay=1)
+    speedysnn.save(snn, tmp_path / "n.snn")
+    # the reference: kernels at a new place would be compiled again
+    environment = {**os.environ, "SPEEDYSNN_KERNEL": "reference", "SPEEDYSNN_EVENTS": "never"}
+    done = subprocess.run([sys.executable, "-I", "-c", CODE, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True,
+                          check=False, env=environment)  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    place, bare, answer = done.stdout.splitlines()  # and nothing by the command
+    path, count = place.split()
+    assert (Path(path).parent.parent, count) == (tmp_path, "16")
+    assert bare == "[]", "a bare import makes a second copy of every registry"
+    torch.testing.assert_close(torch.tensor(json.loads(answer)), snn(torch.ones(1, 1, 8, 8)).detach())
+    assert done.stderr.startswith("error: none.snn")
+    assert len(done.stderr.splitlines()) == 1

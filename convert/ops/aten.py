@@ -7,7 +7,7 @@ import torch
 
 from speedysnn.convert.builder import Ref, Unsupported
 from speedysnn.convert.call import Call
-from speedysnn.convert.ops import arithmetic, attention, choices, moves, nonlinear, norms, shapes
+from speedysnn.convert.ops import arithmetic, attention, choices, indexing, layers, moves, nonlinear, norms, shapes
 from speedysnn.convert.ops import functions as f
 
 Handler = Callable[[Call], Any]
@@ -17,13 +17,13 @@ def _batch_norm(call: Call) -> Ref:
     x, weight, bias, mean, var, training, *_ = call.args
     named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "training": training,
              "eps": call.args[7]}  # fmt: skip
-    return f.batch_norm(Call(call.builder, None, (x,), named, call.result))
+    return layers.batch_norm(Call(call.builder, None, (x,), named, call.result))
 
 
 def _norm_only(call: Call) -> Ref:
     x, weight, bias, mean, var, _, eps = call.args[:7]
     named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "eps": eps}
-    return f.batch_norm(Call(call.builder, None, (x,), named, call.result))
+    return layers.batch_norm(Call(call.builder, None, (x,), named, call.result))
 
 
 def _conv_transpose(call: Call) -> Ref:
@@ -34,7 +34,7 @@ def _conv_transpose(call: Call) -> Ref:
     attrs: dict[str, Any] = {}
     for i, (name, default) in enumerate(zip(names, defaults, strict=True)):
         value = call.get(3 + i, name, default)
-        attrs[name] = value if name == "groups" else f.as_list(value, dims)
+        attrs[name] = value if name == "groups" else layers.as_list(value, dims)
     return call.emit(f"conv_transpose{dims}d", (call.ref(),), attrs, {"weight": weight, "bias": call.get(2, "bias")})
 
 
@@ -43,7 +43,7 @@ def _convolution(call: Call) -> Ref:
     if transposed:
         args: tuple[Any, ...] = (x, weight, bias, stride, padding, output_padding, groups, dilation)
         return _conv_transpose(Call(call.builder, None, args, {}, call.result))
-    return f.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
+    return layers.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
 
 
 def _upsample(mode: str) -> Handler:
@@ -66,7 +66,7 @@ def _elu(call: Call) -> Ref:
 
 
 def _max_with_indices(call: Call) -> Any:
-    values = f.max_pool(Call(call.builder, None, call.args, call.kwargs, call.result[0]))
+    values = layers.max_pool(Call(call.builder, None, call.args, call.kwargs, call.result[0]))
     return values, None
 
 
@@ -84,16 +84,16 @@ def _same(call: Call) -> Any:
 
 # The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
 BY_NAME: dict[str, Handler] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), f.conv),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
-    "linear": f.linear,
+    "linear": layers.linear,
     "batch_norm": _batch_norm,
     **dict.fromkeys(("_native_batch_norm_legit_no_training",), _norm_only),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), f.avg_pool),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), f.max_pool),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), layers.avg_pool),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), layers.max_pool),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _max_with_indices),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), f.adaptive_pool("avg")),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("relu", "relu_"), f.relu),
     **dict.fromkeys(("relu6", "relu6_"), f.relu6),
     **dict.fromkeys(("hardtanh", "hardtanh_"), f.hardtanh),
@@ -117,7 +117,7 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), shapes.transpose),
     "squeeze": shapes.squeeze,
     "unsqueeze": shapes.unsqueeze,
-    **dict.fromkeys(("split", "chunk", "split_with_sizes"), shapes.split),
+    **dict.fromkeys(("split", "chunk", "split_with_sizes"), indexing.split),
     **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad_aten),
     "slice": moves.slice_dim,
     "select": moves.select,

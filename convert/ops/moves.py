@@ -8,7 +8,7 @@ from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
 from speedysnn.convert.call import Call
-from speedysnn.convert.ops.shapes import picked, take
+from speedysnn.convert.ops.indexing import picked, take
 
 Handler = Callable[[Call], Any]
 

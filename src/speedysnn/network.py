@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
 from speedysnn import calls, plan
 from speedysnn.calibration import Calibration as Calibration
@@ -14,12 +14,15 @@ from speedysnn.executor import Observer
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.notebook import block
-from speedysnn.owned import holder, key_of, owned
+from speedysnn.parts import Parts
+from speedysnn.provenance import uncorrected
+from speedysnn.provenance import weights_tuned as weights_tuned
 from speedysnn.stream import Stream
+from speedysnn.summary import summarized
 from speedysnn.wiring import depth, lags
 
 
-class SpikingNetwork(nn.Module):
+class SpikingNetwork(Parts):
     """A network of integrate-and-fire neurons over T steps; one graph, three readings.
 
     `snn(x)` gives the mean of the last layer over T steps, (B, classes); `per_step=True` gives the running mean after
@@ -28,7 +31,7 @@ class SpikingNetwork(nn.Module):
 
     Args:
         graph: the nodes in execution order.
-        tensors: node name -> its tensors by name; names in `buffers` are not trained.
+        tensors: node name -> its tensors by name; names in `BUFFERS` are not trained.
         neurons: node name -> its neurons.
         timesteps: T.
         input_shapes: shape of each input without the batch dimension.
@@ -47,8 +50,6 @@ class SpikingNetwork(nn.Module):
         InputError: on a call whose input has another rank than the network was converted with.
     """
 
-    BUFFERS = ("mean", "var", "value", "index", "mask")
-
     def __init__(
         self,
         graph: Graph,
@@ -61,34 +62,15 @@ class SpikingNetwork(nn.Module):
         *,
         copy: bool = True,
     ) -> None:
-        super().__init__()
-        self.graph = graph
-        place = {node.name: position for position, node in enumerate(graph.nodes)}
-        owners = sorted(tensors, key=lambda name: place.get(name, len(place)))
-        self.layers = nn.ModuleDict({key_of(name): holder(tensors[name], self.BUFFERS, copy) for name in owners})
-        self._neurons = nn.ModuleDict({key_of(name): neuron for name, neuron in neurons.items()})
+        super().__init__(graph, tensors, neurons, copy=copy)
         self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
         self.calibration = calibration or Calibration()
-        self.provenance: dict[str, Any] = provenance or {}
+        self.provenance = provenance or {}
         self._reading: Reading = "spiking"
         self._stream: Stream | None = None
         self.width = plan.widest(graph, self.input_shapes)
         self.images_per_pass: int | None = None
         self.timesteps = timesteps
-
-    @property
-    def neurons(self) -> dict[str, IFNeuron]:
-        """Neurons by name, in execution order."""
-        return {node.name: self._neuron(node.name) for node in self.graph.neurons}
-
-    def _neuron(self, name: str) -> IFNeuron:
-        module = self._neurons[key_of(name)]
-        assert isinstance(module, IFNeuron)
-        return module
-
-    def tensors(self, name: str) -> Mapping[str, Tensor]:
-        """The tensors that the named node owns."""
-        return owned(self.layers, key_of(name))
 
     @property
     def timesteps(self) -> int:
@@ -117,11 +99,6 @@ class SpikingNetwork(nn.Module):
             neuron.spikes = spikes
             _ = neuron.rule
         self.reset()
-
-    def _known(self, name: str) -> IFNeuron:
-        if key_of(name) not in self._neurons:
-            raise InputError(f"no neuron is called {name!r}; there are {', '.join(self.neurons)}")
-        return self._neuron(name)
 
     @property
     def latency(self) -> int:
@@ -176,11 +153,8 @@ class SpikingNetwork(nn.Module):
         """
         if self._stream is None:
             self._stream = Stream(self.graph, self.neurons, self.tensors, self.timesteps)
-        given = [None if x is None else calls.channels_last(x) for x in self._all(inputs)]
-        out = self._stream.tick(given)
-        if any(value is None for value in out.values()):
-            return None
-        return map_outputs(self.graph.outputs, out)
+        out = self._stream.tick([None if x is None else calls.channels_last(x) for x in self._all(inputs)])
+        return None if any(value is None for value in out.values()) else map_outputs(self.graph.outputs, out)
 
     def reset(self) -> None:
         """Forget the streaming state of `step`."""
@@ -206,13 +180,7 @@ class SpikingNetwork(nn.Module):
 
     def uncorrect(self) -> None:
         """Take corrections back: no offsets, and v_init as it was before where the correction changed it."""
-        made = self.provenance.pop("correction", None)
-        if made is None:
-            return
-        for name, neuron in self.neurons.items():
-            neuron.offset = None
-            if "potential" in made["kind"]:
-                neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
+        uncorrected(self.neurons, self.provenance)
 
     def summary(self) -> pd.DataFrame:
         """One row a neuron layer: name, theta, v_init, spikes, look-ahead, and the rate predicted from calibration.
@@ -220,26 +188,7 @@ class SpikingNetwork(nn.Module):
         Units: theta in the activation's own; rate in spikes per neuron and step under constant drive, None without
         histograms.
         """
-        rows = []
-        for node in self.graph.neurons:
-            neuron = self._neuron(node.name)
-            theta = neuron.threshold.detach()
-            rows.append(
-                {
-                    "layer": node.name,
-                    "neurons": node.attrs.get("features"),
-                    "thresholds": theta.numel(),
-                    "theta_min": theta.min().item(),
-                    "theta_mean": theta.mean().item(),
-                    "theta_max": theta.max().item(),
-                    "v_init": neuron.v_init.detach().mean().item(),
-                    "spikes": neuron.spikes,
-                    "delay": neuron.delay,
-                    "predicted_rate": self.calibration.predicted_rate(node.name, neuron),
-                    "source": node.source,
-                }
-            )
-        return pd.DataFrame(rows)
+        return summarized(self.graph, self.neurons, self.calibration)
 
     def _repr_html_(self) -> str:
         """The summary, for a notebook."""
@@ -248,8 +197,3 @@ class SpikingNetwork(nn.Module):
     def extra_repr(self) -> str:
         """T, depth and latency in one line."""
         return f"T={self.timesteps}, {len(self.neurons)} neuron layers, latency={self.latency} steps"
-
-
-def weights_tuned(snn: SpikingNetwork) -> bool:
-    """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
-    return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))

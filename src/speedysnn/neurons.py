@@ -1,24 +1,22 @@
 """IFNeuron: one activation of the source network, readable as the source, its quantizer, or spikes."""
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import Rule, multistep, parse_spikes
 from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
+from speedysnn.neuron_options import THRESHOLD_RULES as THRESHOLD_RULES
+from speedysnn.neuron_options import Delay as Delay
+from speedysnn.neuron_options import Reading as Reading
+from speedysnn.neuron_options import check_range, check_steps
+from speedysnn.neuron_parameters import NeuronParameters
 from speedysnn.surrogate import SURROGATES
 from speedysnn.window import Window
 
-Reading = Literal["analog", "quantized", "spiking"]
-Delay = int | Literal["full"]
-THRESHOLD_RULES = ("surrogate", "step", "mixed")
 
-
-class IFNeuron(nn.Module):
+class IFNeuron(NeuronParameters):
     """A layer of integrate-and-fire neurons with soft reset and a trainable threshold.
 
     spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits theta * s[t]
@@ -72,14 +70,9 @@ class IFNeuron(nn.Module):
         floor: float | None = 0.0,
         steps: int | None = None,
     ) -> None:
-        super().__init__()
-        self.log_threshold = nn.Parameter(_log_threshold(threshold))
-        self.v_init = nn.Parameter(torch.as_tensor(v_init, dtype=torch.float32).clone())
+        super().__init__(threshold, v_init, channel_dim)
         self.spikes, self.surrogate, self.width = spikes, surrogate, width
-        self.detach_reset, self.channel_dim, self.ceiling, self.floor = detach_reset, channel_dim, ceiling, floor
-        self.steps = steps
-        self.offset: Tensor | None
-        self.register_buffer("offset", None)
+        self.detach_reset, self.ceiling, self.floor, self.steps = detach_reset, ceiling, floor, steps
         self.scaled_gradient = True
         self.threshold_rule = "surrogate"
         self.reading: Reading = "spiking"
@@ -87,35 +80,9 @@ class IFNeuron(nn.Module):
         parse_spikes(spikes)
         if surrogate not in SURROGATES:
             raise InputError(f"unknown surrogate {surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
-        _check_steps(timesteps, delay)
-        _check_range(floor, ceiling, steps)
+        check_steps(timesteps, delay)
+        check_range(floor, ceiling, steps)
         self.reset()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IFNeuron":
-        """As torch's, but in float32 at least: by its logarithm in bfloat16 a theta of 1e-6 would move by 3 %."""
-
-        def kept(x: Tensor) -> Tensor:
-            out = fn(x)
-            precise = torch.promote_types(out.dtype, torch.float32)
-            return out if out.dtype == precise else x.to(out.device, precise)
-
-        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    @property
-    def threshold(self) -> Tensor:
-        """theta, positive; shape () for a layer or (C,) for channels."""
-        return self.log_threshold.exp()
-
-    def set_threshold(self, threshold: float | Tensor) -> None:
-        """Replace theta in place; a scalar becomes per channel when one value a channel is given."""
-        value = _log_threshold(threshold).to(self.log_threshold)
-        self.log_threshold.data = value.clone()
-
-    @property
-    def granularity(self) -> str:
-        """One theta for the "layer", or one for each "channel"."""
-        return "channel" if self.log_threshold.ndim else "layer"
 
     @property
     def levels_per_step(self) -> int:
@@ -147,14 +114,6 @@ class IFNeuron(nn.Module):
             self.signed,
         )
 
-    def per_channel(self, value: Tensor, ndim: int) -> Tensor:
-        """A () or (C,) tensor shaped so that it broadcasts against a (B, ...) tensor of `ndim` dimensions."""
-        if value.ndim == 0:
-            return value
-        shape = [1] * ndim
-        shape[self.channel_dim] = -1
-        return value.view(shape)
-
     def forward(self, x: Tensor, *, constant: bool = False) -> Tensor:
         """Read the layer as `self.reading` says; `constant` marks a drive (B, ...) that holds for all T steps."""
         if self.reading == "analog":
@@ -169,10 +128,6 @@ class IFNeuron(nn.Module):
             level = torch.floor(z * (self.steps / self.ceiling) + 0.5).clamp(0, self.steps)
             return level * (self.ceiling / self.steps)
         return z if self.floor is None and self.ceiling is None else z.clamp(self.floor, self.ceiling)
-
-    def corrected(self, z: Tensor) -> Tensor:
-        """The drive with the correction's offset, as the quantized and spiking readings see it; shape as z."""
-        return z if self.offset is None else z + self.per_channel(self.offset, z.ndim).to(z.dtype)
 
     def quantized(self, z: Tensor) -> Tensor:
         """Q(z + offset), with the learned-step-size gradient; shape as z."""
@@ -226,30 +181,3 @@ class IFNeuron(nn.Module):
             f"T={self.timesteps}, spikes={self.spikes}, delay={self.delay}, theta per {self.granularity}, "
             f"surrogate={self.surrogate}({self.width:g})"
         )
-
-
-def _log_threshold(threshold: float | Tensor) -> Tensor:
-    value = torch.as_tensor(threshold, dtype=torch.float32).detach().clone()
-    if value.ndim > 1:
-        raise InputError(f"threshold: expected a number or one value a channel, got shape {tuple(value.shape)}")
-    if not bool((value.isfinite() & (value > 0)).all()):
-        raise InputError(f"threshold: expected positive finite values, got a minimum of {value.min().item():g}")
-    return value.log()
-
-
-def _check_range(floor: float | None, ceiling: float | None, steps: int | None) -> None:
-    if floor is not None and floor > 0:
-        raise InputError(f"floor: expected 0 or below, or None, got {floor!r}")
-    if ceiling is not None and ceiling <= (floor or 0):
-        raise InputError(f"ceiling: expected a value above the floor and above 0, got {ceiling!r}")
-    if steps is not None and (steps < 1 or ceiling is None or floor != 0):
-        raise InputError(
-            f"steps: expected None, or at least 1 with floor 0 and a ceiling, got {steps!r}, {floor!r}, {ceiling!r}"
-        )
-
-
-def _check_steps(timesteps: int, delay: Delay) -> None:
-    if timesteps < 1:
-        raise InputError(f"timesteps: expected at least 1, got {timesteps}")
-    if delay != "full" and (not isinstance(delay, int) or isinstance(delay, bool) or delay < 0):
-        raise InputError(f'delay: expected a whole number of steps of at least 0, or "full", got {delay!r}')

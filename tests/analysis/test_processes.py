@@ -1,36 +1,31 @@
 """Sums of several processes give the report of one."""
 
-import subprocess
-import sys
-import textwrap
+import os
+import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
 
 from speedysnn import analysis
 from speedysnn.analysis import NoiseSums, measure_noise
 from speedysnn.errors import InputError
 from tests.material.networks import Small
 
-WORK = """
-    import sys
-    import torch, torch.distributed as dist
-    from speedysnn import analysis, load
 
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path, snn, x: torch.Tensor, y: torch.Tensor) -> None:
+    """One of two processes: its shard's sums, gathered, and the report of them."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    snn, x, y = load(f"{folder}/net.snn"), *torch.load(f"{folder}/data.pt", weights_only=True)
     cut = 23
     shard = (x[:cut], y[:cut]) if rank == 0 else (x[cut:], y[cut:])
     for limit in (1024, 0.2):
-        report = analysis.NoiseSums(snn, detail="full", memory_mib=limit).add(shard).gather().report()
+        report = NoiseSums(snn, detail="full", memory_mib=limit).add(shard).gather().report()
         report.layers.to_pickle(f"{folder}/layers{limit}-{rank}.pkl")
-        numbers = {k: v for k, v in report.outputs.items() if isinstance(v, (int, float))}
-        torch.save(numbers, f"{folder}/outputs{limit}-{rank}.pt")
+        torch.save(numbers(report), f"{folder}/outputs{limit}-{rank}.pt")
     dist.destroy_process_group()
-"""
 
 
 def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -56,16 +51,12 @@ def test_sums_of_parts_are_those_of_the_whole(build, digits, cut) -> None:
         assert report.details[name].spikes_per_step == detail.spikes_per_step
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_give_the_result_of_one(build, digits, tmp_path) -> None:
-    import speedysnn
-
     snn, (x, y) = build("avg"), (digits[0][:60], digits[1][:60])
-    speedysnn.save(snn, tmp_path / "net.snn")
-    torch.save((x, y), tmp_path / "data.pt")
-    script = tmp_path / "work.py"
-    script.write_text(textwrap.dedent(WORK))
-    runs = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        start_processes(work, (tmp_path, snn, x, y), nprocs=2, start_method="fork")  # raises what a process raises
     for limit in (1024, 0.2):
         whole = measure_noise(snn, (x, y), detail="full", memory_mib=limit)
         assert bool(whole.memory.sampled) == (limit < 1)

@@ -195,12 +195,12 @@ def test_what_the_modes_have_in_common(build, digits):
     assert math.isnan(measure_sensitivity(snn, digits, modes=("prefix",), gains=False, limit=9).isolated_sum_db)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_batches_change_nothing(build, digits, batch):
-    snn, (x, y) = build("max", 4), digits
+def test_batches_change_nothing(build, digits):
+    snn, (x, y) = build("max", 4), (digits[0][:70], digits[1][:70])
     whole = measure_sensitivity(snn, (x, y), modes=MODES).to_dict()
-    split = list(zip(x.split(batch), y.split(batch), strict=True))
-    assert measure_sensitivity(snn, split, modes=MODES).to_dict() == whole
+    for batch in (1, 7, 64):
+        split = list(zip(x.split(batch), y.split(batch), strict=True))
+        assert measure_sensitivity(snn, split, modes=MODES).to_dict() == whole
 
 
 def test_limit_takes_the_first_images(build, digits):
@@ -255,8 +255,8 @@ def test_a_bit_is_twice_the_steps_and_one_in_one_layer(build, digits):
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("pool", ["avg", "max"])
 def test_the_best_change_keeps_its_promise_on_other_data(build, pool, delay):
-    snn, other = build(pool, 4, delay), load("digits", "test")
-    found = measure_sensitivity(snn, load("digits", "train"), modes=())
+    snn, other = build(pool, 4, delay), load("digits", "test", limit=300)
+    found = measure_sensitivity(snn, load("digits", "train", limit=500), modes=())
     promised = found.gains["gain_db"].iloc[0]
     before = evaluate(snn, other).sqnr_db
     realised = evaluate(found.apply(copy.deepcopy(snn)), other).sqnr_db - before

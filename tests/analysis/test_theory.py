@@ -107,7 +107,7 @@ def test_a_law_is_read_through_a_relu_and_knows_no_unit():
 @pytest.mark.parametrize("v_init", [0.0, 0.3, 0.5])
 def test_a_layer_of_neurons_makes_the_noise_predicted(law, v_init):
     z = samples(law, 100_000)
-    for steps in (1, 2, 3, 4, 6, 8, 15, 16, 32, 64):
+    for steps in (1, 2, 3, 6, 16, 64):
         best = theory.optimal_threshold(LAWS[law], steps, v_init)
         for theta in (best, 1.5 * best):
             neuron = IFNeuron(theta, v_init, timesteps=steps)

@@ -1,10 +1,6 @@
 """What the commands do on the bundled digits, what they print, and what they write."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -49,15 +45,6 @@ def test_help_lists_the_commands(capfd):
     assert run(["-h"]) == 0
     out = capfd.readouterr().out
     assert all(command in out for command in COMMANDS)
-
-
-def test_as_a_program(here):
-    environment = {**os.environ, "PYTHONPATH": str(Path(speedysnn.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "speedysnn", "evaluate", "none.snn", "-d", "digits"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: none.snn")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_inspect(here, capfd):

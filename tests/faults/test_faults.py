@@ -1,28 +1,25 @@
 """Killed, interrupted, out of disk, read-only, two at a time: what was there is still there, what is there loads."""
 
-import json
 import os
+import random
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import speedysnn
 from speedysnn import _claims
 from speedysnn.cli.main import run
+from speedysnn.convert import to_spiking
 from speedysnn.errors import ArtifactError
+from tests.faults import interrupts, trial
 
-ROOT = Path(__file__).resolve().parents[2]
+FORKS = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of forks beside threads
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def trial(*words: str) -> dict[str, dict[str, list[list[str]]]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "tests.faults.trial", *words], capture_output=True, text=True, cwd=ROOT,
-                          env=environment, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout[done.stdout.index("{") :])["lost"]
 
 
 def nothing_lost(found: dict[str, dict[str, list[list[str]]]]) -> None:
@@ -32,16 +29,22 @@ def nothing_lost(found: dict[str, dict[str, list[list[str]]]]) -> None:
             assert not wrong, f"{stage}, {fault}: {wrong[0]}"
 
 
-def test_a_save_that_is_stopped_anywhere_loses_nothing() -> None:
-    found = trial("--rounds", "20", "save")
+@FORKS
+def test_a_save_that_is_stopped_anywhere_loses_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "save").mkdir()
+    speedysnn.save(to_spiking(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4)), tmp_path / "start" / "net.snn")
+    found = {"save": trial.saved(tmp_path / "save", 20, random.Random(1))}
     assert len(found["save"]) == 5
     nothing_lost(found)
 
 
 @pytest.mark.nightly
+@FORKS
 @pytest.mark.parametrize("stage", ["convert", "analyze", "finetune", "evaluate"])
 def test_a_command_that_is_stopped_anywhere_loses_nothing(stage: str) -> None:
-    nothing_lost(trial("--rounds", "10", stage))
+    nothing_lost(trial.trial(10, 1, [stage])["lost"])
 
 
 @pytest.mark.parametrize(
@@ -125,18 +128,6 @@ def test_folders_change_names_also_where_the_system_cannot_exchange(tmp_path: Pa
         assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "other"]
 
 
-def test_an_interrupted_command_line_says_so_without_a_traceback(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys, threading, speedysnn.cli as cli\n"
-        "threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "sys.exit(cli.main(['demo', '-o', 'demo']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, "0.5"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    assert done.stderr.endswith("error: interrupted\n")
-
-
 EARLY = """
 import os, signal, sys
 
@@ -152,38 +143,29 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["speedysnn.cli.main", "typer", "torch", "torch.nn", "pandas", "speedysnn.finetune"])
+@pytest.mark.parametrize(
+    "module",
+    ["speedysnn.cli.main", "typer", "torch", "torch.nn", "pandas",
+     pytest.param("speedysnn.finetune", marks=pytest.mark.nightly)],
+)  # fmt: skip
 def test_ctrl_c_during_imports_ends_the_command_without_a_word(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", EARLY, module], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_a_second_ctrl_c_and_one_after_the_last_line_are_silent_too() -> None:
-    code = (
-        "import atexit, os, signal, sys\n"
-        "from speedysnn.cli import main as command\n"
-        "where = sys.modules['speedysnn.cli.main']\n"
-        "def stop(*_): os.kill(os.getpid(), signal.SIGINT)\n"
-        "if sys.argv[1] == 'twice': where.app, where.release = stop, stop\n"
-        "else: atexit.register(stop)\n"
-        "sys.argv[1:] = ['--version']\n"
-        "command()"
-    )
-    for when, expected, printed in (("twice", 130, ""), ("after", 0, "speedysnn ")):
-        done = subprocess.run([sys.executable, "-c", code, when], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout[:10]) == (expected, printed)
-        assert "Traceback" not in done.stderr
-
-
-def test_a_program_that_handles_ctrl_c_itself_keeps_its_handler() -> None:
-    code = (
-        "import signal\n"
-        "signal.signal(signal.SIGINT, handler := lambda *_: print('mine'))\n"
-        "import speedysnn.cli\n"
-        "assert signal.getsignal(signal.SIGINT) is handler\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from speedysnn.cli.interrupts import leaving_at_once\n"
-        "with leaving_at_once(): assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_ctrl_c_once_twice_and_after_the_last_line(tmp_path: Path) -> None:
+    """And a program that handles it itself keeps its handler: all in forks of one process, whose imports take longest."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(Path(__file__).with_name("interrupts.py")), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = {name: [(tmp_path / f"{name}.{part}").read_text() for part in ("code", "out", "err")] for name in interrupts.CASES}
+    code, _, error = said["amid"]
+    assert code == "130"
+    assert "Traceback" not in error
+    assert error.endswith("error: interrupted\n")
+    code, out, error = said["twice"]
+    assert (code, out) == ("130", "")
+    assert "Traceback" not in error
+    code, out, error = said["after"]
+    assert (code, out[:10]) == ("0", "speedysnn ")
+    assert "Traceback" not in error

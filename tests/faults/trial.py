@@ -269,6 +269,11 @@ def every_write(root: Path) -> dict[str, list[list[str]]]:
     return out
 
 
+def saved(root: Path, rounds: int, rng: random.Random) -> dict[str, list[list[str]]]:
+    """Saves over the network that lies in `start` beside the folder, stopped in every way."""
+    return {"killed at a moment": saves(root, rounds, rng), **every_write(root)}
+
+
 def _save_with(snn: speedysnn.SpikingNetwork, target: Path, fault: Fault) -> tuple[int, str]:
     """Save in a child under a fault; its exit code as of the command line, and the message."""
     said = target.parent.parent / "message"
@@ -344,7 +349,7 @@ def trial(rounds: int, seed: int, names: list[str]) -> dict[str, Any]:
             place = root / name
             place.mkdir()
             if name == "save":
-                out[name] = {"killed at a moment": saves(place, rounds, rng), **every_write(place)}
+                out[name] = saved(place, rounds, rng)
                 continue
             stage = Stage(name, place)
             out[name] = faults(stage, rounds, rng)

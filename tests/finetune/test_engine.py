@@ -1,15 +1,20 @@
 """The engine: two processes give one process's result, a killed run resumes to the same bits, logs, early stopping."""
 
 import csv
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from speedysnn import finetune
@@ -18,8 +23,10 @@ from tests.finetune.test_fit import _config, _data, _network
 from tests.finetune.test_train import _config as _train_config
 from tests.finetune.test_train import _data as _train_data
 from tests.finetune.test_train import _net
+from tests.material import tune_job
 
 JOB = Path(__file__).parents[1] / "material" / "tune_job.py"
+FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(JOB.parents[2])}
 
 
@@ -28,41 +35,71 @@ def _run(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedP
                           text=True, timeout=300, check=False)  # fmt: skip
 
 
-def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+def _one_of_two(out: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the forking process had set up for itself
+    tune_job.main([out])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_give_the_result_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Batches of 31 images over two processes: parts of unlike size, in every kind of stage."""
+    tune_job.main([str(tmp_path / "one.safetensors")])
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        accelerate.debug_launcher(_one_of_two, (str(tmp_path / "two.safetensors"),), num_processes=2)
+    _same(tmp_path)
+    assert capfd.readouterr().out.count("spiking 2") == 1, "every process spoke"
+
+
+def _same(folder: Path) -> None:
+    one, both = load_file(folder / "one.safetensors"), load_file(folder / "two.safetensors")
+    for name, value in one.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.nightly
+def test_two_launched_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    """As above, started by `accelerate launch`."""
     two = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
     single, shared = _run(str(tmp_path / "one.safetensors")), _run(str(tmp_path / "two.safetensors"), launch=two)
     assert single.returncode == 0, single.stderr
     assert shared.returncode == 0, shared.stderr
-    one, both = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
-    for name, value in one.items():
-        torch.testing.assert_close(both[name], value, rtol=1e-5, atol=1e-5)
+    _same(tmp_path)
     assert shared.stdout.count("spiking 2") == 1, "every process spoke"
 
 
+def _job(words: list[str], stdout: int) -> None:
+    with os.fdopen(stdout, "w") as sys.stdout:
+        tune_job.main(words)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of forks beside threads
 @pytest.mark.parametrize(
     ("seed", "most"), [(0, 1), *(pytest.param(seed, 5, marks=pytest.mark.nightly) for seed in range(1, 11))]
 )
 def test_a_killed_run_resumes_to_the_same_bits(seed: int, most: int, tmp_path: Path) -> None:
     """SIGKILL at random moments until the run is through."""
-    whole = _run(str(tmp_path / "whole.safetensors"))
-    assert whole.returncode == 0, whole.stderr
+    tune_job.main([str(tmp_path / "whole.safetensors")])
     out, folder, chance, kills = tmp_path / "killed.safetensors", tmp_path / "run", random.Random(seed), 0
     for _ in range(12):
         resume = ["--resume"] if (folder / "run.safetensors").is_file() else []
-        process = subprocess.Popen([sys.executable, str(JOB), str(out), str(folder), "--slow", *resume],
-                                   env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()  # the run has begun
-        time.sleep(chance.uniform(0, 0.9))
-        if process.poll() is None and kills < most:
-            process.kill()
-            kills += 1
-        _, error = process.communicate(timeout=120)
-        if process.returncode == 0:
+        reader, writer = os.pipe()
+        process = FORK.Process(target=_job, args=([str(out), str(folder), "--slow", *resume], writer))
+        process.start()
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            said.readline()  # the run has begun
+            time.sleep(chance.uniform(0, 0.9))
+            if process.is_alive() and kills < most:
+                process.kill()
+                kills += 1
+            process.join(120)
+        if process.exitcode == 0:
             break
-        assert process.returncode == -9, error
+        assert process.exitcode == -signal.SIGKILL
     assert kills >= 1
     resumed, uninterrupted = load_file(out), load_file(tmp_path / "whole.safetensors")
     for name, value in uninterrupted.items():

@@ -1,6 +1,6 @@
 """Mutated artifacts, checkpoints, programs, data and specs: each loads or is refused in words, and nothing else happens.
 
-A few seconds a target here; `python -m tests.fuzz.campaign` runs thousands, each target in a process of its own.
+A second or two a target here; `python -m tests.fuzz.campaign` runs thousands, each target in a process of its own.
 """
 
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from tests.fuzz import campaign, guard, material, targets
 
-SECONDS, CASES = 4.0, 200
+SECONDS, CASES = 1.5, 100
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +30,14 @@ def images(count: int = 130):
     return torch.rand(count, 1, 8, 8, generator=generator) * torch.rand(count, 1, 8, 1, generator=generator) * 3
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Tune and save the weights; one writer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--slow", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = finetune.Config(
         stages=(Stage("blockwise", 1), Stage("quantized", 2, timesteps=4), Stage("spiking", 2)), match=1.0, batch_size=31,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from speedysnn._files import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
+from speedysnn._files import ODD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
+from speedysnn.programs.onnx_batch import require_batches
+from speedysnn.programs.onnx_file import checked, read, require_known
 from speedysnn.programs.onnx_functions import OPERATORS
 from speedysnn.programs.onnx_inference import with_shapes
 from speedysnn.programs.onnx_names import scoped
@@ -21,8 +22,6 @@ from speedysnn.programs.onnx_node import Node, Unsupported
 __all__ = ["load_onnx"]
 
 _OLDEST = 9  # opset from which the operators mean what they mean here
-_LARGEST = 2**24  # values of an image with which a fixed batch is tried
-_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 _AGAIN = "export it again, in evaluation mode, with a newer opset"
 
 
@@ -35,12 +34,12 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     file = expanded(path)
     require_file(file, "network")
     start_of(file, "network")
-    model = _read(file, _checked)
+    model = read(file, checked)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < _OLDEST:
         raise SourceError(f"network {file} has opset {opset}, expected {_OLDEST} or newer; {_AGAIN}")
-    _require_known(file, model)
-    model = _read(file, lambda _: with_shapes(model))
+    require_known(file, model)
+    model = read(file, lambda _: with_shapes(model))
     try:
         module = _Reader(file, model.graph, opset).module()
     except Unsupported as err:
@@ -51,41 +50,6 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
             f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason}); {_AGAIN}"
         ) from err
     return module, checksum([file]), (f"read an ONNX file of {model.producer_name or 'unknown'}, opset {opset}",)
-
-
-def _read(file: Path, how: Callable[[Path], Any]) -> Any:
-    try:
-        return how(file)
-    except ImportError:
-        raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
-    except Exception as err:  # a damaged file ends in errors of several libraries
-        reason = str(err).strip().partition("\n")[0][:200]
-        raise SourceError(
-            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason}); {DOWNLOAD}, "
-            "with the files of external data beside it"
-        ) from None
-
-
-def _checked(file: Path) -> Any:
-    import onnx
-
-    model = onnx.load(str(file))
-    onnx.checker.check_model(model)
-    return model
-
-
-def _require_known(file: Path, model: Any) -> None:
-    unknown = {
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in model.graph.node
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS
-    }
-    if unknown:
-        hint = "; give the network before it was quantized" if any("Quantize" in name for name in unknown) else ""
-        raise SourceError(
-            f"network {file} has operators that are not read from ONNX: {', '.join(sorted(unknown))}; give the PyTorch "
-            f"network itself, or export it without them{hint}"
-        )
 
 
 class _Reader:
@@ -115,7 +79,7 @@ class _Reader:
             raise Unsupported("one of its outputs does not depend on its inputs; remove that output")
         self.graph.output(results[0] if len(results) == 1 else tuple(results))
         module = fx.GraphModule(self.root, self.graph, class_name="Onnx_" + re.sub(r"\W", "_", self.file.stem))
-        self._require_batches(module)
+        require_batches(module, self._fixed())
         return module.eval()
 
     def _constants(self) -> None:
@@ -178,31 +142,11 @@ class _Reader:
         """The number of samples, as a number in the graph."""
         return self.graph.call_method("size", (self.first, 0))
 
-    def _require_batches(self, module: fx.GraphModule) -> None:
-        """Where the file fixes the batch, check that several samples give what each gives alone."""
+    def _fixed(self) -> list[list[int]]:
+        """The sizes of the inputs where the file fixes the batch at 1, else none."""
         entries = [entry for entry in self.source.input if isinstance(self.scope[entry.name], fx.Node)]
         shapes = [[dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in entries]
-        if self.batch != 1 or any(shape[:1] != [1] or 0 in shape for shape in shapes):
-            return
-        if max(map(math.prod, shapes), default=0) > _LARGEST:
-            raise Unsupported(f"it takes a batch of 1 alone, of the sizes {shapes}, too large to try more; {_OPEN}")
-        module.eval()
-        seed = torch.Generator().manual_seed(0)
-        images = [torch.rand(2, *shape[1:], generator=seed) for shape in shapes]
-        try:
-            with torch.no_grad():
-                both = _leaves(module(*images))
-                alone = [_leaves(module(*(x[i : i + 1] for x in images))) for i in range(2)]
-            pairs = zip(both, *alone, strict=True)
-            fine = all(torch.allclose(b, torch.cat(a), rtol=1e-3, atol=1e-4 * float(b.abs().max())) for b, *a in pairs)
-        except RuntimeError:
-            fine = False
-        if not fine:
-            raise Unsupported(f"it takes a batch of 1 alone, and cannot be opened to more; {_OPEN}")
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, tuple) else [value]
+        return [] if self.batch != 1 or any(shape[:1] != [1] or 0 in shape for shape in shapes) else shapes
 
 
 def _tensor(array: Any) -> Tensor:

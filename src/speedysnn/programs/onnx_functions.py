@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from speedysnn.programs.onnx_layers import LAYERS
 from speedysnn.programs.onnx_node import Node, Numbers, Unsupported
+from speedysnn.programs.onnx_parts import PARTS
 from speedysnn.programs.onnx_shapes import SHAPES
 from speedysnn.programs.onnx_sizes import SIZES, arithmetic
 
@@ -168,6 +169,7 @@ OPERATORS: dict[str, Row] = {
     "Max": extreme(torch.maximum, "min"), "Min": extreme(torch.minimum, "max"),
     "ReduceMean": reduce(torch.mean), "ReduceSum": reduce(torch.sum), "ReduceMax": reduce(torch.amax),
     "ReduceMin": reduce(torch.amin), "ReduceL2": reduce(_l2),
+    **PARTS,
     **SHAPES,
     **SIZES,
 }  # fmt: skip

@@ -1,0 +1,49 @@
+"""An ONNX file opened: checked by the package onnx, of known operators, or a message that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from speedysnn._files import DOWNLOAD
+from speedysnn.errors import SourceError
+from speedysnn.programs.onnx_functions import OPERATORS
+
+
+def read(file: Path, how: Callable[[Path], Any]) -> Any:
+    """What `how` makes of a file, its errors as ours."""
+    try:
+        return how(file)
+    except ImportError:
+        raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
+    except Exception as err:  # a damaged file ends in errors of several libraries
+        reason = str(err).strip().partition("\n")[0][:200]
+        raise SourceError(
+            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason}); {DOWNLOAD}, "
+            "with the files of external data beside it"
+        ) from None
+
+
+def checked(file: Path) -> Any:
+    """The model in a file that the package onnx finds well formed."""
+    import onnx
+
+    model = onnx.load(str(file))
+    onnx.checker.check_model(model)
+    return model
+
+
+def require_known(file: Path, model: Any) -> None:
+    """Refuse operators that have no row in `OPERATORS`."""
+    unknown = {
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        for node in model.graph.node
+        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS
+    }
+    if unknown:
+        hint = "; give the network before it was quantized" if any("Quantize" in name for name in unknown) else ""
+        raise SourceError(
+            f"network {file} has operators that are not read from ONNX: {', '.join(sorted(unknown))}; give the PyTorch "
+            f"network itself, or export it without them{hint}"
+        )

@@ -1,0 +1,27 @@
+"""What a network's provenance says was done to it: corrections, which can be taken back, and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from speedysnn.neurons import IFNeuron
+
+if TYPE_CHECKING:
+    from speedysnn.network import SpikingNetwork
+
+
+def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
+    """Take a correction back: no offsets, and v_init as it was before where the correction changed it."""
+    made = provenance.pop("correction", None)
+    if made is None:
+        return
+    for name, neuron in neurons.items():
+        neuron.offset = None
+        if "potential" in made["kind"]:
+            neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
+
+
+def weights_tuned(snn: SpikingNetwork) -> bool:
+    """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
+    return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
