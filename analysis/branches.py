@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from speedysnn.analysis.gains import Change
+from speedysnn.analysis.change import Change
 from speedysnn.analysis.mixed import Fork, MixedRun
 from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import events, run
