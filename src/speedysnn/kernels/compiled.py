@@ -4,8 +4,10 @@ Cache files beside the installed package would outlive its removal and shadow wh
 elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speedysnn.
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,31 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """The function compiled without the interpreter lock, or as it is where numba is missing."""
+def compiled(function: Callable[..., Any], version: str = "") -> Any:
+    """The function compiled without the interpreter lock, or as it is where numba is missing.
+
+    What is kept is renewed when the function's own file changes, or `version`; see `together`.
+    """
     if numba is None:
         return function
     out = numba.njit(nogil=True, error_model="numpy")(function)
     before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+        numba.config.CACHE_DIR = str(cache_folder() / "kernels" / version)
         out.enable_caching()
     except (OSError, RuntimeError):  # no folder may be written: compiled anew in every process
         return out
     finally:
         numba.config.CACHE_DIR = before
     return out
+
+
+def together(files: Iterable[Path]) -> Callable[[Callable[..., Any]], Any]:
+    """`compiled` for functions that call one another across files: kept for one state of all of them.
+
+    numba looks for changes in the file of the function that is called, not in those that this one calls.
+    """
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(file.read_bytes())
+    return partial(compiled, version=found.hexdigest()[:16])
