@@ -46,7 +46,8 @@ def confirmed(
     best = [by_name[row["layer"], row["change"]] for row in rows[:finalists] if math.isfinite(row["gain_db"])]
     memory, pieces = images_again(snn, data, memory)
     sums = Sums()
-    for found in over(snn, pieces, partial(measured, snn, (), best), "measuring again", progress, memory.at_once):
+    call = partial(measured, snn, (), best, tight=memory.tight)
+    for found in over(snn, pieces, call, "measuring again", progress, memory.at_once):
         sums.add(found.scores)
     screened = {(row["layer"], row["change"]): row["gain_db"] for row in rows}
     again = [{**row, "screened_db": screened[row["layer"], row["change"]]} for row in ranked(best, sums.scores)]

@@ -78,7 +78,7 @@ def measure_sensitivity(
         memory, pieces = kept_images(snn, data, wanted, kinds, memory_mib, seed, limit)
         changes = changes_of(snn, pieces, kinds, progress, memory.at_once) if kinds else []
         outputs, sums = OutputSums(), Sums()
-        call = partial(measured, snn, wanted, changes)
+        call = partial(measured, snn, wanted, changes, tight=memory.tight)
         for found in over(snn, pieces, call, "measuring sensitivity", progress, memory.at_once):
             outputs.merge(found.spikes)
             outputs.update(*found.outputs, found.labels)

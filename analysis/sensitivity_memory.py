@@ -37,6 +37,7 @@ class SensitivityMemory:
         score_bytes: that the scores of one image take.
         kept: images that were measured.
         there: images that there were.
+        short: whether passes take fewer images, or fewer run at once, than where memory allows.
         again: images of `confirm` that were kept, and how many there were; None without.
     """
 
@@ -50,6 +51,7 @@ class SensitivityMemory:
     score_bytes: int
     kept: int = 0
     there: int = 0
+    short: bool = False
     again: tuple[int, int] | None = None
 
     @property
@@ -74,6 +76,11 @@ class SensitivityMemory:
     def sampled(self) -> bool:
         """Whether images were left out."""
         return self.kept < self.there or (self.again is not None and self.again[0] < self.again[1])
+
+    @property
+    def tight(self) -> bool:
+        """Whether the limit cut anything; what is freed is then handed back layer by layer (`handing_back`)."""
+        return self.short or self.sampled
 
     def sentence(self) -> str:
         """The same in words."""
@@ -112,7 +119,7 @@ def planned_sensitivity(
     live, all_layers = _live(snn, one)
     values = snn.timesteps * (2 * live + UNDER_WAY * snn.width) + all_layers * ("cumulative" in modes)
     scores = 3 + len(snn.neurons) * (len(modes) + 2 * len(kinds))
-    at_once = torch.get_num_threads() if device_of(snn).type == "cpu" else 1
+    at_once = usual = torch.get_num_threads() if device_of(snn).type == "cpu" else 1
     histograms = 8 * BINS * _rows(snn) * bool({"threshold", "bit+threshold"} & set(kinds))
     memory = SensitivityMemory(
         limit_mib, seed, piece_size(snn), at_once, histograms * (1 + at_once), item * values,
@@ -122,7 +129,8 @@ def planned_sensitivity(
     while memory.passes_bytes > half and memory.at_once > 1:
         memory = replace(memory, at_once=memory.at_once - 1, fixed_bytes=histograms * memory.at_once)
     fit = max(1, min(memory.pass_images, half // (memory.at_once * memory.pass_bytes)))
-    memory = replace(memory, pass_images=fit)
+    short = fit < memory.pass_images or memory.at_once < usual
+    memory = replace(memory, pass_images=fit, short=short)
     if memory.room < LEAST:
         least = memory.fixed_bytes + memory.passes_bytes + LEAST * (memory.image_bytes + memory.score_bytes)
         raise InputError(

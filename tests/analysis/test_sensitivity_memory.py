@@ -52,6 +52,8 @@ def test_smaller_passes_change_no_figure(build, digits):
     )
     assert fewer.memory.pass_images < whole.memory.pass_images
     assert not fewer.memory.sampled
+    assert fewer.memory.tight
+    assert not whole.memory.tight
     for name in ("table", "gains"):
         for column in ("sqnr_db", "agreement"):
             ours, theirs = getattr(fewer, name)[column], getattr(whole, name)[column]
