@@ -1,13 +1,14 @@
 """Temporal error: what random arrival of spikes adds to quantization, for a neuron whose inputs are spike trains.
 
-A neuron sums M inputs with weights w_i; input i spikes in a step with probability r_i, alone and at random. For a
-large fan-in the drive of step t is Gaussian, x_t = z + xi_t: z differs from neuron to neuron and lasts all T steps,
-xi_t, of variance s^2, is new in every step. Its sums S[k] are a random walk, and the quantizer sees the last one alone,
-Q = clip(floor(S[T] / theta + v), 0, T N). Theta is 1 below.
+A neuron sums M inputs with weights w_i; input i spikes in a step with probability r_i, alone and at random. Where many
+spikes arrive in a step, M Var(s) >= 16, its drive is Gaussian, x_t = z + xi_t: z differs from neuron to neuron and
+lasts all T steps, xi_t, of variance s^2, is new in every step. The sums S[k] are a random walk, and the quantizer sees
+the last one alone, Q = clip(floor(S[T] / theta + v), 0, T N). Theta is 1 below. Where few arrive the walk goes in steps
+of the weights themselves: `few_trains` draws neurons, and `lattice` carries the exact law of each.
 
 The count n leaves Q in two ways: spikes fired early, on an excess that later input falls back from (in closed form in
 `bridge`), and spikes that come late for want of steps. `temporal_error` has both, look-ahead, and spikes taken back: it
-carries the law of (S[k], n) forward in time, exactly but for the Gaussian drive and a grid.
+carries the law of (S[k], n) forward in time, exactly but for the grid and a Gaussian drive or a sample of neurons.
 
 A ternary neuron takes one spike back in a step while n > 0 and its membrane is below zero, so that with the level
 l = S[t] + v it follows n <- n + clip(max(floor(l), 0) - n, -1, 1): delta modulation. The lag e = n - max(floor(l), 0)
@@ -24,6 +25,7 @@ import numpy as np
 from speedysnn.analysis.checks import check_neuron, check_whole
 from speedysnn.analysis.continuous import Array
 from speedysnn.analysis.drive import Drive
+from speedysnn.analysis.few_trains import few, joint_law
 from speedysnn.analysis.walk import Walk
 from speedysnn.errors import InputError
 
@@ -35,10 +37,12 @@ class TemporalError:
     Attributes:
         sizes: (2 K + 1,) whole numbers from -K to K, K = T N.
         probabilities: (2 K + 1,) of each.
+        law: "gaussian", or "lattice" where the drive is a sum of few trains.
     """
 
     sizes: Array
     probabilities: Array
+    law: str = "gaussian"
 
     @property
     def extra(self) -> float:
@@ -88,7 +92,9 @@ def temporal_error(
 ) -> TemporalError:
     """The law of n - Q under random arrival, by carrying the joint law of (S[k], n) through the T steps.
 
-    The posterior of z given the steps so far hangs on S[k] alone, so S is a Markov chain, and with
+    Of a drive of `spike_drive` with M Var(s) < 16 spikes a step (M <= 512, T N <= 64) the step is a product with
+    phi(f)^k, exact for given weights, in the mean over a sample of neurons: see `lattice`. Else the drive is Gaussian:
+    the posterior of z given the steps so far hangs on S[k] alone, so S is a Markov chain, and with
     a = between / within the chain y_k = (S[k] - k mean) / (1 + k a) has independent Gaussian increments, of variance
     within / ((1 + k a)(1 + (k + 1) a)): a step is one convolution for every count, then the cells of the grid above the
     count's level, (t/k) S[k] / theta + v_init >= n + 1, move on by a spike, and those below n, if lowest = -1 and
@@ -114,12 +120,20 @@ def temporal_error(
     sizes = np.arange(-levels, levels + 1, dtype=np.float64)
     if drive.within == 0:
         return TemporalError(sizes, (sizes == 0).astype(np.float64))
+    if drive.trains is not None and few(drive.trains, levels):
+        joint = joint_law(drive.trains, timesteps, theta, v_init, delay, highest, lowest)
+        return _of_joint(sizes, joint, "lattice")
     scaled = Drive(drive.mean / theta, drive.between / theta**2, drive.within / theta**2)
     grid = Walk.of(scaled, timesteps, v_init, levels)
     mass = _carried(grid, timesteps, delay, highest, lowest)
     joint = mass @ -np.diff(grid.reached(timesteps, timesteps, levels + 1), axis=0, prepend=1.0, append=0.0).T
-    law = np.array([np.trace(joint, -int(size)) for size in sizes])
-    return TemporalError(sizes, np.clip(law, 0.0, None) / law.sum())
+    return _of_joint(sizes, joint, "gaussian")
+
+
+def _of_joint(sizes: Array, joint: Array, law: str) -> TemporalError:
+    """The law of n - Q of P(n, Q)."""
+    found = np.clip([np.trace(joint, -int(size)) for size in sizes], 0.0, None)
+    return TemporalError(sizes, found / found.sum(), law)
 
 
 def _carried(grid: Walk, timesteps: int, delay: int, highest: int, lowest: int) -> Array:

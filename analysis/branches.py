@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from speedysnn.analysis.gains import Change
+from speedysnn.analysis.change import Change
+from speedysnn.analysis.handing_back import hand_back
 from speedysnn.analysis.mixed import Fork, MixedRun
 from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import events, run
@@ -37,8 +38,10 @@ class Measured:
     spikes: OutputSums
 
 
-def measured(snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch) -> Measured:
-    """All modes and changes on some images."""
+def measured(
+    snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch, *, tight: bool = False
+) -> Measured:
+    """All modes and changes on some images; with `tight`, what is freed is handed back layer by layer."""
     counted = OutputSums()
 
     def count(tap: Tap) -> None:
@@ -46,7 +49,7 @@ def measured(snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change
 
     analog = run(snn, "analog", piece.inputs)
     outs = analog, run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, count)
-    branches = _Branches(snn, modes, changes, piece, analog)
+    branches = _Branches(snn, modes, changes, piece, analog, tight)
     branches.whole(outs)
     branches.from_source()
     branches.from_spikes()
@@ -58,8 +61,10 @@ class _Branches:
     """Scores of one piece."""
 
     def __init__(
-        self, snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch, analog: Any
-    ) -> None:
+        self, snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch, analog: Any,
+        tight: bool,
+    ) -> None:  # fmt: skip
+        self.tight = tight
         self.modes, self.piece, self.analog, self.run = frozenset(modes), piece, analog, MixedRun(snn)
         self.changes = {name: [change for change in changes if change.layer == name] for name in snn.neurons}
         self.scores: dict[Key, Score] = {}
@@ -111,7 +116,10 @@ class _Branches:
     def _forks(self, reading: Reading, modes: set[str]) -> Iterator[Fork]:
         """A pass, where one of the modes or a change needs it."""
         if self.modes & modes or (reading != "analog" and any(self.changes.values())):
-            yield from self.run.forks(self.piece.inputs, reading)
+            for fork in self.run.forks(self.piece.inputs, reading):
+                if self.tight:
+                    hand_back()
+                yield fork
 
     def _at_output(self, mode: str, layer: str, out: Any) -> None:
         self.scores.setdefault((mode, layer), Score()).update(self.analog, out, self.piece.labels)

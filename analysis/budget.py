@@ -39,6 +39,7 @@ def planned(
     limit, steps = int(limit_mib * MIB), next(iter(neurons.values())).timesteps
     values = sum(math.prod(shape) for shape in shapes.values())
     image_bytes = item * (2 * values + UNDER_WAY * steps * width)
+    asked = images, max(1, at_once)
     unrolled = any(neuron.lookahead != neuron.timesteps for neuron in neurons.values())
 
     def memory(read: Mapping[str, int], compared: int, images: int, at_once: int) -> Memory:
@@ -49,7 +50,8 @@ def planned(
             )
             for place, (name, shape) in enumerate(shapes.items())
         }  # fmt: skip
-        return Memory(limit_mib, seed, layers, images, at_once, image_bytes)
+        tight = images < asked[0] or at_once < asked[1] or any(layer.sampled for layer in layers.values())
+        return Memory(limit_mib, seed, layers, images, at_once, image_bytes, tight)
 
     whole = {name: math.prod(shape) for name, shape in shapes.items()}
     for passes in range(max(1, at_once), 0, -1):

@@ -1,10 +1,23 @@
 """The drive of a neuron whose inputs spike at random: what of it lasts, and what is new in every step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from speedysnn.analysis.checks import check_whole
 from speedysnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trains:
+    """The spike trains that a drive is made of; the arguments of `spike_drive`."""
+
+    fan_in: int
+    rate: float
+    weight_mean: float
+    weight_std: float
+    bias: float
+    rate_std: float
+    taken_back: float
 
 
 @dataclass(frozen=True)
@@ -15,11 +28,13 @@ class Drive:
         mean: E[x].
         between: variance of z, what lasts through all steps.
         within: variance of xi_t, what is new in every step.
+        trains: what it is the sum of, where known; the law of few is then not taken for Gaussian.
     """
 
     mean: float
     between: float
     within: float
+    trains: Trains | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what no drive can be."""
@@ -72,4 +87,5 @@ def spike_drive(
     weight, square = weight_mean**2 + weight_std**2, rate**2 + rate_std**2
     between = fan_in * (weight * square - (weight_mean * rate) ** 2)
     within = fan_in * weight * max(rate + 2 * taken_back - square, 0.0)
-    return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), within)
+    trains = Trains(fan_in, rate, weight_mean, weight_std, bias, rate_std, taken_back)
+    return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), within, trains)

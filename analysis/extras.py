@@ -51,7 +51,9 @@ class Extras:
         gains = found.gains.head(BEST).to_dict("records") if found is not None else []
         return {
             "sensitivity": None if found is None else {"verdict": found.verdict, "gains": gains,
-                                                       "images": found.outputs["images"]},
+                                                       "images": found.outputs["images"],
+                                                       "memory": "" if found.memory is None
+                                                       else found.memory.sentence()},
             "cost": None if cost is None else {"total": cost.total, "energy": cost.energy.to_dict("records"),
                                                "bits": cost.bits, "images": cost.images,
                                                "uncounted": cost.uncounted},

@@ -1,8 +1,7 @@
 """knobs: noise, accuracy and spikes as one setting at a time is moved, measured beside what theory predicts."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,9 +9,12 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.evaluate import score
+from speedysnn.analysis.histogram_distance import predicted_sqnr_db as predicted_sqnr_db
+from speedysnn.analysis.histogram_distance import theta_distance as theta_distance
 from speedysnn.analysis.images import batch_dims, pass_size, passes
 from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.readings import run
+from speedysnn.analysis.settings import Case, apply, check, restoring
 from speedysnn.analysis.sweep import SWEEP
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
@@ -20,9 +22,7 @@ from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 from speedysnn.progress import track
-from speedysnn.thresholds import squared_error, starts_of
 
-Case = tuple[str, Any]
 KNOBS = ("knob", "value", *(name for name in SWEEP if name != "theta"), "rate", "layer_sqnr_db", "predicted_sqnr_db")
 
 
@@ -60,8 +60,8 @@ def knobs(
     cases = [(name, value) for name, values in chosen.items() for value in values]
     if not cases:
         raise InputError(f"knobs: expected values of some of {', '.join(chosen)}, got none")
-    with torch.no_grad(), _restoring(snn) as reset:
-        _check(snn, cases, reset)
+    with torch.no_grad(), restoring(snn) as reset:
+        check(snn, cases, reset)
         sums: dict[Case, OutputSums] = {case: OutputSums() for case in cases}
         local: dict[Case, dict[str, list[float]]] = {case: {name: [0.0, 0.0] for name in snn.neurons} for case in cases}
         for batch in track(passes(snn, data, pass_size(snn, 1), limit=limit), "moving knobs", enabled=progress):
@@ -72,7 +72,7 @@ def knobs(
             analog = run(snn, "analog", batch.inputs, _keeper(drives))
             for case in cases:
                 reset()
-                _apply(snn, case)
+                apply(snn, case)
                 score(snn, analog, batch, sums[case])
                 _add_local(snn, drives, local[case])
         rows = [_row(snn, case, sums[case], local[case], reset) for case in cases]
@@ -93,86 +93,11 @@ def pareto(table: pd.DataFrame, cost: str = "latency", score: str = "accuracy") 
     return ordered[ordered[score].astype(float) > best].reset_index(drop=True)
 
 
-def theta_distance(snn: SpikingNetwork) -> pd.DataFrame:
-    """Present theta against the best for this T and v_init, theta*, by layer: columns layer, theta, best, ratio_db.
-
-    theta and best are means over channels, ratio_db the root mean square of 20 log10(theta / theta*) over them, dB;
-    ideal 0. theta* has the least squared error on the stored histograms.
-
-    Raises:
-        InputError: the network holds no histograms.
-    """
-    thetas = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
-    with torch.no_grad(), _restoring(snn):
-        snn.calibration.rules, kept = dict.fromkeys(snn.neurons, "mse"), snn.calibration.rules
-        try:
-            snn.recalibrate()
-            best = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
-        finally:
-            snn.calibration.rules = kept
-    return pd.DataFrame([
-        {"layer": name, "theta": float(theta.mean()), "best": float(best[name].mean()),
-         "ratio_db": float((20 * torch.log10(theta / best[name])).square().mean().sqrt())}
-        for name, theta in thetas.items()
-    ])  # fmt: skip
-
-
-def predicted_sqnr_db(snn: SpikingNetwork) -> float:
-    """Mean over layers of the SQNR of clipping and rounding alone, from the stored histograms; NaN without them."""
-    found = []
-    for name, neuron in snn.neurons.items():
-        hist = snn.calibration.histograms.get(name)
-        if hist is None:
-            return math.nan
-        channels = hist.channels // 2 if neuron.signed else hist.channels
-        theta = neuron.threshold.detach().cpu().reshape(-1).expand(channels)
-        start = starts_of(neuron.v_init, channels)
-        if neuron.signed:
-            theta, start = theta.repeat(2), torch.cat([start, 1 - start])
-        noise = squared_error(hist, theta[:, None], start, snn.timesteps, neuron.levels_per_step)
-        found.append(decibels(_power(hist), float(noise.double().sum())))
-    return sum(found) / len(found)
-
-
-def _power(hist: Any) -> float:
-    """Sum of squares of a histogram's values, uniform within bins."""
-    edges = hist.edges().to(torch.float64)
-    low, high = edges[:, :-1], edges[:, 1:]
-    return float((hist.counts.to(torch.float64) * (low**2 + low * high + high**2) / 3).sum())
-
-
 def _keeper(drives: dict[str, Tensor]) -> Callable[[Tap], None]:
     def keep(tap: Tap) -> None:
         drives[tap.name] = tap.drive
 
     return keep
-
-
-def _apply(snn: SpikingNetwork, case: Case) -> None:
-    name, value = case
-    if name == "timesteps":
-        snn.timesteps = value
-    elif name == "delay":
-        snn.set_delay(value)
-    elif name == "spikes":
-        snn.set_spikes(value)
-    else:
-        for neuron in snn.neurons.values():
-            if name == "theta_scale":
-                neuron.log_threshold.data = neuron.log_threshold.data + math.log(value)
-            else:
-                neuron.v_init.data = torch.full_like(neuron.v_init.data, value)
-
-
-def _check(snn: SpikingNetwork, cases: Sequence[Case], reset: Callable[[], None]) -> None:
-    """Refuse values out of range before any work."""
-    for name, value in cases:
-        if name == "theta_scale" and not value > 0:
-            raise InputError(f"theta_scale: expected factors above 0, got {value!r}")
-        if name == "v_init" and not 0 <= value <= 1:
-            raise InputError(f"v_init: expected fractions of theta in 0..1, got {value!r}")
-        _apply(snn, (name, value))
-        reset()
 
 
 def _add_local(snn: SpikingNetwork, drives: dict[str, Tensor], sums: dict[str, list[float]]) -> None:
@@ -187,7 +112,7 @@ def _row(
     snn: SpikingNetwork, case: Case, sums: OutputSums, local: dict[str, list[float]], reset: Callable[[], None]
 ) -> dict[str, Any]:
     reset()
-    _apply(snn, case)
+    apply(snn, case)
     figures = {**settings(snn), **sums.figures()}
     per_neuron = figures["spikes_per_neuron"]
     layers = [decibels(signal, noise) for signal, noise in local.values()]
@@ -196,21 +121,3 @@ def _row(
         "rate": None if per_neuron is None else per_neuron / snn.timesteps,
         "layer_sqnr_db": sum(layers) / len(layers), "predicted_sqnr_db": predicted_sqnr_db(snn),
     }  # fmt: skip
-
-
-@contextmanager
-def _restoring(snn: SpikingNetwork) -> Iterator[Callable[[], None]]:
-    """A function that puts T, theta, v_init, look-ahead and spikes back; it is called at the end too."""
-    timesteps = snn.timesteps
-    own = {name: (n.log_threshold.data, n.v_init.data, n.delay, n.spikes) for name, n in snn.neurons.items()}
-
-    def reset() -> None:
-        snn.timesteps = timesteps
-        for name, neuron in snn.neurons.items():
-            neuron.log_threshold.data, neuron.v_init.data, neuron.delay, neuron.spikes = own[name]
-        snn.reset()
-
-    try:
-        yield reset
-    finally:
-        reset()

@@ -83,6 +83,7 @@ class Memory:
         at_once: passes beside one another, each with sums of its own until they are added up.
         image_bytes: that one image of a pass takes: two readings of all layers kept for the third, which is estimated
             by five trains of the widest layer (`budget.UNDER_WAY`).
+        tight: whether the limit cut anything; what is freed is then handed back layer by layer (`handing_back`).
     """
 
     limit_mib: float
@@ -91,6 +92,7 @@ class Memory:
     images: int
     at_once: int
     image_bytes: int
+    tight: bool = False
 
     @property
     def sums_bytes(self) -> int:

@@ -177,14 +177,13 @@ def piece_size(snn: SpikingNetwork) -> int:
 
 
 def over(
-    snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool
-) -> list[_T]:
-    """The call's results on every piece, in order; one piece a core at a time."""
+    snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool,
+    at_once: int | None = None,
+) -> Iterator[_T]:  # fmt: skip
+    """The call's results on every piece, in order and not kept; one piece a core at a time, or fewer at once."""
     parallel = device_of(snn).type == "cpu"
-    together = torch.get_num_threads() if parallel else 1
+    together = at_once or (torch.get_num_threads() if parallel else 1)
     groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
-    out: list[_T] = []
     for group in track(groups, label, enabled=progress):
         calls = [partial(checked, partial(call, piece), piece.inputs) for piece in group]
-        out += plan.run(calls, parallel=parallel)
-    return out
+        yield from plan.run(calls, parallel=parallel)

@@ -1,32 +1,14 @@
 """measure_noise: three readings of every image, layer by layer."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from speedysnn import plan
-from speedysnn.analysis.budget import DEFAULT_MIB, check, planned
-from speedysnn.analysis.columns import COLUMNS
-from speedysnn.analysis.details import detail_of
-from speedysnn.analysis.images import device_of, pass_size, passes
-from speedysnn.analysis.layers import LayerSums
-from speedysnn.analysis.memory import Memory
-from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.processes import gathered, require_alike
-from speedysnn.analysis.readings import Reference
+from speedysnn.analysis.budget import DEFAULT_MIB
+from speedysnn.analysis.noise_sums import DETAILS as DETAILS
+from speedysnn.analysis.noise_sums import NoiseSums as NoiseSums
 from speedysnn.analysis.result import NoiseReport
-from speedysnn.analysis.rows import row_of
-from speedysnn.analysis.side_by_side import direct_inputs, layer_shapes, read_batch
-from speedysnn.analysis.verdict import verdict
-from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
-from speedysnn.progress import track
-
-DETAILS = ("standard", "full")
-_LEAST = 16  # images a pass: two of its three readings run them once, not T times
 
 
 def measure_noise(
@@ -80,130 +62,3 @@ def measure_noise(
     """
     sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
     return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()
-
-
-class NoiseSums:
-    """The running sums behind `measure_noise`, over some of the images; sums of several processes add up.
-
-    `sums = NoiseSums(snn).add(shard)`, then `sums.gather()` in every process of torch.distributed (accelerate), or
-    `sums.add_state(other.state())` however the tensors travelled; `sums.report()` is that of all images. Memory does
-    not grow with the images.
-
-    Args:
-        snn, source, detail, memory_mib, seed: as in `measure_noise`; the same in every process, the limit each
-            process's own.
-
-    Raises:
-        InputError: an option out of range, or a source that does not fit.
-    """
-
-    def __init__(
-        self,
-        snn: SpikingNetwork,
-        source: nn.Module | None = None,
-        *,
-        detail: str = "standard",
-        memory_mib: float = DEFAULT_MIB,
-        seed: int = 0,
-    ) -> None:
-        if detail not in DETAILS:
-            raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
-        check(memory_mib, seed)
-        self.snn, self.reference = snn, Reference.of(snn, source)
-        self._full, self._limit, self._seed = detail == "full", memory_mib, seed
-        self.memory: Memory | None = None
-        self.outputs, self.layers = OutputSums(), self._empty()
-
-    def _empty(self) -> dict[str, LayerSums]:
-        own = {} if self.memory is None else self.memory.layers
-        return {name: LayerSums(name, neuron, self._full, own.get(name)) for name, neuron in self.snn.neurons.items()}
-
-    def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Decide by the layers' shapes what is held, once; which neurons are sampled is the same in every process."""
-        snn, device = self.snn, device_of(self.snn)
-        images = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
-        alone = device.type != "cpu" or self.reference.module is not None  # a user's module may not run in two threads
-        self.memory = planned(
-            shapes, snn.neurons, full=self._full, limit_mib=self._limit, seed=self._seed, images=images,
-            at_once=1 if alone else torch.get_num_threads(), width=snn.width,
-            item=max((p.element_size() for p in snn.parameters()), default=4),
-        )  # fmt: skip
-        before, self.layers = self.layers, self._empty()
-        for name, layer in before.items():
-            self.layers[name].add_state(layer.state())
-
-    def _follow(self) -> "NoiseSums":
-        """Take over the plan of sums that came from elsewhere."""
-        if self.memory is None and all(layer.sums for layer in self.layers.values()):
-            self._plan({name: layer.shape for name, layer in self.layers.items()})
-        return self
-
-    def add(
-        self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False
-    ) -> "NoiseSums":
-        """Measure these images too; arguments and errors as in `measure_noise`."""
-        chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
-        with torch.no_grad():
-            for batch in track(chunks, "measuring noise", enabled=progress):
-                if self.memory is None:
-                    self._plan(layer_shapes(self.snn, batch))
-                assert self.memory is not None
-                read_batch(self.snn, self.reference, batch, self.memory, self.layers, self.outputs)
-        return self
-
-    def state(self) -> dict[str, Tensor]:
-        """All sums as tensors by "output/name" and "layer/name"; counts are whole numbers, the rest float64."""
-        out = {f"/{name}": value for name, value in self.outputs.state().items()}
-        for layer, sums in self.layers.items():
-            out.update({f"{layer}/{name}": value for name, value in sums.state().items()})
-        return out
-
-    def add_state(self, state: Mapping[str, Tensor]) -> None:
-        """Add what another process summed over other images.
-
-        Raises:
-            InputError: those sums are of another network, of images of another size, or of another sample of neurons.
-        """
-        given: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            layer, _, name = key.rpartition("/")
-            given.setdefault(layer, {})[name] = value
-        if unknown := given.keys() - self.layers.keys() - {""}:
-            raise InputError(f"add_state: expected sums of the same network, got a layer {min(unknown)!r}")
-        self.outputs.add_state(given[""])
-        for layer, own in self.layers.items():
-            own.add_state(given.get(layer, {}))
-        self._follow()
-
-    def gather(self) -> "NoiseSums":
-        """Put together the sums of all processes, in each of them; the figures are those of one process.
-
-        One layer of one process travels at a time, so that memory does not grow with their number.
-
-        Raises:
-            InputError: torch.distributed is not initialised, or another process has another network or sample.
-        """
-        require_alike(list(self.layers))
-        own, self.layers = self.layers, self._empty()
-        outputs, self.outputs = self.outputs, OutputSums()
-        for state in gathered(outputs.state()):
-            self.outputs.add_state(state)
-        for name in list(own):
-            for state in gathered(own.pop(name).state()):
-                self.layers[name].add_state(state)
-        return self._follow()
-
-    def report(self) -> NoiseReport:
-        """What the images so far show."""
-        reads = direct_inputs(self.snn.graph)
-        found = {name: layer.found() for name, layer in self.layers.items()}
-        rows = [{**row_of(layer), "reads": ", ".join(reads[name])} for name, layer in found.items()]
-        layers = pd.DataFrame(rows, columns=list(COLUMNS))
-        figures = {
-            "reference": self.reference.outputs,
-            "layer_reference": self.reference.layers,
-            **settings(self.snn),
-            **self.outputs.figures(),
-        }
-        details = {name: detail_of(layer) for name, layer in found.items()}
-        return NoiseReport(layers, figures, verdict(layers, figures), details, self.memory)

@@ -1,17 +1,18 @@
 """Changes ranked by what they gain, and the best of them measured again on images that did not choose them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from speedysnn.analysis.branches import Key, measured
-from speedysnn.analysis.gains import Change
-from speedysnn.analysis.images import passes
-from speedysnn.analysis.mixed import over, piece_size
+from speedysnn.analysis.change import Change
+from speedysnn.analysis.kept import images_again
+from speedysnn.analysis.mixed import over
 from speedysnn.analysis.score import Score, expected_by_rank, gained
+from speedysnn.analysis.sensitivity_memory import SensitivityMemory
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 
@@ -20,18 +21,22 @@ GAINS = ("rank", "layer", "change", "gain_db", "gain_se_db", "expected_db", "twi
 Row = dict[str, Any]
 
 
-def scored(pieces: Iterable[Mapping[Key, Score]]) -> dict[Key, Score]:
+class Sums:
     """The scores of all pieces, added up in their order."""
-    sums: dict[Key, Score] = {}
-    for scores in pieces:
+
+    def __init__(self) -> None:
+        self.scores: dict[Key, Score] = {}
+
+    def add(self, scores: Mapping[Key, Score]) -> None:
+        """Add a piece's."""
         for key, score in scores.items():
-            sums.setdefault(key, Score()).merge(score)
-    return sums
+            self.scores.setdefault(key, Score()).merge(score)
 
 
 def confirmed(
-    snn: SpikingNetwork, data: Any, changes: Sequence[Change], rows: Sequence[Row], finalists: int, progress: bool
-) -> list[Row]:
+    snn: SpikingNetwork, data: Any, changes: Sequence[Change], rows: Sequence[Row], finalists: int, progress: bool,
+    memory: SensitivityMemory,
+) -> tuple[list[Row], SensitivityMemory]:  # fmt: skip
     """Rows in which the first `finalists` are measured again on other images, ranked and predicted by those alone.
 
     The gain of the best of many changes is too high on the images that chose it (the winner's curse). These images
@@ -39,11 +44,14 @@ def confirmed(
     """
     by_name = {(change.layer, change.kind): change for change in changes}
     best = [by_name[row["layer"], row["change"]] for row in rows[:finalists] if math.isfinite(row["gain_db"])]
-    pieces = list(passes(snn, data, piece_size(snn)))
-    sums = scored(m.scores for m in over(snn, pieces, partial(measured, snn, (), best), "measuring again", progress))
+    memory, pieces = images_again(snn, data, memory)
+    sums = Sums()
+    call = partial(measured, snn, (), best, tight=memory.tight)
+    for found in over(snn, pieces, call, "measuring again", progress, memory.at_once):
+        sums.add(found.scores)
     screened = {(row["layer"], row["change"]): row["gain_db"] for row in rows}
-    again = [{**row, "screened_db": screened[row["layer"], row["change"]]} for row in ranked(best, sums)]
-    return [*again, *rows[len(best) :]]
+    again = [{**row, "screened_db": screened[row["layer"], row["change"]]} for row in ranked(best, sums.scores)]
+    return [*again, *rows[len(best) :]], memory
 
 
 def ranked(changes: Sequence[Change], sums: Mapping[Key, Score]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from speedysnn import plan
+from speedysnn.analysis.handing_back import hand_back
 from speedysnn.analysis.images import device_of, images_in, part
 from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.memory import Memory
@@ -39,7 +40,7 @@ def read_batch(
     sizes = plan.cut(images_in(snn, batch.inputs), memory.images, memory.at_once)
     stops = list(accumulate(sizes))
     calls = [
-        partial(_read, snn, reference, sums, part(snn, batch, stop - size, stop))
+        partial(_read, snn, reference, sums, part(snn, batch, stop - size, stop), memory.tight)
         for stop, size in zip(stops, sizes, strict=True)
     ]
     for start in range(0, len(calls), memory.at_once):
@@ -52,7 +53,9 @@ def read_batch(
             outputs.update(*piece.outputs, piece.labels)
 
 
-def _read(snn: SpikingNetwork, reference: Reference, like: Mapping[str, LayerSums], batch: Batch) -> _Piece:
+def _read(
+    snn: SpikingNetwork, reference: Reference, like: Mapping[str, LayerSums], batch: Batch, tight: bool
+) -> _Piece:
     """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
     drives: dict[str, Tensor] = {}
     twins: dict[str, Tensor] = {}
@@ -62,11 +65,19 @@ def _read(snn: SpikingNetwork, reference: Reference, like: Mapping[str, LayerSum
     def spiking(tap: Tap) -> None:
         fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
         counted.add_spikes(tap, fired)
+        release()
 
+    release = hand_back if tight else _nothing
     analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
+    release()
     twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
+    release()
     spiking_out = run(snn, "spiking", batch.inputs, spiking)
     return _Piece(sums, (analog_out, twin_out, spiking_out), batch.labels, counted)
+
+
+def _nothing() -> None:
+    """Where memory is not short freed memory is kept for the next layer, which is faster."""
 
 
 def layer_shapes(snn: SpikingNetwork, batch: Batch) -> dict[str, tuple[int, ...]]:

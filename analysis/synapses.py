@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.cost import _Counter
+from speedysnn.analysis.counter import Counter
 from speedysnn.network import SpikingNetwork
 
 
@@ -21,7 +21,7 @@ def spike_fan_out(snn: SpikingNetwork, example: Sequence[Tensor] | None = None) 
     """
     one = example or [torch.zeros(1, *shape) for shape in snn.input_shapes]
     with torch.no_grad():
-        counter = _Counter(snn, one)
+        counter = Counter(snn, one)
     out = dict.fromkeys(snn.neurons, 0.0)
     for reached in counter.reached.values():
         for leaf, fan_out in reached.items():

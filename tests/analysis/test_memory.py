@@ -59,7 +59,7 @@ def test_what_is_held_is_what_was_predicted(wide, detail, limit, delay):
     snn.set_delay(0)
     assert held(sums) == {name: layer.bytes for name, layer in sums.memory.layers.items()}
     assert sums.memory.predicted_mib <= limit
-    assert bool(sums.memory.sampled) == (limit < 2)
+    assert bool(sums.memory.sampled) == sums.memory.tight == (limit < 2)
 
 
 def test_a_sample_is_part_of_the_whole(wide):

@@ -135,7 +135,9 @@ def work(target: str, cases: int, seed: int, folder: Path) -> None:
 def _compiled() -> list[str]:
     """Modules that numba compiles, which knows nothing of counters of branches."""
     kernels = sorted((ROOT / "src" / "speedysnn" / "kernels").glob("*.py"))
-    return ["speedysnn.thresholds", "speedysnn.analysis.sums", *(f"speedysnn.kernels.{path.stem}" for path in kernels)]
+    sums = sorted((ROOT / "analysis").glob("sum*.py"))
+    return ["speedysnn.thresholds", *(f"speedysnn.analysis.{path.stem}" for path in sums),
+            *(f"speedysnn.kernels.{path.stem}" for path in kernels)]  # fmt: skip
 
 
 def _folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure
 from speedysnn.analysis.budget import DEFAULT_MIB
 from speedysnn.analysis.extras import Extras
 from speedysnn.analysis.verdict import named
+from speedysnn.cli.allocator import hand_freed_memory_back
 from speedysnn.cli.common import (
     Data,
     DelayText,
@@ -59,9 +60,10 @@ def command(
     ] = False,
     detail: Annotated[bool, typer.Option("--full", help="Also measure correlations across channels.")] = False,
     memory: Annotated[
-        float,
-        typer.Option("--memory", help="MiB for sums and readings; where short, neurons are sampled by the seed."),
-    ] = DEFAULT_MIB,
+        float | None,
+        typer.Option("--memory", help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out; where short, neurons and "
+                     "--sensitivity's images are sampled by the seed. Freed memory is then handed back at once."),
+    ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -88,8 +90,11 @@ def command(
     reference = reference_of(source, snn)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     more = others(images, sensitivity, confirm)
+    if memory is not None:
+        hand_freed_memory_back()
+    limit_mib = DEFAULT_MIB if memory is None else memory
     noise = measure_noise(
-        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True
+        snn, images, reference, detail="full" if detail else "standard", memory_mib=limit_mib, seed=seed, progress=True
     )
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
     names: dict[str, Any] = {"net": str(network), "data": data, "source": None if source is None else str(source),
@@ -98,7 +103,8 @@ def command(
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
         None if sensitivity is None else replace(
-            measure_sensitivity(snn, images, limit=sensitivity, confirm=more, progress=True), names=names
+            measure_sensitivity(snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=limit_mib,
+                                seed=seed), names=names
         ),
         measure_cost(snn, images, progress=True) if cost else None,
     )
@@ -106,8 +112,11 @@ def command(
     write_json(json, {**noise.to_json(), **extras.to_json()})
     if json != "-":
         show(noise)
-        for sentence in () if extras.sensitivity is None else extras.sensitivity.verdict:
+        found = extras.sensitivity
+        for sentence in () if found is None else found.verdict:
             say(sentence)
+        if found is not None and found.memory is not None:
+            say(found.memory.sentence())
         say(f"report: {output / 'report.html'}", "bold")
 
 

@@ -1,6 +1,5 @@
 """Entry point: the commands, and the one place where errors become a line and an exit code."""
 
-import ctypes
 import os
 import sys
 import traceback
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
+from speedysnn.cli.allocator import keep_freed_memory
 from speedysnn.cli.interrupts import INTERRUPTED, leave_at_once
 from speedysnn.cli.show import fail
 from speedysnn.cli.targets import release
@@ -17,7 +17,6 @@ from speedysnn.errors import SpeedySNNError
 
 MISTAKE, FAULT = 2, 70
 DEBUG = "--debug"
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -68,17 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     leave_at_once(code)
     sys.exit(code)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: handing pages back and forth costs more than small layers do.
-
-    A program may decide this for its own process, a library may not.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
-            libc.mallopt(option, value)
 
 
 def run(arguments: list[str]) -> int:

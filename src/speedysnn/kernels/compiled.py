@@ -6,8 +6,8 @@ elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speed
 
 import hashlib
 import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +29,39 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
 
 
-@cache
-def _sources() -> str:
-    """A name for the state of this folder's modules: numba looks only at the module of the outermost function."""
-    stamp = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        stamp.update(path.read_bytes())
-    return stamp.hexdigest()[:16]
+def compiled(function: Callable[..., Any], version: str = "") -> Any:
+    """The function compiled without the interpreter lock, or as it is where numba is missing.
 
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """The function compiled without the interpreter lock, or as it is where numba is missing."""
+    What is kept is renewed when the function's own file changes, a kernel's does, or `version`; see `together`.
+    """
     if numba is None:
         return function
     out = numba.njit(nogil=True, error_model="numpy")(function)
     before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _sources())
+        numba.config.CACHE_DIR = str(cache_folder() / "kernels" / (version or KERNELS))
         out.enable_caching()
     except (OSError, RuntimeError):  # no folder may be written: compiled anew in every process
         return out
     finally:
         numba.config.CACHE_DIR = before
     return out
+
+
+def together(files: Iterable[Path]) -> Callable[[Callable[..., Any]], Any]:
+    """`compiled` for functions that call one another across files: kept for one state of all of them.
+
+    numba looks for changes in the file of the function that is called, not in those that this one calls.
+    """
+    return partial(compiled, version=_state([*files, *OWN]))
+
+
+def _state(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+OWN = tuple(Path(__file__).parent.glob("*.py"))
+KERNELS = _state(OWN)

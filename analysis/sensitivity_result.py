@@ -1,0 +1,152 @@
+"""Sensitivity: what measure_sensitivity found, as tables, as JSON, and as files; and its changes carried out."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from speedysnn._claims import scratch_beside
+from speedysnn.analysis.branches import Key
+from speedysnn.analysis.change import CHANGES, Change
+from speedysnn.analysis.sensitivity_memory import SensitivityMemory
+from speedysnn.analysis.sensitivity_verdict import sentences
+from speedysnn.analysis.strict import plain
+from speedysnn.analysis.theory import decibels
+from speedysnn.analysis.verdict import DATA, NET, named
+from speedysnn.errors import InputError
+from speedysnn.network import SpikingNetwork
+
+SCHEMA = "speedysnn-sensitivity/1"
+MODES = {
+    "local": "the layer alone spikes, on the source's own input; compared at the layer; sees no timing error",
+    "cumulative": "all layers spike; compared at the layer",
+    "isolated": "only this layer spikes, all others are analog; compared at the output; sees no timing error",
+    "prefix": "this layer and all before it spike, those after it are analog; compared at the output",
+    "leave_one_out": "all layers spike but this one, which is analog; compared at the output",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sensitivity:
+    """What each layer costs at the output, and what changing it alone would gain there.
+
+    Attributes:
+        table: one row a layer and mode (`speedysnn.analysis.sensitivity.MODES`); sqnr_db in dB against the analog
+            reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
+        gains: one row a layer and change (`speedysnn.analysis.gains.CHANGES`), best first. gain_db: what the output's
+            SQNR gains in spikes, measured by making the change on these images, all else as it is; gain_se_db: its
+            standard error, images being a sample; expected_db: what the change of that rank gains on images that did
+            not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
+            in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking
+            output with the change; images: that a row was measured on; screened_db: gain_db on the images of the first
+            measurement, which another one replaces where `confirm` was given; call: what carries it out.
+        outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
+        changes: (layer, change) -> the change itself.
+        names: what the verdict's commands are filled with: arguments of `speedysnn.analysis.verdict.named`.
+        memory: what the measurement held, and whether its images are a sample; None where not measured.
+    """
+
+    table: pd.DataFrame
+    gains: pd.DataFrame
+    outputs: Mapping[str, Any]
+    changes: Mapping[Key, Change]
+    names: Mapping[str, Any] = field(default_factory=lambda: {"net": NET, "data": DATA})
+    memory: SensitivityMemory | None = None
+
+    @property
+    def temporal_gap_db(self) -> float:
+        """SQNR(twin) - SQNR(spiking) at the output, dB: what timing costs, which no one-layer swap sees."""
+        return float(self.outputs["temporal_gap_db"])
+
+    @property
+    def isolated_sum_db(self) -> float:
+        """Output SQNR if the layers' isolated noises just added up, dB; near the twin's. NaN where not measured."""
+        alone = self.table.loc[self.table["mode"] == "isolated", "sqnr_db"]
+        return decibels(1.0, sum(10 ** (-value / 10) for value in alone)) if len(alone) else math.nan
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Plain sentences: the temporal gap, the layers that cost most, the best change and its call."""
+        return named(sentences(self.table, self.gains, self.outputs), **self.names)
+
+    def __repr__(self) -> str:
+        """Size and headline."""
+        return (
+            f"Sensitivity({self.table['layer'].nunique()} layers, {self.outputs['images']} images, "
+            f"T={self.outputs['timesteps']}, temporal gap {self.temporal_gap_db:.1f} dB)"
+        )
+
+    def apply(self, snn: SpikingNetwork, layer: str | None = None, change: str | None = None) -> SpikingNetwork:
+        """Carry out one change in place, the best ranked where none is named; returns the network.
+
+        Raises:
+            InputError: no such change was measured, or the network has no such layer of that size.
+        """
+        if layer is None or change is None:
+            rows = self.gains if layer is None else self.gains[self.gains["layer"] == layer]
+            rows = rows if change is None else rows[rows["change"] == change]
+            if rows.empty:
+                raise InputError(f"apply: no change of {layer or 'any layer'} was measured; measure with gains=True")
+            layer, change = str(rows["layer"].iloc[0]), str(rows["change"].iloc[0])
+        if (layer, change) not in self.changes:
+            raise InputError(f"apply: expected a change that stands in `gains`, got {change!r} of {layer!r}")
+        self.changes[layer, change].apply(snn)
+        return snn
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as strict JSON data: "inf" for infinities, null for what is undefined or not measured."""
+        return {
+            "schema": SCHEMA,
+            "temporal_gap_db": plain(self.temporal_gap_db),
+            "isolated_sum_db": plain(self.isolated_sum_db),
+            "verdict": list(self.verdict),
+            "outputs": {name: plain(value) for name, value in self.outputs.items()},
+            "memory": None if self.memory is None else self.memory.to_json(),
+            "table": _plain(self.table),
+            "gains": [
+                {**row, "settings": self.changes[row["layer"], row["change"]].settings()} for row in _plain(self.gains)
+            ],
+            "modes": {mode: MODES[mode] for mode in self.table["mode"].unique()},
+            "changes": dict(CHANGES) if len(self.gains) else {},
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write sensitivity.csv, gains.csv, sensitivity.json and the figures; each file whole or not at all.
+
+        Raises:
+            InputError: a file is in the way, or the folder cannot be written.
+        """
+        from speedysnn.analysis import sensitivity_figures
+        from speedysnn.analysis.report import png
+
+        drawn = sensitivity_figures.all_figures(self)
+        files = {f"{name}.png": png(figure) for name, figure in drawn.items()}
+        files["sensitivity.csv"] = self.table.to_csv(index=False).encode()
+        files["sensitivity.json"] = (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode()
+        if len(self.gains):
+            files["gains.csv"] = self.gains.to_csv(index=False).encode()
+        return _put(Path(folder), files)
+
+
+def _put(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files into a folder, each under another name first."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder for the figures and tables, but a file is there")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(folder.absolute() / "sensitivity") as scratch:
+            for name, data in files.items():
+                (scratch / name).write_bytes(data)
+            for name in files:
+                (scratch / name).replace(folder / name)
+    except OSError as err:
+        raise InputError(f"{folder}: cannot be written ({err.strerror or err})") from None
+    return folder
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]

@@ -1,0 +1,155 @@
+"""Compiled sums: a block's counts, errors, products, units and trains, added up over its elements."""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.analysis.sum_rows import (
+    AIMED,
+    BINS,
+    ENDS,
+    ERROR,
+    FIRED,
+    MEAN,
+    NEXT,
+    OWN,
+    PER_STEP,
+    REACHED,
+    SQUARE,
+    STEP,
+    Array,
+    summed,
+)  # fmt: skip
+
+
+@summed
+def count_into(
+    x: Array, theta: Array, start: Array, factor: Any, most: Any, least: Any, out: Array
+) -> None:  # pragma: no cover - compiled
+    """The quantizer's count of every value, in the neuron's own precision."""
+    for j in range(x.size):
+        out[j] = min(max(np.floor(x[j] * factor / theta[j] + start[j]), least), most)
+
+
+@summed
+def errors(
+    corrected: Array, a: Array, most: Any, least: Any, work: Array, place: Array, bins: Array
+) -> None:  # pragma: no cover - compiled
+    """Count, error and rounding error in steps (0 where out of range) of a block, and their histograms."""
+    m, step, fired, error, own = a.size, work[STEP], work[FIRED], work[ERROR], work[OWN]
+    aimed, mean = work[AIMED], work[MEAN]
+    for j in range(m):
+        fired[j] = np.rint(mean[j] / step[j])
+    for j in range(m):
+        error[j] = fired[j] * step[j] - a[j]
+    for j in range(m):
+        x = error[j] / step[j]
+        bin_ = min(max(np.floor((x + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
+        place[j] = np.int32(bin_ if x != 0 else BINS + 2.0)
+    for j in range(m):
+        bins[1, place[j]] += 1
+    for j in range(m):
+        held = np.float64(corrected[j])
+        inside = (held > step[j] * least) & (held < step[j] * most) & (held != 0)
+        g = aimed[j] - held / step[j]
+        own[j] = g if inside else 0.0
+        bin_ = min(max(np.floor((g + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
+        place[j] = np.int32(bin_ if inside else BINS + 2.0)
+    for j in range(m):
+        bins[0, place[j]] += 1
+
+
+@summed
+def add_totals(
+    z: Array, a: Array, twin: Array, most: Any, least: Any, work: Array, totals: Array
+) -> None:  # pragma: no cover - compiled
+    """Add a block's products; each part of the error starts where one ends."""
+    ar = rr = tt = mm = ce = de = pe = te = 0.0
+    for j in range(z.size):
+        step, measured = work[STEP, j], work[MEAN, j]
+        own, source, e = np.float64(z[j]), np.float64(a[j]), work[ERROR, j]
+        clipped, r = min(max(own, step * least), step * most), work[FIRED, j] * step
+        target, given, off = work[AIMED, j] * step, work[REACHED, j] * step, np.float64(twin[j]) - source
+        clip, rounding, propagated, temporal = clipped - source, target - clipped, given - target, r - given
+        miss = clip + rounding + propagated + temporal - (measured - source)
+        ar, rr, tt, mm = ar + source * r, rr + r * r, tt + off * off, mm + miss * miss
+        ce, de, pe, te = ce + clip * e, de + rounding * e, pe + propagated * e, te + temporal * e
+    one = two = three = four = 0.0
+    for j in range(z.size):
+        g = work[OWN, j]
+        square = g * g
+        one, two, three, four = one + g, two + square, three + square * g, four + square * square
+    for k, value in enumerate((ar, rr, tt, mm, ce, de, pe, te, one, two, three, four)):
+        totals[k] += value
+
+
+@summed
+def add_counts(a: Array, most: Any, when: Array, work: Array, counts: Array) -> None:  # pragma: no cover - compiled
+    """Count a block's saturated, silent and affected elements, and those that fire."""
+    saturated = silent = quiet = outside = fired = first = 0
+    count, reached = work[FIRED], work[REACHED]
+    for j in range(a.size):
+        saturated += abs(count[j]) == most
+    for j in range(a.size):
+        silent += count[j] == 0
+    for j in range(a.size):
+        outside += count[j] != reached[j]
+    for j in range(a.size):
+        quiet += a[j] == 0
+    for j in range(a.size):
+        fired += when[j] != 0
+        first += when[j]
+    for k, value in enumerate((saturated, silent, quiet, outside, fired, first)):
+        counts[k] += value
+
+
+@summed
+def add_trains(
+    totalled: Array, theta: Array, seen: int, steps: int, ceiling: float, floor: float, work: Array, totals: Array,
+    counts: Array,
+) -> None:  # pragma: no cover - compiled
+    """Add products of the train's error against the mean drive, in theta, where that is in range."""
+    squares = beside = 0.0
+    lagged, mean, square, product = 0, work[OWN], work[SQUARE], work[NEXT]
+    for j in range(theta.size):
+        mean[j] = np.float64(totalled[j]) / theta[j] / seen
+    for j in range(theta.size):
+        per, d = 1 / np.float64(theta[j]), mean[j]
+        total = work[MEAN, j] * steps * per
+        inside = (d > floor) & (d < ceiling) & (d != 0)
+        each = square[j] * per * per - 2 * d * total + steps * d * d
+        next_to = product[j] * per * per - d * (2 * total - work[ENDS, j] * per) + (steps - 1) * d * d
+        square[j] = each if inside else 0.0
+        product[j] = next_to if inside else 0.0
+    for j in range(theta.size):
+        lagged += (mean[j] > floor) & (mean[j] < ceiling) & (mean[j] != 0)
+    for j in range(theta.size):
+        squares += square[j]
+        beside += product[j]
+    totals[12] += squares
+    totals[13] += beside
+    counts[6] += lagged
+
+
+@summed
+def add_units(
+    a: Array, when: Array, position: int, most: Any, work: Array, fires: Array, full: Array, peak: Array, begun: Array
+) -> None:  # pragma: no cover - compiled
+    """Add a block to every unit's images with a spike, saturated images and source's peak; an image's first spike."""
+    done, count = 0, work[FIRED]
+    while done < a.size:
+        image, unit = (position + done) // fires.size, (position + done) % fires.size
+        length = min(a.size - done, fires.size - unit)
+        for j in range(length):
+            fires[unit + j] += count[done + j] != 0
+        for j in range(length):
+            full[unit + j] += abs(count[done + j]) == most
+        for j in range(length):
+            peak[unit + j] = max(peak[unit + j], abs(a[done + j]))
+        soonest = np.int32(0x7FFFFFFF)
+        for j in range(length):
+            step = when[done + j]
+            soonest = min(soonest, step if step != 0 else np.int32(0x7FFFFFFF))
+        if soonest != 0x7FFFFFFF and (begun[image] == 0 or soonest < begun[image]):
+            begun[image] = soonest
+        done += length

@@ -1,0 +1,100 @@
+"""Compiled sums: a block's elements added to their channels, however these lie in memory."""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.analysis.sum_rows import ERROR, STEP, Array, summed
+
+
+@summed
+def ahead(c: int, left: int, inner: int, length: int, channels: int) -> int:  # pragma: no cover - compiled
+    """The channel after `length` elements more, of which the first `left` are of channel c."""
+    if inner == 1:
+        return (c + length) % channels
+    return c if length < left else (c + 1) % channels
+
+
+@summed
+def advance(left: int, inner: int, length: int) -> int:  # pragma: no cover - compiled
+    """Elements of that channel that are still to come."""
+    return inner if inner == 1 or length == left else left - length
+
+
+@summed
+def spread(
+    c: int, left: int, inner: int, theta: Array, start: Array, step: Array, each: Array, work: Array, m: int
+) -> None:  # pragma: no cover - compiled
+    """Each element's channel parameters; `left` more elements of channel c come first."""
+    done, row = 0, work[STEP]
+    while done < m:
+        length = min(m - done, left if inner > 1 else theta.size - c)
+        for j in range(done, done + length):
+            at = c if inner > 1 else c + j - done
+            each[0, j], each[1, j], row[j] = theta[at], start[at], step[at]
+        c, left, done = ahead(c, left, inner, length, theta.size), advance(left, inner, length), done + length
+
+
+@summed
+def add_channel(
+    z: Array, a: Array, corrected: Array, first: int, last: int, most: Any, least: Any, work: Array, sums: Array
+) -> None:  # pragma: no cover - compiled
+    """Add the elements first..last of a block, all of one channel, to its sums."""
+    aa = total = size = one = two = three = four = 0.0
+    inside = granular = 0
+    top, low = work[STEP, first] * most, work[STEP, first] * least
+    for j in range(first, last):
+        source, e = np.float64(a[j]), work[ERROR, j]
+        square = e * e
+        size, aa, total = size + abs(source), aa + source * source, total + source
+        one, two, three, four = one + e, two + square, three + square * e, four + square * square
+    for j in range(first, last):
+        inside += (z[j] > low) & (z[j] < top)
+        granular += (corrected[j] > low) & (corrected[j] < top) & (corrected[j] != 0)
+    for k, value in enumerate((size, aa, total, one, two, three, four, np.float64(inside), np.float64(granular))):
+        sums[k] += value
+
+
+@summed
+def add_across(
+    z: Array, a: Array, corrected: Array, first: int, last: int, c: int, most: Any, least: Any, work: Array, sums: Array
+) -> None:  # pragma: no cover - compiled
+    """The same for elements first..last whose channels are c, c + 1, ...; each sum adds up side by side."""
+    m, error, step = last - first, work[ERROR, first:last], work[STEP, first:last]
+    own, held, source = z[first:last], corrected[first:last], a[first:last]
+    size, aa, total, inside, granular = sums[0, c:], sums[1, c:], sums[2, c:], sums[7, c:], sums[8, c:]
+    one, two, three, four = sums[3, c:], sums[4, c:], sums[5, c:], sums[6, c:]
+    for j in range(m):
+        value = np.float64(source[j])
+        size[j] += abs(value)
+        aa[j] += value * value
+        total[j] += value
+    for j in range(m):
+        one[j] += error[j]
+        two[j] += error[j] * error[j]
+    for j in range(m):
+        square = error[j] * error[j]
+        three[j] += square * error[j]
+        four[j] += square * square
+    for j in range(m):
+        inside[j] += (own[j] > step[j] * least) & (own[j] < step[j] * most)
+    for j in range(m):
+        granular[j] += (held[j] > step[j] * least) & (held[j] < step[j] * most) & (held[j] != 0)
+
+
+@summed
+def add_channels(
+    z: Array, a: Array, corrected: Array, c: int, left: int, inner: int, most: Any, least: Any, work: Array,
+    channels: Array,
+) -> Any:  # pragma: no cover - compiled
+    """Add a block's elements to their channels; returns the channel of what comes next, and how much of it is left."""
+    done, many = 0, channels.shape[1]
+    while done < z.size:
+        if inner == 1:
+            length = min(many - c, z.size - done)
+            add_across(z, a, corrected, done, done + length, c, most, least, work, channels)
+        else:
+            length = min(left, z.size - done)
+            add_channel(z, a, corrected, done, done + length, most, least, work, channels[:, c])
+        c, left, done = ahead(c, left, inner, length, many), advance(left, inner, length), done + length
+    return c, left

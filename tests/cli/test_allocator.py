@@ -1,0 +1,37 @@
+"""What is done with freed memory: by a program only, and by `analyze` only where a limit was given."""
+
+import shlex
+import sys
+
+import pytest
+
+from speedysnn.cli import allocator
+from speedysnn.cli.main import main, run
+
+ANALYZE = "analyze net.snn -d digits --limit 8 -o report"
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Thresholds that glibc was told, in turn."""
+    out = []
+    monkeypatch.setattr(allocator, "_set", lambda trim, mmap: out.append((trim, mmap)))
+    monkeypatch.setattr(allocator, "_program", False)
+    return out
+
+
+def test_a_call_from_python_changes_no_setting_of_its_process(there, told):
+    assert run(shlex.split(f"{ANALYZE} --memory 64")) == 0
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("", [allocator._KEEP]), ("--memory 64", [allocator._KEEP, allocator._HAND_BACK])]
+)
+def test_a_program_keeps_freed_memory_until_a_limit_is_given(there, told, monkeypatch, option, expected):
+    monkeypatch.setattr("sys.argv", ["speedysnn", *shlex.split(f"{ANALYZE} {option}")])
+    monkeypatch.setattr(sys.modules["speedysnn.cli.main"], "leave_at_once", lambda code: None)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    assert told == expected
