@@ -175,6 +175,17 @@ def finetune(folder: Path) -> str:
     )
 
 
+def trust(folder: Path) -> str:
+    """Cases, kills, and what failed."""
+    parts = []
+    for file, words in (("fuzz", "mutated"), ("guided", "grown by coverage")):
+        rows = table(folder, f"{file}.csv")
+        parts.append(f"{rows.cases.min():.0f} inputs {words} for each of {len(rows)} targets: {rows.failed.sum():.0f} failures")
+    rows = table(folder, "kills.csv")
+    parts.append(f"{rows.rounds.min():.0f} kills of each of {len(rows)} commands: {rows.faults.sum():.0f} losses")
+    return "; ".join(parts)
+
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -190,6 +201,7 @@ STUDIES: dict[str, Study] = {
         Study("finetune", "Which gradient of theta, which stages, and how far does tuning come without labels?", finetune,
               data="needed", minutes=240),
         Study("speed", "What does simulation cost beside the source network and beside SpikingJelly?", speed),
+        Study("trust", "What do damaged and hostile files do, and what does a kill at any moment leave?", trust, minutes=120),
         Study("peers", "What do other converters make of the same networks, images and steps?", peers, data="optional"),
     )
 }  # fmt: skip

@@ -3,11 +3,11 @@
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from speedysnn import data
 
@@ -64,10 +64,10 @@ def parts() -> dict[str, tuple[Tensor, Tensor]]:
     return {"fit": (x[HELD:], y[HELD:]), "train": (x[:HELD], y[:HELD]), "test": found["test"]}
 
 
-def images(_: Path | None, split: str, limit: int) -> Any:
+def images(_: Path | None, split: str, limit: int) -> TensorDataset:
     """The first images of a part, which is in random order."""
     x, y = parts()[split]
-    return x[:limit], y[:limit]
+    return TensorDataset(x[:limit], y[:limit])
 
 
 def source(folder: Path | None, smoke: bool) -> nn.Module:
