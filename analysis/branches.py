@@ -13,9 +13,9 @@ from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import events, run
 from speedysnn.analysis.score import Score
 from speedysnn.data import Batch
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
+from speedysnn.tap import Tap
 
 Key = tuple[str, str]
 

@@ -15,10 +15,11 @@ from speedysnn.analysis.memory_energy import with_memory
 from speedysnn.analysis.mixed import checked
 from speedysnn.analysis.outputs import settings
 from speedysnn.analysis.tally import Tally
-from speedysnn.executor import Execution, readout_nodes
+from speedysnn.executor import Execution
 from speedysnn.graph import Graph, Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.operators import OPERATORS
+from speedysnn.wiring import readout_nodes
 
 _STATE = 4  # bytes of one state variable
 

@@ -9,9 +9,9 @@ from speedysnn.analysis.latency import first_steps, lag_sums, starts
 from speedysnn.analysis.moments import histogram
 from speedysnn.analysis.readings import mean_of, reached_counts
 from speedysnn.analysis.units import counted
-from speedysnn.executor import Tap
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons import IFNeuron
+from speedysnn.tap import Tap
 
 Sums = dict[str, Tensor]
 _BLOCK = 2**14  # elements worked on at once, so that a processor's caches hold them

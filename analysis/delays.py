@@ -16,9 +16,9 @@ from speedysnn.analysis.readings import mean_of, reached_counts, run
 from speedysnn.analysis.theory import decibels
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+from speedysnn.tap import Tap
 
 Delays = tuple[int, ...]  # one look-ahead a layer, in execution order
 

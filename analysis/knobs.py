@@ -18,10 +18,10 @@ from speedysnn.analysis.settings import Case, apply, check, restoring
 from speedysnn.analysis.sweep import SWEEP
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 from speedysnn.progress import track
+from speedysnn.tap import Tap
 
 KNOBS = ("knob", "value", *(name for name in SWEEP if name != "theta"), "rate", "layer_sqnr_db", "predicted_sqnr_db")
 

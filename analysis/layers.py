@@ -14,8 +14,8 @@ from speedysnn.analysis.readings import events, mean_of
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.rows import Found
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
 from speedysnn.neurons import IFNeuron
+from speedysnn.tap import Tap
 
 _UNITS = ("fires", "full", "peak")
 

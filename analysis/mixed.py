@@ -20,11 +20,12 @@ from speedysnn import plan
 from speedysnn.analysis.images import batch_dims, device_of, pass_size
 from speedysnn.data import Batch
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.executor import Execution, Value, last_uses, readout_nodes
+from speedysnn.executor import Execution, Value
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.progress import track
+from speedysnn.wiring import last_uses, readout_nodes
 
 _LEAST = 8  # images a pass
 _T = TypeVar("_T")

@@ -13,8 +13,8 @@ from speedysnn.analysis.figures import COLOURS, STYLE
 from speedysnn.analysis.knobs import theta_distance
 from speedysnn.analysis.readings import run
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
+from speedysnn.tap import Tap
 
 _IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
 

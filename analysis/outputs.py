@@ -11,8 +11,8 @@ from torch import Tensor
 from speedysnn.analysis.readings import events, leaves
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
-from speedysnn.executor import Tap, any_order
 from speedysnn.network import SpikingNetwork
+from speedysnn.tap import Tap, any_order
 
 
 def flat(out: Any) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from speedysnn.analysis.images import batch_dims
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.executor import Observer, Tap
 from speedysnn.kernels.quantizer import levels
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
+from speedysnn.tap import Observer, Tap
 
 
 def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:

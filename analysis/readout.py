@@ -13,9 +13,10 @@ from speedysnn.analysis.images import pass_size, passes
 from speedysnn.analysis.outputs import classes, settings
 from speedysnn.analysis.readings import Reference, leaves
 from speedysnn.errors import DataError, InputError
-from speedysnn.executor import Tap, lags
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+from speedysnn.tap import Tap
+from speedysnn.wiring import lags
 
 SKIPPED = ("skip", "steps_read", "accuracy", "agreement", "logit_error", "images", "timesteps", "delay", "latency",
            "spikes", "spikes_per_neuron")  # fmt: skip

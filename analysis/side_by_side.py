@@ -16,9 +16,9 @@ from speedysnn.analysis.memory import Memory
 from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import Reference, run
 from speedysnn.data import Batch
-from speedysnn.executor import Tap
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
+from speedysnn.tap import Tap
 
 
 @dataclass(frozen=True)

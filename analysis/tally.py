@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.fanout import Flow, Shape, pool_graph
-from speedysnn.executor import Execution, Tap, Value
+from speedysnn.executor import Execution, Value
 from speedysnn.network import SpikingNetwork
+from speedysnn.tap import Tap
 
 
 class Tally:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from speedysnn.data import iter_batches
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.executor import Tap, any_order
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import Calibration, SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.progress import track
+from speedysnn.tap import Tap, any_order
 from speedysnn.thresholds import CLIP, choose, parse_rule
 
 Threshold = str | dict[str, float | str | Tensor]

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import InputError
-from speedysnn.executor import Execution, Tap, Value
+from speedysnn.executor import Execution, Value
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
+from speedysnn.tap import Tap
 
 KINDS = ("none", "bias", "potential", "bias+potential")
 MOST_IMAGES = 256

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping
 
-from speedysnn.executor import Tap, any_order
+from speedysnn.tap import Tap, any_order
 
 
 class Events:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
+from speedysnn.tap import Tap
 
 
 class Recorder:

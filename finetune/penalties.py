@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speedysnn.executor import Tap
 from speedysnn.finetune.matching import mean_output
+from speedysnn.tap import Tap
 
 
 def spikes_of(tap: Tap) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.errors import TrainingError
-from speedysnn.executor import Tap
 from speedysnn.finetune import memory
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
@@ -24,6 +23,7 @@ from speedysnn.finetune.objectives import Objective, objective
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
+from speedysnn.tap import Tap
 
 Gradients = Sequence[Tensor | None]
 

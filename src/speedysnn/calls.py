@@ -12,9 +12,10 @@ from torch import Tensor
 from speedysnn import plan
 from speedysnn.errors import InputError
 from speedysnn.eventwise import Eventwise
-from speedysnn.executor import Execution, Observer, Tap, Value
+from speedysnn.executor import Execution, Value
 from speedysnn.graph import map_outputs
 from speedysnn.neurons import Reading
+from speedysnn.tap import Observer, Tap
 
 if TYPE_CHECKING:
     from speedysnn.network import SpikingNetwork

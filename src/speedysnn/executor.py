@@ -7,7 +7,6 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,42 +15,8 @@ from speedysnn.eventwise import Eventwise
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.operators import OPERATORS, Operator
-from speedysnn.wiring import depth as depth
-from speedysnn.wiring import lags as lags
-from speedysnn.wiring import last_uses as last_uses
-from speedysnn.wiring import readout_nodes as readout_nodes
-from speedysnn.wiring import spent as spent
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What a neuron received and emitted in one pass, handed to an observer.
-
-    Attributes:
-        name: the neuron's name.
-        neuron: the layer itself.
-        drive: its input; (B, ...) if `static`, else (T*B, ...).
-        output: what it emitted, (B, ...) in a static pass, else (T*B, ...).
-        static_drive: the drive holds for every step.
-        static_output: the output is the mean over time (analog or quantized reading).
-    """
-
-    name: str
-    neuron: IFNeuron
-    drive: Tensor
-    output: Tensor
-    static_drive: bool
-    static_output: bool
-
-
-Observer = Callable[[Tap], None]
-_Some = TypeVar("_Some", bound=Callable[..., None])
-
-
-def any_order(observer: _Some) -> _Some:
-    """Mark an observer that takes a batch in parts, from several threads and in any order."""
-    observer.any_order = True  # type: ignore[attr-defined]
-    return observer
+from speedysnn.tap import Observer, Tap
+from speedysnn.wiring import last_uses, readout_nodes, spent
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 from speedysnn import calls, plan
 from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
-from speedysnn.executor import Observer
 from speedysnn.graph import Graph, map_outputs
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.notebook import block
@@ -19,6 +18,7 @@ from speedysnn.provenance import uncorrected
 from speedysnn.provenance import weights_tuned as weights_tuned
 from speedysnn.stream import Stream
 from speedysnn.summary import summarized
+from speedysnn.tap import Observer
 from speedysnn.wiring import depth, lags
 
 

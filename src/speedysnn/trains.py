@@ -15,8 +15,8 @@ from torch import Tensor
 
 from speedysnn._replace import replace_file
 from speedysnn.errors import DataError, InputError
-from speedysnn.executor import Tap
 from speedysnn.network import SpikingNetwork
+from speedysnn.tap import Tap
 
 _KEY = "speedysnn-trains"
 

@@ -13,8 +13,8 @@ from speedysnn.analysis import moments
 from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.rows import row_of
-from speedysnn.executor import Tap
 from speedysnn.neurons import IFNeuron
+from speedysnn.tap import Tap
 
 KINDS = [{}, {"spikes": "ternary"}, {"spikes": "graded:2", "delay": 1}, {"floor": None}]
 

@@ -43,7 +43,7 @@ def command(
     if unknown:
         raise InputError(f"bench: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
     check_json(json, overwrite)
-    from speedysnn.bench.cases import Case
+    from speedysnn.bench.case import Case
 
     found: list[Case] = []
     for case in chosen:
@@ -58,12 +58,13 @@ def _run(
     case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool
 ) -> Any:
     from speedysnn.bench import cases
+    from speedysnn.bench.inference import inference
 
     if case == "neuron":
         return cases.neuron(neurons, steps, rounds)
     snn, x = _network(network, steps, batch, pixels)
     if case == "inference":
-        return cases.inference(snn, x, rounds, compiled=compiled)
+        return inference(snn, x, rounds, compiled=compiled)
     chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": cases.scaling}[case]
     return chosen(snn, x, rounds)
 

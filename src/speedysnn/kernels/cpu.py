@@ -14,6 +14,7 @@ from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
 from speedysnn.kernels.rule import Rule
+from speedysnn.kernels.sequence_back import backward as back
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
 
 _SLOPES = {
@@ -86,7 +87,7 @@ def backward(
         share(
             where.neurons,
             rule.timesteps,
-            lambda begin, end, i: sequence.backward(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+            lambda begin, end, i: back(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
         )
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
     return grad_x.to(drive.dtype), _reduced(to_theta, theta), _reduced(to_start, v_init)

@@ -1,0 +1,82 @@
+"""Inference over all steps beside T passes of the source network and beside peers."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from speedysnn.bench.case import Call, Case, rows_of
+from speedysnn.bench.pairs import paired
+from speedysnn.bench.peers import available
+from speedysnn.network import SpikingNetwork
+
+
+def inference(
+    snn: SpikingNetwork, x: Tensor, rounds: int, *, half: bool = True, peers: bool = True, compiled: bool = False
+) -> Case:
+    """All T steps, against T passes of the source network at its own best batch size."""
+    steps, label = snn.timesteps, f"{snn.timesteps} x ANN"
+    size = best_pass(snn, x)
+    calls: dict[str, Call] = {
+        f"{label}, {size} at a time": partial(ann, snn, x, size, steps),
+        "speedysnn": lambda: snn(x),
+    }
+    if compiled:
+        calls["speedysnn, torch.compile"] = partial(_in_pieces, torch.compile(snn), x, max(1, size // steps))
+    half = half and _has_half()
+    if half:
+        calls["speedysnn, bfloat16"] = partial(_half, snn, x)
+    with torch.no_grad():
+        found, notes = available(snn, x[: min(32, len(x))]) if peers else ({}, [])
+        calls.update({name: partial(peer, x) for name, peer in found.items()})
+        rows = rows_of(calls, rounds)
+        if half:
+            notes.append(half_cost(snn, x))
+        else:
+            notes.append("bfloat16: left out, this processor has no arithmetic for it")
+    for row in rows:
+        row["us_per_image_step"] = row["median_s"] / len(x) / steps * 1e6
+    return Case(f"inference, T={steps}, batch {len(x)}", next(iter(calls)), rows, notes)
+
+
+def _in_pieces(net: Callable[[Tensor], Tensor], x: Tensor, size: int) -> None:
+    for piece in x.split(size):  # type: ignore[no-untyped-call]
+        net(piece)
+
+
+def _has_half() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe()) if probe is not None else False
+
+
+def half_cost(snn: SpikingNetwork, x: Tensor) -> str:
+    """What bfloat16 changes, in words."""
+    with torch.no_grad():
+        exact, rough = snn(x), _half(snn, x).float()
+    agree = float((exact.argmax(1) == rough.argmax(1)).float().mean())
+    error = float((rough - exact).norm() / exact.norm().clamp_min(1e-30))
+    return f"bfloat16: the same class on {100 * agree:.1f} % of images, logits differ by {error:.1e} of their norm"
+
+
+def _half(snn: SpikingNetwork, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        out: Tensor = snn(x)
+    return out
+
+
+def ann(snn: SpikingNetwork, x: Tensor, size: int, times: int) -> None:
+    """The analog reading, some images at a time, so often."""
+    with snn.reading("analog"):
+        for _ in range(times):
+            for piece in x.split(size):  # type: ignore[no-untyped-call]
+                snn(piece)
+
+
+def best_pass(snn: SpikingNetwork, x: Tensor, sizes: Sequence[int] = (8, 16, 32, 64, 128, 256)) -> int:
+    """Images a pass at which the source network itself is fastest on this machine."""
+    sizes = [size for size in sizes if size <= len(x)] or [len(x)]
+    with torch.no_grad():
+        calls = {str(size): partial(ann, snn, x, size, 1) for size in sizes}
+        timings = paired(calls, str(sizes[0]), rounds=3)
+    return min(sizes, key=lambda size: timings[str(size)].median)
