@@ -164,7 +164,22 @@ def page(out: Path) -> None:
             "Best changes, predicted on training images, carried out and measured on test images:", "",
             table(pd.read_csv(out / name / "prediction.csv")), "",
         ]  # fmt: skip
+    if (out / "memory.csv").is_file():
+        lines += ["## A limit of memory", "", MEMORY, "", memory(pd.read_csv(out / "memory.csv")), ""]
     (out / "README.md").write_text("\n".join(lines))
+
+
+MEMORY = """ResNet-50, random weights, 224 pixels, T = 4, made by `python reports/noise/memory.py`, which says how it counts. The limit
+is for tensors, as predicted; what the C library and the convolutions keep for themselves comes on top. "command": with
+the allocator set as `speedysnn analyze --memory` sets it, which a library may not do."""
+
+
+def memory(rows: pd.DataFrame) -> str:
+    """Markdown of the limits and how far processes grew."""
+    head = "| measured | allocator | threads | images | limit (MiB) | predicted (MiB) | grown by (MiB) |"
+    body = [f"| {row.measured} | {row.allocator} | {row.threads} | {row.images} | {row.limit_mib} | {row.predicted_mib} | "
+            f"{row.grown_mib} |" for row in rows.itertuples()]  # fmt: skip
+    return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|", *body])
 
 
 def table(rows: pd.DataFrame) -> str:
