@@ -1,5 +1,6 @@
 """Counts of a layer's values by channel and float32 code, in one read of memory; compiled."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from speedysnn.kernels.layout import flat, plan
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
 CODES = 1 << (31 - SHIFT)
-INFINITE, NEGATIVE_INFINITE = np.int32(0x7F800000), np.int32(-0x800000)  # bits from which on nothing is finite
+LOWEST = np.int32(-(2**31))  # the bit of the sign
 MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
+WIDE = 1024  # values side by side, at least, whose largest torch finds quickly
+APART = CODES + 80  # numbers between rows, which would else lie in the same places of a cache
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,34 @@ class Counted:
 
 @compiled
 def tally(
-    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, table: Array, top: Array
-) -> bool:  # pragma: no cover - compiled
+    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, table: Array
+) -> None:  # pragma: no cover - compiled
     """Count values begin..end - 1, code 0 being all that are not positive; rows `channels`.. are of negated values.
 
-    `top` keeps each row's largest positive value as bits, which order as the values do. False at NaN or infinity.
+    The table is flat, rows APART: one index is summed up as channels go by.
     """
-    c = (begin // inner) % channels
-    left = inner - begin % inner
-    most, least, worst = np.int32(0), np.int32(-(2**31)), np.int32(-(2**31))
-    for i in range(begin, end):
-        b = bits[i]
-        table[c, max(b >> SHIFT, 0)] += 1
-        top[c] = max(top[c], b)
-        most = max(most, b)
-        worst = max(worst, b if b < 0 else least)
-        if signed:
-            n = b ^ least
-            table[channels + c, max(n >> SHIFT, 0)] += 1
-            top[channels + c] = max(top[channels + c], n)
-        left -= 1
-        if left == 0:
-            left = inner
-            c = c + 1 if c + 1 < channels else 0
-    return bool(most < INFINITE and worst < NEGATIVE_INFINITE)
+    i, c, negated = begin, (begin // inner) % channels, channels * APART
+    left, step = (channels - c, APART) if inner == 1 else (inner - begin % inner, 0)
+    while i < end:
+        at, stop = c * APART, min(end, i + left)
+        for j in range(i, stop):
+            table[at + max(bits[j] >> SHIFT, 0)] += np.int32(1)
+            if signed:
+                table[negated + at + max((bits[j] ^ LOWEST) >> SHIFT, 0)] += np.int32(1)
+            at += step
+        i = stop
+        c = 0 if inner == 1 or c + 1 == channels else c + 1
+        left = channels if inner == 1 else inner
+
+
+def _largest(x: Tensor, channels: int, inner: int, signed: bool) -> Tensor:
+    """(rows,) largest positive value, 0 if there is none; all NaN where anything is not finite."""
+    pixels = 1 if inner > 1 else math.gcd(x.numel() // channels, 1 << (WIDE // channels).bit_length())
+    side_by_side = x.view(-1, pixels * channels * inner)
+    most, least = (f(f(side_by_side, 0).view(-1, channels, inner), (0, 2)) for f in (torch.amax, torch.amin))
+    out = (torch.cat([most, -least]) if signed else most).clamp_min(0)
+    finite = bool(most.isfinite().all()) and bool(least.isfinite().all())
+    return out if finite else torch.full_like(out, torch.nan)
 
 
 def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Counted | None:
@@ -80,22 +87,18 @@ def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Cou
     where = plan(x, torch.empty(like_theta), torch.ones(1), 1)
     if where is None:
         return None
-    bits = flat(where.drive).view(torch.int32).numpy()
-    tables: dict[int, tuple[Array, Array, bool]] = {}
+    values = flat(where.drive)
+    bits, tables = values.view(torch.int32).numpy(), dict[int, Array]()
 
     def work(begin: int, end: int, i: int) -> None:
-        table, top = np.zeros((rows, CODES), np.int32), np.zeros(rows, np.int32)
-        finite = tally(bits, channels, where.inner, signed, begin, end, table, top)
-        tables[i] = table, top, finite
+        table = tables[i] = np.zeros(rows * APART, np.int32)
+        tally(bits, channels, where.inner, signed, begin, end, table)
 
     share(where.neurons, 1, work)
-    top = torch.from_numpy(np.max([top for _, top, _ in tables.values()], axis=0))
-    largest = top.view(torch.float32)
-    if not all(finite for *_, finite in tables.values()):
-        largest = torch.full_like(largest, torch.nan)
+    largest = _largest(values, channels, where.inner, signed)
     codes = [code for code in (largest.nan_to_num(0, 0, 0).view(torch.int32) >> SHIFT).tolist() if code] or [1]
     low, high = max(1, min(codes) - depth), max(codes) + 1
-    parts = [table for table, *_ in tables.values()]
+    parts = [table.reshape(rows, APART) for table in tables.values()]
     table = torch.from_numpy(np.sum([part[:, low:high] for part in parts], axis=0, dtype=np.int64))
     zeros = torch.from_numpy(np.sum([part[:, 0] for part in parts], axis=0, dtype=np.int64))
     below = where.neurons // channels - zeros - table.sum(1)
