@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from speedysnn.errors import InputError
+from speedysnn.finetune.keeping import KEEPS
 from speedysnn.finetune.stages import Stage, stages_of
 from speedysnn.neurons import THRESHOLD_RULES
 
@@ -41,6 +42,8 @@ class Config:
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
+        keep: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher or
+            most "accuracy" (of equal ones that with less loss), or the "last".
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
         seed: of the split, the order and the augmentation; the same seed gives the same result.
@@ -67,6 +70,7 @@ class Config:
     holdout: float = 0.1
     clip: float | None = 1.0
     warmup: float = 0.1
+    keep: str = "loss"
     patience: int | None = None
     precision: str = "float32"
     seed: int = 0
@@ -88,7 +92,8 @@ class Config:
         self._check_numbers()
 
     def _check_words(self) -> None:
-        for name, known in (("threshold_rule", THRESHOLD_RULES), ("precision", PRECISIONS), ("budget_of", BUDGETS)):
+        known_words = {"threshold_rule": THRESHOLD_RULES, "precision": PRECISIONS, "budget_of": BUDGETS, "keep": KEEPS}
+        for name, known in known_words.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 

@@ -14,6 +14,7 @@ from speedysnn.finetune import checkpoint
 from speedysnn.finetune.blockwise import settle
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.keeping import score
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.matching import outputs_and_layers
 from speedysnn.finetune.parameters import optimizer, trainable
@@ -23,7 +24,6 @@ from speedysnn.network import SpikingNetwork
 Report = Callable[[dict[str, Any]], None]
 Groups = dict[str, dict[str, torch.nn.Parameter]]
 _SETTLE_IMAGES = 256
-_OVER = 100.0  # a state within the budget is better than any above it
 
 
 @dataclass
@@ -119,12 +119,10 @@ class Run:
             "stage": stage.kind, "stage_index": index, "timesteps": trainer.snn.timesteps, "epoch": epoch,
             "train_loss": loss, **scores, "train_seconds": seconds, "eval_seconds": time.monotonic() - begin,
         }  # fmt: skip
-        held_out = scores["held_out_loss"]
-        assert held_out is not None
         over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-        score = -held_out - _OVER * over
-        if score > state.best_score:
-            state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), score, epoch
+        found = score(trainer.config.keep, scores, epoch, over)
+        if found > state.best_score:
+            state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row["best"] = state.best_epoch == epoch
         state.history.append(row)
         if not trainer.engine.main:

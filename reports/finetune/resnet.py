@@ -31,6 +31,7 @@ class Row:
         more: further inputs, JPEG.
         train: what trains.
         mixup: alpha of mixing pairs of images.
+        keep: the held-out figure whose best epoch is kept.
     """
 
     start: str
@@ -42,6 +43,7 @@ class Row:
     more: int = 0
     train: tuple[str, ...] = finetune.config.GROUPS
     mixup: float = 0.0
+    keep: str = "loss"
 
 
 ROWS = {
@@ -51,7 +53,7 @@ ROWS = {
     "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
     "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, copies=6, more=25000, mixup=0.2),
     "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2),
-    "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), timesteps=2, copies=6, more=25000, mixup=0.2),
+    "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, copies=6, more=25000, mixup=0.2, keep="agreement"),
     "binary-long": Row("T4-long", ("spiking:2",), delay=0, copies=6, more=25000, mixup=0.2),
     "ternary-long": Row("T4-long", ("spiking:1",), delay=0, spikes="ternary", copies=6, more=25000, mixup=0.2),
     "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
@@ -79,7 +81,7 @@ def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bo
         training = images.training(row.copies, min(more, len(images.further)))
         config = finetune.Config(
             stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
-            train=row.train, mixup=row.mixup,
+            train=row.train, mixup=row.mixup, keep=row.keep,
         )  # fmt: skip
         begin, worked, state = time.monotonic(), time.process_time(), runs / f"state-{name}"
         finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,

@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from speedysnn import finetune
-from speedysnn.errors import TrainingError
+from speedysnn.errors import InputError, TrainingError
+from speedysnn.finetune.keeping import KEEPS, score
 from tests.finetune.test_fit import _config, _data, _network
 from tests.finetune.test_train import _config as _train_config
 from tests.finetune.test_train import _data as _train_data
@@ -157,6 +158,31 @@ def test_patience_ends_a_stage() -> None:
                      "thresholds": 1e-9, "v_init": 1e-9}, patience=2)  # fmt: skip
     result = finetune.fit(_network(), _data()[0], config=config)
     assert len(result.history) < 20
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_the_state_that_is_asked_for_is_kept(keep) -> None:
+    config = _config(epochs_quantized=4, epochs_spiking=0, learning_rates={"weights": 0.05}, keep=keep)
+    x, snn = _data()[0], _network()
+    y = snn.read("analog", x).argmax(1).detach()
+    result = finetune.fit(snn, (x, y), (x[:40], y[:40]), config=config)
+    rows = result.history
+    column = {"loss": -rows.held_out_loss, "agreement": rows.held_out_agreement, "accuracy": rows.held_out_accuracy,
+              "last": rows.epoch}[keep]  # fmt: skip
+    assert column.iloc[result.best_epoch] == column.max()
+    with torch.no_grad():
+        agreement = (snn.read("quantized", x[:40]).argmax(1) == y[:40]).double().mean().item()
+    assert agreement == pytest.approx(rows.held_out_agreement.iloc[result.best_epoch])
+
+
+def test_a_figure_that_is_not_there_keeps_no_state() -> None:
+    with pytest.raises(InputError, match="held-out images have no labels"):
+        finetune.fit(_network(), _data()[0], config=_config(keep="accuracy"))
+    with pytest.raises(InputError, match="keep: expected one of loss, agreement, accuracy, last, got 'best'"):
+        _config(keep="best")
+    scores = {"held_out_loss": 0.5, "held_out_agreement": 0.75, "held_out_accuracy": 0.5}
+    assert score("agreement", scores, 3, 0.0) > score("agreement", {**scores, "held_out_loss": 0.6}, 3, 0.0)
+    assert score("last", scores, 3, 0.1) < score("last", scores, 1, 0.0)
 
 
 def test_a_loss_that_runs_away_stops_with_the_best_state() -> None:

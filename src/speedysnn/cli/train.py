@@ -11,6 +11,7 @@ from speedysnn.cli.common import (
     Data,
     DelayText,
     JsonFile,
+    Keep,
     Limit,
     Model,
     Normalize,
@@ -47,6 +48,7 @@ def command(
     augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
     batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
     stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, as in finetune.")] = None,
+    keep: Keep = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
@@ -69,6 +71,7 @@ def command(
     config = TrainConfig(
         epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
         batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
+        keep=keep,
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, None, num_classes)
