@@ -52,7 +52,7 @@ ROWS = {
     "T2": Row("T4", ("quantized:10",), timesteps=2),
     "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
     "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, copies=6, more=25000, mixup=0.2),
-    "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2),
+    "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2, keep="agreement"),
     "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, copies=6, more=25000, mixup=0.2, keep="agreement"),
     "binary-long": Row("T4-long", ("spiking:2",), delay=0, copies=6, more=25000, mixup=0.2),
     "ternary-long": Row("T4-long", ("spiking:1",), delay=0, spikes="ternary", copies=6, more=25000, mixup=0.2),

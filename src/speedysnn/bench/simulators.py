@@ -1,0 +1,140 @@
+"""The same network run by other simulators: our graph and weights, their neurons with our thresholds.
+
+A peer's own converter would choose other thresholds, or refuse the network; its cost is in its neurons and in how it
+steps, and both are here. Each neuron stands between two scalings, drive / theta and spikes * theta, and starts at
+v_init.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from speedysnn.errors import InputError
+from speedysnn.network import SpikingNetwork
+from speedysnn.operators import OPERATORS
+
+
+class Simulator(nn.Module):
+    """A network's graph with a peer's soft-reset integrate-and-fire neurons.
+
+    Args:
+        snn: binary, look-ahead 0.
+        mode: "s" steps the whole network through time one step after the other; "m" hands all steps to each layer.
+    """
+
+    package = ""
+    time_first = True  # how (time, batch, ...) lie where all steps are handed over
+
+    def __init__(self, snn: SpikingNetwork, mode: str) -> None:
+        super().__init__()
+        if any(n.spikes != "binary" or n.lookahead or n.signed for n in snn.neurons.values()):
+            raise InputError(f"{self.package}: expected binary spikes without look-ahead or negative values")
+        if any(op.op in OPERATORS and OPERATORS[op.op].behaviour == "rate" for op in snn.graph.nodes):
+            raise InputError(f"{self.package}: a max-pool or analog unit acts on single spikes: not the same network")
+        self.snn, self.mode, self.steps = snn, mode, snn.timesteps
+        self.cells = {name: self.cell() for name in snn.neurons}
+        self.begun: set[str] = set()
+
+    def cell(self) -> Any:
+        """A new neuron layer of threshold 1."""
+        raise NotImplementedError
+
+    def fire(self, cell: Any, scaled: Tensor, start: Tensor | None) -> Tensor:
+        """Spikes of one step, or of all; `start` is the membrane to begin with, at the first call only."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean output over T steps, (B, ...)."""
+        self.begun.clear()
+        if self.mode == "m":
+            dim = 0 if self.time_first else 1
+            whole = x.unsqueeze(dim).expand(*x.shape[:dim], self.steps, *x.shape[dim:]).flatten(0, 1)
+            return self._unfold(self._pass(whole)).mean(dim)
+        total = self._pass(x)
+        for _ in range(self.steps - 1):
+            total = total + self._pass(x)
+        return total / self.steps
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        return x.view(*((self.steps, -1) if self.time_first else (-1, self.steps)), *x.shape[1:])
+
+    def _pass(self, x: Tensor) -> Tensor:
+        values: dict[str, Tensor] = {}
+        for node in self.snn.graph.nodes:
+            if node.op == "input":
+                values[node.name] = x
+            elif node.op == "neuron":
+                values[node.name] = self._spikes(node.name, values[node.inputs[0]])
+            else:
+                args = [values[name] for name in node.inputs]
+                values[node.name] = OPERATORS[node.op].run(args, node.attrs, self.snn.tensors(node.name))
+        return values[self.snn.graph.output_names[0]]
+
+    def _spikes(self, name: str, drive: Tensor) -> Tensor:
+        neuron, start = self.snn.neurons[name], None
+        theta = neuron.per_channel(neuron.threshold, drive.ndim)
+        if name not in self.begun:
+            images = drive.shape[0] // (self.steps if self.mode == "m" else 1)
+            start = neuron.per_channel(neuron.v_init, drive.ndim).expand_as(drive[:images]).to(drive).clone()
+            self.begun.add(name)
+        scaled = drive / theta
+        spikes = self.fire(self.cells[name], self._unfold(scaled) if self.mode == "m" else scaled, start)
+        return (spikes.flatten(0, 1) if self.mode == "m" else spikes) * theta
+
+
+class SpikingJelly(Simulator):
+    """IFNode of spikingjelly, with its sigmoid surrogate of slope 4 for training."""
+
+    package = "spikingjelly"
+
+    def cell(self) -> Any:
+        """An IFNode that subtracts its threshold."""
+        from spikingjelly.activation_based import neuron
+
+        return neuron.IFNode(v_threshold=1.0, v_reset=None, step_mode=self.mode)
+
+    def fire(self, cell: Any, scaled: Tensor, start: Tensor | None) -> Tensor:
+        """(T, B, ...) or (B, ...) -> the same."""
+        if start is not None:
+            cell.reset()
+            cell.v = start
+        out: Tensor = cell(scaled)
+        return out
+
+
+class SnnTorch(Simulator):
+    """Leaky of snntorch without a leak, step by step: it has no call for all steps."""
+
+    package = "snntorch"
+
+    def cell(self) -> Any:
+        """[neuron, membrane]."""
+        from snntorch import Leaky
+
+        return [Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract"), None]
+
+    def fire(self, cell: Any, scaled: Tensor, start: Tensor | None) -> Tensor:
+        """(B, ...) -> the same; it subtracts at the next step, which comes to the same spikes."""
+        spikes, cell[1] = cell[0](scaled, cell[1] if start is None else start)
+        out: Tensor = spikes
+        return out
+
+
+class Sinabs(Simulator):
+    """IAF of sinabs with at most one spike a step and no floor; all steps in one call, (batch, time, ...)."""
+
+    package, time_first = "sinabs", False
+
+    def cell(self) -> Any:
+        """An IAF that subtracts its threshold."""
+        from sinabs.activation import SingleSpike
+        from sinabs.layers import IAF
+
+        return IAF(spike_fn=SingleSpike)
+
+    def fire(self, cell: Any, scaled: Tensor, start: Tensor | None) -> Tensor:
+        """(B, T, ...) -> the same."""
+        cell.reset_states()
+        cell.v_mem = start
+        out: Tensor = cell(scaled)
+        return out
