@@ -1,11 +1,12 @@
-"""What speed costs and what it does not: networks beside their own source and beside SpikingJelly, in one run each.
+"""What speed costs and what it does not: networks beside their own source and beside other simulators, in one run each.
 
     python reports/speed/study.py            # about 15 minutes on 2 cores
     python reports/speed/study.py --smoke    # tiny sizes, into --out or a temporary folder
 
 Every row is a public `speedysnn bench` command; contestants run in turn in one process and ratios are taken round by
 round. bench-*.json, speed.csv, speed.png and README.md beside this file are made anew. Peers run where they are
-installed: pip install "speedysnn[bench]".
+installed: pip install "speedysnn[bench]" brings SpikingJelly and snnTorch; sinabs goes to a folder of its own on
+PYTHONPATH (pip install --no-deps --target DIR sinabs==3.1.3 pbr), since it asks for another nir than ours.
 """
 
 import argparse
@@ -113,8 +114,8 @@ def place(machine: dict[str, Any]) -> str:
 TEXT = """# Speed
 
 Made by `python reports/speed/study.py`; seed 0, random weights with fitted batch-norm statistics, float32. Runs were made
-at different times on machines shared with other work, so times compare within a table only; those with torch 2.15.0 are
-older than the convolutions that run event by event (`--fresh` makes all anew). Each table is one command; contestants ran in turn in one process, the ratio is the first row's time over a row's own,
+at different times on machines shared with other work, so times compare within a table only. Each table is one command;
+contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best. Peers run the same graph and weights with their own neurons and our thresholds.
 
