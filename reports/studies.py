@@ -161,7 +161,7 @@ def finetune(folder: Path) -> str:
     """Accuracies of the tuned ResNet-20, and how alike the two gradients of theta are."""
     rows = table(folder, "resnet20.csv")
     parts = []
-    for name, words in (("T4", "all trained, delay 1"), ("thresholds", "thresholds alone, delay 1"),
+    for name, words in (("T4-long", "all trained, delay 1"), ("thresholds", "thresholds alone, delay 1"),
                         ("binary", "all trained, delay 0")):  # fmt: skip
         pair = rows[rows["row"] == name]
         before, after = (one(pair, network=kind) for kind in ("untuned", "tuned"))

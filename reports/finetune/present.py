@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import resnet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#882255")
+STYLES = [(colour, marker) for marker in "o^sD" for colour in COLOURS[:7]]  # a row each
 CAUSES = {"clip": "#D55E00", "round": "#E69F00", "propagated": "#56B4E9", "temporal": "#000000"}
 LABELS = {
     "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T4-long": "T=4, delay 1, mixtures of images",
@@ -32,26 +34,26 @@ def _figure(title: str, size: tuple[float, float] = (7.2, 4.2)) -> tuple[Figure,
 
 def learning(history: pd.DataFrame) -> Figure:
     """Agreement with the source on held-out training images, epoch by epoch."""
-    figure, axes = _figure("Agreement with the source on 466 held-out training images")
-    for (name, rows), colour in zip(history.groupby("row", sort=False), COLOURS, strict=False):
-        axes.plot(rows.epoch, 100 * rows.held_out_agreement, "o-", color=colour, markersize=4, label=LABELS[str(name)])
+    figure, axes = _figure("Agreement with the source on 466 held-out training images", (7.2, 5.6))
+    for (name, rows), (colour, marker) in zip(history.groupby("row", sort=False), STYLES, strict=False):
+        axes.plot(rows.epoch, 100 * rows.held_out_agreement, f"{marker}-", color=colour, markersize=4, label=LABELS[str(name)])
     axes.axhline(100, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="ideal: the source's own answers")
     axes.set_xlabel("epochs of the row's own stage")
     axes.set_xticks(range(0, int(history.epoch.max()) + 1, 2))
     axes.set_ylabel("agreement (%)")
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside lower center")
     return figure
 
 
 def accuracy_against_spikes(rows: pd.DataFrame) -> Figure:
     """Each row before (hollow) and after (filled) tuning."""
-    figure, axes = _figure("ResNet-20 on CIFAR-10, 846 test images: hollow untuned, filled tuned", (7.2, 5.2))
-    for (name, pair), colour in zip(rows.groupby("row", sort=False), COLOURS, strict=False):
+    figure, axes = _figure("ResNet-20 on CIFAR-10, 846 test images: hollow untuned, filled tuned", (7.2, 6.0))
+    for (name, pair), (colour, marker) in zip(rows.groupby("row", sort=False), STYLES, strict=False):
         before, after = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
         axes.plot([before.spikes_per_neuron, after.spikes_per_neuron], [100 * before.accuracy, 100 * after.accuracy],
                   "-", color=colour, linewidth=1)  # fmt: skip
-        axes.plot(before.spikes_per_neuron, 100 * before.accuracy, "o", color=colour, markerfacecolor="white")
-        axes.plot(after.spikes_per_neuron, 100 * after.accuracy, "o", color=colour, label=LABELS[str(name)])
+        axes.plot(before.spikes_per_neuron, 100 * before.accuracy, marker, color=colour, markerfacecolor="white")
+        axes.plot(after.spikes_per_neuron, 100 * after.accuracy, marker, color=colour, label=LABELS[str(name)])
     ideal = 100 * rows.analog_accuracy.iloc[0]
     axes.axhline(ideal, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=f"ideal: source network, {ideal:.1f} %")
     axes.set_xlabel("spikes per neuron and image")
@@ -103,12 +105,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def rows_table(rows: pd.DataFrame) -> str:
     """One line a tuned network."""
-    lines = [["row", "stages of its own", "minutes", "latency", "before %", "after %", "agreement %", "spikes/neuron",
+    lines = [["row", "goes on from", "stages of its own", "minutes", "CPU minutes", "latency", "before %", "after %", "agreement %", "spikes/neuron",
               "mean SQNR dB before", "after", "temporal share before", "after"]]  # fmt: skip
     for name, pair in rows.groupby("row", sort=False):
         old, new = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
         lines.append([
-            LABELS[str(name)], new.stages, f"{new.seconds / 60:.0f}", f"{new.latency:.0f}", f"{100 * old.accuracy:.1f}",
+            LABELS[str(name)], LABELS.get(resnet.ROWS[str(name)].start, "untuned"), new.stages, f"{new.seconds / 60:.0f}",
+            "" if pd.isna(new.cpu_seconds) else f"{new.cpu_seconds / 60:.0f}", f"{new.latency:.0f}", f"{100 * old.accuracy:.1f}",
             f"{100 * new.accuracy:.1f}", f"{100 * new.agreement:.1f}", f"{new.spikes_per_neuron:.2f}",
             f"{old.sqnr_mean_db:.1f}", f"{new.sqnr_mean_db:.1f}", f"{old.temporal:.2f}", f"{new.temporal:.2f}",
         ])  # fmt: skip
@@ -167,17 +170,19 @@ def fashion_table(frame: pd.DataFrame) -> str:
 
 
 def stall(rows: pd.DataFrame, history: pd.DataFrame) -> str:
-    """Where T = 4, delay 1 stops short of the source, from its own figures."""
-    found = rows[(rows.row == "T4") & (rows.network == "tuned")]
-    if found.empty:
-        return ""
-    row, seen = found.iloc[0], history[(history.row == "T4") & history.best.astype(bool)].held_out_agreement.iloc[-1]
-    return (
-        f"Where it stalls: at T=4, delay 1 the layers' own error after tuning is clipping ({row['clip']:.2f} of the squared "
-        f"error, rounding {row['round']:.2f}, timing {row.temporal:.2f}); the rest ({row.propagated:.2f}) comes in from\n"
-        f"earlier layers. Agreement with the source is {100 * seen:.1f} % on held-out training images and "
-        f"{100 * row.agreement:.1f} % on test images.\n"
-    )
+    """Where T = 4, delay 1 stops short of the source, from its own figures: without and with mixtures of images."""
+    parts = []
+    for name in ("T4", "T4-long"):
+        found = rows[(rows.row == name) & (rows.network == "tuned")]
+        if found.empty:
+            continue
+        row, seen = found.iloc[0], history[(history.row == name) & history.best.astype(bool)].held_out_agreement.iloc[-1]
+        parts.append(
+            f"{LABELS[name]}: of the layers' squared error clipping is {row['clip']:.2f}, rounding {row['round']:.2f}, timing\n"
+            f"{row.temporal:.2f}, the rest ({row.propagated:.2f}) comes in from earlier layers; agreement with the source is "
+            f"{100 * seen:.1f} % on held-out\ntraining images and {100 * row.agreement:.1f} % on test images."
+        )
+    return "Where it stalls. " + " ".join(parts) + "\n" if parts else ""
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -219,9 +224,10 @@ RESNET = """## The published ResNet-20, no labels
 Source network {ann} % on the 846 lossless test images (standard error about 1 point). The teacher is the source's analog
 reading; training images are the lossless subset (4,194 of them) and, for the first row, two copies of it and 49,534 JPEG
 images as further inputs; 466 lossless images are held out, with their JPEG versions. Loss: KL to the teacher and 5 x layer
-matching, flip and crop; "mixtures" starts from the untuned network, takes six copies of the lossless images and 25,000
-JPEG ones an epoch and mixes pairs (alpha 0.2). "T=4, delay 1" goes on from the first row, and T=2, T=8 and delay 0 from that; minutes are those
-of a row's own stages. "Before" is the untuned network at the same setting.
+matching, flip and crop; "mixtures" takes six copies of the lossless images and 25,000 JPEG ones an epoch (at delay 0: two
+copies alone) and mixes pairs (alpha 0.2). Minutes are those of a row's own stages. "Before" is the untuned network at the
+same setting. Rows that say "another epoch" or "more epochs" and those at delay 0 from mixtures keep the epoch of most
+agreement on held-out images, all others that of least loss.
 
 {table}
 
