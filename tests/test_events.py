@@ -121,9 +121,10 @@ def test_a_network_says_the_same_both_ways(monkeypatch):
 
 
 @given(
-    channels=st.integers(1, 20), outputs=st.sampled_from([8, 16, 64, 96]),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), size=st.tuples(st.integers(4, 17), st.integers(4, 17)),
-    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 99), data=st.data(),
+    channels=st.integers(1, 20), outputs=st.sampled_from([8, 96]),  # each pair with a width is compiled once
+    kernel=st.tuples(st.integers(1, 4), st.sampled_from([1, 3, 4])),
+    size=st.tuples(st.integers(4, 17), st.integers(4, 17)), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 99), data=st.data(),
 )  # fmt: skip
 def test_gradient_of_the_weights_equals_torchs(channels, outputs, kernel, size, share, seed, data):
     padding = tuple(data.draw(st.integers(0, k - 1)) for k in kernel)
