@@ -182,7 +182,8 @@ def trust(folder: Path) -> str:
         rows = table(folder, f"{file}.csv")
         parts.append(f"{rows.cases.min():.0f} inputs {words} for each of {len(rows)} targets: {rows.failed.sum():.0f} failures")
     rows = table(folder, "kills.csv")
-    parts.append(f"{rows.rounds.min():.0f} kills of each of {len(rows)} commands: {rows.faults.sum():.0f} losses")
+    parts.append(f"{len(rows)} commands at {rows.rounds.min():.0f} random moments each, {rows.killed.sum():.0f} killed in time "
+                 f"and {rows.at_writes.sum():.0f} more at their writes: {rows.faults.sum():.0f} losses")  # fmt: skip
     return "; ".join(parts)
 
 
