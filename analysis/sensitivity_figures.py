@@ -80,6 +80,9 @@ def ranking(found: "Sensitivity") -> Figure:
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")
     most = f"best {len(rows)} of {len(found.gains)}" if len(rows) < len(found.gains) else f"all {len(rows)}"
+    again = int((rows["screened_db"] != rows["gain_db"]).sum())
+    if again:
+        axes.axhline(again - 0.5, color="black", linestyle=":", linewidth=1, label="above: again on other images")
     axes.set_title(f"What one change would gain ({most})", loc="left")
     _legend(figure, axes)
     return figure
