@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speedysnn.data import iter_batches
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.histogram import ActivationHistogram
+from speedysnn.histogram import ActivationHistogram, count
 from speedysnn.network import Calibration, SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.progress import track
@@ -36,14 +36,17 @@ def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progr
     @any_order
     def observe(tap: Tap) -> None:
         dim = None if granularity == "layer" or tap.output.ndim < 2 else tap.neuron.channel_dim
-        own = ActivationHistogram(rows_in(tap.output, dim, tap.neuron.signed))
         try:
-            own.add(tap.output, dim, tap.neuron.signed)
+            found = count(tap.output, dim, tap.neuron.signed)
+            with lock:  # counting takes long, adding counts does not
+                if not histograms[tap.name].channels:
+                    histograms[tap.name] = ActivationHistogram(rows_in(tap.output, dim, tap.neuron.signed))
+                if found is None:
+                    histograms[tap.name].add(tap.output, dim, tap.neuron.signed)
+                else:
+                    histograms[tap.name].take(found)
         except DataError as err:
             raise DataError(f"layer {tap.name!r}: {err}") from None
-        with lock:
-            before = histograms[tap.name]
-            histograms[tap.name] = before.plus(own) if before.channels else own
 
     images, device = 0, _device(snn)
     with torch.no_grad(), snn.reading("analog"):

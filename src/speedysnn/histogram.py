@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import DataError
-from speedysnn.kernels.counting import SHIFT, counted
+from speedysnn.kernels.counting import SHIFT, Counted, counted
 
 SUB_BITS = 4
 _NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
@@ -76,13 +76,15 @@ class ActivationHistogram:
         Raises:
             DataError: NaN or infinity among them.
         """
-        found = counted(x, channel_dim, signed, BINS + 2**SUB_BITS)
+        found = count(x, channel_dim, signed)
         if found is None:
             values = x.reshape(1, -1) if channel_dim is None or x.ndim < 2 else x.movedim(channel_dim, 0).flatten(1)
             self.update(torch.cat([values, -values]) if signed else values)
-            return
-        if bool(found.largest.isnan().any()):
-            raise DataError(_NOT_FINITE)
+        else:
+            self.take(found)
+
+    def take(self, found: Counted) -> None:
+        """Add what `count` found."""
         self.zeros += found.zeros
         self.maximum = torch.maximum(self.maximum, found.largest)
         self._raise_top(torch.where(found.largest > 0, self._window_top(found.largest), self.top))
@@ -185,3 +187,15 @@ class ActivationHistogram:
         except (KeyError, IndexError) as err:
             raise DataError(f"histogram: incomplete ({err})") from None
         return out
+
+
+def count(x: Tensor, channel_dim: int | None, signed: bool = False) -> Counted | None:
+    """What `ActivationHistogram.take` adds for these activations; None where they are not counted as they lie.
+
+    Raises:
+        DataError: NaN or infinity among them.
+    """
+    found = counted(x, channel_dim, signed, BINS + 2**SUB_BITS)
+    if found is not None and bool(found.largest.isnan().any()):
+        raise DataError(_NOT_FINITE)
+    return found

@@ -38,6 +38,7 @@ def _run(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedP
 
 def _one_of_two(out: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # what the forking process had set up for itself
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or accelerate warns that it sets it
     tune_job.main([out])
 
 
