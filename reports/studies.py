@@ -240,7 +240,7 @@ From the project's root, with the package installed (`pip install -e ".[test,ben
 ```
 python -m reports list                     # names, questions, minutes
 python -m reports run peers                # makes a study again, in its folder
-python -m reports run peers --smoke        # the same path on a few images, in a temporary folder, under a minute
+python -m reports run peers --smoke        # the same path on a few images, in a temporary folder, one to four minutes
 python -m reports run noise --data DIR     # DIR holds cifar10-subset.npz and resnet20-12fca82f.th
 ```
 
