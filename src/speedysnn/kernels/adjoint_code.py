@@ -25,28 +25,11 @@ class _Adjoint(Neurons):
         row = self.b.add(self.b.mul(t, self.number(2 * AT_ONCE)), self.number(what * AT_ONCE))
         return [self.b.add(row, k) for k in self.ahead]
 
-    def forward(self, totals: list[Any], own: list[Any], origin: list[Any]) -> list[Any]:
-        """All steps, membranes and counts noted; the counts after the last."""
-        b, before = self.b, self.b.block
-        firing, further, after = self.blocks("firing", "further", "after")
-        b.branch(firing)
-        b.position_at_end(firing)
-        (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
-        counts = self.phis(self.reals, [self.zero] * VECTORS, before)
-        factor, reached = self.everywhere(self.at(self.factors, t), self.reals), []
-        places = list(zip(self.note(t, 0), self.note(t, 1), strict=True))
-        for n, (membrane, count) in enumerate(places):
-            level, _, new = self.step(sums[n], factor, own[n], origin[n], counts[n])
-            self.store(b.fsub(level, counts[n]), self.notes, membrane)
-            self.store(counts[n], self.notes, count)
-            reached.append(new)
-        later = b.add(t, self.number(1))
-        b.cbranch(b.icmp_signed("<", later, self.steps), further, after)
-        b.position_at_end(further)
-        self.close([t, *sums, *counts], [later, *self.seen_next(t, sums), *reached], further)
-        b.branch(firing)
-        b.position_at_end(after)
-        return reached
+    def note_down(self, t: Any, counts: list[Any], fired: list[Any]) -> None:
+        """Note a step's membranes and the counts before it."""
+        for count, (level, *_), membrane, place in zip(counts, fired, self.note(t, 0), self.note(t, 1), strict=True):
+            self.store(self.b.fsub(level, count), self.notes, membrane)
+            self.store(count, self.notes, place)
 
     def back(self, i: Any, reached: list[Any], own: list[Any], origin: list[Any]) -> tuple[list[Any], ...]:
         """All steps in reverse; (summed gradient of the drive, theta's, v_init's)."""
@@ -96,11 +79,6 @@ class _Adjoint(Neurons):
         return (b.fsub(later, b.fmul(scaled, self.keep)), b.fadd(summed, b.fmul(to_membrane, factor)),
                 b.fadd(to_theta, own), b.fadd(to_start, scaled))  # fmt: skip
 
-    def write(self, values: list[Any], t: Any) -> None:
-        """A step's gradient of the drive."""
-        for value, place in zip(values, self.ahead, strict=True):
-            self.store(value, self.out, self.b.add(self.b.add(self.at_group, self.b.mul(t, self.neurons)), place))
-
     def write_first(self, values: list[Any]) -> None:
         """The rows that the first step saw."""
         b, before = self.b, self.b.block
@@ -120,7 +98,7 @@ def _adjoint(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w = _Adjoint(context, builder, signature.args, args)
 
     def work(i: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
-        summed, to_theta, to_start = w.back(i, w.forward(totals, own, origin), own, origin)
+        summed, to_theta, to_start = w.back(i, w.steps_of(totals, own, origin, w.note_down), own, origin)
         w.write_first(summed)
         for array, values in ((19, to_theta), (20, to_start)):
             for value, place in zip(values, w.ahead, strict=True):

@@ -46,6 +46,20 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return n
 
 
+def _add_event(
+    w: Writer, event: tuple[Any, Any], sums: list[Any], value: Any, rows: Any, places: list[Any], done: Any
+) -> list[Any]:
+    """End the block of one event (its number, the end of the run): the sums with value * rows[places] added."""
+    b, (i, end), block, added = w.b, event, w.b.block, []
+    for total, place in zip(sums, places, strict=True):  # "contract": rounded once where the processor can
+        product = b.fmul(value, w.vector(rows, place, w.reals), flags=("contract",))
+        added.append(b.fadd(total, product, flags=("contract",)))
+    later = b.add(i, w.number(1))
+    w.close([i, *sums], [later, *added], block)
+    b.cbranch(b.icmp_signed("<", later, end), block, done)
+    return added
+
+
 def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Sums over several runs of events: sum += value * row of weights; all sums stay in registers."""
     w = Writer(context, builder, signature.args, args)
@@ -67,13 +81,7 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     (i,), running = w.phis(w.index, [low], begin), w.phis(w.reals, held, begin)
     column = builder.sext(w.at(columns, i), w.index)
     value, place = w.everywhere(w.at(where, column), w.reals), builder.add(builder.mul(column, width), row)
-    added = []
-    for total, k in zip(running, ahead, strict=True):  # "contract": rounded once where the processor can
-        product = builder.fmul(value, w.vector(weights, builder.add(place, k), w.reals), flags=("contract",))
-        added.append(builder.fadd(total, product, flags=("contract",)))
-    later = builder.add(i, w.number(1))
-    w.close([i, *running], [later, *added], event)
-    builder.cbranch(builder.icmp_signed("<", later, high), event, following)
+    added = _add_event(w, (i, high), running, value, weights, [builder.add(place, k) for k in ahead], following)
     builder.position_at_end(following)
     joined = w.phis(w.reals, held, begin)
     w.close(joined, added, event)
@@ -101,13 +109,8 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     (i,), running = w.phis(w.index, [begin], before), w.phis(w.reals, held, before)
     place = b.sext(w.at(places, i), w.index)
     value = w.everywhere(w.at(values, b.add(origin, place)), w.reals)
-    at, added = b.add(b.mul(place, apart), shift), []
-    for total, k in zip(running, ahead, strict=True):
-        product = b.fmul(value, w.vector(grads, b.add(at, k), w.reals), flags=("contract",))
-        added.append(b.fadd(total, product, flags=("contract",)))
-    later = b.add(i, w.number(1))
-    w.close([i, *running], [later, *added], event)
-    b.cbranch(b.icmp_signed("<", later, end), event, done)
+    at = b.add(b.mul(place, apart), shift)
+    added = _add_event(w, (i, end), running, value, grads, [b.add(at, k) for k in ahead], done)
     b.position_at_end(done)
     totals = w.phis(w.reals, held, before)
     w.close(totals, added, event)

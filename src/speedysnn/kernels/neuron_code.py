@@ -44,24 +44,34 @@ class Neurons(Writer):
         """The group's inputs of one step."""
         return self.load(self.x, self.b.add(self.at_group, self.b.mul(t, self.neurons)))
 
-    def steps_of(self, totals: list[Any], own: list[Any], origin: list[Any], after: Any) -> None:
-        """The loop over the steps: fire, write, add the row that comes into sight."""
+    def steps_of(
+        self, totals: list[Any], own: list[Any], origin: list[Any], keep: Callable[[Any, list[Any], list[Any]], None]
+    ) -> list[Any]:
+        """The loop over the steps: fire, keep(t, counts before, what `step` gave), add the row that comes next.
+
+        Returns the counts after the last step.
+        """
         b, before = self.b, self.b.block
-        firing, further = self.blocks("firing", "further")
+        firing, further, after = self.blocks("firing", "further", "after")
         b.branch(firing)
         b.position_at_end(firing)
         (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
         counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * LANES)] * VECTORS, before)
-        factor, reached = self.everywhere(self.at(self.factors, t), self.reals), []
-        for n, place in enumerate(self.ahead):
-            _, spikes, count = self.step(sums[n], factor, own[n], origin[n], counts[n])
-            self.store(b.fmul(spikes, own[n]), self.out, b.add(b.add(self.at_group, b.mul(t, self.neurons)), place))
-            reached.append(count)
-        later = b.add(t, self.number(1))
+        factor = self.everywhere(self.at(self.factors, t), self.reals)
+        fired = [self.step(sums[n], factor, own[n], origin[n], counts[n]) for n in range(VECTORS)]
+        keep(t, counts, fired)
+        reached, later = [count for *_, count in fired], b.add(t, self.number(1))
         b.cbranch(b.icmp_signed("<", later, self.steps), further, after)
         b.position_at_end(further)
         self.close([t, *sums, *counts], [later, *self.seen_next(t, sums), *reached], further)
         b.branch(firing)
+        b.position_at_end(after)
+        return reached
+
+    def write(self, values: list[Any], t: Any) -> None:
+        """The group's part of row t of the result."""
+        for value, place in zip(values, self.ahead, strict=True):
+            self.store(value, self.out, self.b.add(self.b.add(self.at_group, self.b.mul(t, self.neurons)), place))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
         """The sums with the next row, where there is one."""
@@ -85,7 +95,6 @@ class Neurons(Writer):
             back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
             spikes = b.fsub(spikes, b.select(back, one, zero))
         return level, spikes, b.fadd(count, spikes)
-
 
     def groups(self, work: Callable[[Any, list[Any], list[Any], list[Any]], None]) -> None:
         """The loop over groups of neurons; what the first step sees is summed up before `work` takes its steps."""
@@ -118,9 +127,10 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w = Neurons(context, builder, signature.args, args)
 
     def work(_: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
-        (after,) = w.blocks("after")
-        w.steps_of(totals, own, origin, after)
-        builder.position_at_end(after)
+        def keep(t: Any, _: list[Any], fired: list[Any]) -> None:
+            w.write([builder.fmul(spikes, theta) for (_, spikes, _), theta in zip(fired, own, strict=True)], t)
+
+        w.steps_of(totals, own, origin, keep)
 
     w.groups(work)
     return context.get_dummy_value()
