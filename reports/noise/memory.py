@@ -17,20 +17,14 @@ import pandas as pd
 import torch
 
 from speedysnn import analysis, convert
-from speedysnn.analysis.handing_back import hand_back
+from speedysnn.bench.peak import peak_bytes
 from speedysnn.cli import allocator
 from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
 ROWS = (("noise", 200, 1, "library"), ("noise", 300, 1, "library"), ("noise", 400, 2, "library"),
         ("noise", 200, 1, "command"), ("sensitivity", 200, 1, "library"))  # fmt: skip
-IMAGES, MIB = 4, 1024
-
-
-def resident(key: str) -> float:
-    """MiB of this process, now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / MIB
+IMAGES, MIB = 4, 1024  # the first image's own limit
 
 
 def row(what: str, limit: int, threads: int, setting: str) -> None:
@@ -51,11 +45,10 @@ def row(what: str, limit: int, threads: int, setting: str) -> None:
         return float(found.memory.predicted_mib)
 
     call(images[:1], MIB)
-    hand_back()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
-    predicted = call(images, limit)
-    print(f"{what},{limit},{threads},{setting},{IMAGES},{predicted:.0f},{resident('VmHWM') - before:.0f},{torch.__version__}")
+    predicted: list[float] = []
+    grown = peak_bytes(lambda: predicted.append(call(images, limit)))
+    assert grown is not None
+    print(f"{what},{limit},{threads},{setting},{IMAGES},{predicted[0]:.0f},{grown / 2**20:.0f},{torch.__version__}")
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from torch import nn
 
 import speedysnn
 from speedysnn.cli import main
-
-OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
+from tests.test_programs import OLD
 
 
 @pytest.fixture

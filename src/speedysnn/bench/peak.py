@@ -1,10 +1,10 @@
 """Peak memory of a call: the process's high-water mark, reset before it."""
 
-import ctypes
-import ctypes.util
 import gc
 from collections.abc import Callable
 from pathlib import Path
+
+from speedysnn.analysis.handing_back import hand_back
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -15,7 +15,7 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
     What earlier calls freed is given back to the system first, so that it does not hide what this one takes.
     """
     gc.collect()
-    _give_back()
+    hand_back()
     try:
         _CLEAR.write_text("5", encoding="ascii")
         before = _field("VmRSS")
@@ -23,13 +23,6 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
         return None
     call()
     return _field("VmHWM") - before
-
-
-def _give_back() -> None:
-    name = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(name), "malloc_trim", None) if name is not None else None
-    if trim is not None:
-        trim(0)
 
 
 def _field(name: str) -> int:
