@@ -1,7 +1,7 @@
-"""Batch-norm while a network trains: statistics of the batch over all steps, running ones kept beside them."""
+"""Batch-norm while a network trains: statistics of the whole batch and all its steps, running ones kept beside."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,36 +10,43 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speedysnn.calls import accept
-from speedysnn.executor import Execution, Value
+from speedysnn.executor import Execution
 from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Reading
+from speedysnn.operators import Operator
 
 MOMENTUM = 0.1
 
 
 class TrainingExecution(Execution):
-    """A pass in which batch-norm takes its statistics over (T*B, ...) and updates the network's running ones.
+    """A pass in which batch-norm takes its statistics over all images and steps and updates the running ones.
 
     The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
     """
 
-    def _node(self, node: Node, args: list[Value]) -> Value:
+    def _affine(
+        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
+    ) -> Tensor:
         if node.op != "batch_norm":
-            return super()._node(node, args)
-        own = self.tensors(node.name)
-        out = F.batch_norm(
-            args[0].tensor, own["mean"], own["var"], own.get("weight"), own.get("bias"), True, MOMENTUM,
+            return super()._affine(operator, node, args, tensors, sparse)
+        return F.batch_norm(
+            args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
             node.attrs["eps"],
         )  # fmt: skip
-        return Value(out, args[0].dynamic)
 
 
-def run_training(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> Any:
-    """The spiking reading's output, mean over T, of a whole batch with batch statistics."""
+def run_training(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking") -> Any:
+    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
     run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps)
-    values = run.spiking([accept(snn, x, i) for i, x in enumerate(inputs)], per_step=False)
-    return map_outputs(snn.graph.outputs, {name: run.mean(values[name]) for name in snn.graph.output_names})
+    ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
+    if reading == "spiking":
+        values = run.spiking(ready, per_step=False)
+        outputs = {name: run.mean(values[name]) for name in snn.graph.output_names}
+    else:
+        outputs = run.static([run.mean(value) for value in ready], reading)
+    return map_outputs(snn.graph.outputs, outputs)
 
 
 def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:

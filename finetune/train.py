@@ -30,7 +30,9 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Settings of `finetune.train`: those of `Config`, with one stage, on spikes, towards labels.
+    """Settings of `finetune.train`: those of `Config`, towards labels.
+
+    Stages are spiking (through time) or quantized (the same levels in one pass, T times cheaper; timing is not seen).
 
     Attributes:
         optimizer: "adamw", or "sgd" with momentum 0.9.
@@ -46,12 +48,12 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         """Refuse what could not train."""
         super().__post_init__()
-        others = any(stage.kind != "spiking" for stage in self.plan)
+        others = any(stage.kind == "blockwise" for stage in self.plan)
         extra = self.match or self.mixup or self.membrane or self.budget
         if others or self.objective != "labels" or extra:
             raise InputError(
-                "train: expected spiking stages alone, objective 'labels' and neither match, mixup, membrane nor a "
-                "budget; for those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages, objective 'labels' and neither match, mixup, membrane "
+                "nor a budget; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -80,13 +82,13 @@ class _Classes(Trainer):
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """The whole batch in one piece, through time."""
+        """The whole batch in one piece."""
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             for parameter in chosen:
                 parameter.grad = None
             with self.engine.autocast(self.device):
-                ours = logits(run_training(self.snn, inputs))
+                ours = logits(run_training(self.snn, inputs, place.stage.reading))
             loss = cross_entropy(ours.float(), self.target(batch, inputs), 1.0)
             torch.autograd.backward(loss)
             return loss.detach()
@@ -109,11 +111,11 @@ def train(
     progress: bool = False,
     on_epoch: Report | None = None,
 ) -> tuple[SpikingNetwork, Result]:
-    """Train an untrained network as a spiking one from its first step, in the spiking reading through time.
+    """Train an untrained network as a spiking one from its first step, through time or, in stages, by its levels.
 
     Batch-norm trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one
-    process) and keeps running ones for evaluation; at the end it is folded. Dropout does not act. The epoch with the
-    lowest held-out loss is kept.
+    process) and keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.keep` says
+    which epoch counts, by default that of the lowest held-out loss.
 
     Args:
         ann: the network, in any mode; it is left as it is.

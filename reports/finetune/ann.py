@@ -12,7 +12,8 @@ from torch import nn
 from speedysnn.data import load
 from speedysnn.finetune.augment import AUGMENTATIONS
 
-EPOCHS, BATCH, RATE = 10, 64, 3e-3
+EPOCHS = {"vgg": 16, "resnet": 10}
+BATCH, RATE = 64, 3e-3
 
 
 def images(split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +40,7 @@ def accuracy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
         return float((torch.cat([net(part).argmax(1) for part in x.split(100)]) == y).float().mean())
 
 
-def source(name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
+def source(name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int, seed: int = 0) -> nn.Module:
     """The trained network; read from `runs` where it was trained before."""
     torch.manual_seed(seed)
     net, path = getattr(networks, name)(), runs / f"ann-{name}.safetensors"

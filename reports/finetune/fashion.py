@@ -3,6 +3,7 @@
 import copy
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,35 @@ from speedysnn import analysis, convert, finetune
 from speedysnn.finetune import Stage
 from speedysnn.network import SpikingNetwork
 
-# row -> (row it goes on from, T, look-ahead, stages, most spikes a neuron and image, images)
-TUNED = {
-    "T4": ("", 4, 1, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500),
-    "T2": ("T4", 2, 1, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500),
-    "T4+": ("T4", 4, 1, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, 55_000),
-    "T2+": ("T2", 2, 1, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.33, 55_000),
-}
-SCRATCH = ("spiking:3,T=1", "spiking:2")
+
+@dataclass(frozen=True)
+class Row:
+    """How a source network is tuned: all training images, pairs mixed, no labels; the most accurate held-out epoch.
+
+    Attributes:
+        start: the row it goes on from.
+        timesteps: T.
+        stages: what runs.
+        budget: most spikes a neuron and image.
+    """
+
+    start: str
+    timesteps: int
+    stages: tuple[str, ...]
+    budget: float
 
 
-def run(out: Path, runs: Path, smoke: bool, save: Any) -> None:
-    """All rows of both networks; `save(path, rows, name)` keeps them."""
+TUNED = {"T4": Row("", 4, ("quantized:6",), 0.45), "T2": Row("T4", 2, ("quantized:8",), 0.33)}
+SCRATCH = ("quantized:10", "spiking:1,rate=0.1")
+
+
+def run(out: Path, runs: Path, smoke: bool, save: Any, only: tuple[str, ...] = ("vgg", "resnet")) -> None:
+    """All rows of the networks; `save(path, rows, name)` keeps them."""
     data = ann.parts()
     if smoke:
         data = {key: x[:128] for key, x in data.items()}
-    for name in ("vgg", "resnet"):
-        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS)
+    for name in only:
+        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
         base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
         for row in TUNED:
             save(out / "fashion.csv", _with(base, _tuned(name, row, source, data, runs, smoke)), f"{name} {row}")
@@ -48,26 +61,27 @@ def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
-    start, steps, delay, stages, budget, images = TUNED[row]
+    how = TUNED[row]
+    start, steps, stages = how.start, how.timesteps, how.stages
     path, state = runs / f"{name}-{row}.snn", runs / f"state-{name}-{row}"
     seconds = runs / f"{name}-{row}.seconds"
-    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=steps, delay=delay)
+    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=steps, delay=1)
     if not (path / "network.json").is_file():
         snn = speedysnn.load(runs / f"{name}-{start}.snn") if start else copy.deepcopy(untuned)
         finetune.stages.carry_thresholds(snn, snn.timesteps, steps)
         snn.timesteps = steps
         config = finetune.Config(
             stages=tuple(map(Stage.parse, stages[:1] if smoke else stages)), match=1.0, augment="flip-crop",
-            budget=budget,
+            budget=how.budget, mixup=0.2, keep="accuracy",
         )  # fmt: skip
         begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
-        finetune.fit(snn, TensorDataset(data["x"][:images]), _held(data), teacher=untuned, config=config,
+        finetune.fit(snn, TensorDataset(data["x"]), _held(data), teacher=untuned, config=config,
                      folder=state, resume=resume, progress=True, on_epoch=_say)  # fmt: skip
         seconds.write_text(_seconds(begin, resume))
         speedysnn.save(snn, path, overwrite=True)
     snn = speedysnn.load(path)
-    about = {"row": f"{name} {row}", "budget": budget, "images": images,
-             "stages": " ".join(stages), "seconds": float(seconds.read_text())}
+    about = {"row": f"{name} {row}", "budget": how.budget, "images": len(data["x"]), "stages": " ".join(stages),
+             "seconds": float(seconds.read_text())}
     both = (("untuned", untuned), ("tuned", snn))
     return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]
 
@@ -80,7 +94,7 @@ def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dic
         torch.manual_seed(0)
         config = finetune.TrainConfig(
             stages=tuple(map(Stage.parse, stages)), augment="flip-crop", batch_size=64, weight_decay=0.02,
-            learning_rates={"weights": 3e-3, "biases": 3e-3},
+            learning_rates={"weights": 3e-3, "biases": 3e-3}, keep="accuracy",
         )  # fmt: skip
         begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
         snn, _ = finetune.train(

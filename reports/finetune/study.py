@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--rows", help="rows of resnet20, with commas between; all by default")
+    parser.add_argument("--networks", default="vgg,resnet", help="networks of fashion, with a comma between")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     if "fashion" in parts:
         import fashion
 
-        fashion.run(out, runs, options.smoke, keep)
+        fashion.run(out, runs, options.smoke, keep, tuple(options.networks.split(",")))
     if {"gradients", "resnet20"} & set(parts):
         if not (options.data / "cifar10-subset.npz").is_file():
             sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give the folder with --data")

@@ -11,6 +11,7 @@ from speedysnn.data import load
 from speedysnn.errors import InputError
 from speedysnn.finetune import norm
 from speedysnn.finetune.train import _start
+from speedysnn.neurons import Reading
 
 
 def _net(seed: int = 0) -> nn.Module:
@@ -52,7 +53,17 @@ def test_folding_changes_no_output() -> None:
     assert not any(node.op == "batch_norm" for node in plain.graph.nodes)
 
 
-def test_statistics_are_those_of_the_whole_batch_over_time() -> None:
+def test_digits_are_learnt_from_their_levels_in_one_pass_and_then_through_time() -> None:
+    stages = (finetune.Stage("quantized", 2), finetune.Stage("spiking", 1, rate=0.3))
+    config = _config(stages=stages, learning_rates={"weights": 5e-3, "biases": 5e-3})
+    snn, result = finetune.train(_net(), load("digits", "train"), 4, config=config, delay=1)
+    assert result.history.query("epoch > 0").stage.tolist() == ["quantized", "quantized", "spiking"]
+    assert result.history.held_out_accuracy.iloc[-1] > 0.85
+    assert not any(node.op == "batch_norm" for node in snn.graph.nodes)
+
+
+@pytest.mark.parametrize("reading", ["spiking", "quantized"])
+def test_statistics_are_those_of_the_whole_batch_over_time(reading: Reading) -> None:
     snn = _start(_net(), torch.utils.data.TensorDataset(*_data()), 4, _config())
     name = next(node.name for node in snn.graph.nodes if node.op == "batch_norm")
     before, x = snn.tensors(name)["mean"].clone(), _data()[0] + 1
@@ -60,7 +71,7 @@ def test_statistics_are_those_of_the_whole_batch_over_time() -> None:
     own = snn.tensors(conv)
     drive = torch.nn.functional.conv2d(x, own["weight"], own["bias"], padding=1).mean((0, 2, 3))
     with torch.no_grad():
-        norm.run_training(snn, [x])
+        norm.run_training(snn, [x], reading)
     torch.testing.assert_close(snn.tensors(name)["mean"], 0.9 * before + 0.1 * drive, rtol=1e-4, atol=1e-5)
 
 
@@ -78,6 +89,8 @@ def test_the_users_model_is_left_alone_and_a_seed_repeats() -> None:
 def test_sgd_trains_and_mistakes_are_named() -> None:
     _, result = finetune.train(_net(), _data(101), 2, config=_config(optimizer="sgd", holdout=0.2))
     assert len(result.history) == 3
+    with pytest.raises(InputError, match="quantized or spiking stages"):
+        _config(stages=(finetune.Stage("blockwise", 1),))
     with pytest.raises(InputError, match="optimizer"):
         _config(optimizer="magic")
     x, y = _data()

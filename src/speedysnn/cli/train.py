@@ -47,7 +47,7 @@ def command(
     weight_decay: Annotated[float, typer.Option(help="Of the weights only.")] = 0.0,
     augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
     batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
-    stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, as in finetune.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, quantized or spiking.")] = None,
     keep: Keep = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
