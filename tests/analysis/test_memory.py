@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +11,6 @@ from torch import nn
 from speedysnn.analysis import NoiseSums, measure_noise
 from speedysnn.analysis.budget import LEAST, planned
 from speedysnn.analysis.memory import MIB, places
-from speedysnn.analysis.processes import gathered, require_alike
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
 from speedysnn.neurons import IFNeuron
@@ -179,14 +177,3 @@ def test_places_are_drawn_without_repeats(neurons, read, seed, place):
     assert drawn.min() >= 0
     assert drawn.max() < neurons
     assert torch.equal(drawn, places(neurons, read, (seed, place)))
-
-
-def test_states_travel_whole_and_empty(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        require_alike(["a", "b"])
-        states = list(gathered({"x": torch.arange(3)}))
-        assert [state["x"].tolist() for state in states] == [[0, 1, 2]]
-        assert list(gathered({})) == [{}]
-    finally:
-        dist.destroy_process_group()

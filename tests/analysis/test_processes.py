@@ -1,6 +1,7 @@
 """Sums of several processes give the report of one."""
 
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.multiprocessing import start_processes
 
 from speedysnn import analysis
 from speedysnn.analysis import NoiseSums, measure_noise
+from speedysnn.analysis.processes import gathered, require_alike
 from speedysnn.errors import InputError
 from tests.material.networks import Small
 
@@ -25,6 +27,10 @@ def work(rank: int, folder: Path, snn, x: torch.Tensor, y: torch.Tensor) -> None
         report = NoiseSums(snn, detail="full", memory_mib=limit).add(shard).gather().report()
         report.layers.to_pickle(f"{folder}/layers{limit}-{rank}.pkl")
         torch.save(numbers(report), f"{folder}/outputs{limit}-{rank}.pt")
+    require_alike(["a", "b"])
+    assert [state["x"].tolist() for state in gathered({"x": torch.arange(3) + rank})] == [[0, 1, 2], [1, 2, 3]]
+    assert list(gathered({})) == [{}, {}]
+    time.sleep(0.2)  # torch 2.6 waits forever for gloo's threads if they still hold Python objects
     dist.destroy_process_group()
 
 
