@@ -52,7 +52,7 @@ def _split() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(x[tune], y[tune]), TensorDataset(x[held], y[held])
 
 
-def run(out: Path, seeds: tuple[int, ...] = tuple(range(8)), smoke: bool = False) -> None:
+def run(out: Path, seeds: tuple[int, ...] = (0, 1, 2), smoke: bool = False) -> None:
     """One row a variant and seed, T = 2, delay 0, binary; rows that are there already are kept."""
     tune, held = _split()
     done = pd.read_csv(out) if out.is_file() else pd.DataFrame(columns=["variant", "seed"])

@@ -245,7 +245,11 @@ def peers(subject: Subject) -> Iterator[Contestant]:
         yield Contestant("sinabs, normalised, single spike, no floor", "sinabs", sinabs(False, 99.9, NO_FLOOR))
 
 
-OURS: tuple[tuple[str, int], ...] = (("binary", 0), ("binary", 1), ("ternary", 0), ("ternary", 1), ("graded:15", 0))
+# spikes, delay, correction
+OURS: tuple[tuple[str, int, str], ...] = (
+    ("binary", 0, "none"), ("binary", 1, "none"), ("binary", 0, "bias"), ("binary", 1, "bias"), ("ternary", 0, "none"),
+    ("ternary", 1, "none"), ("graded:15", 0, "none"),
+)  # fmt: skip
 
 
 def own(subject: Subject) -> SpikingNetwork:
@@ -253,17 +257,20 @@ def own(subject: Subject) -> SpikingNetwork:
     return convert.to_spiking(subject.model, subject.calibration, timesteps=4, threshold="mse", granularity="channel")
 
 
-def own_rows(subject: Subject, snn: SpikingNetwork) -> Iterator[dict[str, Any]]:
-    """Ours at each T, thresholds chosen again for it from the calibration's histograms."""
-    for spikes, delay in OURS:
-        for steps in subject.steps:
+def own_rows(subject: Subject, snn: SpikingNetwork, only: str) -> Iterator[dict[str, Any]]:
+    """Ours at each T, thresholds chosen again for it from the calibration's histograms; `only` is part of the name."""
+    names = [f"speedysnn {spikes}, delay {delay}" + (f", {correct} corrected" * (correct != "none"))
+             for spikes, delay, correct in OURS]  # fmt: skip
+    for name, (spikes, delay, correct) in zip(names, OURS, strict=True):
+        for steps in subject.steps if only in name else ():
             snn.timesteps = steps
             snn.set_spikes(spikes)
             snn.set_delay(delay)
             snn.recalibrate()
+            convert.apply_correction(snn, subject.calibration, correct)
             found = analysis.evaluate(snn, (subject.images, subject.labels))
             kind = "multi" if spikes.startswith("graded") else spikes
-            yield {"contestant": f"speedysnn {spikes}, delay {delay}", "package": "speedysnn", "spikes": kind,
+            yield {"contestant": name, "package": "speedysnn", "spikes": kind,
                    "timesteps": steps, "read_from": 0, "latency": found.latency, "accuracy": found.accuracy,
                    "ann_accuracy": found.analog_accuracy, "logit_error": found.logit_error,
                    "spikes_per_neuron": found.spikes_per_neuron, "neurons": found.neurons}  # fmt: skip

@@ -2,7 +2,7 @@
 
     PYTHONPATH=DIR python reports/peers/study.py            # about 15 minutes of one core; DIR holds sinabs, see below
     python reports/peers/study.py --only digits-avg write   # one network, then figures and README.md
-    python reports/peers/study.py --contestant sinabs       # only peers with this in their names, beside the rows kept
+    python reports/peers/study.py --contestant sinabs       # only those with this in their names, beside the rows kept
     python reports/peers/study.py --smoke                   # the same path on a few images, into a temporary folder
 
 SpikingJelly comes with pip install "speedysnn[bench]". sinabs asks for another version of nir than ours, so it goes to
@@ -37,13 +37,13 @@ TIMED_STEPS = 8
 
 
 def measure(subject: Subject, smoke: bool, only: str) -> dict[str, pd.DataFrame]:
-    """The csv files of a network: all rows, the times, and what was verified; `only` names peers, "" all and ours."""
+    """The csv files of a network: all rows, the times, and what was verified; `only` is part of contestants' names."""
     rows, checks = [], [{"check": name, "value": value} for name, value in subject.checks.items()]
     before = [value.clone() for value in subject.model.state_dict().values()]
     began = time.process_time()
     snn = own(subject)
     seconds = time.process_time() - began
-    rows += [{**row, "convert_seconds": seconds} for row in own_rows(subject, snn)] if not only else []
+    rows += [{**row, "convert_seconds": seconds} for row in own_rows(subject, snn, only)]
     timed: dict[str, Any] = {}
     for contestant in (one for one in peers(subject) if only in one.name):
         began = time.process_time()
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the CIFAR-10 subset and the checkpoint")
     parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--only", nargs="+", choices=(*NAMES, "write"))
-    parser.add_argument("--contestant", default="", help="run only peers with this in their names")
+    parser.add_argument("--contestant", default="", help="run only those with this in their names")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     folder: Path | None = options.data or HERE.parents[2] / "shared" / "data"
