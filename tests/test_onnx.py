@@ -26,6 +26,8 @@ def exported(path: Path, model: nn.Module, x: torch.Tensor, *, batch: bool = Tru
             warnings.simplefilter("ignore")
             if newest:
                 pytest.importorskip("onnxscript")
+                if torch.__version__ < "2.7":
+                    pytest.skip("the newest exporter of torch 2.6 fails on batch-norm with onnxscript of today")
                 shapes = ({0: torch.export.Dim.DYNAMIC},) if batch else None
                 torch.onnx.export(model, (x if batch else x[:1],), str(path), dynamo=True, dynamic_shapes=shapes,
                                   verbose=False)  # fmt: skip

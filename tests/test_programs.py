@@ -52,9 +52,10 @@ def test_it_converts_as_the_network_it_came_from(tmp_path, name, batch) -> None:
     assert ("no size in it is left open" in source.notes[0]) != batch
 
 
-def test_a_hybrid_network(tmp_path) -> None:
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm2d(4)])
+def test_a_hybrid_network(tmp_path, norm) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 3)).eval()
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), norm, nn.Flatten(), nn.Linear(64, 3))).eval()
     x = torch.randn(2, 3, 6, 6)
     network = load_program(exported(tmp_path / "net.pt2", model, x))[0]
     snn = convert.to_spiking(network, x, timesteps=4, allow_hybrid=True)

@@ -78,6 +78,12 @@ def _layer_norm(call: Call) -> Any:
     return (out, None, None) if pair else out
 
 
+def _instance_norm(call: Call) -> Any:
+    """(x, weight, bias, mean, var, of the input, momentum, eps, cudnn), as torch.nn.functional has it."""
+    x, weight, bias, mean, var, *rest = call.args
+    return norms.instance_norm(Call(call.builder, None, (x, mean, var, weight, bias, *rest), call.kwargs, call.result))
+
+
 def _same(call: Call) -> Any:
     return call.args[0]
 
@@ -146,6 +152,7 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     "rms_norm": norms.rms_norm,
     "group_norm": norms.group_norm,
+    "instance_norm": _instance_norm,
     "pow": nonlinear.power,
     **{op: choices.compare(op) for op in ("gt", "ge", "lt", "le")},
     "where": choices.where,

@@ -4,10 +4,12 @@ Leaves FOLDER/CASE.code, CASE.out and CASE.err of every case.
 """
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +40,21 @@ def amid() -> None:
     sys.exit(sys.modules["speedysnn.cli.main"].main(["demo", "-o", "demo"]))
 
 
-CASES: dict[str, Callable[[], None]] = {"twice": twice, "after": after, "amid": amid}
+def dropped() -> None:
+    """In a callback from C, where Python ignores what is raised."""
+    where = sys.modules["speedysnn.cli.main"]
+
+    def app(*_: object, **__: object) -> None:
+        ctypes.CFUNCTYPE(None)(stop)()
+        for _second in range(200):
+            time.sleep(0.05)
+
+    where.app = app
+    sys.argv[1:] = ["--version"]
+    where.main()
+
+
+CASES: dict[str, Callable[[], None]] = {"twice": twice, "after": after, "amid": amid, "dropped": dropped}
 
 
 def handlers_are_kept() -> None:

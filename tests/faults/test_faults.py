@@ -163,6 +163,7 @@ def test_ctrl_c_once_twice_and_after_the_last_line(tmp_path: Path) -> None:
     assert code == "130"
     assert "Traceback" not in error
     assert error.endswith("error: interrupted\n")
+    assert said["dropped"] == ["130", "", "error: interrupted\n"]
     code, out, error = said["twice"]
     assert (code, out) == ("130", "")
     assert "Traceback" not in error

@@ -1,7 +1,10 @@
-"""Ctrl-C where nothing can catch it: while torch is being imported, and after a command's last line."""
+"""Ctrl-C where nothing can catch it: amid torch's import, in a callback from C, and after a command's last line."""
 
+import _thread
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -31,3 +34,23 @@ def leaving_at_once() -> Iterator[None]:
     finally:
         if changed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def coming_again() -> Iterator[None]:
+    """A Ctrl-C that falls into a callback from C (numba compiling), where Python drops it, comes again a bit later."""
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -10,7 +10,7 @@ import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.allocator import keep_freed_memory
-from speedysnn.cli.interrupts import INTERRUPTED, leave_at_once
+from speedysnn.cli.interrupts import INTERRUPTED, coming_again, leave_at_once
 from speedysnn.cli.show import fail
 from speedysnn.cli.targets import release
 from speedysnn.errors import SpeedySNNError
@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run(arguments)
     keep_freed_memory()
     try:
-        code = run(sys.argv[1:])
+        with coming_again():
+            code = run(sys.argv[1:])
     except KeyboardInterrupt:  # a second one, while the first was being answered
         code = INTERRUPTED
     with suppress(OSError):
