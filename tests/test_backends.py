@@ -152,6 +152,7 @@ def test_torch_accepts_the_operator(constant: bool, shape: str) -> None:
     assert fake.stride() == real.stride()
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # of torch, on Python 3.13.0
 def test_compiled_graphs_hold_the_operator_as_one_call() -> None:
     drive, theta, start = case(0, "channels first", 4, False, torch.float32, "channel")
 

@@ -22,22 +22,35 @@ from speedysnn.network import SpikingNetwork
 
 @dataclass(frozen=True)
 class Row:
-    """How a source network is tuned: all training images, pairs mixed, no labels; the most accurate held-out epoch.
+    """How a source network is tuned without labels.
 
     Attributes:
         start: the row it goes on from.
         timesteps: T.
         stages: what runs.
         budget: most spikes a neuron and image.
+        images: training images, of 55,000.
+        mixup: alpha of mixing pairs of images.
+        keep: the held-out figure whose best epoch is kept.
     """
 
     start: str
     timesteps: int
     stages: tuple[str, ...]
     budget: float
+    images: int = 55_000
+    mixup: float = 0.2
+    keep: str = "accuracy"
 
 
-TUNED = {"T4": Row("", 4, ("quantized:6",), 0.45), "T2": Row("T4", 2, ("quantized:8",), 0.33)}
+TUNED = {
+    "vgg": {"T4": Row("", 4, ("quantized:6",), 0.45), "T2": Row("T4", 2, ("quantized:6",), 0.33)},
+    "resnet": {
+        "T4": Row("", 4, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500, 0.0, "loss"),
+        "T2": Row("T4", 2, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500, 0.0, "loss"),
+        "T4+": Row("T4", 4, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, mixup=0.0, keep="loss"),
+    },
+}
 SCRATCH = ("quantized:10", "spiking:1,rate=0.1")
 
 
@@ -49,7 +62,7 @@ def run(out: Path, runs: Path, smoke: bool, save: Any, only: tuple[str, ...] = (
     for name in only:
         source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
         base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
-        for row in TUNED:
+        for row in TUNED[name]:
             save(out / "fashion.csv", _with(base, _tuned(name, row, source, data, runs, smoke)), f"{name} {row}")
         save(out / "fashion.csv", _with(base, [_scratch(name, data, runs, smoke)]), f"{name} scratch")
 
@@ -61,7 +74,7 @@ def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
-    how = TUNED[row]
+    how = TUNED[name][row]
     start, steps, stages = how.start, how.timesteps, how.stages
     path, state = runs / f"{name}-{row}.snn", runs / f"state-{name}-{row}"
     seconds = runs / f"{name}-{row}.seconds"
@@ -72,15 +85,15 @@ def _tuned(
         snn.timesteps = steps
         config = finetune.Config(
             stages=tuple(map(Stage.parse, stages[:1] if smoke else stages)), match=1.0, augment="flip-crop",
-            budget=how.budget, mixup=0.2, keep="accuracy",
+            budget=how.budget, mixup=how.mixup, keep=how.keep,
         )  # fmt: skip
         begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
-        finetune.fit(snn, TensorDataset(data["x"]), _held(data), teacher=untuned, config=config,
+        finetune.fit(snn, TensorDataset(data["x"][: how.images]), _held(data), teacher=untuned, config=config,
                      folder=state, resume=resume, progress=True, on_epoch=_say)  # fmt: skip
         seconds.write_text(_seconds(begin, resume))
         speedysnn.save(snn, path, overwrite=True)
     snn = speedysnn.load(path)
-    about = {"row": f"{name} {row}", "budget": how.budget, "images": len(data["x"]), "stages": " ".join(stages),
+    about = {"row": f"{name} {row}", "budget": how.budget, "images": how.images, "stages": " ".join(stages),
              "seconds": float(seconds.read_text())}
     both = (("untuned", untuned), ("tuned", snn))
     return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]

@@ -132,6 +132,13 @@ def choices_table(frame: pd.DataFrame) -> str:
     return _table(lines)
 
 
+def choices_words(frame: pd.DataFrame) -> dict[str, object]:
+    """Which variants lie wholly on one side of the default."""
+    least, most = (frame.groupby("variant").held_out_kl.agg(kind) for kind in ("min", "max"))
+    worse, better = least.index[least > most["default"]], most.index[most < least["default"]]
+    return {"seeds": frame.seed.nunique(), "worse": ", ".join(worse) or "none", "better": ", ".join(better) or "none"}
+
+
 def gradient_table(frame: pd.DataFrame) -> str:
     """Means over layers."""
     lines = [["surrogate, width", "delay", "correlation with step", "same sign", "correlation with twin", "same sign"]]
@@ -206,7 +213,8 @@ def write(out: Path, machine: str) -> None:
         gradient_figure(frame).savefig(out / "gradients.png", dpi=110)
         text.append(GRADIENTS.format(table=gradient_table(frame)))
     if (out / "choices.csv").is_file():
-        text.append(CHOICES.format(table=choices_table(pd.read_csv(out / "choices.csv"))))
+        frame = pd.read_csv(out / "choices.csv")
+        text.append(CHOICES.format(table=choices_table(frame), **choices_words(frame)))
     if (out / "fashion.csv").is_file():
         frame = pd.read_csv(out / "fashion.csv")
         text.append(FASHION.format(table=fashion_table(frame), **fashion_words(frame)))
@@ -247,8 +255,10 @@ over 19 layers. "Step": the learned step size's rule on the spike count; "twin":
 """
 CHOICES = """## Rules, stages and terms on a digits network
 
-T=2, delay 0, binary, digits with average pooling, three seeds; held-out KL to the source (287 training images), the same
-measure for every objective. The default is `quantized:8 spiking:4`, match 1, surrogate through time.
+T=2, delay 0, binary, digits with average pooling, {seeds} seeds; held-out KL to the source (240 training images), the same
+measure for every objective. The default is `quantized:8 spiking:4`, match 1, surrogate through time. Every seed of it
+beats every seed of: {worse}; every seed of these beats every seed of it: {better}. All other differences are within the spread
+over seeds: on a network as easy as this one they decide nothing, so the defaults are those that held on ResNet-20 above.
 
 {table}
 """
