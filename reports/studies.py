@@ -149,10 +149,12 @@ def peers(folder: Path) -> str:
     wanted = (("digits-avg", 2), ("digits-max", 4), ("fashion-mnist", 4), ("resnet20", 8))
     for network, steps in (pair for pair in wanted if pair[0] in set(rows.network)):
         here = rows[(rows.network == network) & (rows.timesteps == steps) & (rows.spikes == "binary")]
-        ours = [one(here, contestant=f"speedysnn binary, delay {delay}") for delay in (0, 1)]
+        ours, corrected = ([one(here, contestant=f"speedysnn binary, delay {delay}{more}") for delay in (0, 1)]
+                           for more in ("", ", bias corrected"))  # fmt: skip
         best = [f"best of {names[package]} {percent(here[here.package == package].accuracy.max())}"
                 for package in names if package in set(here.package)]  # fmt: skip
-        shown = ", ".join(f"delay {delay} {percent(row.accuracy)}" for delay, row in enumerate(ours))
+        shown = ", ".join(f"delay {delay} {percent(plain.accuracy)} (corrected {percent(better.accuracy)})"
+                          for delay, (plain, better) in enumerate(zip(ours, corrected, strict=True)))  # fmt: skip
         parts.append(f"{network}, T = {steps}: source {percent(ours[0].ann_accuracy)}, ours {shown}, {', '.join(best)}")
     return "untuned, binary spikes; " + "; ".join(parts)
 
@@ -162,7 +164,7 @@ def finetune(folder: Path) -> str:
     rows = table(folder, "resnet20.csv")
     parts = []
     for name, words in (("T4-long", "all trained, delay 1"), ("thresholds", "thresholds alone, delay 1"),
-                        ("binary", "all trained, delay 0")):  # fmt: skip
+                        ("binary-long", "all trained, delay 0")):  # fmt: skip
         pair = rows[rows["row"] == name]
         before, after = (one(pair, network=kind) for kind in ("untuned", "tuned"))
         parts.append(f"{words} {percent(before['accuracy'])} → {percent(after['accuracy'])}")

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -52,9 +53,9 @@ def peers(folder, ours, theirs):
     rows = []
     for network, steps in (("digits-avg", 2), ("digits-max", 4), ("fashion-mnist", 4), ("resnet20", 8)):
         common = {"network": network, "timesteps": steps, "ann_accuracy": 0.95}
-        for delay in (0, 1):
-            rows.append({**common, "contestant": f"speedysnn binary, delay {delay}", "package": "speedysnn",
-                         "spikes": "binary", "accuracy": ours + delay / 100})  # fmt: skip
+        for delay, (more, gain) in product((0, 1), (("", 0.0), (", bias corrected", 0.05))):
+            rows.append({**common, "contestant": f"speedysnn binary, delay {delay}{more}", "package": "speedysnn",
+                         "spikes": "binary", "accuracy": ours + delay / 100 + gain})  # fmt: skip
         for spikes, accuracy in (("binary", theirs), ("binary", theirs - 0.1), ("multi", 0.999)):
             rows.append({**common, "contestant": "SJ", "package": "spikingjelly", "spikes": spikes, "accuracy": accuracy})
     folder.mkdir()
@@ -65,7 +66,8 @@ def peers(folder, ours, theirs):
 def test_the_peers_headline_gives_the_best_binary_peer_even_where_it_is_ahead(tmp_path, ours, theirs):
     peers(tmp_path / "peers", ours, theirs)
     said = studies.peers(tmp_path / "peers")
-    assert f"ours delay 0 {100 * ours:.1f} %, delay 1 {100 * ours + 1:.1f} %, best of SpikingJelly {100 * theirs:.1f} %" in said
+    own = [f"delay {delay} {100 * ours + delay:.1f} % (corrected {100 * ours + delay + 5:.1f} %)" for delay in (0, 1)]
+    assert f"ours {', '.join(own)}, best of SpikingJelly {100 * theirs:.1f} %" in said
     assert "99.9" not in said
     assert "sinabs" not in said
 
