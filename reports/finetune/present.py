@@ -259,7 +259,7 @@ CHOICES = """## Rules, stages and terms on a digits network
 T=2, delay 0, binary, digits with average pooling, {seeds} seeds; held-out KL to the source (240 training images), the same
 measure for every objective. The default is `quantized:8 spiking:4`, match 1, surrogate through time. Every seed of it
 beats every seed of: {worse}; every seed of these beats every seed of it: {better}. All other differences are within the spread
-over seeds: on a network as easy as this one they decide nothing, so the defaults are those that held on ResNet-20 above.
+over seeds: on a network as easy as this one they decide nothing, and the defaults stay as they were.
 
 {table}
 """
