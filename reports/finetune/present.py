@@ -270,7 +270,7 @@ held out), tuned at look-ahead 1 without labels, with a budget of spikes a neuro
 labels on 55,000 images; 10,000 test images (standard error 0.25 points). Tuning the VGG-like network mixes pairs of images
 (alpha 0.2) and keeps the epoch of most accuracy on held-out images, as training from scratch does; the residual one's rows
 mix nothing and keep that of least loss. A row with + goes on from the row of its name, T2 from T4. Minutes are a row's own;
-a run that was broken off and resumed has none.
+a run that was broken off and resumed has none; "vgg T2" ran on two threads, "vgg scratch" stood still for part of its time.
 
 {table}
 
