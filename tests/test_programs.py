@@ -16,7 +16,7 @@ from speedysnn.programs import load_program
 from speedysnn.sources import load_model
 from tests.material.networks import Small, randomise
 
-OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
+OLD = torch.__version__ < "2.9"
 pytestmark = pytest.mark.skipif(OLD, reason="this torch writes the older .pt2 format, which is refused")
 
 
@@ -50,6 +50,21 @@ def test_it_converts_as_the_network_it_came_from(tmp_path, name, batch) -> None:
     assert source.sha256
     assert len(source.sha256) == 64
     assert ("no size in it is left open" in source.notes[0]) != batch
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, amid its decompositions
+def test_a_decomposed_program(tmp_path) -> None:
+    """Its norms and its pool also give what only a gradient needs."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Flatten())
+    model, x = randomise(nn.Sequential(*layers, nn.LayerNorm(36))), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).run_decompositions()
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert any("_native_batch_norm_legit_no_training" in target for target in targets)
+    torch.export.save(program, str(tmp_path / "net.pt2"))
+    network = load_program(tmp_path / "net.pt2")[0]
+    snn = convert.to_spiking(network, x, timesteps=4, allow_hybrid=True)
+    torch.testing.assert_close(snn.read("analog", x), model(x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm2d(4)])

@@ -1,6 +1,7 @@
 """Handlers of ATen operators, as torch.export leaves them; most share a functional form's handler."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +14,16 @@ from speedysnn.convert.ops import functions as f
 Handler = Callable[[Call], Any]
 
 
-def _batch_norm(call: Call) -> Ref:
-    x, weight, bias, mean, var, training, *_ = call.args
-    named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "training": training,
-             "eps": call.args[7]}  # fmt: skip
-    return layers.batch_norm(Call(call.builder, None, (x,), named, call.result))
+def _norm(handler: Handler, *more: str) -> Handler:
+    """ATen's (x, weight, bias, mean, var, *more), where torch.nn.functional has the statistics before the weight."""
+    names = ("weight", "bias", "running_mean", "running_var", *more)
 
+    def handle(call: Call) -> Any:
+        x, *rest = call.args
+        named = dict(zip(names, rest, strict=False))  # what follows the names matters to the GPU alone
+        return handler(Call(call.builder, None, (x,), named, call.result))
 
-def _norm_only(call: Call) -> Ref:
-    x, weight, bias, mean, var, _, eps = call.args[:7]
-    named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias, "eps": eps}
-    return layers.batch_norm(Call(call.builder, None, (x,), named, call.result))
+    return handle
 
 
 def _conv_transpose(call: Call) -> Ref:
@@ -65,23 +65,15 @@ def _elu(call: Call) -> Ref:
     return call.emit("elu", (call.ref(),), {"alpha": float(call.get(1, "alpha", 1.0))})
 
 
-def _max_with_indices(call: Call) -> Any:
-    values = layers.max_pool(Call(call.builder, None, call.args, call.kwargs, call.result[0]))
-    return values, None
+def _first(handler: Handler) -> Handler:
+    """Of an operator that may also give what only a gradient needs (places, statistics): the value alone is used."""
 
+    def handle(call: Call) -> Any:
+        if not call.result or not isinstance(call.result[0], tuple):
+            return handler(call)
+        return (handler(replace(call, result=call.result[0])), *[None] * (len(call.result) - 1))
 
-def _layer_norm(call: Call) -> Any:
-    pair = bool(call.result) and isinstance(call.result[0], tuple)
-    out = norms.layer_norm(
-        Call(call.builder, None, call.args, call.kwargs, call.result[0] if pair else call.result)
-    )
-    return (out, None, None) if pair else out
-
-
-def _instance_norm(call: Call) -> Any:
-    """(x, weight, bias, mean, var, of the input, momentum, eps, cudnn), as torch.nn.functional has it."""
-    x, weight, bias, mean, var, *rest = call.args
-    return norms.instance_norm(Call(call.builder, None, (x, mean, var, weight, bias, *rest), call.kwargs, call.result))
+    return handle
 
 
 def _same(call: Call) -> Any:
@@ -94,11 +86,11 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
     "linear": layers.linear,
-    "batch_norm": _batch_norm,
-    **dict.fromkeys(("_native_batch_norm_legit_no_training",), _norm_only),
+    "batch_norm": _norm(layers.batch_norm, "training", "momentum", "eps"),
+    "_native_batch_norm_legit_no_training": _first(_norm(layers.batch_norm, "momentum", "eps")),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), layers.avg_pool),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), layers.max_pool),
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _max_with_indices),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _first(layers.max_pool)),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("relu", "relu_"), f.relu),
     **dict.fromkeys(("relu6", "relu6_"), f.relu6),
@@ -149,10 +141,10 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("softmax", "_softmax"), nonlinear.along("softmax")),
     **dict.fromkeys(("log_softmax", "_log_softmax"), nonlinear.along("log_softmax")),
     "glu": nonlinear.along("glu"),
-    **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(norms.layer_norm)),
     "rms_norm": norms.rms_norm,
     "group_norm": norms.group_norm,
-    "instance_norm": _instance_norm,
+    "instance_norm": _norm(norms.instance_norm, "use_input_stats", "momentum", "eps"),
     "pow": nonlinear.power,
     **{op: choices.compare(op) for op in ("gt", "ge", "lt", "le")},
     "where": choices.where,
