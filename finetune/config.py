@@ -46,7 +46,8 @@ class Config:
             most "accuracy" (of equal ones that with less loss), or the "last".
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
-        seed: of the split, the order and the augmentation; the same seed gives the same result.
+        seed: of the split, the order and the augmentation; the same seed gives the same result on one machine with one
+            cache folder, and where no convolution runs event by event (SPEEDYSNN_EVENTS=never) on another of its kind too.
     """
 
     epochs_quantized: int = 8
