@@ -47,7 +47,7 @@ class Config:
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
         seed: of the split, the order and the augmentation; the same seed gives the same result on one machine with one
-            cache folder, and where no convolution runs event by event (SPEEDYSNN_EVENTS=never) on another of its kind too.
+            cache folder; with no convolution run event by event (SPEEDYSNN_EVENTS=never) on another of its kind too.
     """
 
     epochs_quantized: int = 8
