@@ -1,8 +1,6 @@
 """Fashion-MNIST: two source networks trained here, tuned at T = 4 and 2 under a budget of spikes, and from scratch."""
 
 import copy
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import ann
 import networks
 import pandas as pd
 import torch
+from once import once, say
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -54,12 +53,12 @@ TUNED = {
 SCRATCH = ("quantized:10", "spiking:1,rate=0.1")
 
 
-def run(out: Path, runs: Path, smoke: bool, save: Any, only: tuple[str, ...] = ("vgg", "resnet")) -> None:
-    """All rows of the networks; `save(path, rows, name)` keeps them."""
+def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -> None:
+    """All rows of the networks, by default of both; `save(path, rows, name)` keeps them."""
     data = ann.parts()
     if smoke:
         data = {key: x[:128] for key, x in data.items()}
-    for name in only:
+    for name in only or TUNED:
         source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
         base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
         for row in TUNED[name]:
@@ -75,55 +74,43 @@ def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
     how = TUNED[name][row]
-    start, steps, stages = how.start, how.timesteps, how.stages
-    path, state = runs / f"{name}-{row}.snn", runs / f"state-{name}-{row}"
-    seconds = runs / f"{name}-{row}.seconds"
-    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=steps, delay=1)
-    if not (path / "network.json").is_file():
-        snn = speedysnn.load(runs / f"{name}-{start}.snn") if start else copy.deepcopy(untuned)
-        finetune.stages.carry_thresholds(snn, snn.timesteps, steps)
-        snn.timesteps = steps
+    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
+
+    def tune(state: Path, resume: bool) -> SpikingNetwork:
+        snn = speedysnn.load(runs / f"{name}-{how.start}.snn") if how.start else copy.deepcopy(untuned)
+        finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
+        snn.timesteps = how.timesteps
         config = finetune.Config(
-            stages=tuple(map(Stage.parse, stages[:1] if smoke else stages)), match=1.0, augment="flip-crop",
+            stages=tuple(map(Stage.parse, how.stages[:1] if smoke else how.stages)), match=1.0, augment="flip-crop",
             budget=how.budget, mixup=how.mixup, keep=how.keep,
         )  # fmt: skip
-        begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
         finetune.fit(snn, TensorDataset(data["x"][: how.images]), _held(data), teacher=untuned, config=config,
-                     folder=state, resume=resume, progress=True, on_epoch=_say)  # fmt: skip
-        seconds.write_text(_seconds(begin, resume))
-        speedysnn.save(snn, path, overwrite=True)
-    snn = speedysnn.load(path)
-    about = {"row": f"{name} {row}", "budget": how.budget, "images": how.images, "stages": " ".join(stages),
-             "seconds": float(seconds.read_text())}
+                     folder=state, resume=resume, progress=True, on_epoch=say)  # fmt: skip
+        return snn
+
+    snn, took = once(f"{name}-{row}", runs, tune)
+    about = {"row": f"{name} {row}", "budget": how.budget, "images": how.images, "stages": " ".join(how.stages), **took}
     both = (("untuned", untuned), ("tuned", snn))
     return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]
 
 
 def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dict[str, Any]:
-    path, state = runs / f"{name}-scratch.snn", runs / f"state-{name}-scratch"
-    seconds = runs / f"{name}-scratch.seconds"
     stages = ("spiking:1",) if smoke else SCRATCH
-    if not (path / "network.json").is_file():
+
+    def train(state: Path, resume: bool) -> SpikingNetwork:
         torch.manual_seed(0)
         config = finetune.TrainConfig(
             stages=tuple(map(Stage.parse, stages)), augment="flip-crop", batch_size=64, weight_decay=0.02,
             learning_rates={"weights": 3e-3, "biases": 3e-3}, keep="accuracy",
         )  # fmt: skip
-        begin, resume = time.monotonic(), (state / "run.safetensors").is_file()
-        snn, _ = finetune.train(
+        return finetune.train(
             getattr(networks, name)(), TensorDataset(data["x"], data["y"]), 4, validation=_held(data), config=config,
-            delay=1, folder=state, resume=resume, progress=True, on_epoch=_say,
-        )  # fmt: skip
-        seconds.write_text(_seconds(begin, resume))
-        speedysnn.save(snn, path, overwrite=True)
-    snn = speedysnn.load(path)
-    return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(stages),
-            "seconds": float(seconds.read_text()), **_judged(snn, data)}  # fmt: skip
+            delay=1, folder=state, resume=resume, progress=True, on_epoch=say,
+        )[0]  # fmt: skip
 
-
-def _seconds(begin: float, resumed: bool) -> str:
-    """Of a run; not known of one that was broken off and resumed."""
-    return "nan" if resumed else f"{time.monotonic() - begin:.0f}"
+    snn, took = once(f"{name}-scratch", runs, train)
+    return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(stages), **took,
+            **_judged(snn, data)}  # fmt: skip
 
 
 def _held(data: dict[str, Tensor]) -> TensorDataset:
@@ -141,8 +128,3 @@ def _judged(snn: SpikingNetwork, data: dict[str, Tensor], source: SpikingNetwork
     layers = analysis.measure_noise(snn, TensorDataset(*(x[:1000] for x in test)), source=source).layers
     shares = {cause: float(layers[f"share_{cause}"].mean()) for cause in ("clip", "round", "propagated", "temporal")}
     return {**row, "sqnr_mean_db": float(layers.sqnr_db.mean()), **shares}
-
-
-def _say(row: dict[str, Any]) -> None:
-    words = f"{row['stage']} {row['epoch']}: held-out loss {row['held_out_loss']:.4f}"
-    print(words, f"accuracy {row['held_out_accuracy']:.4f}", file=sys.stderr, flush=True)

@@ -103,6 +103,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
 
 
+def _minutes(seconds: float, unknown: str = "") -> str:
+    """Whole minutes."""
+    return unknown if pd.isna(seconds) else f"{seconds / 60:.0f}"
+
+
 def rows_table(rows: pd.DataFrame) -> str:
     """One line a tuned network."""
     lines = [["row", "goes on from", "stages of its own", "minutes", "CPU minutes", "latency", "before %", "after %", "agreement %", "spikes/neuron",
@@ -110,8 +115,8 @@ def rows_table(rows: pd.DataFrame) -> str:
     for name, pair in rows.groupby("row", sort=False):
         old, new = (pair[pair.network == kind].iloc[0] for kind in ("untuned", "tuned"))
         lines.append([
-            LABELS[str(name)], LABELS.get(resnet.ROWS[str(name)].start, "untuned"), new.stages, f"{new.seconds / 60:.0f}",
-            "" if pd.isna(new.cpu_seconds) else f"{new.cpu_seconds / 60:.0f}", f"{new.latency:.0f}", f"{100 * old.accuracy:.1f}",
+            LABELS[str(name)], LABELS.get(resnet.ROWS[str(name)].start, "untuned"), new.stages,
+            _minutes(new.seconds), _minutes(new.cpu_seconds), f"{new.latency:.0f}", f"{100 * old.accuracy:.1f}",
             f"{100 * new.accuracy:.1f}", f"{100 * new.agreement:.1f}", f"{new.spikes_per_neuron:.2f}",
             f"{old.sqnr_mean_db:.1f}", f"{new.sqnr_mean_db:.1f}", f"{old.temporal:.2f}", f"{new.temporal:.2f}",
         ])  # fmt: skip
@@ -172,7 +177,7 @@ def fashion_table(frame: pd.DataFrame) -> str:
             f"{new.latency:.0f}", f"{100 * new.analog_accuracy:.2f}",
             "-" if old.empty else f"{100 * old.accuracy.iloc[0]:.2f}", f"{100 * new.accuracy:.2f}",
             f"{new.spikes_per_neuron:.2f}", "-" if pd.isna(new.budget) else f"{new.budget:.2f}", *share,
-            "-" if pd.isna(new.seconds) else f"{new.seconds / 60:.0f}",
+            _minutes(new.seconds, "-"),
         ])  # fmt: skip
     return _table(lines)
 

@@ -1,14 +1,13 @@
 """The published CIFAR-10 ResNet-20: one tuned network a row, judged once on the test images at the end."""
 
 import copy
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from images import Cifar
+from once import once, say
 from torch import nn
 
 import speedysnn
@@ -70,11 +69,13 @@ def untuned(data: Path, images: Cifar) -> SpikingNetwork:
     return convert.to_spiking(ann, images.tune[:1024], timesteps=4)
 
 
-def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool) -> dict[str, Any]:
-    """Tune one row, or read it where it is there; returns its settings and what its own stages took."""
-    row, path = ROWS[name], runs / f"{name}.snn"
-    seconds, busy = runs / f"{name}.seconds", runs / f"{name}.cpu"
-    if not (path / "network.json").is_file():
+def tune(
+    name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool
+) -> tuple[SpikingNetwork, dict[str, Any]]:
+    """One row's network, tuned where it is not there, with its settings and what its own stages took."""
+    row = ROWS[name]
+
+    def own(state: Path, resume: bool) -> SpikingNetwork:
         snn = speedysnn.load(runs / f"{row.start}.snn") if row.start else copy.deepcopy(source)
         set_to(snn, row)
         more = 64 if smoke else row.more
@@ -83,15 +84,12 @@ def tune(name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bo
             stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
             train=row.train, mixup=row.mixup, keep=row.keep,
         )  # fmt: skip
-        begin, worked, state = time.monotonic(), time.process_time(), runs / f"state-{name}"
         finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
-                     resume=(state / "run.safetensors").is_file(), log=runs / f"log-{name}", on_epoch=_say)  # fmt: skip
-        seconds.write_text(f"{time.monotonic() - begin:.0f}")
-        busy.write_text(f"{time.process_time() - worked:.0f}")
-        speedysnn.save(snn, path, overwrite=True)
-    own, cpu = (float(file.read_text()) if file.is_file() else float("nan") for file in (seconds, busy))
-    return {"row": name, "start": row.start, "stages": " ".join(row.stages), "trained": "+".join(row.train),
-            "seconds": own, "cpu_seconds": cpu}  # fmt: skip
+                     resume=resume, log=runs / f"log-{name}", on_epoch=say)  # fmt: skip
+        return snn
+
+    snn, took = once(name, runs, own)
+    return snn, {"row": name, "start": row.start, "stages": " ".join(row.stages), "trained": "+".join(row.train), **took}
 
 
 def set_to(snn: SpikingNetwork, row: Row) -> None:
@@ -114,11 +112,6 @@ def judge(name: str, snn: SpikingNetwork, source: SpikingNetwork, images: Cifar,
 
 
 CAUSES = ("clip", "round", "propagated", "temporal")
-
-
-def _say(row: dict[str, Any]) -> None:
-    words = f"{row['stage']} {row['epoch']}: held-out loss {row['held_out_loss']:.4f}"
-    print(words, f"agreement {row['held_out_agreement']:.4f}", file=sys.stderr, flush=True)
 
 
 def histories(runs: Path, names: list[str]) -> pd.DataFrame:

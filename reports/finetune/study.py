@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--rows", help="rows of resnet20, with commas between; all by default")
-    parser.add_argument("--networks", default="vgg,resnet", help="networks of fashion, with a comma between")
+    parser.add_argument("--network", choices=("vgg", "resnet"), action="append", help="of fashion; both by default")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
     if "fashion" in parts:
         import fashion
 
-        fashion.run(out, runs, options.smoke, keep, tuple(options.networks.split(",")))
+        fashion.run(out, runs, options.smoke, keep, options.network)
     if {"gradients", "resnet20"} & set(parts):
         if not (options.data / "cifar10-subset.npz").is_file():
             sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give the folder with --data")
@@ -75,10 +75,9 @@ def cifar_parts(options: argparse.Namespace, out: Path, runs: Path, parts: tuple
     names = options.rows.split(",") if options.rows else list(resnet.ROWS)[: 1 if options.smoke else None]
     limit = 32 if options.smoke else None
     for name in names:
-        about = resnet.tune(name, source, images, runs, options.smoke)
+        tuned, about = resnet.tune(name, source, images, runs, options.smoke)
         before = copy.deepcopy(source)
         resnet.set_to(before, resnet.ROWS[name])
-        tuned = resnet.speedysnn.load(runs / f"{name}.snn")
         rows = [
             {"network": kind, **about, **resnet.judge(name, snn, source, images, limit)}
             for kind, snn in (("untuned", before), ("tuned", tuned))
