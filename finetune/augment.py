@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
+from speedysnn.finetune.objectives import columns
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -92,10 +93,17 @@ def augmentation(name: str) -> Augment:
     return AUGMENTATIONS[name]
 
 
-def mix(x: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Each image mixed with another, weights from Beta(alpha, alpha) per image."""
+def mix(
+    x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(images, labels), each image mixed with another, weights from Beta(alpha, alpha) per image (Zhang et al. 2018).
+
+    Labels (B,) become (B, 3), see `objectives.columns`.
+    """
     if alpha <= 0:
-        return x
+        return x, labels
     draws = torch._sample_dirichlet(torch.full((x.shape[0], 2), alpha), generator=generator)[:, 0]
     weight = draws.view(-1, *[1] * (x.ndim - 1)).to(x)
-    return weight * x + (1 - weight) * x[torch.randperm(x.shape[0], generator=generator)]
+    partner = torch.randperm(x.shape[0], generator=generator)
+    mixed = weight * x + (1 - weight) * x[partner]
+    return mixed, None if labels is None else columns(labels, labels[partner], draws)

@@ -31,6 +31,8 @@ class Config:
         weight_decay: of the weights only, decoupled.
         objective: "kl" or "mse" to the teacher's logits, or "labels".
         temperature: of the softmax in "kl".
+        label_weight: share of the labels' cross-entropy in the loss, the objective to the teacher has the rest (Hinton
+            et al. 2015); 0 needs no labels.
         match: weight of the layer-wise term that draws every neuron's mean output to the source's activation.
         budget: most spikes a neuron and image (mean over the network), None for no limit.
         budget_of: "spikes", or "synops": every layer's spikes then weigh by its fan-out (see `fit`).
@@ -38,7 +40,7 @@ class Config:
         membrane: weight of the penalty on membranes that end outside [0, theta), the sign of temporal error.
         batch_size: images a step; it runs in pieces that fit the caches and the memory, whose gradients add up.
         augment: name of an augmentation, see `finetune.augment`.
-        mixup: alpha of mixing pairs of images (the teacher labels the mixture), 0 for none.
+        mixup: alpha of mixing pairs of images, 0 for none; the teacher labels the mixture, labels are mixed likewise.
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
@@ -60,6 +62,7 @@ class Config:
     weight_decay: float = 0.0
     objective: str = "kl"
     temperature: float = 1.0
+    label_weight: float = 0.0
     match: float = 0.0
     budget: float | None = None
     budget_of: str = "spikes"
@@ -87,8 +90,11 @@ class Config:
             raise InputError(f"batch_size: expected at least 1, got {self.batch_size}")
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {self.holdout}")
-        if self.mixup and self.objective == "labels":
-            raise InputError("mixup: a mixture of two images has no one label; use the objective 'kl' or 'mse'")
+        if not 0 <= self.label_weight < 1 or (self.label_weight and self.objective == "labels"):
+            raise InputError(
+                "label_weight: expected at least 0 and below 1, beside an objective to the teacher ('kl' or 'mse'); "
+                f"got {self.label_weight} beside {self.objective!r}"
+            )
         self._check_words()
         self._check_numbers()
 

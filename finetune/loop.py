@@ -18,7 +18,7 @@ from speedysnn.finetune.guard import check_loss
 from speedysnn.finetune.log import Log
 from speedysnn.finetune.matching import outputs_and_layers
 from speedysnn.finetune.memory import Need
-from speedysnn.finetune.objectives import Objective, objective
+from speedysnn.finetune.objectives import Objective, aim_of, answers_of, beside
 from speedysnn.finetune.parameters import keep_in_range
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.samples import gather
@@ -77,13 +77,22 @@ class Trainer:
         return next(self.snn.parameters()).device
 
     def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """What the objective compares with: labels, or the teacher's output for the same images."""
+        """What the objective compares with: labels, or the teacher's output for the same images and what is beside."""
         if self.config.objective == "labels":
-            if batch.labels is None:
-                raise InputError("objective 'labels': the training data has none; use 'kl', which needs none")
-            return batch.labels.to(self.device)
+            return self._labels(batch)
         with torch.no_grad():
-            return logits(self.teacher(*inputs))
+            return self._beside(logits(self.teacher(*inputs)), batch)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """(B,), or (B, 3) where images are mixed."""
+        if batch.labels is None:
+            what = f"label_weight {self.config.label_weight}" if self.config.label_weight else "objective 'labels'"
+            raise InputError(f"{what}: the training data has none; use 'kl' alone, which needs none")
+        return batch.labels.to(self.device)
+
+    def _beside(self, answers: Tensor, batch: Batch) -> Tensor:
+        """The teacher's answers, and the labels beside them where they count too."""
+        return beside(answers, self._labels(batch)) if self.config.label_weight else answers
 
     def goals(
         self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor], *, layers: bool
@@ -98,7 +107,7 @@ class Trainer:
             with torch.no_grad():
                 out, activations = outputs_and_layers(network, inputs, "analog")
             own = config.objective == "labels" or network is not getattr(self.teacher, "snn", None)
-            return self.target(batch, inputs) if own else logits(out), activations
+            return self.target(batch, inputs) if own else self._beside(logits(out), batch), activations
         if config.objective == "labels" or config.augment != "none" or config.mixup:
             return self.target(batch, inputs), {}
         if any(i not in self._answers for i in indices):
@@ -118,13 +127,13 @@ class Trainer:
         Every process draws the same augmentation for the whole batch and keeps its part.
         """
         batch = gather(self.train if generator is not None else self.held_out, indices)
-        images = batch.inputs[0]
         if generator is not None:
-            images = mix(augmentation(self.config.augment)(images, generator), self.config.mixup, generator)
+            augmented = augmentation(self.config.augment)(batch.inputs[0], generator)
+            images, mixed = mix(augmented, self.config.mixup, generator, batch.labels)
+            batch = Batch((images, *batch.inputs[1:]), mixed)
         own = self.engine.own(len(indices))
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(batch.inputs, self.snn.input_shapes, strict=True)]
-        every = (images, *batch.inputs[1:])
-        inputs = [x.narrow(dim, own.start, own.stop - own.start) for x, dim in zip(every, dims, strict=True)]
+        inputs = [x.narrow(dim, own.start, own.stop - own.start) for x, dim in zip(batch.inputs, dims, strict=True)]
         labels = None if batch.labels is None else batch.labels[own]
         return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
 
@@ -173,7 +182,7 @@ class Trainer:
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
         """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
-        compute = self.aim or objective(self.config.objective)
+        compute = aim_of(self.config, self.aim)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0
         spikes = Events(self.budget.fan_out if self.budget is not None else {})
@@ -185,7 +194,7 @@ class Trainer:
                 target = self.target(batch, inputs)
                 with self.engine.autocast(self.device):
                     ours = logits(self.snn(*inputs, observer=spikes.count)).float()
-                reference = ours if self.config.objective == "labels" else target
+                reference = ours if self.config.objective == "labels" else answers_of(target, ours)
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
                 if batch.labels is not None:

@@ -19,7 +19,7 @@ from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.matching import Recorder, layer_distance, powers
-from speedysnn.finetune.objectives import Objective, objective
+from speedysnn.finetune.objectives import Objective, aim_of
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
@@ -123,8 +123,7 @@ class Step:
         return self._size
 
     def _distance(self, ours: Any, target: Tensor) -> Tensor:
-        aim = self.aim or objective(self.config.objective)
-        return aim(logits(ours), target, self.config.temperature)
+        return aim_of(self.config, self.aim)(logits(ours), target, self.config.temperature)
 
     def _piece(
         self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float

@@ -49,11 +49,11 @@ class TrainConfig(Config):
         """Refuse what could not train."""
         super().__post_init__()
         others = any(stage.kind == "blockwise" for stage in self.plan)
-        extra = self.match or self.mixup or self.membrane or self.budget
+        extra = self.match or self.membrane or self.budget
         if others or self.objective != "labels" or extra:
             raise InputError(
-                "train: expected quantized or spiking stages, objective 'labels' and neither match, mixup, membrane "
-                "nor a budget; for those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages, objective 'labels' and neither match, membrane nor "
+                "a budget; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -65,19 +65,6 @@ class _Classes(Trainer):
     """A trainer towards labels that keeps batch-norm's statistics over the whole batch and all steps."""
 
     least = 2  # one image has no statistics
-
-    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """The labels, (B,), checked against the network's outputs."""
-        target = super().target(batch, inputs)
-        with torch.no_grad(), self.snn.reading("analog"):
-            ours = logits(self.snn(*(x[:1] for x in inputs)))
-        low, high = int(target.min()), int(target.max())
-        if ours.ndim != 2 or high >= ours.shape[1] or low < 0:
-            raise InputError(
-                f"labels: expected classes 0..{ours.shape[-1] - 1} for outputs (B, ...) of {tuple(ours.shape[1:])}, "
-                f"got {low}..{high}; build the network with as many outputs as classes"
-            )
-        return target
 
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]

@@ -133,6 +133,11 @@ MISTAKES = {
     "train nothing": (f"{FINETUNE} --train ,", "nothing"),
     "labels without labels": (f"{FINETUNE} --labels".replace("-d digits", "-d npz:unlabelled.npz"), "label"),
     "labels of more classes": (f"{FINETUNE} --labels".replace("-d digits", "-d npz:classes.npz"), "class"),
+    "label weight of 1": (f"{FINETUNE} --label-weight 1", "below 1"),
+    "label weight beside labels": (f"{FINETUNE} --labels --label-weight 0.5", "label_weight"),
+    "label weight without labels": (
+        f"{FINETUNE} --label-weight 0.5".replace("-d digits", "-d npz:unlabelled.npz"), "label_weight"
+    ),
     "augment": (f"{FINETUNE} --augment bogus", "bogus"),
     "no epochs": (FINETUNE.replace("--epochs-quantized 1", "--epochs-quantized 0"), "epoch"),
     "rate 0": (f"{FINETUNE} --lr 0", "rate"),

@@ -253,10 +253,23 @@ def test_history_is_recorded_in_the_network() -> None:
     assert snn.provenance["finetuned"][0]["history"][1]["epoch"] == 1
 
 
-def test_mixtures_need_a_teacher():
-    with pytest.raises(InputError, match="mixup"):
-        finetune.Config(mixup=0.2, objective="labels")
-    assert finetune.Config(mixup=0.2).mixup == 0.2
+@pytest.mark.parametrize("options", [{"objective": "labels", "mixup": 0.1}, {"label_weight": 0.5, "mixup": 0.4},
+                                     {"label_weight": 0.5, "match": 1.0}, {"label_weight": 0.5}])  # fmt: skip
+def test_labels_beside_the_teacher_train(options: dict[str, Any]) -> None:
+    snn = _network()
+    result = finetune.fit(snn, _data(), config=_config(epochs_quantized=15, epochs_spiking=0, **options))
+    held = result.history.held_out_loss
+    assert held.min() < held.iloc[0]
+    assert (result.history.held_out_agreement.isna() == ("objective" in options)).all()
+
+
+def test_labels_beside_the_teacher_that_are_missing_or_none_of_the_classes() -> None:
+    x, y = _data()
+    with pytest.raises(InputError, match="label_weight 0.5: the training data has none"):
+        finetune.fit(_network(), x, config=_config(label_weight=0.5))
+    for settings in ({"label_weight": 0.5}, {"objective": "labels"}):
+        with pytest.raises(InputError, match=r"expected classes 0\.\.1 .* got 2\.\.3"):
+            finetune.fit(_network(), (x, y + 2), config=_config(**settings))
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))

@@ -101,7 +101,7 @@ def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
     with torch.no_grad():
         out = leaves(run(snn, "quantized", next(iter_batches(images, batch_size=1)).inputs))[0]
     if labels and out.ndim == 2 and images.classes > out.shape[1]:
-        raise DataError(f"--labels: the data has {images.classes} classes, the network {out.shape[1]} outputs")
+        raise DataError(f"labels: the data has {images.classes} classes, the network {out.shape[1]} outputs")
 
 
 def network_of(path: Path) -> SpikingNetwork:

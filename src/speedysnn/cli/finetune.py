@@ -58,6 +58,7 @@ def command(
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
     match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
     temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = 1.0,
+    label_weight: Annotated[float, typer.Option(help="Share of the labels' cross-entropy in the loss.")] = 0.0,
     threshold_rule: Annotated[str, typer.Option(help="Gradient of theta through time: surrogate, step or mixed.")] = (
         "surrogate"
     ),
@@ -108,6 +109,7 @@ def command(
                         "thresholds": 10 * learning_rate},
         objective="labels" if labels else "kl",
         temperature=temperature,
+        label_weight=label_weight,
         threshold_rule=threshold_rule,
         match=match,
         budget=budget,
@@ -125,7 +127,7 @@ def command(
     configure(snn, timesteps, delay, spikes)
     normalize = normalize_of(snn, normalize)
     images = data_of(data, "train", normalize, limit, seed)
-    check_fits(snn, images, labels)
+    check_fits(snn, images, labels or label_weight > 0)
     teacher = None if source is None else network_of(source)
     further = [data_of(spec, "train", normalize, None, seed) for spec in more_data or ()]
     train_part, held = _parts(images, further, config)
@@ -154,8 +156,8 @@ def _parts(images: ImageData, further: list[ImageData], config: Config) -> tuple
     if not further:
         return images, None
     tune, held = hold_out(images, config.holdout, config.seed)
-    if config.objective == "labels":
-        raise InputError("--more-data: its labels are not used; leave out --labels")
+    if config.objective == "labels" or config.label_weight:
+        raise InputError("--more-data: its labels are not used; leave out --labels and --label-weight")
     return ConcatDataset([Unlabelled(part) for part in (tune, *further)]), held
 
 
