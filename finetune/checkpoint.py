@@ -19,7 +19,7 @@ from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/2"
+SCHEMA = "speedysnn-run/3"
 
 
 @dataclass
@@ -35,6 +35,8 @@ class RunState:
         best_epoch: their epoch, 0 for the state before the stage.
         optimizer: the optimizer's tensors, "index.name" -> tensor.
         layers: every layer's theta, v_init and rate before the run.
+        average: the running average of the state, where one is kept.
+        average_steps: steps in it.
     """
 
     stage: int = 0
@@ -45,11 +47,18 @@ class RunState:
     best_epoch: int = 0
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    average_steps: int = 0
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
+
+
+def on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on this device."""
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def fingerprint(snn: SpikingNetwork, config: Config) -> str:
@@ -115,9 +124,10 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
     tensors = {f"net:{name}": value for name, value in snapshot(snn).items()}
     tensors.update({f"best:{name}": value for name, value in run.best.items()})
     tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
+    tensors.update({f"average:{name}": value for name, value in run.average.items()})
     document = {"schema": SCHEMA, "fingerprint": print_of_run, "stage": run.stage, "epoch": run.epoch,
                 "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
-                "layers": run.layers}  # fmt: skip
+                "layers": run.layers, "average_steps": run.average_steps}  # fmt: skip
     scratch = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,12 +157,13 @@ def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
                 f"{path}: the run there began with another network or other settings; resume with those, or choose "
                 "another folder"
             )
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}}
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}, "average": {}}
         for key, value in tensors.items():
             kind, name = key.split(":", 1)
             parts[kind][name] = value
         snn.load_state_dict(parts["net"])
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
-                        document["best_score"], document["best_epoch"], parts["opt"], document["layers"])  # fmt: skip
+                        document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
+                        parts["average"], document["average_steps"])  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -46,6 +46,8 @@ class Config:
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
         keep: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher or
             most "accuracy" (of equal ones that with less loss), or the "last".
+        average: decay of a running average of the trained state over steps, which is judged and kept in place of the
+            state itself (0.99 averages about the last hundred steps); 0 for none.
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
         seed: of the split, the order and the augmentation; the same seed gives the same result on one machine with one
@@ -75,6 +77,7 @@ class Config:
     clip: float | None = 1.0
     warmup: float = 0.1
     keep: str = "loss"
+    average: float = 0.0
     patience: int | None = None
     precision: str = "float32"
     seed: int = 0
@@ -108,6 +111,8 @@ class Config:
         for name in ("match", "mixup", "membrane", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise InputError(f"average: expected at least 0 and below 1, got {self.average}")
         positive = {**{f"learning rate of {k}": v for k, v in self.learning_rates.items()},
                     "temperature": self.temperature, "spiking_rate": self.spiking_rate, "budget": self.budget,
                     "budget_weight": self.budget_weight, "clip": self.clip, "patience": self.patience}  # fmt: skip

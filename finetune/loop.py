@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.finetune.augment import augmentation, mix
+from speedysnn.finetune.average import Average
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.events import Events
@@ -69,6 +70,7 @@ class Trainer:
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
     log: Log | None = None
+    average: Average = field(default_factory=Average)
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @property
@@ -156,6 +158,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
             keep_in_range(self.snn)
+            self.average.update(self.snn)
             total, done = total + float(loss) * len(indices), done + len(indices)
             if self.log is not None:
                 self.log.step(place.run_epoch, {"stage": stage.kind, "epoch": place.epoch + 1, "step": number,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
+from speedysnn.finetune.average import Average
 from speedysnn.finetune.blockwise import settle
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
@@ -61,6 +62,8 @@ class Run:
         try:
             with torch.enable_grad(), trainable(trainer.snn, config) as groups:
                 steps = self.make_optimizer(groups, config, stage.rate)
+                taken_in = checkpoint.on(trainer.device, state.average)
+                trainer.average = Average(config.average, taken_in, state.average_steps)
                 if state.epoch == 0 and not state.best:
                     self._enter(stage, index, before)
                 else:
@@ -72,7 +75,7 @@ class Run:
                 trainer.snn.load_state_dict(state.best)
             raise
         trainer.snn.load_state_dict(state.best)
-        state.stage, state.epoch, state.optimizer = index + 1, 0, {}
+        state.stage, state.epoch, state.optimizer, state.average, state.average_steps = index + 1, 0, {}, {}, 0
         if index + 1 < len(config.plan):
             state.best, state.best_score, state.best_epoch = {}, float("-inf"), 0
         self._keep()
@@ -103,6 +106,7 @@ class Run:
         seconds = time.monotonic() - begin
         self._score(stage, index, state.epoch + 1, loss, seconds)
         state.epoch, state.optimizer = state.epoch + 1, checkpoint.optimizer_tensors(steps)
+        state.average, state.average_steps = trainer.average.values, trainer.average.steps
         if state.epoch < stage.epochs:
             self._keep()
 
@@ -114,7 +118,9 @@ class Run:
         """Evaluate on the held-out part, add the row, keep the state if it is the best so far."""
         trainer, state = self.trainer, self.state
         begin = time.monotonic()
-        scores = trainer.evaluate(stage.reading)
+        with trainer.average.applied(trainer.snn):
+            scores = trainer.evaluate(stage.reading)
+            present = checkpoint.snapshot(trainer.snn)
         row: dict[str, Any] = {
             "stage": stage.kind, "stage_index": index, "timesteps": trainer.snn.timesteps, "epoch": epoch,
             "train_loss": loss, **scores, "train_seconds": seconds, "eval_seconds": time.monotonic() - begin,
@@ -122,7 +128,7 @@ class Run:
         over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
         found = score(trainer.config.keep, scores, epoch, over)
         if found > state.best_score:
-            state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
+            state.best, state.best_score, state.best_epoch = present, found, epoch
         row["best"] = state.best_epoch == epoch
         state.history.append(row)
         if not trainer.engine.main:

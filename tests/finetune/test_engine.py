@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_same_bits(seed: int, most: int, tmp_path: P
 
 
 def test_training_from_scratch_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    ann, config = _net(), _train_config(epochs_spiking=3, augment="flip-crop")
+    ann, config = _net(), _train_config(epochs_spiking=3, augment="flip-crop", mixup=0.2, average=0.9)
     whole, _ = finetune.train(ann, _train_data(), 2, config=config)
     seen = []
 

@@ -58,6 +58,7 @@ def command(
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
     match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
     temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = 1.0,
+    average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
     label_weight: Annotated[float, typer.Option(help="Share of the labels' cross-entropy in the loss.")] = 0.0,
     threshold_rule: Annotated[str, typer.Option(help="Gradient of theta through time: surrogate, step or mixed.")] = (
         "surrogate"
@@ -110,6 +111,7 @@ def command(
         objective="labels" if labels else "kl",
         temperature=temperature,
         label_weight=label_weight,
+        average=average,
         threshold_rule=threshold_rule,
         match=match,
         budget=budget,

@@ -46,6 +46,8 @@ def command(
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Of the weights only.")] = 0.0,
     augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
+    mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images and labels, 0 for none.")] = 0.0,
+    average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
     stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, quantized or spiking.")] = None,
     keep: Keep = "loss",
@@ -71,7 +73,7 @@ def command(
     config = TrainConfig(
         epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
         batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
-        keep=keep,
+        keep=keep, mixup=mixup, average=average,
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, None, num_classes)
