@@ -50,7 +50,7 @@ TUNED = {
         "T4+": Row("T4", 4, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, mixup=0.0, keep="loss"),
     },
 }
-SCRATCH = ("quantized:10", "spiking:1,rate=0.1")
+SCRATCH = ("quantized:18",)
 
 
 def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -> None:
@@ -101,7 +101,7 @@ def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dic
         torch.manual_seed(0)
         config = finetune.TrainConfig(
             stages=tuple(map(Stage.parse, stages)), augment="flip-crop", batch_size=64, weight_decay=0.02,
-            learning_rates={"weights": 3e-3, "biases": 3e-3}, keep="accuracy",
+            learning_rates={"weights": 3e-3, "biases": 3e-3}, keep="accuracy", average=0.998,
         )  # fmt: skip
         return finetune.train(
             getattr(networks, name)(), TensorDataset(data["x"], data["y"]), 4, validation=_held(data), config=config,
