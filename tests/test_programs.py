@@ -54,13 +54,15 @@ def test_it_converts_as_the_network_it_came_from(tmp_path, name, batch) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, amid its decompositions
 def test_a_decomposed_program(tmp_path) -> None:
-    """Its norms and its pool also give what only a gradient needs."""
+    """Its norms and its pool also give what only a gradient needs; a linear layer is a matrix product with a sum."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Flatten())
-    model, x = randomise(nn.Sequential(*layers, nn.LayerNorm(36))), torch.randn(2, 3, 8, 8)
+    head = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 5), nn.Linear(5, 3, bias=False))
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4), *head)
+    model, x = randomise(nn.Sequential(*layers)), torch.randn(2, 3, 8, 8)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).run_decompositions()
     targets = {str(node.target) for node in program.graph.nodes}
-    assert any("_native_batch_norm_legit_no_training" in target for target in targets)
+    for name in ("_native_batch_norm_legit_no_training", "addmm", "_adaptive_avg_pool2d"):
+        assert any(f".{name}." in target for target in targets), targets
     torch.export.save(program, str(tmp_path / "net.pt2"))
     network = load_program(tmp_path / "net.pt2")[0]
     snn = convert.to_spiking(network, x, timesteps=4, allow_hybrid=True)

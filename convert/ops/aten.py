@@ -46,6 +46,15 @@ def _convolution(call: Call) -> Ref:
     return layers.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
 
 
+def _addmm(call: Call) -> Ref:
+    """A decomposed program's linear layer: beta bias + alpha x weight."""
+    bias, x, weight = call.args[:3]
+    if not isinstance(x, Ref) or not isinstance(weight, torch.Tensor) or not isinstance(bias, torch.Tensor):
+        raise Unsupported("a matrix product of two branches with a sum", "add after the product, or use a linear layer")
+    alpha, beta = (call.number(3, name, 1) for name in ("alpha", "beta"))
+    return call.emit("linear", (x,), None, {"weight": alpha * weight.t(), "bias": beta * bias.expand(weight.shape[1])})
+
+
 def _upsample(mode: str) -> Handler:
     def handle(call: Call) -> Ref:
         corners = None if mode == "nearest" else bool(call.get(2, "align_corners"))
@@ -86,12 +95,15 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
     "linear": layers.linear,
+    "addmm": _addmm,
     "batch_norm": _norm(layers.batch_norm, "training", "momentum", "eps"),
     "_native_batch_norm_legit_no_training": _first(_norm(layers.batch_norm, "momentum", "eps")),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), layers.avg_pool),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), layers.max_pool),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _first(layers.max_pool)),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
+    **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(layers.adaptive_pool("max"))),
     **dict.fromkeys(("relu", "relu_"), f.relu),
     **dict.fromkeys(("relu6", "relu6_"), f.relu6),
     **dict.fromkeys(("hardtanh", "hardtanh_"), f.hardtanh),
@@ -152,7 +164,7 @@ BY_NAME: dict[str, Handler] = {
     "minimum": choices.pairwise("minimum"),
     "amax": choices.reduce("amax"),
     "amin": choices.reduce("amin"),
-    **dict.fromkeys(("matmul", "bmm"), attention.matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm"), attention.matmul),
     "einsum": attention.einsum,
     "linalg_vector_norm": norms.vector_norm,
     "new_zeros": moves.new_constant(0.0),
