@@ -31,6 +31,9 @@ class Row:
         images: training images, of 55,000.
         mixup: alpha of mixing pairs of images.
         keep: the held-out figure whose best epoch is kept.
+        match: weight of layer matching.
+        labels: share of the labels in the loss.
+        average: decay of the running average that is kept.
     """
 
     start: str
@@ -40,14 +43,18 @@ class Row:
     images: int = 55_000
     mixup: float = 0.2
     keep: str = "accuracy"
+    match: float = 0.0
+    labels: float = 0.0
+    average: float = 0.998
 
 
+PLAIN: Any = {"mixup": 0.0, "keep": "loss", "match": 1.0, "labels": 0.0, "average": 0.0}
 TUNED = {
-    "vgg": {"T4": Row("", 4, ("quantized:6",), 0.45), "T2": Row("T4", 2, ("quantized:6",), 0.33)},
+    "vgg": {"T4": Row("", 4, ("quantized:12",), 0.45), "T2": Row("T4", 2, ("quantized:10",), 0.45)},
     "resnet": {
-        "T4": Row("", 4, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500, 0.0, "loss"),
-        "T2": Row("T4", 2, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500, 0.0, "loss"),
-        "T4+": Row("T4", 4, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, mixup=0.0, keep="loss"),
+        "T4": Row("", 4, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500, **PLAIN),
+        "T2": Row("T4", 2, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500, **PLAIN),
+        "T4+": Row("T4", 4, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, **PLAIN),
     },
 }
 SCRATCH = ("quantized:18",)
@@ -81,11 +88,12 @@ def _tuned(
         finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
         snn.timesteps = how.timesteps
         config = finetune.Config(
-            stages=tuple(map(Stage.parse, how.stages[:1] if smoke else how.stages)), match=1.0, augment="flip-crop",
-            budget=how.budget, mixup=how.mixup, keep=how.keep,
+            stages=tuple(map(Stage.parse, how.stages[:1] if smoke else how.stages)), match=how.match, augment="flip-crop",
+            budget=how.budget, mixup=how.mixup, keep=how.keep, label_weight=how.labels, average=how.average,
         )  # fmt: skip
-        finetune.fit(snn, TensorDataset(data["x"][: how.images]), _held(data), teacher=untuned, config=config,
-                     folder=state, resume=resume, progress=True, on_epoch=say)  # fmt: skip
+        train = TensorDataset(*(data[key][: how.images] for key in "xy"))
+        finetune.fit(snn, train, _held(data), teacher=untuned, config=config, folder=state, resume=resume,
+                     progress=True, on_epoch=say)  # fmt: skip
         return snn
 
     snn, took = once(f"{name}-{row}", runs, tune)

@@ -31,6 +31,8 @@ class Row:
         train: what trains.
         mixup: alpha of mixing pairs of images.
         keep: the held-out figure whose best epoch is kept.
+        match: weight of layer matching.
+        average: decay of the running average that is kept.
     """
 
     start: str
@@ -43,6 +45,8 @@ class Row:
     train: tuple[str, ...] = finetune.config.GROUPS
     mixup: float = 0.0
     keep: str = "loss"
+    match: float = 5.0
+    average: float = 0.0
 
 
 ROWS = {
@@ -52,9 +56,14 @@ ROWS = {
     "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
     "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, copies=6, more=25000, mixup=0.2),
     "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2, keep="agreement"),
+    "T4-average": Row(
+        "T4-long", ("quantized:2,rate=0.5",), copies=6, more=25000, mixup=0.2, keep="agreement", match=0.0, average=0.998
+    ),
     "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, copies=6, more=25000, mixup=0.2, keep="agreement"),
     "binary-long": Row("T4-long", ("spiking:4",), delay=0, copies=2, mixup=0.2, keep="agreement"),
-    "ternary-long": Row("T4-long", ("spiking:4",), delay=0, spikes="ternary", copies=2, mixup=0.2, keep="agreement"),
+    "ternary-long": Row(
+        "T4-long", ("spiking:4",), delay=0, spikes="ternary", copies=2, mixup=0.2, keep="agreement", average=0.998
+    ),
     "T8": Row("T4", ("quantized:4,rate=0.5",), timesteps=8),
     "binary": Row("T4", ("spiking:8",), delay=0),
     "ternary": Row("T4", ("spiking:8",), delay=0, spikes="ternary"),
@@ -81,8 +90,8 @@ def tune(
         more = 64 if smoke else row.more
         training = images.training(row.copies, min(more, len(images.further)))
         config = finetune.Config(
-            stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=5.0, augment="flip-crop",
-            train=row.train, mixup=row.mixup, keep=row.keep,
+            stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=row.match, augment="flip-crop",
+            train=row.train, mixup=row.mixup, keep=row.keep, average=row.average,
         )  # fmt: skip
         finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
                      resume=resume, log=runs / f"log-{name}", on_epoch=say)  # fmt: skip
