@@ -11,6 +11,7 @@ from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import flat, laid_out, plan, values
 
 Sums = dict[str, Tensor]
+SIDE_BY_SIDE = 256  # channels in memory one after the other, at least: few would make loops short, so they come again
 
 
 def summed(
@@ -33,14 +34,16 @@ def summed(
     corrected = where.drive if offset is None else where.drive + offset
     drive = drive if offset is None else drive + offset
     rows = [flat(laid_out(x, where.drive)).numpy() for x in (corrected, a, twin, drive, out)]
-    own = [values(x, torch.float32).expand(where.channels).contiguous() for x in (theta, start)]
+    again = -(-SIDE_BY_SIDE // where.channels) if where.inner == 1 else 1
+    own = [values(x, torch.float32).expand(where.channels).repeat(again) for x in (theta, start)]
     step = own[0].to(torch.float64) / steps
-    sums = _empty(where.channels, z.shape[1:].numel(), out.numel() // z.numel())
+    sums = _empty(where.channels * again, z.shape[1:].numel(), out.numel() // z.numel())
     accumulate(
         flat(where.drive).numpy(), *rows, own[0].numpy(), own[1].numpy(), step.numpy(), where.inner,
         np.float32(steps), np.float32(most), np.float32(least), *sums.values(), lags,
     )  # fmt: skip
     found = {name: torch.from_numpy(x) for name, x in sums.items()}
+    found["channels"] = found["channels"].view(len(CHANNELS), again, where.channels).sum(1)
     for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
         found[name] = found[name].as_strided(z.shape[1:], where.drive.stride()[1:]).reshape(-1)
     return found

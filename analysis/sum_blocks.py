@@ -13,6 +13,7 @@ from speedysnn.analysis.sum_rows import (
     MEAN,
     NEXT,
     OWN,
+    PER,
     PER_STEP,
     REACHED,
     SQUARE,
@@ -112,9 +113,9 @@ def add_trains(
     squares = beside = 0.0
     lagged, mean, square, product = 0, work[OWN], work[SQUARE], work[NEXT]
     for j in range(theta.size):
-        mean[j] = np.float64(totalled[j]) / theta[j] / seen
+        mean[j] = np.float64(totalled[j]) / (np.float64(theta[j]) * seen)
     for j in range(theta.size):
-        per, d = 1 / np.float64(theta[j]), mean[j]
+        per, d = work[PER, j], mean[j]
         total = work[MEAN, j] * steps * per
         inside = (d > floor) & (d < ceiling) & (d != 0)
         each = square[j] * per * per - 2 * d * total + steps * d * d

@@ -34,15 +34,17 @@ def accumulate(
     """
     n, seen, emitted = z.size, drive.size // z.size, pulses.size
     totalled, when, place = np.empty(BLOCK, z.dtype), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
-    work, each, begun = np.empty((10, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
+    work, each, begun = np.empty((11, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
     ceiling, factor = np.float64(most) / many, many if seen == 1 else many / many
     floor = -ceiling if least < 0 else 0.0
-    c, left = 0, inner
+    c, left, laid = 0, inner, -1
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
         own, held, source = z[first : first + m], corrected[first : first + m], a[first : first + m]
         over_time(drive, out, first, m, n, seen, totalled, when, work, pulses, lags)
-        spread(c, left, inner, theta, start, step, each, work, m)
+        if inner > 1 or c != laid:  # else each element has the channel it had in the block before
+            spread(c, left, inner, theta, start, step, each, work, m)
+            laid = c
         count_into(held, each[0], each[1], many, most, least, work[AIMED])
         count_into(totalled[:m], each[0], each[1], factor, most, least, work[REACHED])
         errors(held, source, most, least, work, place, bins)
@@ -51,7 +53,7 @@ def accumulate(
         add_counts(source, most, when, work, counts)
         add_units(source, when, first, most, work, fires, full, peak, begun)
         if lags:
-            add_trains(totalled, each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
+            add_trains(totalled[:m], each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
     for image in range(begun.size):
         counts[7] += begun[image] != 0
         counts[8] += begun[image]
