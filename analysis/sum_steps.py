@@ -62,6 +62,28 @@ def add_lag(row: Array, before: Array, square: Array, beside: Array) -> None:  #
 
 
 @summed
+def over_train(
+    out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
+) -> None:  # pragma: no cover - compiled
+    """A block's outputs, four steps at a time and what is left one by one."""
+    mean, square, beside = work[MEAN], work[SQUARE], work[NEXT]
+    when[:], mean[:m], square[:m], beside[:m] = 0, 0, 0, 0
+    nothing, whole = np.zeros(m, out.dtype), pulses.size // 4 * 4
+    for t in range(0, whole, 4):
+        at = t * n + first
+        one, two = out[at : at + m], out[at + n : at + n + m]
+        three, four = out[at + 2 * n : at + 2 * n + m], out[at + 3 * n : at + 3 * n + m]
+        add_four(one, two, three, four, t, mean, when, pulses)
+        if lags:
+            add_lags(one, two, three, four, out[at - n : at - n + m] if t > 0 else nothing, square, beside)
+    for t in range(whole, pulses.size):
+        at = t * n + first
+        add_one(out[at : at + m], t, mean, when, pulses)
+        if lags:
+            add_lag(out[at : at + m], out[at - n : at - n + m] if t > 0 else nothing, square, beside)
+
+
+@summed
 def over_time(
     drive: Array, out: Array, first: int, m: int, n: int, seen: int, totalled: Array, when: Array, work: Array,
     pulses: Array, lags: bool,
@@ -74,24 +96,7 @@ def over_time(
         row = drive[t * n + first : t * n + first + m]
         for j in range(m):
             totalled[j] += row[j]
-    when[:m] = 0
-    for k in (MEAN, SQUARE, NEXT):
-        work[k, :m] = 0
-    nothing, t = np.zeros(m, out.dtype), 0
-    while t < emitted:
-        at = t * n + first
-        one, before = out[at : at + m], out[at - n : at - n + m] if t > 0 else nothing
-        if t + 4 <= emitted:
-            two, three, four = out[at + n : at + n + m], out[at + 2 * n : at + 2 * n + m], out[at + 3 * n : at + 3 * n + m]
-            add_four(one, two, three, four, t, work[MEAN], when[:m], pulses)
-            if lags:
-                add_lags(one, two, three, four, before, work[SQUARE], work[NEXT])
-            t += 4
-        else:
-            add_one(one, t, work[MEAN], when[:m], pulses)
-            if lags:
-                add_lag(one, before, work[SQUARE], work[NEXT])
-            t += 1
+    over_train(out, first, m, n, when[:m], work, pulses, lags)
     opening, ending, ends = out[first : first + m], out[(emitted - 1) * n + first :], work[ENDS]
     for j in range(m):
         ends[j] = np.float64(opening[j]) + ending[j]

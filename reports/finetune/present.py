@@ -273,9 +273,10 @@ FASHION = """## Fashion-MNIST
 A VGG-like and a residual network (`networks.py`), trained here as usual networks (16 and 10 epochs, 55,000 images, 5,000
 held out), tuned at look-ahead 1 without labels, with a budget of spikes a neuron and image, and trained from scratch with
 labels on 55,000 images; 10,000 test images (standard error 0.25 points). Tuning the VGG-like network mixes pairs of images
-(alpha 0.2) and keeps the epoch of most accuracy on held-out images, as training from scratch does; the residual one's rows
-mix nothing and keep that of least loss. A row with + goes on from the row of its name, T2 from T4. Minutes are a row's own;
-a run that was broken off and resumed has none; "vgg T2" ran on two threads, "vgg scratch" stood still for part of its time.
+(alpha 0.2), matches no layers, and keeps a running average of the weights (decay 0.998) at the epoch of most accuracy on
+held-out images; training from scratch averages and keeps likewise. The residual network's rows mix and average nothing,
+match layers (weight 1) and keep the epoch of least loss. A row with + goes on from the row of its name, T2 from T4. Minutes
+are a row's own on one thread beside another row; a run that was broken off and resumed has none.
 
 {table}
 
