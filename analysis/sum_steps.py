@@ -6,8 +6,8 @@ from speedysnn.analysis.sum_rows import ENDS, MEAN, NEXT, SQUARE, Array, summed
 
 
 @summed
-def add_four(
-    one: Array, two: Array, three: Array, four: Array, t: int, mean: Array, when: Array, pulses: Array
+def add_steps(
+    one: Array, two: Array, three: Array, four: Array, t: int, mean: Array, when: Array
 ) -> None:  # pragma: no cover - compiled
     """Add the steps t to t + 3, in their order; every loop has numbers of one width alone."""
     for j in range(one.size):
@@ -17,20 +17,6 @@ def add_four(
         soon = np.int32(t + 1) if one[j] != 0 else np.int32(t + 2 if two[j] != 0 else 0)
         found = soon if soon != 0 else late
         when[j] = when[j] if when[j] != 0 else found
-    pulses[t] += spikes(one)
-    pulses[t + 1] += spikes(two)
-    pulses[t + 2] += spikes(three)
-    pulses[t + 3] += spikes(four)
-
-
-@summed
-def add_one(row: Array, t: int, mean: Array, when: Array, pulses: Array) -> None:  # pragma: no cover - compiled
-    """Add step t."""
-    for j in range(row.size):
-        mean[j] += row[j]
-    for j in range(row.size):
-        when[j] = np.int32(t + 1) if (when[j] == 0) & (row[j] != 0) else when[j]
-    pulses[t] += spikes(row)
 
 
 @summed
@@ -54,33 +40,28 @@ def add_lags(
 
 
 @summed
-def add_lag(row: Array, before: Array, square: Array, beside: Array) -> None:  # pragma: no cover - compiled
-    """Add one step's square, and its product with the step before."""
-    for j in range(row.size):
-        square[j] += np.float64(row[j]) * row[j]
-        beside[j] += np.float64(row[j]) * before[j]
+def step_of(out: Array, t: int, steps: int, first: int, n: int, nothing: Array) -> Array:  # pragma: no cover - compiled
+    """A block's outputs at step t, none before the first step and after the last."""
+    at = t * n + first
+    return out[at : at + nothing.size] if 0 <= t < steps else nothing
 
 
 @summed
 def over_train(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
-    """A block's outputs, four steps at a time and what is left one by one."""
+    """A block's outputs, four steps at a time; where T is no multiple of four, silent steps follow its last."""
     mean, square, beside = work[MEAN], work[SQUARE], work[NEXT]
     when[:], mean[:m], square[:m], beside[:m] = 0, 0, 0, 0
-    nothing, whole = np.zeros(m, out.dtype), pulses.size // 4 * 4
-    for t in range(0, whole, 4):
-        at = t * n + first
-        one, two = out[at : at + m], out[at + n : at + n + m]
-        three, four = out[at + 2 * n : at + 2 * n + m], out[at + 3 * n : at + 3 * n + m]
-        add_four(one, two, three, four, t, mean, when, pulses)
+    nothing, steps = np.zeros(m, out.dtype), pulses.size
+    for t in range(0, steps, 4):
+        one, two = step_of(out, t, steps, first, n, nothing), step_of(out, t + 1, steps, first, n, nothing)
+        three, four = step_of(out, t + 2, steps, first, n, nothing), step_of(out, t + 3, steps, first, n, nothing)
+        add_steps(one, two, three, four, t, mean, when)
         if lags:
-            add_lags(one, two, three, four, out[at - n : at - n + m] if t > 0 else nothing, square, beside)
-    for t in range(whole, pulses.size):
-        at = t * n + first
-        add_one(out[at : at + m], t, mean, when, pulses)
-        if lags:
-            add_lag(out[at : at + m], out[at - n : at - n + m] if t > 0 else nothing, square, beside)
+            add_lags(one, two, three, four, step_of(out, t - 1, steps, first, n, nothing), square, beside)
+    for t in range(steps):
+        pulses[t] += spikes(step_of(out, t, steps, first, n, nothing))
 
 
 @summed
