@@ -13,22 +13,20 @@ class Average:
     """m <- d m + (1 - d) p after every step n, d = min(decay, (1 + n) / (10 + n)) (Polyak and Juditsky 1992).
 
     Attributes:
-        decay: between 0 and 1; 0 keeps no average, the state is judged as it is.
         values: m, by name of parameter or buffer; thresholds are averaged as log theta.
         steps: n.
     """
 
-    decay: float = 0.0
     values: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the present state."""
-        if not self.decay:
+    def update(self, module: nn.Module, decay: float) -> None:
+        """Take in the present state; with decay 0 no average is kept, and the state is judged as it is."""
+        if not decay:
             return
         self.steps += 1
-        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        share = 1 - min(decay, (1 + self.steps) / (10 + self.steps))
         for name, value in _floating(module).items():
             if name in self.values:
                 self.values[name].lerp_(value, share)

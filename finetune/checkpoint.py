@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speedysnn._claims import claimed, take_away, try_writing
 from speedysnn.errors import TrainingError
+from speedysnn.finetune.average import Average
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 
@@ -35,8 +36,7 @@ class RunState:
         best_epoch: their epoch, 0 for the state before the stage.
         optimizer: the optimizer's tensors, "index.name" -> tensor.
         layers: every layer's theta, v_init and rate before the run.
-        average: the running average of the state, where one is kept.
-        average_steps: steps in it.
+        average: the running average of the state in the present stage, where one is kept.
     """
 
     stage: int = 0
@@ -47,18 +47,12 @@ class RunState:
     best_epoch: int = 0
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
-    average: dict[str, Tensor] = field(default_factory=dict)
-    average_steps: int = 0
+    average: Average = field(default_factory=Average)
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
-
-
-def on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on this device."""
-    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def fingerprint(snn: SpikingNetwork, config: Config) -> str:
@@ -124,10 +118,10 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
     tensors = {f"net:{name}": value for name, value in snapshot(snn).items()}
     tensors.update({f"best:{name}": value for name, value in run.best.items()})
     tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
-    tensors.update({f"average:{name}": value for name, value in run.average.items()})
+    tensors.update({f"average:{name}": value for name, value in run.average.values.items()})
     document = {"schema": SCHEMA, "fingerprint": print_of_run, "stage": run.stage, "epoch": run.epoch,
                 "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
-                "layers": run.layers, "average_steps": run.average_steps}  # fmt: skip
+                "layers": run.layers, "average_steps": run.average.steps}  # fmt: skip
     scratch = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,8 +156,10 @@ def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
             kind, name = key.split(":", 1)
             parts[kind][name] = value
         snn.load_state_dict(parts["net"])
+        device = next(snn.parameters()).device
+        values = {name: value.to(device) for name, value in parts["average"].items()}
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
-                        parts["average"], document["average_steps"])  # fmt: skip
+                        Average(values, document["average_steps"]))  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

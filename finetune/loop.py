@@ -158,7 +158,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
             keep_in_range(self.snn)
-            self.average.update(self.snn)
+            self.average.update(self.snn, config.average)
             total, done = total + float(loss) * len(indices), done + len(indices)
             if self.log is not None:
                 self.log.step(place.run_epoch, {"stage": stage.kind, "epoch": place.epoch + 1, "step": number,

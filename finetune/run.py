@@ -62,8 +62,7 @@ class Run:
         try:
             with torch.enable_grad(), trainable(trainer.snn, config) as groups:
                 steps = self.make_optimizer(groups, config, stage.rate)
-                taken_in = checkpoint.on(trainer.device, state.average)
-                trainer.average = Average(config.average, taken_in, state.average_steps)
+                trainer.average = state.average
                 if state.epoch == 0 and not state.best:
                     self._enter(stage, index, before)
                 else:
@@ -75,7 +74,7 @@ class Run:
                 trainer.snn.load_state_dict(state.best)
             raise
         trainer.snn.load_state_dict(state.best)
-        state.stage, state.epoch, state.optimizer, state.average, state.average_steps = index + 1, 0, {}, {}, 0
+        state.stage, state.epoch, state.optimizer, state.average = index + 1, 0, {}, Average()
         if index + 1 < len(config.plan):
             state.best, state.best_score, state.best_epoch = {}, float("-inf"), 0
         self._keep()
@@ -106,7 +105,6 @@ class Run:
         seconds = time.monotonic() - begin
         self._score(stage, index, state.epoch + 1, loss, seconds)
         state.epoch, state.optimizer = state.epoch + 1, checkpoint.optimizer_tensors(steps)
-        state.average, state.average_steps = trainer.average.values, trainer.average.steps
         if state.epoch < stage.epochs:
             self._keep()
 
@@ -120,16 +118,16 @@ class Run:
         begin = time.monotonic()
         with trainer.average.applied(trainer.snn):
             scores = trainer.evaluate(stage.reading)
-            present = checkpoint.snapshot(trainer.snn)
+            took = time.monotonic() - begin
+            over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
+            found = score(trainer.config.keep, scores, epoch, over)
+            if found > state.best_score:
+                state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {
             "stage": stage.kind, "stage_index": index, "timesteps": trainer.snn.timesteps, "epoch": epoch,
-            "train_loss": loss, **scores, "train_seconds": seconds, "eval_seconds": time.monotonic() - begin,
+            "train_loss": loss, **scores, "train_seconds": seconds, "eval_seconds": took,
+            "best": state.best_epoch == epoch,
         }  # fmt: skip
-        over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-        found = score(trainer.config.keep, scores, epoch, over)
-        if found > state.best_score:
-            state.best, state.best_score, state.best_epoch = present, found, epoch
-        row["best"] = state.best_epoch == epoch
         state.history.append(row)
         if not trainer.engine.main:
             return

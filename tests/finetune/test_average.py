@@ -22,11 +22,11 @@ def _moved(module: nn.Module, generator: torch.Generator) -> None:
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])
 def test_the_average_is_its_recurrence(decay: float) -> None:
-    module, average, generator = nn.BatchNorm1d(3), Average(decay), torch.Generator().manual_seed(0)
+    module, average, generator = nn.BatchNorm1d(3), Average(), torch.Generator().manual_seed(0)
     expected: np.ndarray | None = None
     for step in range(1, 30):
         _moved(module, generator)
-        average.update(module)
+        average.update(module, decay)
         d = min(decay, (1 + step) / (10 + step))
         now = torch.cat([module.weight.detach(), module.running_mean]).double().numpy()
         expected = now if expected is None else d * expected + (1 - d) * now
@@ -43,7 +43,7 @@ def test_the_average_is_its_recurrence(decay: float) -> None:
 def test_a_run_keeps_the_average_and_trains_as_without() -> None:
     """The steps are the same, so the last state's average can be computed beside them."""
     states = []
-    own = Average(0.8)
+    own = Average()
 
     def run(average: float) -> tuple[dict[str, torch.Tensor], finetune.Result]:
         snn = _network()
@@ -53,9 +53,9 @@ def test_a_run_keeps_the_average_and_trains_as_without() -> None:
 
     update = Average.update
 
-    def watched(self: Average, module: nn.Module) -> None:
-        update(self, module)
-        update(own, module)
+    def watched(self: Average, module: nn.Module, decay: float) -> None:
+        update(self, module, decay)
+        update(own, module, 0.8)
         states.append(copy.deepcopy(module.state_dict()))
 
     with pytest.MonkeyPatch.context() as patch:
