@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from speedysnn.analysis.images import batch_dims
 from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.kernels.nonzero import nonzero
 from speedysnn.kernels.quantizer import levels
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
@@ -123,7 +124,7 @@ def reached_counts(drives: Sequence[Tensor], theta: Tensor, start: Tensor, neuro
 def events(tap: Tap) -> int:
     """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade."""
     if not tap.static_output:
-        return int(torch.count_nonzero(tap.output))
+        return nonzero(tap.output)
     neuron = tap.neuron
     step = neuron.per_channel(neuron.threshold.detach(), tap.output.ndim).to(torch.float64) / neuron.timesteps
     counts = torch.round(tap.output.to(torch.float64) / step).abs()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from speedysnn.analysis.sum_rows import ENDS, MEAN, NEXT, SQUARE, Array, summed
+from speedysnn.kernels.nonzero import tally
 
 
 @summed
@@ -17,15 +18,6 @@ def add_steps(
         soon = np.int32(t + 1) if one[j] != 0 else np.int32(t + 2 if two[j] != 0 else 0)
         found = soon if soon != 0 else late
         when[j] = when[j] if when[j] != 0 else found
-
-
-@summed
-def spikes(row: Array) -> int:  # pragma: no cover - compiled
-    """Elements of a block that are not zero, counted in 32 bits, which twice as many fit into a register."""
-    found = np.int32(0)
-    for j in range(row.size):
-        found = np.int32(found + np.int32(row[j] != 0))
-    return int(found)
 
 
 @summed
@@ -61,7 +53,7 @@ def over_train(
         if lags:
             add_lags(one, two, three, four, step_of(out, t - 1, steps, first, n, nothing), square, beside)
     for t in range(steps):
-        pulses[t] += spikes(step_of(out, t, steps, first, n, nothing))
+        pulses[t] += tally(step_of(out, t, steps, first, n, nothing))
 
 
 @summed

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 
+from speedysnn.kernels.nonzero import nonzero
 from speedysnn.tap import Tap, any_order
 
 
@@ -17,11 +18,18 @@ class Events:
         """Add a layer's spikes and neurons: an observer, from any thread and in any order."""
         neuron = tap.neuron
         if tap.static_output:
-            fired, neurons = neuron.counts(tap.drive), tap.output.numel()
+            events, neurons = float(neuron.counts(tap.drive).abs().sum()), tap.output.numel()
         else:
-            fired = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
-            neurons = tap.output.numel() // neuron.timesteps
-        events, weight = float(fired.abs().sum()), self._fan_out.get(tap.name, 1.0)
+            events, neurons = _grades(tap), tap.output.numel() // neuron.timesteps
+        weight = self._fan_out.get(tap.name, 1.0)
         with self._lock:
             for i, value in enumerate((events, neurons, weight * events, weight * neurons)):
                 self.sums[i] += value
+
+
+def _grades(tap: Tap) -> float:
+    """Spikes of a train, one of grade n as n of them."""
+    neuron = tap.neuron
+    if neuron.levels_per_step == 1:
+        return float(nonzero(tap.output))
+    return float((tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)).abs().sum())

@@ -44,6 +44,16 @@ def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
     return like(drive, steps) if constant else torch.empty_like(drive)
 
 
+def dense(x: Tensor) -> bool:
+    """Whether a tensor's values fill one stretch of memory, in whatever order."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def flat(x: Tensor) -> Tensor:
     """A dense tensor's values in the order in which they lie in memory, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))
@@ -92,12 +102,4 @@ def _rows_first(drive: Tensor) -> bool:
         return False
     if drive.is_contiguous():
         return True
-    if drive.ndim == 4 and drive.is_contiguous(memory_format=torch.channels_last):
-        return drive.stride(0) == math.prod(drive.shape[1:])
-    rest = sorted((stride, size) for stride, size in zip(drive.stride()[1:], drive.shape[1:], strict=True) if size > 1)
-    expected = 1
-    for stride, size in rest:
-        if stride != expected:
-            return False
-        expected *= size
-    return drive.stride(0) == expected
+    return drive.stride(0) == _row(drive) and dense(drive)
