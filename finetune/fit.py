@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +93,15 @@ def fit(
     tune, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
-    frozen = _teacher(snn, teacher, config)
+    frozen = teacher_of(snn, teacher, config)
     engine = Engine(config.precision)
     device = engine.device(next(snn.parameters()).device)
     if engine.world > 1:
         snn.to(device), frozen.to(device)
-    modes = {module: module.training for module in frozen.modules()}
-    try:
-        frozen.eval()
+    with evaluating(frozen):
         trainer = Trainer(snn, frozen, tune, held, config, progress and engine.main, on_memory, objective,
                           budget_of(config, fan_out), engine)  # fmt: skip
         state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     record(snn, config, state)
     return result_of(state, config, table, time.monotonic() - begin)
 
@@ -161,7 +156,24 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
     return Budget(config.budget, config.budget_weight, dict(fan_out or {}) if config.budget_of == "synops" else {})
 
 
-def _teacher(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
+@contextmanager
+def evaluating(teacher: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule gets its own mode back."""
+    modes = {module: module.training for module in teacher.modules()}
+    try:
+        teacher.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
+    """The module whose outputs are the aim: the given one, a spiking network read analog, or the network itself before.
+
+    Raises:
+        TrainingError: none is given and the network's own weights were tuned before.
+    """
     if teacher is not None:
         return _Teacher(teacher) if isinstance(teacher, SpikingNetwork) else teacher
     layers = config.match or any(stage.kind == "blockwise" for stage in config.plan)

@@ -16,6 +16,7 @@ from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.operators import Operator
+from speedysnn.tap import Observer
 
 MOMENTUM = 0.1
 
@@ -37,9 +38,11 @@ class TrainingExecution(Execution):
         )  # fmt: skip
 
 
-def run_training(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking") -> Any:
+def run_training(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
+) -> Any:
     """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
-    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps)
+    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
         values = run.spiking(ready, per_step=False)
@@ -50,11 +53,10 @@ def run_training(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading
 
 
 def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy of an untrained network whose batch-norm layers hold the statistics of these images."""
+    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any."""
     own = copy.deepcopy(ann).eval()
     for module in own.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.reset_running_stats()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and not module.num_batches_tracked:
             module.momentum = None  # the plain average
             module.train()
     with torch.no_grad():

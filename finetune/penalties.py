@@ -13,8 +13,11 @@ from speedysnn.tap import Tap
 def spikes_of(tap: Tap) -> Tensor:
     """Spikes of either sign that a layer emitted for a batch, one differentiable number."""
     neuron = tap.neuron
-    theta = neuron.per_channel(neuron.threshold, tap.output.ndim)
-    total = (tap.output.abs() / theta).sum()
+    positive = not neuron.signed and (tap.static_output or neuron.spikes == "binary")
+    out = tap.output if positive else tap.output.abs()
+    theta = neuron.per_channel(neuron.threshold, out.ndim)
+    along = [dim for dim, size in enumerate(theta.shape) if size == 1 < out.shape[dim]]
+    total = ((out.sum(along, keepdim=True) if along else out) / theta).sum()  # one division a channel
     return total * neuron.timesteps if tap.static_output else total
 
 
@@ -67,6 +70,10 @@ class Budget:
     running: float = 0.0
     doublings: int = 0
 
+    def rates(self) -> "Rates":
+        """What counts r in one pass under this limit."""
+        return Rates(self.fan_out, self.factor > 0)
+
     @property
     def factor(self) -> float:
         """What r is multiplied by in the loss now."""
@@ -87,10 +94,13 @@ class Budget:
 
 
 class Rates:
-    """Adds up r, and the membrane penalty, over the layers of one pass."""
+    """Adds up r, and the membrane penalty, over the layers of one pass.
 
-    def __init__(self, fan_out: Mapping[str, float]) -> None:
-        self.fan_out = fan_out
+    r has a gradient only where it counts in the loss (`trained`).
+    """
+
+    def __init__(self, fan_out: Mapping[str, float], trained: bool = True) -> None:
+        self.fan_out, self._trained = fan_out, trained
         self.spikes: list[Tensor] = []
         self.membranes: list[Tensor] = []
         self.neurons = 0.0
@@ -98,7 +108,8 @@ class Rates:
     def take(self, tap: Tap, membrane: bool) -> None:
         """One layer."""
         weight = self.fan_out.get(tap.name, 1.0)
-        self.spikes.append(weight * spikes_of(tap))
+        with torch.set_grad_enabled(self._trained and torch.is_grad_enabled()):
+            self.spikes.append(weight * spikes_of(tap))
         self.neurons += weight * neurons_of(tap)
         if membrane:
             self.membranes.append(membrane_penalty(tap))

@@ -130,7 +130,7 @@ class Step:
     ) -> tuple[Tensor, Gradients, Tensor]:
         config = self.config
         recorder = Recorder() if source else None
-        rates = Rates(self.budget.fan_out if self.budget else {}) if self.budget or config.membrane else None
+        rates = self.budget.rates() if self.budget else Rates({}) if config.membrane else None
 
         def watch(tap: Tap) -> None:
             if recorder is not None:

@@ -1,4 +1,4 @@
-"""train: a network learns from labels as a spiking one from the start, thresholds and batch-norm included."""
+"""train: a network learns from labels or a teacher as a spiking one, thresholds and batch-norm included."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.fit import check_names, run_all
+from speedysnn.finetune.fit import budget_of, check_names, evaluating, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.norm import folded, run_training, with_statistics
-from speedysnn.finetune.objectives import labels as cross_entropy
+from speedysnn.finetune.objectives import aim_of
 from speedysnn.finetune.parameters import optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
@@ -30,7 +30,7 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Settings of `finetune.train`: those of `Config`, towards labels.
+    """Settings of `finetune.train`: those of `Config`, towards labels; towards a teacher as well where one is given.
 
     Stages are spiking (through time) or quantized (the same levels in one pass, T times cheaper; timing is not seen).
 
@@ -49,11 +49,10 @@ class TrainConfig(Config):
         """Refuse what could not train."""
         super().__post_init__()
         others = any(stage.kind == "blockwise" for stage in self.plan)
-        extra = self.match or self.membrane or self.budget
-        if others or self.objective != "labels" or extra:
+        if others or self.match or self.membrane or self.budget_of != "spikes":
             raise InputError(
-                "train: expected quantized or spiking stages, objective 'labels' and neither match, membrane nor "
-                "a budget; for those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages and neither match, membrane nor a budget of synops; for "
+                "those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -61,8 +60,8 @@ class TrainConfig(Config):
             raise InputError(f"calibration: expected at least 2 images, got {self.calibration}")
 
 
-class _Classes(Trainer):
-    """A trainer towards labels that keeps batch-norm's statistics over the whole batch and all steps."""
+class _Whole(Trainer):
+    """A trainer that keeps batch-norm's statistics over the whole batch and all steps."""
 
     least = 2  # one image has no statistics
 
@@ -70,14 +69,23 @@ class _Classes(Trainer):
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
         """The whole batch in one piece."""
+        aim = aim_of(self.config, self.aim)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             for parameter in chosen:
                 parameter.grad = None
+            target, _ = self.goals(indices, batch, inputs, layers=False)
+            rates = self.budget.rates() if self.budget is not None else None
+            observer = (lambda tap: rates.take(tap, membrane=False)) if rates is not None else None
             with self.engine.autocast(self.device):
-                ours = logits(run_training(self.snn, inputs, place.stage.reading))
-            loss = cross_entropy(ours.float(), self.target(batch, inputs), 1.0)
-            torch.autograd.backward(loss)
+                ours = logits(run_training(self.snn, inputs, place.stage.reading, observer))
+            loss = aim(ours.float(), target, self.config.temperature)
+            total = loss
+            if rates is not None and self.budget is not None:
+                rate = rates.rate
+                total = loss + self.budget.factor * rate
+                self.budget.update(float(rate))
+            torch.autograd.backward(total)
             return loss.detach()
 
         return run
@@ -89,6 +97,7 @@ def train(
     timesteps: int = 4,
     *,
     validation: Any = None,
+    teacher: nn.Module | None = None,
     config: TrainConfig | None = None,
     spikes: str = "binary",
     delay: Delay = 0,
@@ -98,17 +107,19 @@ def train(
     progress: bool = False,
     on_epoch: Report | None = None,
 ) -> tuple[SpikingNetwork, Result]:
-    """Train an untrained network as a spiking one from its first step, through time or, in stages, by its levels.
+    """Train a network as a spiking one from its first step, through time or, in stages, by its levels.
 
-    Batch-norm trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one
-    process) and keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.keep` says
-    which epoch counts, by default that of the lowest held-out loss.
+    It may be untrained, or a source network that goes on learning with its levels and batch-norm in place. Batch-norm
+    trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one process) and
+    keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.keep` says which epoch
+    counts, by default that of the lowest held-out loss.
 
     Args:
         ann: the network, in any mode; it is left as it is.
-        train: a dataset, a loader, tensors or batches, with labels.
+        train: a dataset, a loader, tensors or batches; with labels, unless the objective is the teacher's logits alone.
         timesteps: T.
         validation: held-out data; without it `config.holdout` of the training data is kept for that.
+        teacher: maps the inputs to logits, for the objectives "kl" and "mse"; a `SpikingNetwork` is read analog.
         config: the settings.
         spikes: "binary", "ternary" or "graded:N".
         delay: steps of look-ahead, or "full".
@@ -123,28 +134,36 @@ def train(
         ConversionError: the network cannot be converted.
         TrainingError: NaN, infinity or a loss that runs away, nothing to resume, or a folder that cannot be written to.
         ArtifactError: another run is writing into `folder` or `log` now.
-        InputError: no labels, more classes than outputs, or several processes.
+        InputError: no labels or no teacher where the objective needs them, more classes than outputs, or several
+            processes.
     """
     config = config or TrainConfig()
     check_names(config)
+    if (config.objective == "labels") is not (teacher is None):
+        raise InputError(
+            f"train: expected a teacher beside the objectives 'kl' and 'mse' and none beside 'labels', got "
+            f"{config.objective!r} and {'none' if teacher is None else 'one'}"
+        )
     begin = time.monotonic()
     data, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
-    trainer = _Classes(snn, snn, data, held, config, progress)
-    if trainer.engine.world > 1:
-        raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
-    state, layers = run_all(
-        trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch, make_optimizer=_optimizer
-    )
+    frozen = teacher_of(snn, teacher, config)
+    with evaluating(frozen):
+        trainer = _Whole(snn, frozen, data, held, config, progress, budget=budget_of(config, None))
+        if trainer.engine.world > 1:
+            raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
+        state, layers = run_all(
+            trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch, make_optimizer=_optimizer
+        )
     snn = folded(snn)
     record(snn, config, state)
     return snn, result_of(state, config, layers, time.monotonic() - begin)
 
 
 def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **options: Any) -> SpikingNetwork:
-    """The untrained network on spikes, its statistics and thresholds those of the first training images."""
+    """The network on spikes, its thresholds those of the first training images, and its statistics if it has none."""
     images = gather(data, range(min(config.calibration, len(data)))).inputs
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     ready = with_statistics(ann, [x.to(device) for x in images])

@@ -19,7 +19,7 @@ def tally(row: Array) -> int:  # pragma: no cover - compiled
     """Elements of a row that are not zero."""
     total = 0
     for first in range(0, row.size, BLOCK):
-        found = np.int32(0)
+        found: Any = np.int32(0)
         for j in range(first, min(row.size, first + BLOCK)):
             found = np.int32(found + np.int32(row[j] != 0))
         total += found
