@@ -84,7 +84,7 @@ class _Whole(Trainer):
             if rates is not None and self.budget is not None:
                 rate = rates.rate
                 total = loss + self.budget.factor * rate
-                self.budget.update(float(rate))
+                self.budget.update(float(rate.detach()))
             torch.autograd.backward(total)
             return loss.detach()
 

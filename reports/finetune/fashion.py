@@ -1,6 +1,5 @@
 """Fashion-MNIST: two source networks trained here, tuned at T = 4 and 2 under a budget of spikes, and from scratch."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from once import once, say
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-import speedysnn
 from speedysnn import analysis, convert, finetune
 from speedysnn.finetune import Stage
 from speedysnn.network import SpikingNetwork
@@ -21,43 +19,25 @@ from speedysnn.network import SpikingNetwork
 
 @dataclass(frozen=True)
 class Row:
-    """How a source network is tuned without labels.
+    """How a source network is tuned, batch-norm in place.
 
     Attributes:
-        start: the row it goes on from.
         timesteps: T.
         stages: what runs.
         budget: most spikes a neuron and image.
-        images: training images, of 55,000.
-        mixup: alpha of mixing pairs of images.
-        keep: the held-out figure whose best epoch is kept.
-        match: weight of layer matching.
-        labels: share of the labels in the loss.
-        average: decay of the running average that is kept.
+        labels: share of the labels in the loss, the source's logits have the rest.
     """
 
-    start: str
     timesteps: int
     stages: tuple[str, ...]
     budget: float
-    images: int = 55_000
-    mixup: float = 0.2
-    keep: str = "accuracy"
-    match: float = 0.0
-    labels: float = 0.0
-    average: float = 0.998
+    labels: float = 0.5
 
 
-PLAIN: Any = {"mixup": 0.0, "keep": "loss", "match": 1.0, "labels": 0.0, "average": 0.0}
-TUNED = {
-    "vgg": {"T4": Row("", 4, ("quantized:12",), 0.45), "T2": Row("T4", 2, ("quantized:10",), 0.45)},
-    "resnet": {
-        "T4": Row("", 4, ("quantized:8", "spiking:1,rate=0.3"), 0.45, 27_500, **PLAIN),
-        "T2": Row("T4", 2, ("quantized:6", "spiking:1,rate=0.3"), 0.33, 27_500, **PLAIN),
-        "T4+": Row("T4", 4, ("quantized:3,rate=0.5", "spiking:1,rate=0.2"), 0.45, **PLAIN),
-    },
-}
+NETWORKS = ("vgg", "resnet")
+TUNED = {"T4": Row(4, ("quantized:12",), 0.45), "T2": Row(2, ("quantized:12",), 0.45)}
 SCRATCH = ("quantized:18",)
+COMMON: Any = {"augment": "flip-crop", "batch_size": 64, "weight_decay": 0.02, "keep": "accuracy", "average": 0.998}
 
 
 def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -> None:
@@ -65,10 +45,10 @@ def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -
     data = ann.parts()
     if smoke:
         data = {key: x[:128] for key, x in data.items()}
-    for name in only or TUNED:
+    for name in only or NETWORKS:
         source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
         base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
-        for row in TUNED[name]:
+        for row in TUNED:
             save(out / "fashion.csv", _with(base, _tuned(name, row, source, data, runs, smoke)), f"{name} {row}")
         save(out / "fashion.csv", _with(base, [_scratch(name, data, runs, smoke)]), f"{name} scratch")
 
@@ -80,49 +60,45 @@ def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
-    how = TUNED[name][row]
+    how = TUNED[row]
     untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
 
     def tune(state: Path, resume: bool) -> SpikingNetwork:
-        snn = speedysnn.load(runs / f"{name}-{how.start}.snn") if how.start else copy.deepcopy(untuned)
-        finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
-        snn.timesteps = how.timesteps
-        config = finetune.Config(
-            stages=tuple(map(Stage.parse, how.stages[:1] if smoke else how.stages)), match=how.match, augment="flip-crop",
-            budget=how.budget, mixup=how.mixup, keep=how.keep, label_weight=how.labels, average=how.average,
-        )  # fmt: skip
-        train = TensorDataset(*(data[key][: how.images] for key in "xy"))
-        finetune.fit(snn, train, _held(data), teacher=untuned, config=config, folder=state, resume=resume,
-                     progress=True, on_epoch=say)  # fmt: skip
-        return snn
+        config = finetune.TrainConfig(
+            stages=_stages(how.stages, smoke), objective="kl", label_weight=how.labels, budget=how.budget, **COMMON
+        )
+        return _train(source, how.timesteps, data, config, state, resume, teacher=source)
 
     snn, took = once(f"{name}-{row}", runs, tune)
-    about = {"row": f"{name} {row}", "budget": how.budget, "images": how.images, "stages": " ".join(how.stages), **took}
+    about = {"row": f"{name} {row}", "budget": how.budget, "stages": " ".join(how.stages), **took}
     both = (("untuned", untuned), ("tuned", snn))
     return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]
 
 
 def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dict[str, Any]:
-    stages = ("spiking:1",) if smoke else SCRATCH
-
     def train(state: Path, resume: bool) -> SpikingNetwork:
         torch.manual_seed(0)
         config = finetune.TrainConfig(
-            stages=tuple(map(Stage.parse, stages)), augment="flip-crop", batch_size=64, weight_decay=0.02,
-            learning_rates={"weights": 3e-3, "biases": 3e-3}, keep="accuracy", average=0.998,
-        )  # fmt: skip
-        return finetune.train(
-            getattr(networks, name)(), TensorDataset(data["x"], data["y"]), 4, validation=_held(data), config=config,
-            delay=1, folder=state, resume=resume, progress=True, on_epoch=say,
-        )[0]  # fmt: skip
+            stages=_stages(SCRATCH, smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
+        )
+        return _train(getattr(networks, name)(), 4, data, config, state, resume)
 
     snn, took = once(f"{name}-scratch", runs, train)
-    return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(stages), **took,
+    return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH), **took,
             **_judged(snn, data)}  # fmt: skip
 
 
-def _held(data: dict[str, Tensor]) -> TensorDataset:
-    return TensorDataset(data["held_x"], data["held_y"])
+def _stages(words: tuple[str, ...], smoke: bool) -> tuple[Stage, ...]:
+    return tuple(map(Stage.parse, ("quantized:1", "spiking:1") if smoke else words))
+
+
+def _train(
+    net: torch.nn.Module, timesteps: int, data: dict[str, Tensor], config: finetune.TrainConfig, state: Path,
+    resume: bool, teacher: torch.nn.Module | None = None,
+) -> SpikingNetwork:  # fmt: skip
+    train, held = TensorDataset(data["x"], data["y"]), TensorDataset(data["held_x"], data["held_y"])
+    return finetune.train(net, train, timesteps, validation=held, teacher=teacher, config=config, delay=1, folder=state,
+                          resume=resume, progress=True, on_epoch=say)[0]  # fmt: skip
 
 
 def _judged(snn: SpikingNetwork, data: dict[str, Tensor], source: SpikingNetwork | None = None) -> dict[str, Any]:

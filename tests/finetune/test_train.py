@@ -86,6 +86,32 @@ def test_the_users_model_is_left_alone_and_a_seed_repeats() -> None:
     assert one.history.train_loss.iloc[1:].tolist() == two.history.train_loss.iloc[1:].tolist()
 
 
+def test_a_source_goes_on_learning_from_itself_and_labels_under_a_budget() -> None:
+    source, (x, y) = _net(), _data()
+    finetune.train(source, (x, y), 4, config=_config(epochs_spiking=1))
+    source.train()(x), source.eval()
+    stats = source[1].running_mean.clone()
+    start = _start(source, torch.utils.data.TensorDataset(x, y), 4, _config())
+    norms = [node.name for node in start.graph.nodes if node.op == "batch_norm"]
+    torch.testing.assert_close(start.tensors(norms[0])["mean"], stats, rtol=0, atol=0)
+    source.train()
+    config = _config(stages=(finetune.Stage("quantized", 10),), objective="kl", label_weight=0.5, budget=0.5,
+                     learning_rates={"weights": 1e-2, "thresholds": 0.2})  # fmt: skip
+    _, result = finetune.train(source, (x, y), 4, validation=(x, y), teacher=source, config=config, delay=1)
+    history = result.history
+    assert history.budget_rate.iloc[0] > 0.7
+    assert history[history.best].budget_rate.iloc[-1] <= 0.5
+    assert history.held_out_agreement.notna().all()
+    assert source.training
+    assert torch.equal(source[1].running_mean, stats)
+
+
+@pytest.mark.parametrize(("objective", "teacher"), [("kl", None), ("labels", _net())])
+def test_a_teacher_is_asked_for_where_it_counts(objective: str, teacher: nn.Module | None) -> None:
+    with pytest.raises(InputError, match="teacher"):
+        finetune.train(_net(), _data(), 2, teacher=teacher, config=_config(objective=objective))
+
+
 def test_sgd_trains_and_mistakes_are_named() -> None:
     _, result = finetune.train(_net(), _data(101), 2, config=_config(optimizer="sgd", holdout=0.2))
     assert len(result.history) == 3

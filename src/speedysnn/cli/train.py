@@ -1,4 +1,4 @@
-"""`speedysnn train`: an untrained network learns from labels as a spiking one from the start."""
+"""`speedysnn train`: a network, untrained or not, learns from labels as a spiking one from its first step."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from speedysnn import artifact
 from speedysnn.cli.common import (
+    Checkpoint,
     Classes,
     Data,
     DelayText,
@@ -31,11 +32,14 @@ from speedysnn.cli.targets import check_json, check_network, check_run
 from speedysnn.finetune.stages import Stage
 from speedysnn.finetune.train import TrainConfig, train
 
+SHARE = "Share of the labels in the loss; below 1 the network as it is given, read as it is, teaches the rest."
+
 
 def command(
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new network, by custom NAME.snn.")],
+    checkpoint: Checkpoint = None,
     num_classes: Classes = None,
     normalize: Normalize = None,
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Steps T.", min=1)] = 4,
@@ -45,6 +49,8 @@ def command(
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Of the weights only.")] = 0.0,
+    label_weight: Annotated[float, typer.Option(help=SHARE, min=0, max=1)] = 1.0,
+    budget: Annotated[float | None, typer.Option(help="Most spikes a neuron and image, mean over the network.")] = None,
     augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images and labels, 0 for none.")] = 0.0,
     average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
@@ -64,24 +70,27 @@ def command(
 
     \b
     Example: speedysnn train speedysnn.assets.digits:avg_net -d digits -T 4 -o net.snn
+             speedysnn train net.py:make -c net.pt -d npz:images.npz --stage quantized:12 --label-weight 0.5 -o net.snn
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite, output)
     check_network(output, overwrite)
     check_run(run_dir, output, resume, overwrite)
     rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
              "thresholds": 10 * learning_rate}  # fmt: skip
+    taught = label_weight < 1
     config = TrainConfig(
+        objective="kl" if taught else "labels", label_weight=label_weight if taught else 0.0, budget=budget,
         epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
         batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
         keep=keep, mixup=mixup, average=average,
     )  # fmt: skip
     seeded(seed)
-    source = model_of(model, None, num_classes)
+    source = model_of(model, checkpoint, num_classes)
     images = data_of(data, "train", normalize, limit, seed)
     snn, result = train(
-        source.model, images, timesteps, config=config, spikes=spikes or "binary",
-        delay=0 if delay is None else delay_of(delay), folder=run_dir, resume=resume, log=log,
-        progress=True, on_epoch=_line,
+        source.model, images, timesteps, config=config, teacher=source.model if taught else None,
+        spikes=spikes or "binary", delay=0 if delay is None else delay_of(delay), folder=run_dir, resume=resume,
+        log=log, progress=True, on_epoch=_line,
     )  # fmt: skip
     snn.provenance.update(provenance(source, data=named(data), normalize=normalize, seed=seed))
     artifact.save(snn, output, overwrite=overwrite)
