@@ -25,13 +25,11 @@ class Row:
         timesteps: T.
         stages: what runs.
         budget: most spikes a neuron and image.
-        labels: share of the labels in the loss, the source's logits have the rest.
     """
 
     timesteps: int
     stages: tuple[str, ...]
     budget: float
-    labels: float = 0.5
 
 
 NETWORKS = ("vgg", "resnet")
@@ -64,10 +62,8 @@ def _tuned(
     untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
 
     def tune(state: Path, resume: bool) -> SpikingNetwork:
-        config = finetune.TrainConfig(
-            stages=_stages(how.stages, smoke), objective="kl", label_weight=how.labels, budget=how.budget, **COMMON
-        )
-        return _train(source, how.timesteps, data, config, state, resume, teacher=source)
+        config = finetune.TrainConfig(stages=_stages(how.stages, smoke), budget=how.budget, **COMMON)
+        return _train(source, how.timesteps, data, config, state, resume)
 
     snn, took = once(f"{name}-{row}", runs, tune)
     about = {"row": f"{name} {row}", "budget": how.budget, "stages": " ".join(how.stages), **took}
@@ -94,10 +90,10 @@ def _stages(words: tuple[str, ...], smoke: bool) -> tuple[Stage, ...]:
 
 def _train(
     net: torch.nn.Module, timesteps: int, data: dict[str, Tensor], config: finetune.TrainConfig, state: Path,
-    resume: bool, teacher: torch.nn.Module | None = None,
+    resume: bool,
 ) -> SpikingNetwork:  # fmt: skip
     train, held = TensorDataset(data["x"], data["y"]), TensorDataset(data["held_x"], data["held_y"])
-    return finetune.train(net, train, timesteps, validation=held, teacher=teacher, config=config, delay=1, folder=state,
+    return finetune.train(net, train, timesteps, validation=held, config=config, delay=1, folder=state,
                           resume=resume, progress=True, on_epoch=say)[0]  # fmt: skip
 
 
