@@ -33,6 +33,7 @@ class Row:
         keep: the held-out figure whose best epoch is kept.
         match: weight of layer matching.
         average: decay of the running average that is kept.
+        norms: whether the source itself goes on learning, its batch-norm in place.
     """
 
     start: str
@@ -47,19 +48,21 @@ class Row:
     keep: str = "loss"
     match: float = 5.0
     average: float = 0.0
+    norms: bool = False
 
 
+MIXED: Any = {"copies": 6, "more": 25000, "mixup": 0.2}
+NORMS: Any = {**MIXED, "keep": "agreement", "match": 0.0, "average": 0.998, "norms": True}
 ROWS = {
     "twin": Row("", ("quantized:4",), copies=2, more=49534),
     "T4": Row("twin", ("quantized:20,rate=0.5",)),
     "T2": Row("T4", ("quantized:10",), timesteps=2),
-    "T4-long": Row("", ("quantized:5",), copies=6, more=25000, mixup=0.2),
-    "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, copies=6, more=25000, mixup=0.2),
-    "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), copies=6, more=25000, mixup=0.2, keep="agreement"),
-    "T4-average": Row(
-        "T4-long", ("quantized:2,rate=0.5",), copies=6, more=25000, mixup=0.2, keep="agreement", match=0.0, average=0.998
-    ),
-    "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, copies=6, more=25000, mixup=0.2, keep="agreement"),
+    "T4-long": Row("", ("quantized:5",), **MIXED),
+    "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, **MIXED),
+    "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), keep="agreement", **MIXED),
+    "T4-norms": Row("", ("quantized:4",), **NORMS),
+    "T2-norms": Row("", ("quantized:4",), timesteps=2, **NORMS),
+    "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, keep="agreement", **MIXED),
     "binary-long": Row("T4-long", ("spiking:4",), delay=0, copies=2, mixup=0.2, keep="agreement"),
     "ternary-long": Row(
         "T4-long", ("spiking:4",), delay=0, spikes="ternary", copies=2, mixup=0.2, keep="agreement", average=0.998
@@ -72,29 +75,38 @@ ROWS = {
 }
 
 
-def untuned(data: Path, images: Cifar) -> SpikingNetwork:
-    """The converted checkpoint, T = 4, a threshold a channel from 1,024 training images."""
+def trained(data: Path) -> nn.Module:
+    """The published checkpoint."""
     ann: nn.Module = load_model(f"{SOURCE}:make", checkpoint=data / "resnet20-12fca82f.th").model.eval()
+    return ann
+
+
+def untuned(ann: nn.Module, images: Cifar) -> SpikingNetwork:
+    """It on spikes, T = 4, a threshold a channel from 1,024 training images."""
     return convert.to_spiking(ann, images.tune[:1024], timesteps=4)
 
 
 def tune(
-    name: str, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool
+    name: str, ann: nn.Module, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool
 ) -> tuple[SpikingNetwork, dict[str, Any]]:
     """One row's network, tuned where it is not there, with its settings and what its own stages took."""
     row = ROWS[name]
 
     def own(state: Path, resume: bool) -> SpikingNetwork:
+        training = images.training(row.copies, min(64 if smoke else row.more, len(images.further)))
+        about: Any = {
+            "stages": tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), "augment": "flip-crop",
+            "train": row.train, "mixup": row.mixup, "keep": row.keep, "average": row.average, "match": row.match,
+        }  # fmt: skip
+        run: Any = {"teacher": source, "folder": state, "resume": resume, "log": runs / f"log-{name}", "progress": True,
+                    "on_epoch": say}  # fmt: skip
+        if row.norms:
+            config = finetune.TrainConfig(objective="kl", batch_size=64, weight_decay=0.02, **about)
+            return finetune.train(ann, training, row.timesteps, validation=images.held, config=config, delay=row.delay,
+                                  spikes=row.spikes, **run)[0]  # fmt: skip
         snn = speedysnn.load(runs / f"{row.start}.snn") if row.start else copy.deepcopy(source)
         set_to(snn, row)
-        more = 64 if smoke else row.more
-        training = images.training(row.copies, min(more, len(images.further)))
-        config = finetune.Config(
-            stages=tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), match=row.match, augment="flip-crop",
-            train=row.train, mixup=row.mixup, keep=row.keep, average=row.average,
-        )  # fmt: skip
-        finetune.fit(snn, training, images.held, teacher=source, config=config, folder=state, progress=True,
-                     resume=resume, log=runs / f"log-{name}", on_epoch=say)  # fmt: skip
+        finetune.fit(snn, training, images.held, config=finetune.Config(**about), **run)
         return snn
 
     snn, took = once(name, runs, own)

@@ -66,7 +66,8 @@ def cifar_parts(options: argparse.Namespace, out: Path, runs: Path, parts: tuple
     images = cifar(options.data, runs, further="resnet20" in parts and not options.smoke)
     if options.smoke:
         images = replace(images, tune=images.tune[:64], held=TensorDataset(*(x[:32] for x in images.held.tensors)))
-    source = resnet.untuned(options.data, images)
+    ann = resnet.trained(options.data)
+    source = resnet.untuned(ann, images)
     if "gradients" in parts:
         some = images.tune[: 8 if options.smoke else 128]
         gradients.compare(copy.deepcopy(source), some, out / "gradients.csv", len(some) // 4)
@@ -75,7 +76,7 @@ def cifar_parts(options: argparse.Namespace, out: Path, runs: Path, parts: tuple
     names = options.rows.split(",") if options.rows else list(resnet.ROWS)[: 1 if options.smoke else None]
     limit = 32 if options.smoke else None
     for name in names:
-        tuned, about = resnet.tune(name, source, images, runs, options.smoke)
+        tuned, about = resnet.tune(name, ann, source, images, runs, options.smoke)
         before = copy.deepcopy(source)
         resnet.set_to(before, resnet.ROWS[name])
         rows = [
