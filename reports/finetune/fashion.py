@@ -1,5 +1,6 @@
 """Fashion-MNIST: two source networks trained here, tuned at T = 4 and 2 under a budget of spikes, and from scratch."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from once import once, say
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+import speedysnn
 from speedysnn import analysis, convert, finetune
 from speedysnn.finetune import Stage
 from speedysnn.network import SpikingNetwork
@@ -19,23 +21,32 @@ from speedysnn.network import SpikingNetwork
 
 @dataclass(frozen=True)
 class Row:
-    """How a source network is tuned, batch-norm in place.
+    """How a source network is tuned: by its labels with batch-norm in place, or as it was converted, without labels.
 
     Attributes:
         timesteps: T.
         stages: what runs.
         budget: most spikes a neuron and image.
+        labels: which of the two.
+        start: without labels, the row it goes on from, "" for the converted network.
     """
 
     timesteps: int
     stages: tuple[str, ...]
-    budget: float
+    budget: float = 0.45
+    labels: bool = True
+    start: str = ""
 
 
-NETWORKS = ("vgg", "resnet")
-TUNED = {"T4": Row(4, ("quantized:12",), 0.45), "T2": Row(2, ("quantized:12",), 0.45)}
+LABELLED = {"T4": Row(4, ("quantized:12",)), "T2": Row(2, ("quantized:12",))}
+PLAIN = {
+    "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
+    "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
+}
+TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": LABELLED}
 SCRATCH = ("quantized:18",)
-COMMON: Any = {"augment": "flip-crop", "batch_size": 64, "weight_decay": 0.02, "keep": "accuracy", "average": 0.998}
+KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
+COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
 
 
 def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -> None:
@@ -43,10 +54,10 @@ def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -
     data = ann.parts()
     if smoke:
         data = {key: x[:128] for key, x in data.items()}
-    for name in only or NETWORKS:
+    for name in only or TUNED:
         source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
         base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
-        for row in TUNED:
+        for row in TUNED[name]:
             save(out / "fashion.csv", _with(base, _tuned(name, row, source, data, runs, smoke)), f"{name} {row}")
         save(out / "fashion.csv", _with(base, [_scratch(name, data, runs, smoke)]), f"{name} scratch")
 
@@ -58,12 +69,19 @@ def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _tuned(
     name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
 ) -> list[dict[str, Any]]:
-    how = TUNED[row]
+    how = TUNED[name][row]
     untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
 
     def tune(state: Path, resume: bool) -> SpikingNetwork:
-        config = finetune.TrainConfig(stages=_stages(how.stages, smoke), budget=how.budget, **COMMON)
-        return _train(source, how.timesteps, data, config, state, resume)
+        about: Any = {"stages": _stages(how.stages, smoke), "budget": how.budget}
+        if how.labels:
+            return _train(source, how.timesteps, data, finetune.TrainConfig(**about, **COMMON), state, resume)
+        snn = speedysnn.load(runs / f"{name}-{how.start}.snn") if how.start else copy.deepcopy(untuned)
+        finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
+        snn.timesteps = how.timesteps
+        finetune.fit(snn, *_parts(data), teacher=untuned, config=finetune.Config(mixup=0.2, **about, **KEPT), folder=state,
+                     resume=resume, progress=True, on_epoch=say)  # fmt: skip
+        return snn
 
     snn, took = once(f"{name}-{row}", runs, tune)
     about = {"row": f"{name} {row}", "budget": how.budget, "stages": " ".join(how.stages), **took}
@@ -92,9 +110,13 @@ def _train(
     net: torch.nn.Module, timesteps: int, data: dict[str, Tensor], config: finetune.TrainConfig, state: Path,
     resume: bool,
 ) -> SpikingNetwork:  # fmt: skip
-    train, held = TensorDataset(data["x"], data["y"]), TensorDataset(data["held_x"], data["held_y"])
+    train, held = _parts(data)
     return finetune.train(net, train, timesteps, validation=held, config=config, delay=1, folder=state,
                           resume=resume, progress=True, on_epoch=say)[0]  # fmt: skip
+
+
+def _parts(data: dict[str, Tensor]) -> tuple[TensorDataset, TensorDataset]:
+    return TensorDataset(data["x"], data["y"]), TensorDataset(data["held_x"], data["held_y"])
 
 
 def _judged(snn: SpikingNetwork, data: dict[str, Tensor], source: SpikingNetwork | None = None) -> dict[str, Any]:
