@@ -19,6 +19,7 @@ from speedysnn.analysis.sum_rows import (
     SQUARE,
     STEP,
     Array,
+    plus,
     summed,
 )  # fmt: skip
 
@@ -73,13 +74,14 @@ def add_totals(
         target, given, off = work[AIMED, j] * step, work[REACHED, j] * step, np.float64(twin[j]) - source
         clip, rounding, propagated, temporal = clipped - source, target - clipped, given - target, r - given
         miss = clip + rounding + propagated + temporal - (measured - source)
-        ar, rr, tt, mm = ar + source * r, rr + r * r, tt + off * off, mm + miss * miss
-        ce, de, pe, te = ce + clip * e, de + rounding * e, pe + propagated * e, te + temporal * e
+        ar, rr, tt, mm = plus(ar, source * r), plus(rr, r * r), plus(tt, off * off), plus(mm, miss * miss)
+        ce, de = plus(ce, clip * e), plus(de, rounding * e)
+        pe, te = plus(pe, propagated * e), plus(te, temporal * e)
     one = two = three = four = 0.0
     for j in range(z.size):
         g = work[OWN, j]
         square = g * g
-        one, two, three, four = one + g, two + square, three + square * g, four + square * square
+        one, two, three, four = plus(one, g), plus(two, square), plus(three, square * g), plus(four, square * square)
     for k, value in enumerate((ar, rr, tt, mm, ce, de, pe, te, one, two, three, four)):
         totals[k] += value
 
@@ -110,8 +112,8 @@ def add_trains(
     counts: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add products of the train's error against the mean drive, in theta, where that is in range."""
-    squares = beside = 0.0
-    lagged, mean, square, product = 0, work[OWN], work[SQUARE], work[NEXT]
+    squares = beside = lagged = 0.0
+    mean, square, product = work[OWN], work[SQUARE], work[NEXT]
     for j in range(theta.size):
         mean[j] = np.float64(totalled[j]) / (np.float64(theta[j]) * seen)
     for j in range(theta.size):
@@ -120,16 +122,12 @@ def add_trains(
         inside = (d > floor) & (d < ceiling) & (d != 0)
         each = square[j] * per * per - 2 * d * total + steps * d * d
         next_to = product[j] * per * per - d * (2 * total - work[ENDS, j] * per) + (steps - 1) * d * d
-        square[j] = each if inside else 0.0
-        product[j] = next_to if inside else 0.0
-    for j in range(theta.size):
-        lagged += (mean[j] > floor) & (mean[j] < ceiling) & (mean[j] != 0)
-    for j in range(theta.size):
-        squares += square[j]
-        beside += product[j]
+        lagged = plus(lagged, 1.0 if inside else 0.0)
+        squares = plus(squares, each if inside else 0.0)
+        beside = plus(beside, next_to if inside else 0.0)
     totals[12] += squares
     totals[13] += beside
-    counts[6] += lagged
+    counts[6] += np.int64(lagged)
 
 
 @summed

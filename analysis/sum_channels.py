@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.analysis.sum_rows import ERROR, PER, STEP, Array, summed
+from speedysnn.analysis.sum_rows import ERROR, PER, STEP, Array, plus, summed
 
 
 @summed
@@ -46,8 +46,8 @@ def add_channel(
     for j in range(first, last):
         source, e = np.float64(a[j]), work[ERROR, j]
         square = e * e
-        size, aa, total = size + abs(source), aa + source * source, total + source
-        one, two, three, four = one + e, two + square, three + square * e, four + square * square
+        size, aa, total = plus(size, abs(source)), plus(aa, source * source), plus(total, source)
+        one, two, three, four = plus(one, e), plus(two, square), plus(three, square * e), plus(four, square * square)
     for j in range(first, last):
         inside += (z[j] > low) & (z[j] < top)
         granular += (corrected[j] > low) & (corrected[j] < top) & (corrected[j] != 0)

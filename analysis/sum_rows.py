@@ -1,5 +1,6 @@
 """What the compiled sums of a block share: its rows of work and its bins; and how they are compiled."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,4 +11,11 @@ BLOCK = 1024
 BINS, PER_STEP = 64, 32  # over [-1, 1] steps; one more below, one above, and one for what is left out
 AIMED, REACHED, FIRED, MEAN, ERROR, OWN, STEP, SQUARE, NEXT, ENDS, PER = range(11)  # rows of `work`; PER is 1/theta
 
-summed = together(Path(__file__).parent.glob("sum*.py"))  # what numba keeps is renewed when one of these files changes
+FILES = sorted(Path(__file__).parent.glob("sum*.py"))
+summed = together(FILES)  # what numba keeps is renewed when one of these files changes
+
+
+@partial(together, fastmath=("reassoc",))(FILES)
+def plus(total: float, value: float) -> float:  # pragma: no cover - compiled
+    """One more term of a sum whose terms may come in any order, so that several are added at once."""
+    return total + value

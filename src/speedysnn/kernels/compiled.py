@@ -6,7 +6,7 @@ elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speed
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,15 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
 
 
-def compiled(function: Callable[..., Any], version: str = "") -> Any:
+def compiled(function: Callable[..., Any], version: str = "", fastmath: Collection[str] = ()) -> Any:
     """The function compiled without the interpreter lock, or as it is where numba is missing.
 
     What is kept is renewed when the function's own file changes, a kernel's does, or `version`; see `together`.
+    `fastmath` names freedoms that LLVM has with its arithmetic; it has none by default.
     """
     if numba is None:
         return function
-    out = numba.njit(nogil=True, error_model="numpy")(function)
+    out = numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath))(function)
     before = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = str(cache_folder() / "kernels" / (version or KERNELS))
@@ -48,12 +49,12 @@ def compiled(function: Callable[..., Any], version: str = "") -> Any:
     return out
 
 
-def together(files: Iterable[Path]) -> Callable[[Callable[..., Any]], Any]:
+def together(files: Iterable[Path], fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], Any]:
     """`compiled` for functions that call one another across files: kept for one state of all of them.
 
     numba looks for changes in the file of the function that is called, not in those that this one calls.
     """
-    return partial(compiled, version=_state([*files, *OWN]))
+    return partial(compiled, version=_state([*files, *OWN]), fastmath=fastmath)
 
 
 def _state(files: Iterable[Path]) -> str:
