@@ -56,7 +56,7 @@ def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any."""
     own = copy.deepcopy(ann).eval()
     for module in own.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats and not module.num_batches_tracked:
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.running_mean.any():
             module.momentum = None  # the plain average
             module.train()
     with torch.no_grad():

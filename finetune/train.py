@@ -149,7 +149,7 @@ def train(
         train, config.holdout, config.seed
     )  # fmt: skip
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
-    frozen = teacher_of(snn, teacher, config)
+    frozen = snn if teacher is None else teacher_of(snn, teacher, config)
     with evaluating(frozen):
         trainer = _Whole(snn, frozen, data, held, config, progress, budget=budget_of(config, None))
         if trainer.engine.world > 1:

@@ -271,9 +271,9 @@ FASHION = """## Fashion-MNIST
 A VGG-like and a residual network (`networks.py`), trained here as usual networks (16 and 10 epochs, 55,000 images, 5,000
 held out), then tuned and trained from scratch at look-ahead 1; 10,000 test images (standard error 0.25 points). Tuning is
 `finetune.train` that starts from the source network: labels, batch-norm in place, rate 1e-3, a budget of spikes a neuron and
-image; it adds 12 epochs to the source's own. From scratch it is the same call on an untrained network, rate 3e-3, without a budget. "Unlabelled" is
-`finetune.fit` of the converted network, batch-norm folded, towards the source's logits, pairs of images mixed (alpha 0.2);
-T2 goes on from T4 there. All rows keep a running average of the weights (decay 0.998) at the epoch of most accuracy on
+image; it adds 12 epochs to the source's own. From scratch it is the same call on an untrained network, rate 3e-3, without
+a budget. "Unlabelled" is `finetune.fit` of the converted network, batch-norm folded, towards the source's logits, pairs of
+images mixed (alpha 0.2); T2 goes on from T4 there. All rows keep a running average of the weights (decay 0.998) at the epoch of most accuracy on
 held-out images. Labels were chosen on held-out images, T = 4, the first 27,500 training images, 3 epochs: 93.3 %
 (0.46 spikes a neuron, no budget), with the source's logits beside them at equal shares 93.1 % (0.42, a budget of 0.45, 30 %
 more time), and by `finetune.fit` with both, rate 3e-3, 92.5 % (0.38). Minutes are a row's own on one thread beside
