@@ -15,7 +15,6 @@ from torch import Tensor
 
 from speedysnn._replace import replace_file
 from speedysnn.kernels.compiled import cache_folder
-from speedysnn.kernels.nonzero import nonzero
 
 Call = Callable[[Tensor], Tensor]
 PICTURES, ROUNDS = 16, 3  # that are timed, and how often
@@ -46,11 +45,11 @@ def crossover(sizes: Sequence[int | str], x: Tensor, sparse: Call, dense: Call) 
 def density(x: Tensor) -> float:
     """Share of the values of a few pictures that are not zero."""
     some = x[:: max(1, x.shape[0] // 8)]
-    return sum(map(nonzero, some)) / max(1, some.numel())
+    return int(torch.count_nonzero(some)) / max(1, some.numel())
 
 
 def _measure(x: Tensor, sparse: Call, dense: Call) -> float:
-    share = nonzero(x) / max(1, x.numel())
+    share = int(torch.count_nonzero(x)) / max(1, x.numel())
     zeros = torch.zeros_like(x)
     calls: tuple[Callable[[], Tensor], ...] = (lambda: dense(x), lambda: sparse(x), lambda: sparse(zeros))
     for call in calls:
