@@ -1,7 +1,6 @@
 """Run the readings side by side: the reference, the quantized twin, and spikes with every event counted."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from speedysnn.analysis.images import batch_dims
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.kernels.nonzero import nonzero
 from speedysnn.kernels.quantizer import levels
+from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.tap import Observer, Tap
@@ -80,20 +80,8 @@ class Reference:
             run(self.network, "analog", inputs, observer)
         device = next((p.device for p in self.module.parameters()), inputs[0].device)
         means = [x.mean(0) if dim else x for x, dim in zip(inputs, batch_dims(self.network, inputs), strict=True)]
-        with _evaluating(self.module):
+        with evaluating(self.module):
             return self.module(*(x.to(device) for x in means))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule gets its own mode back."""
-    before = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in before:
-            part.training = training
 
 
 def mean_of(outs: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from speedysnn import modes
 from speedysnn.errors import ConversionError
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -38,15 +39,8 @@ def require_initialised(model: nn.Module) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode and without gradients; every module's own mode comes back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with suppress(NotImplementedError):  # an exported program has no modes
-            model.eval()
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with modes.evaluating(model), torch.no_grad():
+        yield model
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from speedysnn.finetune.result import Result as Result
 from speedysnn.finetune.result import changes, record, result_of
 from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
+from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
 
 
@@ -154,18 +155,6 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
             "budget_of='synops': expected fan_out, each layer's synapses a spike, as analysis.spike_fan_out gives them"
         )
     return Budget(config.budget, config.budget_weight, dict(fan_out or {}) if config.budget_of == "synops" else {})
-
-
-@contextmanager
-def evaluating(teacher: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule gets its own mode back."""
-    modes = {module: module.training for module in teacher.modules()}
-    try:
-        teacher.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:

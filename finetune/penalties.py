@@ -105,7 +105,7 @@ class Rates:
         self.membranes: list[Tensor] = []
         self.neurons = 0.0
 
-    def take(self, tap: Tap, membrane: bool) -> None:
+    def take(self, tap: Tap, membrane: bool = False) -> None:
         """One layer."""
         weight = self.fan_out.get(tap.name, 1.0)
         with torch.set_grad_enabled(self._trained and torch.is_grad_enabled()):

@@ -13,7 +13,7 @@ from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.fit import budget_of, check_names, evaluating, run_all, teacher_of
+from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.norm import folded, run_training, with_statistics
 from speedysnn.finetune.objectives import aim_of
@@ -22,6 +22,7 @@ from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
 from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits
+from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
 
@@ -76,7 +77,7 @@ class _Whole(Trainer):
                 parameter.grad = None
             target, _ = self.goals(indices, batch, inputs, layers=False)
             rates = self.budget.rates() if self.budget is not None else None
-            observer = (lambda tap: rates.take(tap, membrane=False)) if rates is not None else None
+            observer = rates.take if rates is not None else None
             with self.engine.autocast(self.device):
                 ours = logits(run_training(self.snn, inputs, place.stage.reading, observer))
             loss = aim(ours.float(), target, self.config.temperature)
