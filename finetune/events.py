@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 
+from speedysnn.finetune.penalties import spikes_of
 from speedysnn.kernels.nonzero import nonzero
 from speedysnn.tap import Tap, any_order
 
@@ -29,7 +30,6 @@ class Events:
 
 def _grades(tap: Tap) -> float:
     """Spikes of a train, one of grade n as n of them."""
-    neuron = tap.neuron
-    if neuron.levels_per_step == 1:
+    if tap.neuron.levels_per_step == 1:
         return float(nonzero(tap.output))
-    return float((tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)).abs().sum())
+    return float(spikes_of(tap))

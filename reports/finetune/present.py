@@ -15,8 +15,7 @@ CAUSES = {"clip": "#D55E00", "round": "#E69F00", "propagated": "#56B4E9", "tempo
 LABELS = {
     "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T4-long": "T=4, delay 1, mixtures of images",
     "T4-longer": "T=4, delay 1, mixtures, another epoch", "T4-norms": "T=4, delay 1, batch-norm in place",
-    "T2-long": "T=2, delay 1, mixtures",
-    "T2-norms": "T=2, delay 1, batch-norm in place",
+    "T2-long": "T=2, delay 1, mixtures", "T2-norms": "T=2, delay 1, batch-norm in place",
     "T2-longer": "T=2, delay 1, mixtures, two more epochs", "binary-long": "T=4, delay 0, mixtures",
     "ternary-long": "T=4, delay 0, ternary, mixtures", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
     "ternary": "T=4, delay 0, ternary", "thresholds": "T=4, delay 1, thresholds alone",
@@ -273,8 +272,8 @@ held out), then tuned and trained from scratch at look-ahead 1; 10,000 test imag
 `finetune.train` that starts from the source network: labels, batch-norm in place, rate 1e-3, a budget of spikes a neuron and
 image; it adds 12 epochs to the source's own. From scratch it is the same call on an untrained network, rate 3e-3, without
 a budget. "Unlabelled" is `finetune.fit` of the converted network, batch-norm folded, towards the source's logits, pairs of
-images mixed (alpha 0.2); T2 goes on from T4 there. All rows keep a running average of the weights (decay 0.998) at the epoch of most accuracy on
-held-out images. Labels were chosen on held-out images, T = 4, the first 27,500 training images, 3 epochs: 93.3 %
+images mixed (alpha 0.2); T2 goes on from T4 there. All rows keep a running average of the weights (decay 0.998) at the
+epoch of most accuracy on held-out images. Labels were chosen on held-out images, T = 4, the first 27,500 training images, 3 epochs: 93.3 %
 (0.46 spikes a neuron, no budget), with the source's logits beside them at equal shares 93.1 % (0.42, a budget of 0.45, 30 %
 more time), and by `finetune.fit` with both, rate 3e-3, 92.5 % (0.38). Minutes are a row's own on one thread beside
 another row; a run that was broken off and resumed has none.
