@@ -12,6 +12,7 @@ from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
 from speedysnn.convert.exact import exact_error, has_staircases
+from speedysnn.convert.full_precision import full_precision
 from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
@@ -158,10 +159,11 @@ def _network(
     snn = SpikingNetwork(graph, own, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
     snn = snn.to(example[0].device)
     if error is None:
-        with evaluating(ann):
-            reference = ann(*example)
-        with torch.no_grad(), snn.reading("analog"):
-            error = require_equal(snn(*example), reference)
+        with full_precision(example[0].device), torch.no_grad():
+            with evaluating(ann):
+                reference = ann(*example)
+            with snn.reading("analog"):
+                error = require_equal(snn(*example), reference)
     return snn, error
 
 

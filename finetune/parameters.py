@@ -71,8 +71,8 @@ def keep_in_range(snn: SpikingNetwork) -> None:
 
 def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
     """Names of parameters whose gradient is NaN or infinite."""
-    return [
-        name
-        for name, parameter in snn.named_parameters()
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-    ]
+    given = {name: parameter.grad for name, parameter in snn.named_parameters() if parameter.grad is not None}
+    if not given:
+        return []
+    finite = torch.stack([grad.isfinite().all() for grad in given.values()]).tolist()  # a GPU is waited for once
+    return [name for name, fine in zip(given, finite, strict=True) if not fine]

@@ -36,21 +36,24 @@ def parts(seed: int = 0) -> dict[str, torch.Tensor]:
 def accuracy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     """Share of right answers, in eval mode."""
     net.eval()
+    place = next(net.parameters()).device
     with torch.no_grad():
-        return float((torch.cat([net(part).argmax(1) for part in x.split(100)]) == y).float().mean())
+        return float((torch.cat([net(part.to(place)).argmax(1).cpu() for part in x.split(100)]) == y).float().mean())
 
 
-def source(name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int, seed: int = 0) -> nn.Module:
-    """The trained network; read from `runs` where it was trained before."""
+def source(
+    name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int, device: torch.device, seed: int = 0, kind: str = "ann"
+) -> nn.Module:
+    """The trained network, on the device; read from `runs` where it was trained before."""
     torch.manual_seed(seed)
-    net, path = getattr(networks, name)(), runs / f"ann-{name}.safetensors"
-    net = net.to(memory_format=torch.channels_last)
+    net, path = getattr(networks, name)(), runs / f"{kind}-{name}.safetensors"
+    net = net.to(device, memory_format=torch.channels_last)
     if path.is_file():
         net.load_state_dict(load_file(path))
         return net.eval()
     _train(net, data, epochs, torch.Generator().manual_seed(seed))
     runs.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+    save_file({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, path)
     return net.eval()
 
 
@@ -59,12 +62,13 @@ def _train(net: nn.Module, data: dict[str, torch.Tensor], epochs: int, generator
     count = len(data["x"])
     steps = math.ceil(count / BATCH) * epochs
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, steps, pct_start=0.2)
-    begin = time.monotonic()
+    begin, place = time.monotonic(), next(net.parameters()).device
     for epoch in range(epochs):
         net.train()
         for chosen in torch.randperm(count, generator=generator).split(BATCH):
-            x = AUGMENTATIONS["flip-crop"](data["x"][chosen], generator).contiguous(memory_format=torch.channels_last)
-            loss = nn.functional.cross_entropy(net(x), data["y"][chosen], label_smoothing=0.05)
+            x = AUGMENTATIONS["flip-crop"](data["x"][chosen], generator)
+            x = x.to(place).contiguous(memory_format=torch.channels_last)
+            loss = nn.functional.cross_entropy(net(x), data["y"][chosen].to(place), label_smoothing=0.05)
             adam.zero_grad()
             loss.backward()
             adam.step()

@@ -38,68 +38,100 @@ class Row:
     start: str = ""
 
 
-LABELLED = {"T4": Row(4, ("quantized:12",)), "T2": Row(2, ("quantized:12",))}
+LABELLED = {
+    "T4": Row(4, ("quantized:16",)),
+    "T2": Row(2, ("quantized:20",)),
+}
 PLAIN = {
     "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
     "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
 }
 TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": LABELLED}
-SCRATCH = ("quantized:18",)
+SCRATCH = ("quantized:20",)
 KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
 COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
 
 
-def run(out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None) -> None:
-    """All rows of the networks, by default of both; `save(path, rows, name)` keeps them."""
+@dataclass(frozen=True)
+class Work:
+    """What every run needs.
+
+    Attributes:
+        data: the parts of `ann.parts`.
+        runs: folder of networks and states.
+        smoke: a few images and epochs.
+        device: where it trains.
+    """
+
+    data: dict[str, Tensor]
+    runs: Path
+    smoke: bool
+    device: torch.device
+
+
+def run(
+    out: Path, runs: Path, smoke: bool, save: Any, only: list[str] | None, device: torch.device,
+    chosen: list[str] | None, judge: bool,
+) -> None:  # fmt: skip
+    """Rows of the networks, by default all of both; `save(path, rows, name)` keeps them where they are judged."""
     data = ann.parts()
     if smoke:
         data = {key: x[:128] for key, x in data.items()}
+    work = Work(data, runs, smoke, device)
     for name in only or TUNED:
-        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name])
-        base = {"network": name, "analog_accuracy": ann.accuracy(source, data["test_x"], data["test_y"])}
-        for row in TUNED[name]:
-            save(out / "fashion.csv", _with(base, _tuned(name, row, source, data, runs, smoke)), f"{name} {row}")
-        save(out / "fashion.csv", _with(base, [_scratch(name, data, runs, smoke)]), f"{name} scratch")
+        rows = [row for row in (*TUNED[name], "scratch") if chosen is None or row in chosen]
+        if rows == ["scratch"] and not judge:  # it needs no source
+            _scratch(name, work)
+            continue
+        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name], device)
+        nets = [(row, _scratch(name, work) if row == "scratch" else _tuned(name, row, source, work)) for row in rows]
+        if judge:
+            base = {"network": name, "analog_accuracy": ann.accuracy(source.cpu(), data["test_x"], data["test_y"])}
+            for row, lines in nets:
+                judged = [{**about, **_judged(net, data, untuned)} for about, net, untuned in lines]
+                save(out / "fashion.csv", _with(base, judged), f"{name} {row}")
 
 
 def _with(base: dict[str, Any], rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([{**base, **row} for row in rows])
 
 
-def _tuned(
-    name: str, row: str, source: torch.nn.Module, data: dict[str, Tensor], runs: Path, smoke: bool
-) -> list[dict[str, Any]]:
-    how = TUNED[name][row]
+Line = tuple[dict[str, Any], SpikingNetwork, SpikingNetwork | None]
+
+
+def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Line]:
+    """(what is known of it, network, what it is measured against) before and after."""
+    how, data = TUNED[name][row], work.data
     untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
 
     def tune(state: Path, resume: bool) -> SpikingNetwork:
-        about: Any = {"stages": _stages(how.stages, smoke), "budget": how.budget}
+        about: Any = {"stages": _stages(how.stages, work.smoke), "budget": how.budget}
         if how.labels:
             return _train(source, how.timesteps, data, finetune.TrainConfig(**about, **COMMON), state, resume)
-        snn = speedysnn.load(runs / f"{name}-{how.start}.snn") if how.start else copy.deepcopy(untuned)
+        snn = speedysnn.load(work.runs / f"{name}-{how.start}.snn").to(work.device) if how.start else copy.deepcopy(untuned)
         finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
         snn.timesteps = how.timesteps
         finetune.fit(snn, *_parts(data), teacher=untuned, config=finetune.Config(mixup=0.2, **about, **KEPT), folder=state,
                      resume=resume, progress=True, on_epoch=say)  # fmt: skip
         return snn
 
-    snn, took = once(f"{name}-{row}", runs, tune)
+    snn, took = once(f"{name}-{row}", work.runs, tune, work.device)
     about = {"row": f"{name} {row}", "budget": how.budget, "stages": " ".join(how.stages), **took}
-    both = (("untuned", untuned), ("tuned", snn))
-    return [{"kind": kind, **about, **_judged(net, data, untuned)} for kind, net in both]
+    untuned = untuned.cpu()
+    return [({"kind": kind, **about}, net, untuned) for kind, net in (("untuned", untuned), ("tuned", snn))]
 
 
-def _scratch(name: str, data: dict[str, Tensor], runs: Path, smoke: bool) -> dict[str, Any]:
+def _scratch(name: str, work: Work) -> list[Line]:
     def train(state: Path, resume: bool) -> SpikingNetwork:
         torch.manual_seed(0)
         config = finetune.TrainConfig(
-            stages=_stages(SCRATCH, smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
+            stages=_stages(SCRATCH, work.smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
         )
-        return _train(getattr(networks, name)(), 4, data, config, state, resume)
+        return _train(getattr(networks, name)().to(work.device), 4, work.data, config, state, resume)
 
-    snn, took = once(f"{name}-scratch", runs, train)
-    return {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH), **took,
-            **_judged(snn, data)}  # fmt: skip
+    snn, took = once(f"{name}-scratch", work.runs, train, work.device)
+    about = {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH), **took}
+    return [(about, snn, None)]
 
 
 def _stages(words: tuple[str, ...], smoke: bool) -> tuple[Stage, ...]:

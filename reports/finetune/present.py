@@ -16,6 +16,7 @@ LABELS = {
     "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T4-long": "T=4, delay 1, mixtures of images",
     "T4-longer": "T=4, delay 1, mixtures, another epoch", "T4-norms": "T=4, delay 1, batch-norm in place",
     "T2-long": "T=2, delay 1, mixtures", "T2-norms": "T=2, delay 1, batch-norm in place",
+    "binary-norms": "T=4, delay 0, batch-norm in place", "ternary-norms": "T=4, delay 0, ternary, batch-norm in place",
     "T2-longer": "T=2, delay 1, mixtures, two more epochs", "binary-long": "T=4, delay 0, mixtures",
     "ternary-long": "T=4, delay 0, ternary, mixtures", "T2": "T=2, delay 1", "T8": "T=8, delay 1", "binary": "T=4, delay 0",
     "ternary": "T=4, delay 0, ternary", "thresholds": "T=4, delay 1, thresholds alone",

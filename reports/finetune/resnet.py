@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from images import Cifar
 from once import once, say
 from torch import nn
@@ -62,6 +63,8 @@ ROWS = {
     "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), keep="agreement", **MIXED),
     "T4-norms": Row("", ("quantized:4",), **NORMS),
     "T2-norms": Row("", ("quantized:4",), timesteps=2, **NORMS),
+    "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
+    "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),
     "T2-longer": Row("T2-long", ("quantized:2,rate=0.5",), 2, keep="agreement", **MIXED),
     "binary-long": Row("T4-long", ("spiking:4",), delay=0, copies=2, mixup=0.2, keep="agreement"),
     "ternary-long": Row(
@@ -87,10 +90,10 @@ def untuned(ann: nn.Module, images: Cifar) -> SpikingNetwork:
 
 
 def tune(
-    name: str, ann: nn.Module, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool
+    name: str, ann: nn.Module, source: SpikingNetwork, images: Cifar, runs: Path, smoke: bool, device: torch.device
 ) -> tuple[SpikingNetwork, dict[str, Any]]:
     """One row's network, tuned where it is not there, with its settings and what its own stages took."""
-    row = ROWS[name]
+    row, teacher, there = ROWS[name], copy.deepcopy(source).to(device), copy.deepcopy(ann).to(device)
 
     def own(state: Path, resume: bool) -> SpikingNetwork:
         training = images.training(row.copies, min(64 if smoke else row.more, len(images.further)))
@@ -98,18 +101,18 @@ def tune(
             "stages": tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), "augment": "flip-crop",
             "train": row.train, "mixup": row.mixup, "keep": row.keep, "average": row.average, "match": row.match,
         }  # fmt: skip
-        run: Any = {"teacher": source, "folder": state, "resume": resume, "log": runs / f"log-{name}", "progress": True,
+        run: Any = {"teacher": teacher, "folder": state, "resume": resume, "log": runs / f"log-{name}", "progress": True,
                     "on_epoch": say}  # fmt: skip
         if row.norms:
             config = finetune.TrainConfig(objective="kl", batch_size=64, weight_decay=0.02, **about)
-            return finetune.train(ann, training, row.timesteps, validation=images.held, config=config, delay=row.delay,
+            return finetune.train(there, training, row.timesteps, validation=images.held, config=config, delay=row.delay,
                                   spikes=row.spikes, **run)[0]  # fmt: skip
         snn = speedysnn.load(runs / f"{row.start}.snn") if row.start else copy.deepcopy(source)
-        set_to(snn, row)
+        set_to(snn.to(device), row)
         finetune.fit(snn, training, images.held, config=finetune.Config(**about), **run)
         return snn
 
-    snn, took = once(name, runs, own)
+    snn, took = once(name, runs, own, device)
     return snn, {"row": name, "start": row.start, "stages": " ".join(row.stages), "trained": "+".join(row.train), **took}
 
 

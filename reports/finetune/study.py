@@ -3,6 +3,7 @@
     python reports/finetune/study.py --data DIR                  # all parts; what is done already is kept
     python reports/finetune/study.py --only resnet20 --data DIR  # one part: gradients, choices, resnet20, fashion, write
     python reports/finetune/study.py --smoke --data DIR          # the same path on a few images, into runs/smoke
+    python reports/finetune/study.py --only fashion --network vgg --rows T4 --device cuda --train-only
 
 DIR holds cifar10-subset.npz, cifar10-train-jpeg.tar.xz and resnet20-12fca82f.th. Networks and states go to runs/ (not
 kept in the repository); a run that was broken off goes on where it stood. Choices are made on held-out training images;
@@ -29,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--only", choices=PARTS, action="append")
-    parser.add_argument("--rows", help="rows of resnet20, with commas between; all by default")
+    parser.add_argument("--rows", help="rows of resnet20 or fashion, with commas between; all by default")
+    parser.add_argument("--device", default="cpu", help="where networks train: cpu or cuda; all are judged on the CPU")
+    parser.add_argument("--train-only", action="store_true", help="leave the networks in runs/, to be judged elsewhere")
     parser.add_argument("--network", choices=("vgg", "resnet"), action="append", help="of fashion; both by default")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true")
@@ -46,7 +49,8 @@ def main() -> None:
     if "fashion" in parts:
         import fashion
 
-        fashion.run(out, runs, options.smoke, keep, options.network)
+        fashion.run(out, runs, options.smoke, keep, options.network, torch.device(options.device),
+                    options.rows.split(",") if options.rows else None, not options.train_only)  # fmt: skip
     if {"gradients", "resnet20"} & set(parts):
         if not (options.data / "cifar10-subset.npz").is_file():
             sys.exit(f"study: {options.data} holds no cifar10-subset.npz; give the folder with --data")
@@ -76,7 +80,9 @@ def cifar_parts(options: argparse.Namespace, out: Path, runs: Path, parts: tuple
     names = options.rows.split(",") if options.rows else list(resnet.ROWS)[: 1 if options.smoke else None]
     limit = 32 if options.smoke else None
     for name in names:
-        tuned, about = resnet.tune(name, ann, source, images, runs, options.smoke)
+        tuned, about = resnet.tune(name, ann, source, images, runs, options.smoke, torch.device(options.device))
+        if options.train_only:
+            continue
         before = copy.deepcopy(source)
         resnet.set_to(before, resnet.ROWS[name])
         rows = [

@@ -1,4 +1,4 @@
-"""Compare the Triton kernels with the reference in Triton's interpreter; run with TRITON_INTERPRET=1."""
+"""Compare the Triton kernels with the reference: on a GPU, or with TRITON_INTERPRET=1 in Triton's interpreter."""
 
 from itertools import product
 
@@ -11,8 +11,8 @@ KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, Fa
 SURROGATES = ("rectangle", "triangle", "sigmoid", "atan")
 
 
-def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bool) -> None:
-    """One case, forward and backward."""
+def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bool, device: str = "cpu") -> None:
+    """One case, forward and backward; the reference runs on the CPU."""
     g = torch.Generator().manual_seed(number)
     lowest, highest, signed = KINDS[kind]
     rule = Rule(STEPS, delay, lowest, highest, SURROGATES[number % 4], 0.7, bool(number % 3 == 0), signed)
@@ -23,20 +23,20 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
     theta = torch.rand(1, 5, 1, 1, generator=g) + 0.3 if number % 5 else torch.tensor(0.8)
     start = torch.rand(1, 5, 1, 1, generator=g) if number % 7 else torch.tensor(0.5)
     results = []
-    for backend in ("cuda", "reference"):
-        leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+    for backend, place in (("cuda", device), ("reference", "cpu")):
+        leaves = [x.to(place, copy=True).requires_grad_() for x in (drive, theta, start)]
         out = multistep(*leaves, rule, constant=constant, backend=backend)
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-        results.append([out.detach(), *torch.autograd.grad(out, leaves, weight)])
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(place, dtype)
+        results.append([x.cpu() for x in (out.detach(), *torch.autograd.grad(out, leaves, weight))])
     ours, expected = results
-    if dtype == torch.bfloat16:  # the interpreter cuts bfloat16 off where hardware rounds it
+    if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts bfloat16 off where hardware rounds it
         assert bool(((ours[0] - expected[0]).abs() <= expected[0].abs() / 128).all())
     else:
         assert torch.equal(ours[0], expected[0])
-        again = drive.clone()
+        again, *rest = (x.to(device, copy=True) for x in (drive, theta, start))
         with torch.no_grad():
-            over = multistep(again, theta, start, rule, constant=constant, backend="cuda", over=True)
-        assert torch.equal(over, expected[0])
+            over = multistep(again, *rest, rule, constant=constant, backend="cuda", over=True)
+        assert torch.equal(over.cpu(), expected[0])
     tolerance = 2e-3 if dtype == torch.bfloat16 else 1e-6
     for mine, theirs in zip(ours[1:], expected[1:], strict=True):
         assert mine.shape == theirs.shape
@@ -46,7 +46,7 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
         assert (mine.double() - theirs.double()).norm() <= tolerance * scale
 
 
-def main(part: str) -> None:
+def main(part: str, device: str = "cpu") -> None:
     """All cases, or some: every kind, delay and drive once, in types that take turns. Prints how many were compared."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     rules = list(product(sorted(KINDS), (0, 1, 2, 3, 4, 1), (False, True)))
@@ -54,5 +54,5 @@ def main(part: str) -> None:
     turn = [dtypes[(rule // 12 + rule // 2) % 3] for rule in range(len(rules))]
     chosen = cases if part == "all" else [(number, case) for number, case in cases if turn[case[1]] == case[0]]
     for number, (dtype, rule) in chosen:
-        compare(number, dtype, *rules[rule])
+        compare(number, dtype, *rules[rule], device)
     print(len(chosen))

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from speedysnn.bench.pairs import paired
 
 Call = Callable[[], object]
@@ -26,6 +28,6 @@ class Case:
     notes: list[str] = field(default_factory=list)
 
 
-def rows_of(calls: dict[str, Call], rounds: int) -> list[dict[str, Any]]:
+def rows_of(calls: dict[str, Call], rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """Figures of each call, ratios over the first."""
-    return [timing.row() for timing in paired(calls, next(iter(calls)), rounds).values()]
+    return [timing.row() for timing in paired(calls, next(iter(calls)), rounds, device.type).values()]

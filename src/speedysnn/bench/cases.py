@@ -19,12 +19,14 @@ from speedysnn.finetune.step import Step
 from speedysnn.kernels import Rule, multistep
 from speedysnn.network import SpikingNetwork
 
+CPU = torch.device("cpu")
 
-def neuron(neurons: int, steps: int, rounds: int) -> Case:
+
+def neuron(neurons: int, steps: int, rounds: int, device: torch.device = CPU) -> Case:
     """The multi-step neuron over one layer, against copying its input and against peers' neurons."""
     generator = torch.Generator().manual_seed(0)
-    drive = torch.randn(steps, neurons, generator=generator)
-    out, one, none = torch.empty_like(drive), torch.tensor(1.0), torch.tensor(0.0)
+    drive = torch.randn(steps, neurons, generator=generator).to(device)
+    out, one, none = torch.empty_like(drive), torch.tensor(1.0, device=device), torch.tensor(0.0, device=device)
     rule, work = Rule(steps), drive.clone()
     calls: dict[str, Call] = {
         "copy into a reused buffer": lambda: out.copy_(drive),
@@ -42,7 +44,7 @@ def neuron(neurons: int, steps: int, rounds: int) -> Case:
             different = int((_fresh(cell, drive) != multistep(drive, one, none, rule)).sum())
         notes.append(f"spikingjelly: {different} of {drive.numel():,} spikes differ")
     with torch.no_grad():
-        return Case(f"neuron, {neurons:,} neurons, T={steps}", next(iter(calls)), rows_of(calls, rounds), notes)
+        return Case(f"neuron, {neurons:,} neurons, T={steps}", next(iter(calls)), rows_of(calls, rounds, device), notes)
 
 
 def _fresh(cell: Any, drive: Tensor) -> Tensor:
@@ -60,10 +62,10 @@ def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True
     found, notes = available(snn, x[: min(32, len(x))])
     for name, peer in found.items():
         calls[name] = partial(_backward, peer, x, target)
-    rows = rows_of(calls, rounds)
+    rows = rows_of(calls, rounds, x.device)
     if memory:
         for row in rows:
-            row["peak_bytes"] = peak_bytes(calls[row["name"]])
+            row["peak_bytes"] = peak_bytes(calls[row["name"]], x.device)
     return Case(f"training step, T={snn.timesteps}, batch {len(x)}", "speedysnn", rows, notes)
 
 
@@ -91,7 +93,7 @@ def scaling(snn: SpikingNetwork, x: Tensor, rounds: int, batches: Sequence[int] 
     calls.update({f"T={steps}, full look-ahead, batch 64": partial(at, steps, few, "full") for steps in (1, 32)})
     try:
         with torch.no_grad():
-            rows = rows_of(calls, rounds)
+            rows = rows_of(calls, rounds, x.device)
     finally:
         snn.timesteps = before
         snn.set_delay(delays)
@@ -114,7 +116,7 @@ def measuring(snn: SpikingNetwork, x: Tensor, rounds: int) -> Case:
         "measure_noise": lambda: analysis.measure_noise(snn, x),
     }
     with torch.no_grad():
-        return Case(f"measuring, T={snn.timesteps}, batch {len(x)}", "three readings", rows_of(calls, rounds))
+        return Case(f"measuring, T={snn.timesteps}, batch {len(x)}", "three readings", rows_of(calls, rounds, x.device))
 
 
 def _readings(snn: SpikingNetwork, x: Tensor) -> None:

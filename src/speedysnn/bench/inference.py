@@ -24,17 +24,17 @@ def inference(
     }
     if compiled:
         calls["speedysnn, torch.compile"] = partial(_in_pieces, torch.compile(snn), x, max(1, size // steps))
-    half = half and _has_half()
+    half = half and _has_half(x.device)
     if half:
         calls["speedysnn, bfloat16"] = partial(_half, snn, x)
     with torch.no_grad():
         found, notes = available(snn, x[: min(32, len(x))]) if peers else ({}, [])
         calls.update({name: partial(peer, x) for name, peer in found.items()})
-        rows = rows_of(calls, rounds)
+        rows = rows_of(calls, rounds, x.device)
         if half:
             notes.append(half_cost(snn, x))
         else:
-            notes.append("bfloat16: left out, this processor has no arithmetic for it")
+            notes.append("bfloat16: left out, this machine has no arithmetic for it")
     for row in rows:
         row["us_per_image_step"] = row["median_s"] / len(x) / steps * 1e6
     return Case(f"inference, T={steps}, batch {len(x)}", next(iter(calls)), rows, notes)
@@ -45,7 +45,9 @@ def _in_pieces(net: Callable[[Tensor], Tensor], x: Tensor, size: int) -> None:
         net(piece)
 
 
-def _has_half() -> bool:
+def _has_half(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe()) if probe is not None else False
 
@@ -60,7 +62,7 @@ def half_cost(snn: SpikingNetwork, x: Tensor) -> str:
 
 
 def _half(snn: SpikingNetwork, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         out: Tensor = snn(x)
     return out
 
@@ -78,5 +80,5 @@ def best_pass(snn: SpikingNetwork, x: Tensor, sizes: Sequence[int] = (8, 16, 32,
     sizes = [size for size in sizes if size <= len(x)] or [len(x)]
     with torch.no_grad():
         calls = {str(size): partial(ann, snn, x, size, 1) for size in sizes}
-        timings = paired(calls, str(sizes[0]), rounds=3)
+        timings = paired(calls, str(sizes[0]), 3, x.device.type)
     return min(sizes, key=lambda size: timings[str(size)].median)

@@ -66,8 +66,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-def make(name: str, steps: int, batch: int, pixels: int | None = None, seed: int = 0) -> tuple[SpikingNetwork, Tensor]:
-    """A converted network and seeded images for it.
+def make(
+    name: str, steps: int, batch: int, pixels: int | None = None, seed: int = 0, device: torch.device | None = None
+) -> tuple[SpikingNetwork, Tensor]:
+    """A converted network and seeded images for it, by default on the CPU.
 
     Raises:
         InputError: no network has that name.
@@ -86,4 +88,5 @@ def make(name: str, steps: int, batch: int, pixels: int | None = None, seed: int
     with torch.no_grad():  # statistics that fit, so that activity neither dies out nor explodes
         model.train()
         model(x[: min(16, batch)])
-    return convert.to_spiking(model.eval(), x[: min(16, batch)], steps), x
+    snn = convert.to_spiking(model.eval(), x[: min(16, batch)], steps)
+    return (snn, x) if device is None else (snn.to(device), x.to(device))

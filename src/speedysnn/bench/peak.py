@@ -1,20 +1,24 @@
-"""Peak memory of a call: the process's high-water mark, reset before it."""
+"""Peak memory of a call: the high-water mark of the process, or of torch's memory on a GPU, reset before it."""
 
 import gc
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from speedysnn.analysis.handing_back import hand_back
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_bytes(call: Callable[[], object]) -> int | None:
+def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -> int | None:
     """Bytes that a call adds at its peak to what the process holds before it; None where the system does not say.
 
     What earlier calls freed is given back to the system first, so that it does not hide what this one takes.
     """
     gc.collect()
+    if device is not None and device.type == "cuda":
+        return _on_gpu(call, device)
     hand_back()
     try:
         _CLEAR.write_text("5", encoding="ascii")
@@ -23,6 +27,15 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
         return None
     call()
     return _field("VmHWM") - before
+
+
+def _on_gpu(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def _field(name: str) -> int:

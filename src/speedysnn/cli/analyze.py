@@ -32,6 +32,7 @@ from speedysnn.cli.common import (
     several,
     steps_of,
 )
+from speedysnn.cli.devices import Device
 from speedysnn.cli.show import cell, percent, say, table, write_json
 from speedysnn.cli.targets import check_json, check_report
 from speedysnn.data import ImageData
@@ -69,6 +70,7 @@ def command(
     spikes: Spikes = None,
     normalize: NormalizeNet = None,
     limit: Limit = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -85,9 +87,9 @@ def command(
     check_report(output, overwrite)
     seeded(seed)
     steps = several(sweep_steps, "--sweep", steps_of) if sweep_steps is not None else []
-    snn = network_of(network)
+    snn = network_of(network, device)
     configure(snn, timesteps, delay, spikes)
-    reference = reference_of(source, snn)
+    reference = reference_of(source, snn, device)
     images = data_of(data, split, normalize_of(snn, normalize), limit, seed)
     more = others(images, sensitivity, confirm)
     if memory is not None:

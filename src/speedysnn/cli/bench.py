@@ -9,6 +9,7 @@ import torch
 import typer
 
 from speedysnn.cli.common import JsonFile, Overwrite, network_of
+from speedysnn.cli.devices import Device, device_of
 from speedysnn.cli.show import note, say, table, write_json
 from speedysnn.cli.targets import check_json
 from speedysnn.errors import InputError
@@ -27,6 +28,7 @@ def command(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Time inference under torch.compile too (needs a C++ compiler).")
     ] = False,
+    device: Device = "cpu",
     json: JsonFile = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -42,49 +44,52 @@ def command(
     unknown = [case for case in chosen if case not in CASES]
     if unknown:
         raise InputError(f"bench: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
+    place = device_of(device)
     check_json(json, overwrite)
     from speedysnn.bench.case import Case
 
     found: list[Case] = []
     for case in chosen:
         note(f"timing {case}")
-        found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled))
+        found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled, place))
         if json != "-":
             _show(found[-1])
-    write_json(json, {"machine": machine(), "cases": [asdict(case) for case in found]})
+    write_json(json, {"machine": machine(place), "cases": [asdict(case) for case in found]})
 
 
 def _run(
-    case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool
+    case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool,
+    device: torch.device,
 ) -> Any:
     from speedysnn.bench import cases
     from speedysnn.bench.inference import inference
 
     if case == "neuron":
-        return cases.neuron(neurons, steps, rounds)
-    snn, x = _network(network, steps, batch, pixels)
+        return cases.neuron(neurons, steps, rounds, device)
+    snn, x = _network(network, steps, batch, pixels, device)
     if case == "inference":
         return inference(snn, x, rounds, compiled=compiled)
     chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": cases.scaling}[case]
     return chosen(snn, x, rounds)
 
 
-def _network(name: str, steps: int, batch: int, pixels: int | None) -> Any:
+def _network(name: str, steps: int, batch: int, pixels: int | None, device: torch.device) -> Any:
     from speedysnn.bench.networks import make
 
     if not name.endswith(".snn"):
-        return make(name, steps, batch, pixels)
-    snn = network_of(Path(name))
+        return make(name, steps, batch, pixels, device=device)
+    snn = network_of(Path(name), str(device))
     snn.timesteps = steps
     shape = snn.input_shapes[0] if pixels is None else (*snn.input_shapes[0][:-2], pixels, pixels)
-    return snn, torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    return snn, torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def machine() -> dict[str, Any]:
-    """The kind of machine, and the versions of what was timed."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """The kind of machine and of GPU, and the versions of what was timed."""
     from speedysnn.bench.peers import facts
 
-    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "accelerator": torch.cuda.is_available(),
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "accelerator": gpu,
             "packages": facts()}  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import typer
 from speedysnn import artifact
 from speedysnn._usercode import FILE, MODULE, kind_of
 from speedysnn.analysis.readings import leaves, run
+from speedysnn.cli.devices import device_of
 from speedysnn.cli.show import note
 from speedysnn.data import HANDLERS, ImageData, iter_batches, load
 from speedysnn.errors import DataError, InputError
@@ -98,21 +99,24 @@ def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
         DataError: the network does not run on it, or has fewer outputs than there are classes.
         InputError: an image of another rank.
     """
+    place = next(snn.parameters()).device
+    one = [x.to(place) for x in next(iter_batches(images, batch_size=1)).inputs]
     with torch.no_grad():
-        out = leaves(run(snn, "quantized", next(iter_batches(images, batch_size=1)).inputs))[0]
+        out = leaves(run(snn, "quantized", one))[0]
     if labels and out.ndim == 2 and images.classes > out.shape[1]:
         raise DataError(f"labels: the data has {images.classes} classes, the network {out.shape[1]} outputs")
 
 
-def network_of(path: Path) -> SpikingNetwork:
-    """The saved network."""
-    return artifact.load(path)
+def network_of(path: Path, device: str = "cpu") -> SpikingNetwork:
+    """The saved network, on a device."""
+    place = device_of(device)
+    return artifact.load(path).to(place)
 
 
-def reference_of(source: Path | None, snn: SpikingNetwork) -> SpikingNetwork | None:
+def reference_of(source: Path | None, snn: SpikingNetwork, device: str = "cpu") -> SpikingNetwork | None:
     """The network to compare with; without one, a note if the analog reading is not the source network any more."""
     if source is not None:
-        return network_of(source)
+        return network_of(source, device)
     if weights_tuned(snn):
         note("its weights were tuned: without --source it is compared with its own analog reading, not with the source")
     return None

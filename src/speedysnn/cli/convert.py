@@ -24,6 +24,7 @@ from speedysnn.cli.common import (
     provenance,
     seeded,
 )
+from speedysnn.cli.devices import Device, device_of
 from speedysnn.cli.show import cell, say, table, typed, write_json
 from speedysnn.cli.targets import check_json, check_network
 from speedysnn.convert import to_spiking
@@ -52,6 +53,7 @@ def command(
     allow_hybrid: AllowHybrid = False,
     keep_analog: KeepAnalog = None,
     limit: Annotated[int, typer.Option("--limit", help="Calibration images, chosen by the seed.")] = 1024,
+    device: Device = "cpu",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -63,12 +65,14 @@ def command(
              speedysnn convert net.py:make -c net.pth -d npz:images.npz --normalize imagenet -T 4 --delay 1 -o net.snn
              speedysnn convert torchvision:resnet18 -c r18.pth -d imagefolder:photos@224 --normalize imagenet -o r18.snn
     """  # noqa: D301 - \b keeps the lines apart
+    place = device_of(device)
     check_json(json, overwrite, output)
     check_network(output, overwrite)
     parse_rule(threshold)
     look_ahead = delay_of(delay)
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)
+    source.model.to(place)
     images = data_of(data, "train", normalize, limit, seed)
     snn = to_spiking(
         source.model,

@@ -26,6 +26,7 @@ from speedysnn.cli.common import (
     several,
     steps_of,
 )
+from speedysnn.cli.devices import Device
 from speedysnn.cli.readouts import Readouts, check_encoder, in_time, readouts_of, show
 from speedysnn.cli.show import cell, note, percent, table, write_json
 from speedysnn.cli.targets import check_json
@@ -69,6 +70,7 @@ def command(
         str, typer.Option("--precision", help="float32, or bfloat16, with what that costs beside it.")
     ] = "float32",
     limit: Limit = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -83,7 +85,7 @@ def command(
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite)
     seeded(seed)
-    snn = network_of(network)
+    snn = network_of(network, device)
     steps = [snn.timesteps] if timesteps is None else several(timesteps, "-T", steps_of)
     delays: list[Delay | None] = [None] if delay is None else [*several(delay, "--delay", delay_of)]
     readouts = readouts_of(readout_skip, early_exit, exit_by, exit_loss, steps)
@@ -95,7 +97,7 @@ def command(
     if exit_loss is not None:
         other = "test" if split == "train" else "train"
         readouts = replace(readouts, validation=data_of(data, other, normalize, limit, seed))
-    reference = reference_of(source, snn)
+    reference = reference_of(source, snn, device)
     case = _Case(images, encoder, seed, recalibrate, reference, readouts, precision)
     rows = [row for t in steps for row in case.rows(snn, t, delays)]
     write_json(json, {"schema": "speedysnn-evaluate/1", "network": str(network), "data": data, "split": split,

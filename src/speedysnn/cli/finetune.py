@@ -28,6 +28,7 @@ from speedysnn.cli.common import (
     normalize_of,
     seeded,
 )
+from speedysnn.cli.devices import Device
 from speedysnn.cli.show import cell, note, percent, say, table, typed, write_json
 from speedysnn.cli.targets import check_json, check_network, check_run
 from speedysnn.data import ImageData
@@ -82,6 +83,7 @@ def command(
     spikes: Spikes = None,
     normalize: NormalizeNet = None,
     limit: Limit = None,
+    device: Device = "cpu",
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     log: Annotated[Path | None, typer.Option(help="Folder for CSV logs, and TensorBoard's where installed.")] = None,
@@ -125,12 +127,12 @@ def command(
         batch_size=batch_size,
         seed=seed,
     )  # fmt: skip
-    snn = network_of(network)
+    snn = network_of(network, device)
     configure(snn, timesteps, delay, spikes)
     normalize = normalize_of(snn, normalize)
     images = data_of(data, "train", normalize, limit, seed)
     check_fits(snn, images, labels or label_weight > 0)
-    teacher = None if source is None else network_of(source)
+    teacher = None if source is None else network_of(source, device)
     further = [data_of(spec, "train", normalize, None, seed) for spec in more_data or ()]
     train_part, held = _parts(images, further, config)
     fan_out = spike_fan_out(snn) if budget_of == "synops" and budget is not None else None

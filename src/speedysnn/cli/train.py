@@ -26,6 +26,7 @@ from speedysnn.cli.common import (
     provenance,
     seeded,
 )  # fmt: skip
+from speedysnn.cli.devices import Device, device_of
 from speedysnn.cli.finetune import AUGMENTS, _line, show
 from speedysnn.cli.show import say, typed, write_json
 from speedysnn.cli.targets import check_json, check_network, check_run
@@ -62,6 +63,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     log: Annotated[Path | None, typer.Option(help="Folder for CSV logs, and TensorBoard's where installed.")] = None,
     limit: Limit = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -72,6 +74,7 @@ def command(
     Example: speedysnn train speedysnn.assets.digits:avg_net -d digits -T 4 -o net.snn
              speedysnn train net.py:make -c net.pt -d npz:images.npz --stage quantized:12 --label-weight 0.5 -o net.snn
     """  # noqa: D301 - \b keeps the lines apart
+    place = device_of(device)
     check_json(json, overwrite, output)
     check_network(output, overwrite)
     check_run(run_dir, output, resume, overwrite)
@@ -86,6 +89,7 @@ def command(
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)
+    source.model.to(place)
     images = data_of(data, "train", normalize, limit, seed)
     snn, result = train(
         source.model, images, timesteps, config=config, teacher=source.model if taught else None,

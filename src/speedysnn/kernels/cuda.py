@@ -1,7 +1,7 @@
 """The multi-step neuron on a GPU, through Triton; tests run it on the CPU in the interpreter (TRITON_INTERPRET=1)."""
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,7 +93,7 @@ def backward(
         options: dict[str, Any] = {"dtype": work, "device": drive.device}
         membranes = torch.empty(rule.timesteps, where.neurons, **options)
         counts = torch.empty(rule.timesteps + 1, where.neurons, **options)
-        shape = torch.tensor([rule.width / 2, 1 / rule.width, float(not rule.detach_reset)], **options)
+        shape = _shape(rule.width, rule.detach_reset, work, drive.device)
         sizes = (where.neurons, th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay)
         with _on(drive):
             triton_kernels.note[_grid(where)](
@@ -129,9 +129,16 @@ def _clip(rule: Rule) -> tuple[float, float, bool]:
     return float(-rule.highest if rule.signed else 0), float(rule.highest), rule.lowest < 0 and not rule.signed
 
 
+@lru_cache(maxsize=256)
 def _factors(rule: Rule, constant: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """t/k of every step, kept on the device: sending it anew would wait for the GPU at every call."""
     steps = range(1, rule.timesteps + 1)
     return torch.tensor([float(t) if constant else t / rule.seen(t) for t in steps], dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=256)
+def _shape(width: float, detach_reset: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([width / 2, 1 / width, float(not detach_reset)], dtype=dtype, device=device)
 
 
 def _on(x: Tensor) -> Any:

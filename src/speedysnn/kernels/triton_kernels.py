@@ -3,14 +3,12 @@
 Every value is rounded in the same order as in `reference`; divisions are IEEE's. Imported only where Triton is there.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _spikes(level: Any, count: Any, lo: Any, hi: Any, take_back: tl.constexpr) -> Any:  # pragma: no cover - compiled
+def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover - compiled
     s = tl.floor(level) - count
     s = tl.where(s > hi, hi, s)
     s = tl.where(s < lo, lo, s)
@@ -20,16 +18,16 @@ def _spikes(level: Any, count: Any, lo: Any, hi: Any, take_back: tl.constexpr) -
 
 
 @triton.jit
-def _divided(a: Any, b: Any, double: tl.constexpr) -> Any:  # pragma: no cover - compiled
+def _divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
     return a / b if double else tl.div_rn(a, b)  # plain division of float32 is approximate here
 
 
 @triton.jit
 def forward(
-    x: Any, theta: Any, start: Any, factors: Any, out: Any, neurons: Any, channels: Any, starts: Any, inner: Any,
-    steps: Any, delay: Any, lo: Any, hi: Any, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
+    x, theta, start, factors, out, neurons, channels, starts, inner,
+    steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
     block: tl.constexpr,
-) -> None:  # pragma: no cover - compiled
+):  # pragma: no cover - compiled
     """Theta * s[t] of a block of neurons, all steps; `channels` and `starts` count the values of theta and start."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
@@ -52,7 +50,7 @@ def forward(
 
 
 @triton.jit
-def _slope(m: Any, half: Any, inverse: Any, kind: tl.constexpr) -> Any:  # pragma: no cover - compiled
+def _slope(m, half, inverse, kind: tl.constexpr):  # pragma: no cover - compiled
     if kind == 0:
         h = tl.where(tl.abs(m) < half, inverse, 0.0)
     elif kind == 1:
@@ -68,10 +66,10 @@ def _slope(m: Any, half: Any, inverse: Any, kind: tl.constexpr) -> Any:  # pragm
 
 @triton.jit
 def note(
-    x: Any, theta: Any, start: Any, factors: Any, membranes: Any, counts: Any, neurons: Any, channels: Any, starts: Any,
-    inner: Any, steps: Any, delay: Any, lo: Any, hi: Any, constant: tl.constexpr, take_back: tl.constexpr,
+    x, theta, start, factors, membranes, counts, neurons, channels, starts,
+    inner, steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr,
     double: tl.constexpr, block: tl.constexpr,
-) -> None:  # pragma: no cover - compiled
+):  # pragma: no cover - compiled
     """Forward sweep of the backward pass: membranes before firing (steps, neurons), counts (steps + 1, neurons)."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
@@ -96,9 +94,9 @@ def note(
 
 @triton.jit
 def _slopes(
-    u: Any, before: Any, half: Any, inverse: Any, highest: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
+    u, before, half, inverse, highest: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
     signed: tl.constexpr,
-) -> Any:  # pragma: no cover - compiled
+):  # pragma: no cover - compiled
     slopes, weighted = tl.zeros_like(u), tl.zeros_like(u)
     for n in tl.static_range(1, highest + 1):
         h = _slope(u - n, half, inverse, kind)
@@ -116,11 +114,11 @@ def _slopes(
 
 @triton.jit
 def adjoint(
-    grad: Any, theta: Any, start: Any, factors: Any, shape: Any, membranes: Any, counts: Any, grad_x: Any,
-    to_theta: Any, to_start: Any, neurons: Any, channels: Any, starts: Any, inner: Any, steps: Any, delay: Any,
+    grad, theta, start, factors, shape, membranes, counts, grad_x,
+    to_theta, to_start, neurons, channels, starts, inner, steps, delay,
     highest: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
     block: tl.constexpr,
-) -> None:  # pragma: no cover - compiled
+):  # pragma: no cover - compiled
     """Reverse sweep; `shape` holds half the surrogate's width, its inverse, and 0 without a gradient of the reset."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
