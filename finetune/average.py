@@ -27,11 +27,10 @@ class Average:
             return
         self.steps += 1
         share = 1 - min(decay, (1 + self.steps) / (10 + self.steps))
-        for name, value in _floating(module).items():
-            if name in self.values:
-                self.values[name].lerp_(value, share)
-            else:
-                self.values[name] = value.clone()
+        present = _floating(module)
+        if not self.values:
+            self.values = {name: value.clone() for name, value in present.items()}
+        torch._foreach_lerp_([self.values[name] for name in present], list(present.values()), share)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

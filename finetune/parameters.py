@@ -72,7 +72,6 @@ def keep_in_range(snn: SpikingNetwork) -> None:
 def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
     """Names of parameters whose gradient is NaN or infinite."""
     given = {name: parameter.grad for name, parameter in snn.named_parameters() if parameter.grad is not None}
-    if not given:
+    if not given or bool(nn.utils.get_total_norm(list(given.values())).isfinite()):  # a GPU is waited for once
         return []
-    finite = torch.stack([grad.isfinite().all() for grad in given.values()]).tolist()  # a GPU is waited for once
-    return [name for name, fine in zip(given, finite, strict=True) if not fine]
+    return [name for name, grad in given.items() if not bool(grad.isfinite().all())]

@@ -1,5 +1,7 @@
 """Every backend of the neuron against the reference: bit for bit forward, to 1e-6 relative backward."""
 
+import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -94,6 +96,35 @@ def test_the_triton_neuron_equals_the_reference_in_its_interpreter(part: str, ca
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == cases, done.stdout
+
+
+KERNELS = {
+    "forward": "x theta start factors out",
+    "note": "x theta start factors membranes counts",
+    "adjoint": "grad theta start factors shape membranes counts grad_x to_theta to_start",
+}
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+@pytest.mark.parametrize(("real", "constant", "signed"), [("fp32", False, False), ("fp64", True, False), ("fp32", False, True)])
+def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
+    name: str, real: str, constant: bool, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes what the compiler refuses, so that it alone proves nothing of a GPU."""
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
+        pytest.skip("this Triton compiles ahead of time in another way")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(importlib.import_module("speedysnn.kernels.triton_kernels"), name)
+    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "highest": 3,
+               "kind": 2, "signed": signed}  # fmt: skip
+    types = {**dict.fromkeys(KERNELS[name].split(), f"*{real}"), "lo": "fp32", "hi": "fp32"}
+    fixed = {(place,): choices[word] for place, word in enumerate(kernel.arg_names) if word in choices}
+    signature = {word: "constexpr" if word in choices else types.get(word, "i32") for word in kernel.arg_names}
+    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+    made = compiler.compile(source, target=backends.GPUTarget("cuda", 90, 32))
+    assert f".entry {name}" in made.asm["ptx"]
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])

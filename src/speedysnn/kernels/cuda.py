@@ -35,7 +35,13 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
         return f"the surrogate {rule.surrogate!r} is not one of its own"
     if channel_dim(drive, theta, v_init) is None:
         return "theta or v_init varies along more than one dimension"
-    return _fault(drive.device.type)
+    return _usable(drive.device.type)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _usable(device: str) -> str:
+    """What `_fault` finds; torch.compile takes it as it is and does not look into Triton."""
+    return _fault(device)
 
 
 @cache
@@ -45,7 +51,8 @@ def _fault(device: str) -> str:
         one = torch.ones(1, 1, device=device)
         forward(one, one[0], one[0], Rule(1), False)
     except Exception as err:
-        return f"Triton does not run here: {str(err).partition(chr(10))[0]}"
+        last = (str(err).strip() or type(err).__name__).splitlines()[-1]
+        return f"Triton does not run here: {last[:200]}"
     return ""
 
 
