@@ -1,7 +1,8 @@
 """Float32 products to their last bit on a GPU, where convolutions take TF32 (10 bits of mantissa) by default."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +14,28 @@ def full_precision(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    newer = getattr(convolutions, "conv", None)  # since torch 2.9, which refuses a mixture of both ways
-    owners: tuple[Any, Any] = (convolutions if newer is None else newer, products)
-    name, exact = ("allow_tf32", False) if newer is None else ("fp32_precision", "ieee")
-    before = [getattr(owner, name) for owner in owners]
+    settings = _settings()
+    before = [read() for read, _, _ in settings]
     try:
-        for owner in owners:
-            setattr(owner, name, exact)
+        for _, write, exact in settings:
+            write(exact)
         yield
     finally:
-        for owner, value in zip(owners, before, strict=True):
-            setattr(owner, name, value)
+        for (_, write, _), value in zip(settings, before, strict=True):
+            write(value)
+
+
+def _settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """(read, write, value for full precision): torch's older settings, or those of torch 2.9 where they are in use.
+
+    torch refuses to read the older one where the newer was set otherwise.
+    """
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        convolutions.allow_tf32  # noqa: B018 - it raises
+        own = partial(getattr, convolutions, "allow_tf32"), partial(setattr, convolutions, "allow_tf32"), False
+        return [own, (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")]
+    except RuntimeError:
+        owners = (getattr(convolutions, "conv", None), getattr(convolutions, "rnn", None), products)
+        word = "fp32_precision"
+        return [(partial(getattr, owner, word), partial(setattr, owner, word), "ieee") for owner in owners]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speedysnn.bench.networks import make
 from speedysnn.errors import InputError
-from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, multistep, using
+from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, cuda, multistep, reference, using
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.surrogate import SURROGATES
 
@@ -125,6 +126,24 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
     made = compiler.compile(source, target=backends.GPUTarget("cuda", 90, 32))
     assert f".entry {name}" in made.asm["ptx"]
+
+
+def test_compiled_code_that_fires_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one Triton's was: it summed the inputs up from the first at every step."""
+    pytest.importorskip("triton")
+    right = partial(reference.multistep, constant=False)
+    monkeypatch.setattr(cuda, "backward", lambda grad, *given: _gradients(grad, *given[:4]))
+    monkeypatch.setattr(cuda, "forward", lambda *given: right(*given[:4]))
+    assert cuda._wrong("cpu") == ""
+    monkeypatch.setattr(cuda, "backward", lambda grad, *given: [x + 0.1 for x in _gradients(grad, *given[:4])])
+    assert "gradients of its compiled code" in cuda._wrong("cpu")
+    monkeypatch.setattr(cuda, "forward", lambda drive, *given: right(drive.roll(1, 0), *given[:3]))
+    assert "spikes of its compiled code" in cuda._wrong("cpu")
+
+
+def _gradients(grad: Tensor, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+    return [*torch.autograd.grad(reference.multistep(*leaves, rule, False), leaves, grad)]
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])

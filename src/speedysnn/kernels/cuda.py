@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.kernels import reference
 from speedysnn.kernels.blocks import ATAN, RECTANGLE, SIGMOID, TRIANGLE
 from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
 from speedysnn.kernels.rule import Rule
@@ -21,6 +22,7 @@ _SLOPES = {
 }
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BLOCK = 512
+BROKEN = "Triton does not run here"
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
@@ -35,7 +37,8 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
         return f"the surrogate {rule.surrogate!r} is not one of its own"
     if channel_dim(drive, theta, v_init) is None:
         return "theta or v_init varies along more than one dimension"
-    return _usable(drive.device.type)
+    found: str = _usable(drive.device.type)
+    return found
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -46,13 +49,32 @@ def _usable(device: str) -> str:
 
 @cache
 def _fault(device: str) -> str:
-    """What keeps Triton from compiling here, such as an old driver; tried once on a single neuron."""
+    """What keeps Triton from running here, such as an old driver or compiled code that is wrong; tried once."""
     try:
-        one = torch.ones(1, 1, device=device)
-        forward(one, one[0], one[0], Rule(1), False)
+        wrong = _wrong(device)
     except Exception as err:
-        last = (str(err).strip() or type(err).__name__).splitlines()[-1]
-        return f"Triton does not run here: {last[:200]}"
+        wrong = (str(err).strip() or type(err).__name__).splitlines()[-1][:200]
+    return f"{BROKEN}: {wrong}" if wrong else ""
+
+
+def _wrong(device: str) -> str:
+    """Where a few neurons differ from the reference on the CPU: what the compiler made is not taken on trust."""
+    import triton
+
+    generator = torch.Generator().manual_seed(0)
+    drive, grad = (torch.randn(8, 3, 5, generator=generator) + 0.3 for _ in range(2))
+    theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
+    z, th, v0 = (x.to(device) for x in (drive, theta, start))
+    for rule in (Rule(4), Rule(4, 1, -1), Rule(4, 4, 0, 2)):
+        leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+        with torch.enable_grad():
+            expected = reference.multistep(*leaves, rule, False)
+            gradients = torch.autograd.grad(expected, leaves, grad)
+        if not torch.equal(forward(z, th, v0, rule, False).cpu(), expected.detach()):
+            return f"the spikes of its compiled code are not those of the reference (Triton {triton.__version__})"
+        ours = backward(grad.to(device), z, th, v0, rule, False)
+        if not all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True)):
+            return f"the gradients of its compiled code are not those of the reference (Triton {triton.__version__})"
     return ""
 
 

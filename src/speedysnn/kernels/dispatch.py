@@ -72,7 +72,7 @@ def multistep(
         reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
         if not reason:
             return _run(name, drive, theta, v_init, rule, constant, over)
-        if asked is not None:
+        if asked is not None or reason.startswith(cuda.BROKEN):
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
 

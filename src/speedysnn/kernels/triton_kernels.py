@@ -36,13 +36,10 @@ def forward(
     total = tl.load(x + at, mask=here, other=0.0).to(th.dtype)
     count = tl.zeros_like(th)
     row = tl.zeros_like(at) + neurons
-    seen = 1
     for t in range(steps):
         if not constant:
-            upto = tl.minimum(t + 1 + delay, steps)
-            for step in range(seen, upto):
+            for step in range(tl.where(t == 0, 1, tl.minimum(t + delay, steps)), tl.minimum(t + 1 + delay, steps)):
                 total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
-            seen = upto
         level = _divided(total * tl.load(factors + t), th, double) + v0
         s = _spikes(level, count, lo, hi, take_back)
         count += s
@@ -78,13 +75,10 @@ def note(
     total = tl.load(x + at, mask=here, other=0.0).to(th.dtype)
     count = tl.zeros_like(th)
     row = tl.zeros_like(at) + neurons
-    seen = 1
     for t in range(steps):
         if not constant:
-            upto = tl.minimum(t + 1 + delay, steps)
-            for step in range(seen, upto):
+            for step in range(tl.where(t == 0, 1, tl.minimum(t + delay, steps)), tl.minimum(t + 1 + delay, steps)):
                 total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
-            seen = upto
         level = _divided(total * tl.load(factors + t), th, double) + v0
         tl.store(membranes + t * row + at, level - count, mask=here)
         tl.store(counts + t * row + at, count, mask=here)
