@@ -66,10 +66,10 @@ def _wrong(device: str) -> str:
     theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
     z, th, v0 = (x.to(device) for x in (drive, theta, start))
     for rule in (Rule(4), Rule(4, 1, -1), Rule(4, 4, 0, 2)):
-        leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
+        x, amplitude, begin = (value.clone().requires_grad_() for value in (drive, theta, start))
         with torch.enable_grad():
-            expected = reference.multistep(*leaves, rule, False)
-            gradients = torch.autograd.grad(expected, leaves, grad)
+            expected = reference.multistep(x, amplitude, begin, rule, False)
+            gradients = torch.autograd.grad(expected, (x, amplitude, begin), grad)
         if not torch.equal(forward(z, th, v0, rule, False).cpu(), expected.detach()):
             return f"the spikes of its compiled code are not those of the reference (Triton {triton.__version__})"
         ours = backward(grad.to(device), z, th, v0, rule, False)
