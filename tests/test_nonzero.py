@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from speedysnn.kernels import nonzero as module
 from speedysnn.kernels.layout import dense
-from speedysnn.kernels.nonzero import nonzero
+from speedysnn.kernels.nonzero import density, nonzero
 
 SIZES = st.integers(0, 5)
 
@@ -18,6 +18,15 @@ def test_it_counts_what_torch_counts(shape: tuple[int, ...], seed: int, share: f
     x = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < share)
     for given_ in (x, -x.to(memory_format=torch.channels_last), x[::2], x[:, 1:], x.transpose(0, 1), x.double()):
         assert nonzero(given_) == int(torch.count_nonzero(given_))
+
+
+@given(st.integers(0, 40), st.tuples(SIZES, SIZES, SIZES), st.integers(0, 2**16), st.floats(0, 1))
+def test_a_few_pictures_are_counted_as_torch_does(pictures: int, shape: tuple[int, ...], seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((pictures, *shape), generator=generator) * (torch.rand((pictures, *shape), generator=generator) < share)
+    for given_ in (x, x.to(memory_format=torch.channels_last), x[::2], x[:, 1:], x.double()):
+        some = given_[:: max(1, len(given_) // 8)]
+        assert density(given_) == int(torch.count_nonzero(some)) / max(1, some.numel())
 
 
 def test_special_values_count_as_torch_has_it() -> None:

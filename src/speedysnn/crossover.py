@@ -42,12 +42,6 @@ def crossover(sizes: Sequence[int | str], x: Tensor, sparse: Call, dense: Call) 
     return _known[key]
 
 
-def density(x: Tensor) -> float:
-    """Share of the values of a few pictures that are not zero."""
-    some = x[:: max(1, x.shape[0] // 8)]
-    return int(torch.count_nonzero(some)) / max(1, some.numel())
-
-
 def _measure(x: Tensor, sparse: Call, dense: Call) -> float:
     share = int(torch.count_nonzero(x)) / max(1, x.numel())
     zeros = torch.zeros_like(x)

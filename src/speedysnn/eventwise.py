@@ -17,6 +17,7 @@ from speedysnn import crossover
 from speedysnn.kernels import event_gradient, events
 from speedysnn.kernels.dispatch import recorded, traced
 from speedysnn.kernels.event_conv import Shape, convolve, weight_gradient
+from speedysnn.kernels.nonzero import density
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
@@ -46,7 +47,7 @@ class Eventwise:
         if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
             return None
         plan = partial(self._plan, name, weight, bias, shape)
-        share = crossover.density(x)
+        share = density(x)
         forward = self._pays("forward", shape, share, x, lambda some: plan().run(some), partial(_dense, shape, weight))
         given = (x, weight) if bias is None else (x, weight, bias)
         if not recorded(*given):

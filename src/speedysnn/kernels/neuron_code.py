@@ -12,6 +12,7 @@ if AVAILABLE:
 
 VECTORS = 2  # at a time, so that one's division is under way while the other's is used
 AT_ONCE = LANES * VECTORS
+AHEAD = 16 * AT_ONCE  # neurons: rows lie too far apart for the processor to see by itself what comes next
 CONSTANT, TAKE_BACK = 1, 2  # the kinds of a call, in the length of its first argument less one
 
 
@@ -29,6 +30,7 @@ class Neurons(Writer):
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
         self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
+        self.prefetching = self.prefetcher()
         self.floor = self.function("floor")
 
     def function(self, name: str) -> Any:
@@ -36,13 +38,28 @@ class Neurons(Writer):
         full = f"llvm.{name}.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
         return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
+    def prefetcher(self) -> Any:
+        """The compiler's prefetch: of an address, for reading (0) or writing (1), how near (3), of data (1)."""
+        kinds = [ir.IntType(8).as_pointer(), *[self.word] * 3]
+        return cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0i8"
+        )
+
+    def prefetch(self, pointer: Any, index: Any) -> None:
+        """What the groups after the next read and write lies AHEAD further on in the same row."""
+        b, place = self.b, self.b.gep(pointer, [self.b.add(index, self.number(AHEAD))])
+        address = b.bitcast(place, ir.IntType(8).as_pointer())
+        b.call(self.prefetching, [address, *(ir.Constant(self.word, value) for value in (0, 3, 1))])
+
     def load(self, pointer: Any, index: Any) -> list[Any]:
         """A group's values."""
         return [self.vector(pointer, self.b.add(index, k), self.reals) for k in self.ahead]
 
     def row(self, t: Any) -> list[Any]:
         """The group's inputs of one step."""
-        return self.load(self.x, self.b.add(self.at_group, self.b.mul(t, self.neurons)))
+        here = self.b.add(self.at_group, self.b.mul(t, self.neurons))
+        self.prefetch(self.x, here)
+        return self.load(self.x, here)
 
     def steps_of(
         self, totals: list[Any], own: list[Any], origin: list[Any], keep: Callable[[Any, list[Any], list[Any]], None]
@@ -70,6 +87,7 @@ class Neurons(Writer):
 
     def write(self, values: list[Any], t: Any) -> None:
         """The group's part of row t of the result."""
+        self.prefetch(self.out, self.b.add(self.at_group, self.b.mul(t, self.neurons)))
         for value, place in zip(values, self.ahead, strict=True):
             self.store(value, self.out, self.b.add(self.b.add(self.at_group, self.b.mul(t, self.neurons)), place))
 

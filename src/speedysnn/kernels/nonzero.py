@@ -26,6 +26,27 @@ def tally(row: Array) -> int:  # pragma: no cover - compiled
     return total
 
 
+@compiled
+def tally_some(values: Array, size: int, every: int) -> int:  # pragma: no cover - compiled
+    """The same for `size` elements of every so many pieces of that size."""
+    total = 0
+    for first in range(0, values.size, size * every):
+        total += tally(values[first : first + size])
+    return total
+
+
+def density(x: Tensor, pictures: int = 8) -> float:
+    """Share of values that are not zero, of at least so many pictures (B, ...) spread over the batch; one call."""
+    every = max(1, x.shape[0] // pictures)
+    size = x[0].numel() if len(x) else 0
+    counted = size * len(range(0, x.shape[0], every))
+    if counted == 0:
+        return 0.0
+    if not AVAILABLE or x.device.type != "cpu" or x.dtype != torch.float32 or (len(x) > 1 and x.stride(0) != size) or not dense(x):
+        return int(torch.count_nonzero(x[::every])) / counted
+    return int(tally_some(flat(x).numpy(), size, every)) / counted
+
+
 def nonzero(x: Tensor) -> int:
     """How many values of a tensor are not zero; float32 that is dense in memory on the CPU is counted compiled."""
     if not AVAILABLE or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or not dense(x):
