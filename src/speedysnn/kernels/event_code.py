@@ -52,7 +52,7 @@ def _add_event(
     """End the block of one event (its number, the end of the run): the sums with value * rows[places] added."""
     b, (i, end), block, added = w.b, event, w.b.block, []
     for total, place in zip(sums, places, strict=True):  # "contract": rounded once where the processor can
-        product = b.fmul(value, w.vector(rows, place, w.reals), flags=("contract",))
+        product = b.fmul(value, w.vector(rows, place, value.type), flags=("contract",))
         added.append(b.fadd(total, product, flags=("contract",)))
     later = b.add(i, w.number(1))
     w.close([i, *sums], [later, *added], block)
@@ -63,27 +63,28 @@ def _add_event(
 def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Sums over several runs of events: sum += value * row of weights; all sums stay in registers."""
     w = Writer(context, builder, signature.args, args)
-    ahead = [w.number(LANES * k) for k in range(len(signature.args[0]))]
+    kind, offsets = w.wide(len(signature.args[0]))
+    ahead = [w.number(place) for place in offsets]
     init, out, inputs, weights, columns = (w.pointer(i) for i in (1, 3, 5, 6, 7))
     begins, ends, values, rows = (w.pointer(i) for i in (8, 9, 10, 11))
-    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(ahead))
-    before, sums = builder.block, [w.vector(init, builder.add(start, k), w.reals) for k in ahead]
+    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(signature.args[0]))
+    before, sums = builder.block, [w.vector(init, builder.add(start, k), kind) for k in ahead]
     run, begin, event, following, done = w.blocks("run", "begin", "event", "following", "done")
     builder.branch(run)
     builder.position_at_end(run)
-    (j,), held = w.phis(w.index, [w.number(0)], before), w.phis(w.reals, sums, before)
+    (j,), held = w.phis(w.index, [w.number(0)], before), w.phis(kind, sums, before)
     builder.cbranch(builder.icmp_signed("<", j, runs), begin, done)
     builder.position_at_end(begin)
     low, high, row = (w.at(p, j) for p in (begins, ends, rows))
     where = builder.gep(inputs, [w.at(values, j)])
     builder.cbranch(builder.icmp_signed("<", low, high), event, following)
     builder.position_at_end(event)
-    (i,), running = w.phis(w.index, [low], begin), w.phis(w.reals, held, begin)
+    (i,), running = w.phis(w.index, [low], begin), w.phis(kind, held, begin)
     column = builder.sext(w.at(columns, i), w.index)
-    value, place = w.everywhere(w.at(where, column), w.reals), builder.add(builder.mul(column, width), row)
+    value, place = w.everywhere(w.at(where, column), kind), builder.add(builder.mul(column, width), row)
     added = _add_event(w, (i, high), running, value, weights, [builder.add(place, k) for k in ahead], following)
     builder.position_at_end(following)
-    joined = w.phis(w.reals, held, begin)
+    joined = w.phis(kind, held, begin)
     w.close(joined, added, event)
     w.close([j, *held], [builder.add(j, w.number(1)), *joined], following)
     builder.branch(run)
@@ -98,21 +99,22 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w, b = Writer(context, builder, signature.args, args), builder
     sums, grads, values, places = (w.pointer(i) for i in (2, 5, 7, 9))
     first, apart, shift, origin, begin, end = (args[i] for i in (3, 4, 6, 8, 10, 11))
+    kind, begins = w.wide(len(signature.args[0]))
     ahead = [
-        b.add(b.mul(apart, w.number(tap)), w.number(LANES * lane))
-        for tap in range(len(signature.args[1])) for lane in range(len(signature.args[0]))
+        b.add(b.mul(apart, w.number(tap)), w.number(place))
+        for tap in range(len(signature.args[1])) for place in begins
     ]  # fmt: skip
-    before, held = b.block, [w.vector(sums, b.add(first, k), w.reals) for k in ahead]
+    before, held = b.block, [w.vector(sums, b.add(first, k), kind) for k in ahead]
     event, done = w.blocks("event", "done")
     b.cbranch(b.icmp_signed("<", begin, end), event, done)
     b.position_at_end(event)
-    (i,), running = w.phis(w.index, [begin], before), w.phis(w.reals, held, before)
+    (i,), running = w.phis(w.index, [begin], before), w.phis(kind, held, before)
     place = b.sext(w.at(places, i), w.index)
-    value = w.everywhere(w.at(values, b.add(origin, place)), w.reals)
+    value = w.everywhere(w.at(values, b.add(origin, place)), kind)
     at = b.add(b.mul(place, apart), shift)
     added = _add_event(w, (i, end), running, value, grads, [b.add(at, k) for k in ahead], done)
     b.position_at_end(done)
-    totals = w.phis(w.reals, held, before)
+    totals = w.phis(kind, held, before)
     w.close(totals, added, event)
     for total, k in zip(totals, ahead, strict=True):
         w.store(total, sums, b.add(first, k))

@@ -49,9 +49,17 @@ class Writer:
 
     def everywhere(self, value: Any, kind: Any) -> Any:
         """A vector with one value in all its lanes."""
-        empty, places = ir.Constant(kind, ir.Undefined), ir.VectorType(self.word, LANES)
+        empty, places = ir.Constant(kind, ir.Undefined), ir.VectorType(self.word, kind.count)
         one = self.b.insert_element(empty, value, ir.Constant(self.word, 0))
-        return self.b.shuffle_vector(one, empty, ir.Constant(places, [0] * LANES))
+        return self.b.shuffle_vector(one, empty, ir.Constant(places, [0] * kind.count))
+
+    def wide(self, vectors: int) -> tuple[Any, list[int]]:
+        """(kind, where each begins) for LANES * `vectors` numbers: two vectors in one where they pair up.
+
+        AVX-512 holds that in one register; other processors take it as the two that it is made of.
+        """
+        lanes = LANES if vectors % 2 else 2 * LANES
+        return ir.VectorType(self.real, lanes), list(range(0, LANES * vectors, lanes))
 
     @staticmethod
     def close(phis: list[Any], values: list[Any], block: Any) -> None:
