@@ -101,16 +101,21 @@ def main() -> None:
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "speed.csv", index=False)
     figure(frame, out)
-    (out / "README.md").write_text(TEXT + "\n".join(sections), encoding="utf-8")
+    (out / "README.md").write_text(TEXT.format(beside=BESIDE if (out / "avx512").is_dir() else "") + "\n".join(sections), encoding="utf-8")
     print(f"written to {out}")
 
 
 def place(machine: dict[str, Any]) -> str:
     """The kind of machine and the versions of a run."""
     packages = ", ".join(f"{key} {value}" for key, value in machine["packages"].items() if value)
-    return f"{machine['threads']} cores ({machine['machine']}), no GPU; {packages}"
+    kind = " ".join(filter(None, (machine["machine"], machine.get("instructions"))))
+    return f"{machine['threads']} cores ({kind}), {machine.get('accelerator') or 'no GPU'}; {packages}"
 
 
+BESIDE = """
+Where instructions are not named the processor had AVX2. The same study on one with AVX-512 and bfloat16, made with
+`--out reports/speed/avx512`: [avx512](avx512/README.md).
+"""
 TEXT = """# Speed
 
 Made by `python reports/speed/study.py`; seed 0, random weights with fitted batch-norm statistics, float32. Runs were made
@@ -118,7 +123,7 @@ at different times on machines shared with other work, so times compare within a
 contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best. Peers run the same graph and weights with their own neurons and our thresholds.
-
+{beside}
 ![times](speed.png)
 
 """

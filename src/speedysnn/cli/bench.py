@@ -89,8 +89,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     from speedysnn.bench.peers import facts
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "accelerator": gpu,
-            "packages": facts()}  # fmt: skip
+    return {"machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(), "accelerator": gpu, "packages": facts()}  # fmt: skip
 
 
 def _show(case: Any) -> None:
