@@ -141,6 +141,19 @@ def test_compiled_code_that_fires_otherwise_is_not_used(monkeypatch: pytest.Monk
     assert "spikes of its compiled code" in cuda._wrong("cpu")
 
 
+def test_the_check_of_compiled_code_runs_under_a_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    found: list[bool] = []
+    monkeypatch.setattr(cuda, "_wrong", lambda device: found.append(bool(torch.ones(2).sum() == 2)) or "")
+    cuda._fault.cache_clear()
+    try:
+        with FakeTensorMode(), torch.inference_mode():
+            assert cuda._fault("cpu") == ""
+    finally:
+        cuda._fault.cache_clear()
+    assert found == [True]
+
+
 def _gradients(grad: Tensor, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
     return [*torch.autograd.grad(reference.multistep(*leaves, rule, False), leaves, grad)]

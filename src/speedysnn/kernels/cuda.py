@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from speedysnn.kernels import reference
 from speedysnn.kernels.blocks import ATAN, RECTANGLE, SIGMOID, TRIANGLE
@@ -51,7 +52,8 @@ def _usable(device: str) -> str:
 def _fault(device: str) -> str:
     """What keeps Triton from running here, such as an old driver or compiled code that is wrong; tried once."""
     try:
-        wrong = _wrong(device)
+        with _disable_current_modes(), torch.inference_mode(False):  # a tracer's tensors would hold no values
+            wrong = _wrong(device)
     except Exception as err:
         wrong = (str(err).strip() or type(err).__name__).splitlines()[-1][:200]
     return f"{BROKEN}: {wrong}" if wrong else ""
