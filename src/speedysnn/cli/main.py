@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     The exit code is 0, 1 (inspect found problems), 2 (a mistake), 70 (a fault of this package) or 130 (interrupted).
     """
     if arguments is not None:
-        return run(arguments)
+        with coming_again():
+            return run(arguments)
     keep_freed_memory()
     try:
         with coming_again():
