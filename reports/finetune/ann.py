@@ -42,11 +42,11 @@ def accuracy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def source(
-    name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int, device: torch.device, seed: int = 0, kind: str = "ann"
+    name: str, data: dict[str, torch.Tensor], runs: Path, epochs: int, device: torch.device, seed: int = 0
 ) -> nn.Module:
     """The trained network, on the device; read from `runs` where it was trained before."""
     torch.manual_seed(seed)
-    net, path = getattr(networks, name)(), runs / f"{kind}-{name}.safetensors"
+    net, path = getattr(networks, name)(), runs / f"ann-{name}.safetensors"
     net = net.to(device, memory_format=torch.channels_last)
     if path.is_file():
         net.load_state_dict(load_file(path))

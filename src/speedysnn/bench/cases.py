@@ -19,10 +19,8 @@ from speedysnn.finetune.step import Step
 from speedysnn.kernels import Rule, multistep
 from speedysnn.network import SpikingNetwork
 
-CPU = torch.device("cpu")
 
-
-def neuron(neurons: int, steps: int, rounds: int, device: torch.device = CPU) -> Case:
+def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "cpu") -> Case:
     """The multi-step neuron over one layer, against copying its input and against peers' neurons."""
     generator = torch.Generator().manual_seed(0)
     drive = torch.randn(steps, neurons, generator=generator).to(device)
@@ -44,7 +42,8 @@ def neuron(neurons: int, steps: int, rounds: int, device: torch.device = CPU) ->
             different = int((_fresh(cell, drive) != multistep(drive, one, none, rule)).sum())
         notes.append(f"spikingjelly: {different} of {drive.numel():,} spikes differ")
     with torch.no_grad():
-        return Case(f"neuron, {neurons:,} neurons, T={steps}", next(iter(calls)), rows_of(calls, rounds, device), notes)
+        rows = rows_of(calls, rounds, drive.device)
+    return Case(f"neuron, {neurons:,} neurons, T={steps}", next(iter(calls)), rows, notes)
 
 
 def _fresh(cell: Any, drive: Tensor) -> Tensor:

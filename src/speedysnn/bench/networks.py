@@ -67,9 +67,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 
 
 def make(
-    name: str, steps: int, batch: int, pixels: int | None = None, seed: int = 0, device: torch.device | None = None
+    name: str, steps: int, batch: int, pixels: int | None = None, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[SpikingNetwork, Tensor]:
-    """A converted network and seeded images for it, by default on the CPU.
+    """A converted network and seeded images for it.
 
     Raises:
         InputError: no network has that name.
@@ -89,4 +89,4 @@ def make(
         model.train()
         model(x[: min(16, batch)])
     snn = convert.to_spiking(model.eval(), x[: min(16, batch)], steps)
-    return (snn, x) if device is None else (snn.to(device), x.to(device))
+    return snn.to(device), x.to(device)

@@ -78,7 +78,7 @@ def _network(name: str, steps: int, batch: int, pixels: int | None, device: torc
 
     if not name.endswith(".snn"):
         return make(name, steps, batch, pixels, device=device)
-    snn = network_of(Path(name), str(device))
+    snn = network_of(Path(name)).to(device)
     snn.timesteps = steps
     shape = snn.input_shapes[0] if pixels is None else (*snn.input_shapes[0][:-2], pixels, pixels)
     return snn, torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -43,9 +43,7 @@ class _Adjoint(Neurons):
         after = self.phis(self.reals, reached, before)
         state = [self.phis(self.reals, nothing, before) for _ in range(4)]
         factor = self.everywhere(self.at(self.factors, t), self.reals)
-        given_row = b.add(self.at_group, b.mul(t, self.neurons))
-        self.prefetch(self.grad, given_row)
-        row = self.load(self.grad, given_row)
+        row = self.coming(self.grad, t)
         counts = [self.vector(self.notes, place, self.reals) for place in self.note(t, 1)]
         turned: list[list[Any]] = [[], [], [], []]
         for n, place in enumerate(self.note(t, 0)):

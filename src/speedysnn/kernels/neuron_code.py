@@ -30,7 +30,6 @@ class Neurons(Writer):
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
         self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
-        self.prefetching = self.prefetcher()
         self.floor = self.function("floor")
 
     def function(self, name: str) -> Any:
@@ -38,18 +37,18 @@ class Neurons(Writer):
         full = f"llvm.{name}.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
         return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
-    def prefetcher(self) -> Any:
-        """The compiler's prefetch: of an address, for reading (0) or writing (1), how near (3), of data (1)."""
-        kinds = [ir.IntType(8).as_pointer(), *[self.word] * 3]
-        return cgutils.get_or_insert_function(
-            self.b.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0i8"
-        )
-
     def prefetch(self, pointer: Any, index: Any) -> None:
         """What the groups after the next read and write lies AHEAD further on in the same row."""
-        b, place = self.b, self.b.gep(pointer, [self.b.add(index, self.number(AHEAD))])
-        address = b.bitcast(place, ir.IntType(8).as_pointer())
-        b.call(self.prefetching, [address, *(ir.Constant(self.word, value) for value in (0, 3, 1))])
+        b, byte = self.b, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[self.word] * 3])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+        address = b.bitcast(b.gep(pointer, [b.add(index, self.number(AHEAD))]), byte)
+        how = (0, 3, 1)  # for reading, to be kept near, of data
+        b.call(function, [address, *(ir.Constant(self.word, value) for value in how)])
+
+    def place(self, t: Any) -> Any:
+        """Where the group's part of row t begins."""
+        return self.b.add(self.at_group, self.b.mul(t, self.neurons))
 
     def load(self, pointer: Any, index: Any) -> list[Any]:
         """A group's values."""
@@ -57,9 +56,12 @@ class Neurons(Writer):
 
     def row(self, t: Any) -> list[Any]:
         """The group's inputs of one step."""
-        here = self.b.add(self.at_group, self.b.mul(t, self.neurons))
-        self.prefetch(self.x, here)
-        return self.load(self.x, here)
+        return self.coming(self.x, t)
+
+    def coming(self, pointer: Any, t: Any) -> list[Any]:
+        """The group's part of an array's row t; what later groups will read is fetched ahead."""
+        self.prefetch(pointer, self.place(t))
+        return self.load(pointer, self.place(t))
 
     def steps_of(
         self, totals: list[Any], own: list[Any], origin: list[Any], keep: Callable[[Any, list[Any], list[Any]], None]
@@ -87,9 +89,9 @@ class Neurons(Writer):
 
     def write(self, values: list[Any], t: Any) -> None:
         """The group's part of row t of the result."""
-        self.prefetch(self.out, self.b.add(self.at_group, self.b.mul(t, self.neurons)))
-        for value, place in zip(values, self.ahead, strict=True):
-            self.store(value, self.out, self.b.add(self.b.add(self.at_group, self.b.mul(t, self.neurons)), place))
+        self.prefetch(self.out, self.place(t))
+        for value, further in zip(values, self.ahead, strict=True):
+            self.store(value, self.out, self.b.add(self.place(t), further))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
         """The sums with the next row, where there is one."""

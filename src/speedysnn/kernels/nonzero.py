@@ -42,15 +42,19 @@ def density(x: Tensor, pictures: int = 8) -> float:
     counted = size * len(range(0, x.shape[0], every))
     if counted == 0:
         return 0.0
-    whole = (len(x) == 1 or x.stride(0) == size) and dense(x)  # pictures lie one after the other
-    if not AVAILABLE or x.device.type != "cpu" or x.dtype != torch.float32 or not whole:
-        return int(torch.count_nonzero(x[::every])) / counted
-    return int(tally_some(flat(x).numpy(), size, every)) / counted
+    if _counts(x) and (len(x) == 1 or x.stride(0) == size):  # pictures lie one after the other
+        return int(tally_some(flat(x).numpy(), size, every)) / counted
+    return int(torch.count_nonzero(x[::every])) / counted
+
+
+def _counts(x: Tensor) -> bool:
+    """Whether the compiled count takes a tensor."""
+    return AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32 and dense(x)
 
 
 def nonzero(x: Tensor) -> int:
     """How many values of a tensor are not zero; float32 that is dense in memory on the CPU is counted compiled."""
-    if not AVAILABLE or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or not dense(x):
+    if x.numel() == 0 or not _counts(x):
         return int(torch.count_nonzero(x))
     values, found = flat(x).numpy(), dict[int, int]()
 
