@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speedysnn.analysis.latency import first_steps, lag_sums, starts
 from speedysnn.analysis.moments import histogram
-from speedysnn.analysis.readings import mean_of, reached_counts
+from speedysnn.analysis.readings import mean_of, reached_counts, received
 from speedysnn.analysis.units import counted
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons import IFNeuron
@@ -42,15 +42,14 @@ def added(first: Sums, second: Sums) -> Sums:
 def summed_plainly(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
     """Every sum of `LayerSums` by name. Shapes: z, twin (B, ...), theta and start () or (C,)."""
     neuron = tap.neuron
-    drives = steps_of(tap.drive, neuron.timesteps, tap.static_drive)
+    drive, constant = received(tap)
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
-    rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, *drives, *outs)]
+    rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, *outs)]
     size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))
     found: Sums = {}
-    for own, quantized, *both in zip(*(torch.split(x, size) for x in rows), strict=True):
-        seen = [x if neuron.offset is None else x + neuron.offset for x in both[: len(drives)]]
-        given = seen, both[len(drives) :]
-        found = added(found, _block(own, source.analog(own), quantized, *given, neuron, theta, start))
+    for own, quantized, seen, *each in zip(*(torch.split(x, size) for x in rows), strict=True):
+        analog = source.analog(own)
+        found = added(found, _block(own, analog, quantized, seen, constant, each, neuron, theta, start))
     step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
     fired, when = torch.round(mean_of(outs) / step), first_steps(outs)
     begun = torch.tensor(starts(when), device=z.device)
@@ -60,8 +59,8 @@ def summed_plainly(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: T
 
 
 def _block(
-    z: Tensor, analog: Tensor, twin: Tensor, seen: list[Tensor], outs: list[Tensor], neuron: IFNeuron, theta: Tensor,
-    start: Tensor,
+    z: Tensor, analog: Tensor, twin: Tensor, seen: Tensor, constant: bool, outs: list[Tensor], neuron: IFNeuron,
+    theta: Tensor, start: Tensor,
 ) -> Sums:
     """One block, all tensors (M, C); every sum but those of units, images and steps."""
     a, drive = analog.to(torch.float64), z.to(torch.float64)
@@ -70,7 +69,7 @@ def _block(
     fired = torch.round(measured / step)
     held = z if neuron.offset is None else z + neuron.offset
     aimed = levels(held, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed).to(torch.float64)
-    reached = reached_counts(seen, theta, start, neuron).to(torch.float64)
+    reached = reached_counts(seen, constant, theta, start, neuron).to(torch.float64)
     top = step * most
     low = -top if neuron.signed else torch.zeros_like(top)
     clipped = torch.maximum(torch.minimum(drive, top), low)
@@ -85,7 +84,7 @@ def _block(
     pairs = ((a, r), (r, r), (off, off), (miss, miss), *((part, e) for part in parts))
     hits = (fired.abs() == most, fired == 0, a == 0, fired != reached)
     when = first_steps(outs)
-    lagged, lags = lag_sums(seen, outs, theta, neuron)
+    lagged, lags = lag_sums(seen, 1 if constant else neuron.timesteps, outs, theta, neuron)
     powers = [(g[granular] ** k).sum() for k in (1, 2, 3, 4)]
     return {
         "channels": torch.stack([x.to(torch.float64).sum(0) for x in by_channel]),

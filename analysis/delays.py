@@ -12,7 +12,7 @@ from speedysnn.analysis.delay_choice import TRIED as TRIED
 from speedysnn.analysis.delay_choice import DelayChoice as DelayChoice
 from speedysnn.analysis.images import pass_size, passes
 from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.readings import mean_of, reached_counts, run
+from speedysnn.analysis.readings import mean_of, reached_counts, received, run
 from speedysnn.analysis.theory import decibels
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
@@ -167,13 +167,9 @@ def _timing(tap: Tap) -> tuple[float, float]:
         return 0.0, 0.0
     neuron = tap.neuron
     steps = neuron.timesteps
-    drives = tap.drive.reshape(steps, -1, *tap.drive.shape[1:]).unbind(0)
     mean = mean_of(tap.output.reshape(steps, -1, *tap.output.shape[1:]).unbind(0))
     theta, start = (neuron.per_channel(x.detach(), mean.ndim) for x in (neuron.threshold, neuron.v_init))
-    if neuron.offset is not None:
-        offset = neuron.per_channel(neuron.offset, mean.ndim)
-        drives = tuple(x + offset for x in drives)
     step = theta.to(torch.float64) / steps
     r = torch.round(mean / step) * step
-    error = r - reached_counts(drives, theta, start, neuron) * step
+    error = r - reached_counts(*received(tap), theta, start, neuron) * step
     return float((r**2).sum()), float((error**2).sum())

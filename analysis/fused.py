@@ -15,13 +15,13 @@ SIDE_BY_SIDE = 256  # channels in memory one after the other, at least: few woul
 
 
 def summed(
-    z: Tensor, a: Tensor, twin: Tensor, drive: Tensor, out: Tensor, theta: Tensor, start: Tensor, offset: Tensor | None,
-    steps: int, most: int, least: int, channel_dim: int, lags: bool,
+    z: Tensor, a: Tensor, twin: Tensor, drive: Tensor, constant: bool, out: Tensor, theta: Tensor, start: Tensor,
+    offset: Tensor | None, steps: int, most: int, least: int, channel_dim: int, lags: bool,
 ) -> Sums | None:
     """Every sum of `LayerSums` by name; None where the plain way must be taken.
 
-    `lags`: also those of steps beside one another.
-    Shapes: z, a, twin (B, ...); drive and out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
+    `lags`: also those of steps beside one another. `constant`: the drive holds for each step, else it is their sum.
+    Shapes: z, a, twin, drive (B, ...); out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
     """
     tensors = (z, a, twin, drive, out)
     if not AVAILABLE or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors) or z.numel() == 0:
@@ -32,7 +32,6 @@ def summed(
     if where is None:
         return None
     corrected = where.drive if offset is None else where.drive + offset
-    drive = drive if offset is None else drive + offset
     rows = [flat(laid_out(x, where.drive)).numpy() for x in (corrected, a, twin, drive, out)]
     again = -(-SIDE_BY_SIDE // where.channels) if where.inner == 1 else 1
     own = [values(x, torch.float32).expand(where.channels).repeat(again) for x in (theta, start)]
@@ -40,7 +39,7 @@ def summed(
     sums = _empty(where.channels * again, z.shape[1:].numel(), out.numel() // z.numel())
     accumulate(
         flat(where.drive).numpy(), *rows, own[0].numpy(), own[1].numpy(), step.numpy(), where.inner,
-        np.float32(steps), np.float32(most), np.float32(least), *sums.values(), lags,
+        np.float32(steps), np.float32(most), np.float32(least), constant, *sums.values(), lags,
     )  # fmt: skip
     found = {name: torch.from_numpy(x) for name, x in sums.items()}
     found["channels"] = found["channels"].view(len(CHANNELS), again, where.channels).sum(1)

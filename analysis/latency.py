@@ -29,15 +29,14 @@ def starts(when: Tensor) -> tuple[int, int]:
     return len(begun), int(begun.sum())
 
 
-def lag_sums(drives: Sequence[Tensor], outs: Sequence[Tensor], theta: Tensor, neuron: IFNeuron) -> tuple[int, Tensor]:
+def lag_sums(
+    drive: Tensor, covered: int, outs: Sequence[Tensor], theta: Tensor, neuron: IFNeuron
+) -> tuple[int, Tensor]:
     """Elements whose mean drive is in range, and (sum d[t]^2, sum d[t] d[t+1]) of d[t] = s[t] - mean drive / theta.
 
-    Shapes: drives and outs (M, C) each, theta () or (C,). float64.
+    Shapes: drive, the sum over `covered` steps, and outs (M, C) each, theta () or (C,). float64.
     """
-    total = drives[0]
-    for drive in drives[1:]:
-        total = total + drive
-    mean = total.to(torch.float64) / theta.to(torch.float64) / len(drives)
+    mean = drive.to(torch.float64) / theta.to(torch.float64) / covered
     low = -float(neuron.levels_per_step) if neuron.signed else 0.0
     inside = (mean > low) & (mean < neuron.levels_per_step) & (mean != 0)
     trains = torch.stack([out.to(torch.float64) / theta.to(torch.float64) for out in outs])

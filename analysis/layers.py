@@ -10,7 +10,7 @@ from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plain
 from speedysnn.analysis.fused import summed
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
-from speedysnn.analysis.readings import events, mean_of
+from speedysnn.analysis.readings import events, mean_of, received
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.rows import Found
 from speedysnn.errors import InputError
@@ -78,7 +78,7 @@ class LayerSums:
         theta, start = neuron.per_channel(self.theta, wide), neuron.per_channel(self.start, wide)
         least = -self.most if neuron.signed else 0
         return summed(
-            z, a, twin, tap.drive, tap.output, theta, start, offset, neuron.timesteps, self.most, least,
+            z, a, twin, *received(tap), tap.output, theta, start, offset, neuron.timesteps, self.most, least,
             neuron.channel_dim, self.full,
         )  # fmt: skip
 

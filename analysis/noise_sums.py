@@ -26,7 +26,7 @@ from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
 
 DETAILS = ("standard", "full")
-_LEAST = 16  # images a pass: two of its three readings run them once, not T times
+_LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
 
 
 class NoiseSums:
@@ -68,7 +68,8 @@ class NoiseSums:
     def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Decide by the layers' shapes what is held, once; which neurons are sampled is the same in every process."""
         snn, device = self.snn, device_of(self.snn)
-        images = snn.images_per_pass or max(_LEAST, plan.images_per_pass(snn.width, snn.timesteps, device))
+        least = _NARROW if 4 * snn.width * _NARROW <= plan.LEAST_BYTES else _LEAST
+        images = snn.images_per_pass or max(least, plan.images_per_pass(snn.width, snn.timesteps, device))
         alone = device.type != "cpu" or self.reference.module is not None  # a user's module may not run in two threads
         self.memory = planned(
             shapes, snn.neurons, full=self._full, limit_mib=self._limit, seed=self._seed, images=images,

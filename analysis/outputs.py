@@ -12,7 +12,7 @@ from speedysnn.analysis.readings import events, leaves
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
-from speedysnn.tap import Tap, any_order
+from speedysnn.tap import Tap, any_order, sees
 
 
 def flat(out: Any) -> Tensor:
@@ -41,6 +41,7 @@ class OutputSums:
         self.correct = {"analog": 0, "twin": 0, "spiking": 0}
 
     @any_order
+    @sees("nothing")
     def count(self, tap: Tap) -> None:
         """Observer of the spiking pass: adds its events and its neurons."""
         fired = events(tap)

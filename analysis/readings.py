@@ -92,21 +92,26 @@ def mean_of(outs: Sequence[Tensor]) -> Tensor:
     return total / len(outs)
 
 
-def reached_counts(drives: Sequence[Tensor], theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
-    """Spikes that constant drive z', the time mean of the drive, would have given; whole numbers, shape of one step.
+def received(tap: Tap) -> tuple[Tensor, bool]:
+    """What the neuron integrated, (B, ...), offset included: (sum over all steps, False) or (constant drive, True).
 
-    One drive holds for all steps, and the counts are the quantizer's. Where the drive varies its sum is built step by
-    step, as the neuron builds it, so that a neuron that saw all of its input has the same count to the last tie.
-
-    Shapes: drives (M, C) each, theta and start () or (C,).
+    The sum is built step by step, as the neuron builds it, so that a neuron that saw all of its input has the same
+    count to the last tie.
     """
-    if len(drives) == 1:
-        return levels(drives[0], theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
-    total = drives[0]
-    for drive in drives[1:]:
-        total = total + drive
+    if tap.static_drive:
+        return tap.neuron.corrected(tap.drive), True
+    return (tap.drive if tap.total else tap.neuron.total(tap.drive)), False
+
+
+def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
+    """Spikes that the time mean of the drive, held for all steps, would have given; whole numbers.
+
+    Shapes: drive (..., C) as `received` gives it, theta and start () or (C,), or any that broadcast.
+    """
+    if constant:
+        return levels(drive, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
     most = neuron.timesteps * neuron.levels_per_step
-    return torch.floor(total / theta + start).clamp_(-most if neuron.signed else 0, most)
+    return torch.floor(drive / theta + start).clamp_(-most if neuron.signed else 0, most)
 
 
 def events(tap: Tap) -> int:

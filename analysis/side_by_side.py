@@ -18,7 +18,7 @@ from speedysnn.analysis.readings import Reference, run
 from speedysnn.data import Batch
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
-from speedysnn.tap import Tap
+from speedysnn.tap import Tap, sees
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def _read(
     sources, counted = reference.network.neurons, OutputSums()
     sums = {name: layer.fresh() for name, layer in like.items()}
 
+    @sees("total")
     def spiking(tap: Tap) -> None:
         fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
         counted.add_spikes(tap, fired)

@@ -34,22 +34,36 @@ def count_into(
 
 
 @summed
+def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
+    """Count a block's bins in turn in tables of their own: one that comes again need not wait for itself."""
+    one, two, three, four = tables[0], tables[1], tables[2], tables[3]
+    whole = place.size - place.size % 4
+    for j in range(0, whole, 4):
+        one[place[j]] += 1
+        two[place[j + 1]] += 1
+        three[place[j + 2]] += 1
+        four[place[j + 3]] += 1
+    for j in range(whole, place.size):
+        one[place[j]] += 1
+
+
+@summed
 def errors(
-    corrected: Array, a: Array, most: Any, least: Any, work: Array, place: Array, bins: Array
+    corrected: Array, a: Array, most: Any, least: Any, work: Array, place: Array, tables: Array, few: Array
 ) -> None:  # pragma: no cover - compiled
     """Count, error and rounding error in steps (0 where out of range) of a block, and their histograms."""
     m, step, fired, error, own = a.size, work[STEP], work[FIRED], work[ERROR], work[OWN]
     aimed, mean = work[AIMED], work[MEAN]
     for j in range(m):
         fired[j] = np.rint(mean[j] / step[j])
+        few[j] = np.float32(fired[j])
     for j in range(m):
         error[j] = fired[j] * step[j] - a[j]
     for j in range(m):
         x = error[j] / step[j]
         bin_ = min(max(np.floor((x + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
         place[j] = np.int32(bin_ if x != 0 else BINS + 2.0)
-    for j in range(m):
-        bins[1, place[j]] += 1
+    tell(place[:m], tables[1])
     for j in range(m):
         held = np.float64(corrected[j])
         inside = (held > step[j] * least) & (held < step[j] * most) & (held != 0)
@@ -57,8 +71,7 @@ def errors(
         own[j] = g if inside else 0.0
         bin_ = min(max(np.floor((g + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
         place[j] = np.int32(bin_ if inside else BINS + 2.0)
-    for j in range(m):
-        bins[0, place[j]] += 1
+    tell(place[:m], tables[0])
 
 
 @summed
@@ -132,23 +145,27 @@ def add_trains(
 
 @summed
 def add_units(
-    a: Array, when: Array, position: int, most: Any, work: Array, fires: Array, full: Array, peak: Array, begun: Array
+    a: Array, when: Array, position: int, most: Any, few: Array, fires: Array, full: Array, peak: Array, begun: Array
 ) -> None:  # pragma: no cover - compiled
-    """Add a block to every unit's images with a spike, saturated images and source's peak; an image's first spike."""
-    done, count = 0, work[FIRED]
+    """Add a block to every unit's images with a spike, saturated images and source's peak; an image's first spike.
+
+    Loops go from 0 on over arrays of their own, with numbers of one width: others are not done several at a time.
+    """
+    done = 0
     while done < a.size:
         image, unit = (position + done) // fires.size, (position + done) % fires.size
         length = min(a.size - done, fires.size - unit)
+        count, source, steps = few[done : done + length], a[done : done + length], when[done : done + length]
+        fired, saturated, largest = fires[unit : unit + length], full[unit : unit + length], peak[unit : unit + length]
         for j in range(length):
-            fires[unit + j] += count[done + j] != 0
+            fired[j] += count[j] != 0
         for j in range(length):
-            full[unit + j] += abs(count[done + j]) == most
+            saturated[j] += abs(count[j]) == most
         for j in range(length):
-            peak[unit + j] = max(peak[unit + j], abs(a[done + j]))
+            largest[j] = max(largest[j], abs(source[j]))
         soonest = np.int32(0x7FFFFFFF)
         for j in range(length):
-            step = when[done + j]
-            soonest = min(soonest, step if step != 0 else np.int32(0x7FFFFFFF))
+            soonest = min(soonest, steps[j] if steps[j] != 0 else np.int32(0x7FFFFFFF))
         if soonest != 0x7FFFFFFF and (begun[image] == 0 or soonest < begun[image]):
             begun[image] = soonest
         done += length

@@ -58,19 +58,13 @@ def over_train(
 
 @summed
 def over_time(
-    drive: Array, out: Array, first: int, m: int, n: int, seen: int, totalled: Array, when: Array, work: Array,
-    pulses: Array, lags: bool,
+    out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
-    """A block's summed drive, mean output, first step with a spike (0: none), products a step apart; spikes a step."""
+    """A block's mean output, first step with a spike (0: none), products a step apart; spikes a step."""
     emitted = pulses.size
-    for j in range(m):
-        totalled[j] = drive[first + j]
-    for t in range(1, seen):
-        row = drive[t * n + first : t * n + first + m]
-        for j in range(m):
-            totalled[j] += row[j]
     over_train(out, first, m, n, when[:m], work, pulses, lags)
-    opening, ending, ends = out[first : first + m], out[(emitted - 1) * n + first :], work[ENDS]
+    opening, ends, last = out[first : first + m], work[ENDS], (emitted - 1) * n + first
+    ending = out[last : last + m]
     for j in range(m):
         ends[j] = np.float64(opening[j]) + ending[j]
     for j in range(m):

@@ -25,35 +25,37 @@ COUNTS = ("saturated", "silent", "source_silent", "outside", "fired", "first", "
 @summed
 def accumulate(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, out: Array, theta: Array, start: Array,
-    step: Array, inner: int, many: Any, most: Any, least: Any, channels: Array, totals: Array, counts: Array,
-    bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
+    step: Array, inner: int, many: Any, most: Any, least: Any, constant: bool, channels: Array, totals: Array,
+    counts: Array, bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
 ) -> None:  # pragma: no cover - compiled
     """Add every element, in the order of CHANNELS, TOTALS and COUNTS; theta, start and step are one a channel.
 
     Without `lags` the sums of steps beside one another stay 0.
     """
-    n, seen, emitted = z.size, drive.size // z.size, pulses.size
-    totalled, when, place = np.empty(BLOCK, z.dtype), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    n, emitted, seen = z.size, pulses.size, 1 if constant else np.int64(many)
+    when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     work, each, begun = np.empty((11, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
-    ceiling, factor = np.float64(most) / many, many if seen == 1 else many / many
+    few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 4, bins.shape[1]), np.int64)
+    ceiling, factor = np.float64(most) / many, many if constant else many / many
     floor = -ceiling if least < 0 else 0.0
     c, left, laid = 0, inner, -1
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
         own, held, source = z[first : first + m], corrected[first : first + m], a[first : first + m]
-        over_time(drive, out, first, m, n, seen, totalled, when, work, pulses, lags)
+        over_time(out, first, m, n, when, work, pulses, lags)
         if inner > 1 or c != laid:  # else each element has the channel it had in the block before
             spread(c, left, inner, theta, start, step, each, work, m)
             laid = c
         count_into(held, each[0], each[1], many, most, least, work[AIMED])
-        count_into(totalled[:m], each[0], each[1], factor, most, least, work[REACHED])
-        errors(held, source, most, least, work, place, bins)
+        count_into(drive[first : first + m], each[0], each[1], factor, most, least, work[REACHED])
+        errors(held, source, most, least, work, place, tables, few)
         add_totals(own, source, twin[first : first + m], most, least, work, totals)
         c, left = add_channels(own, source, held, c, left, inner, most, least, work, channels)
         add_counts(source, most, when, work, counts)
-        add_units(source, when, first, most, work, fires, full, peak, begun)
+        add_units(source, when, first, most, few, fires, full, peak, begun)
         if lags:
-            add_trains(totalled[:m], each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
+            add_trains(drive[first : first + m], each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)
+    bins += tables.sum(1)
     for image in range(begun.size):
         counts[7] += begun[image] != 0
         counts[8] += begun[image]

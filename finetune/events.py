@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from speedysnn.finetune.penalties import spikes_of
 from speedysnn.kernels.nonzero import nonzero
-from speedysnn.tap import Tap, any_order
+from speedysnn.tap import Tap, any_order, sees
 
 
 class Events:
@@ -15,6 +15,7 @@ class Events:
         self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
 
     @any_order
+    @sees("nothing")
     def count(self, tap: Tap) -> None:
         """Add a layer's spikes and neurons: an observer, from any thread and in any order."""
         neuron = tap.neuron

@@ -12,7 +12,7 @@ from torch import nn
 from speedysnn.data import load
 from speedysnn.finetune.augment import AUGMENTATIONS
 
-EPOCHS = {"vgg": 16, "resnet": 10}
+EPOCHS = {"vgg": 16, "resnet": 16}
 BATCH, RATE = 64, 3e-3
 
 

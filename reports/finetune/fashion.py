@@ -28,6 +28,7 @@ class Row:
         stages: what runs.
         budget: most spikes a neuron and image.
         labels: which of the two.
+        taught: half of the loss is the distance to the source network's answers, on mixtures of images.
         start: without labels, the row it goes on from, "" for the converted network.
     """
 
@@ -35,6 +36,7 @@ class Row:
     stages: tuple[str, ...]
     budget: float = 0.45
     labels: bool = True
+    taught: bool = False
     start: str = ""
 
 
@@ -42,11 +44,12 @@ LABELLED = {
     "T4": Row(4, ("quantized:16",)),
     "T2": Row(2, ("quantized:20",)),
 }
+TAUGHT = {"T4-taught": Row(4, ("quantized:16",), taught=True), "T2-taught": Row(2, ("quantized:20",), taught=True)}
 PLAIN = {
     "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
     "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
 }
-TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": LABELLED}
+TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": {**LABELLED, **TAUGHT}}
 SCRATCH = ("quantized:20",)
 KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
 COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
@@ -107,7 +110,9 @@ def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Lin
     def tune(state: Path, resume: bool) -> SpikingNetwork:
         about: Any = {"stages": _stages(how.stages, work.smoke), "budget": how.budget}
         if how.labels:
-            return _train(source, how.timesteps, data, finetune.TrainConfig(**about, **COMMON), state, resume)
+            more: Any = {"objective": "kl", "label_weight": 0.5, "mixup": 0.2} if how.taught else {}
+            config = finetune.TrainConfig(**about, **COMMON, **more)
+            return _train(source, how.timesteps, data, config, state, resume, untuned if how.taught else None)
         snn = speedysnn.load(work.runs / f"{name}-{how.start}.snn").to(work.device) if how.start else copy.deepcopy(untuned)
         finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
         snn.timesteps = how.timesteps
@@ -140,10 +145,10 @@ def _stages(words: tuple[str, ...], smoke: bool) -> tuple[Stage, ...]:
 
 def _train(
     net: torch.nn.Module, timesteps: int, data: dict[str, Tensor], config: finetune.TrainConfig, state: Path,
-    resume: bool,
+    resume: bool, teacher: torch.nn.Module | None = None,
 ) -> SpikingNetwork:  # fmt: skip
     train, held = _parts(data)
-    return finetune.train(net, train, timesteps, validation=held, config=config, delay=1, folder=state,
+    return finetune.train(net, train, timesteps, validation=held, teacher=teacher, config=config, delay=1, folder=state,
                           resume=resume, progress=True, on_epoch=say)[0]  # fmt: skip
 
 

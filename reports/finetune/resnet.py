@@ -62,6 +62,7 @@ ROWS = {
     "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, **MIXED),
     "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), keep="agreement", **MIXED),
     "T4-norms": Row("", ("quantized:4",), **NORMS),
+    "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, "copies": 4, "more": 49534}),
     "T2-norms": Row("", ("quantized:4",), timesteps=2, **NORMS),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
     "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),

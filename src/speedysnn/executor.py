@@ -15,7 +15,7 @@ from speedysnn.eventwise import Eventwise
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.operators import OPERATORS, Operator
-from speedysnn.tap import Observer, Tap
+from speedysnn.tap import Observer, Tap, seen_by
 from speedysnn.wiring import last_uses, readout_nodes, spent
 
 
@@ -73,7 +73,8 @@ class Execution:
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         means = frozenset() if per_step else readout_nodes(self.graph)
-        self._spent = frozenset() if torch.is_grad_enabled() or self.observer is not None else spent(self.graph)
+        kept = torch.is_grad_enabled() or seen_by(self.observer) == "steps"
+        self._spent = frozenset() if kept else spent(self.graph)
         values: dict[str, Value] = {}
         feed, release = iter(inputs), last_uses(self.graph)
         for position, node in enumerate(self.graph.nodes):
@@ -94,8 +95,10 @@ class Execution:
             over = drive.dynamic and node.inputs[0] in self._spent
             if self.drives is not None:  # the whole input is known: its mean paces the spikes
                 drive, over = Value(self.drives[node.name]), False
+            seen = seen_by(self.observer) if drive.dynamic else "steps"  # before the spikes are written over it
+            received = {"total": neuron.total, "nothing": _nothing}.get(seen, _itself)(drive.tensor)
             out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
-            self._observe(Tap(node.name, neuron, drive.tensor, out, not drive.dynamic, False))
+            self._observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
             return Value(out, True)
         operator, tensors = OPERATORS[node.op], self.tensors(node.name)
         dynamic = any(arg.dynamic for arg in args)
@@ -178,6 +181,14 @@ class Execution:
 def wide(x: Tensor) -> Tensor:
     """The tensor in float32 at least, for sums over time."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _nothing(drive: Tensor) -> Tensor:
+    return drive.new_empty(0)
+
+
+def _itself(drive: Tensor) -> Tensor:
+    return drive
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -155,6 +155,15 @@ class IFNeuron(NeuronParameters):
         drive = x if constant else x.view(self.timesteps, -1, *x.shape[1:]).mean(0)
         return step_gradient(out, drive.detach(), theta, self.rule, share, scaled=self.scaled_gradient)
 
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over time of what the neuron integrates of an input (T*B, ...), in its order: (B, ...)."""
+        x = self.corrected(x)
+        first, *rest = x.view(self.timesteps, -1, *x.shape[1:]).unbind(0)
+        out = first.clone()
+        for later in rest:
+            out.add_(later)
+        return out
+
     def reset(self) -> None:
         """Forget the streaming state."""
         self._window = Window()

@@ -20,8 +20,9 @@ def tally(row: Array) -> int:  # pragma: no cover - compiled
     total = 0
     for first in range(0, row.size, BLOCK):
         found: Any = np.int32(0)
-        for j in range(first, min(row.size, first + BLOCK)):
-            found = np.int32(found + np.int32(row[j] != 0))
+        part = row[first : first + BLOCK]
+        for j in range(part.size):  # from 0 on: an index that might be negative is looked at one by one
+            found = np.int32(found + np.int32(part[j] != 0))
         total += found
     return total
 
