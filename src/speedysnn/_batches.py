@@ -157,13 +157,18 @@ def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
     return counts.pop()
 
 
+def _finite(x: Tensor) -> bool:
+    """Whether all values are finite: so they are where their sum is, which is found at once."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
 def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
     """Inputs must be finite floats (or indices), as many as labels."""
     _check_lengths(batch, dims, where)
     for value in batch.inputs:
         if value.dtype == torch.uint8:
             raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.is_floating_point() and not _finite(value):
             bad = int((~value.isfinite()).sum())
             raise DataError(
                 f"{where}: {bad} of {value.numel()} values are NaN or infinity; remove or repair those images"

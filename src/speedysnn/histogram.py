@@ -7,11 +7,12 @@ and the window follows the maximum alone, hence nothing depends on the order of 
 Values that may be negative take two rows a channel: C rows of the values, then C rows of the values negated.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from speedysnn.errors import DataError
-from speedysnn.kernels.counting import SHIFT, Counted, counted
+from speedysnn.kernels.counting import SHIFT, Counted, counted, fold
 
 SUB_BITS = 4
 _NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
@@ -85,13 +86,14 @@ class ActivationHistogram:
 
     def take(self, found: Counted) -> None:
         """Add what `count` found."""
-        self.zeros += found.zeros
-        self.maximum = torch.maximum(self.maximum, found.largest)
-        self._raise_top(torch.where(found.largest > 0, self._window_top(found.largest), self.top))
-        offset = self.top - (BINS - 1) - 1 - found.low
-        index = (torch.arange(found.table.shape[1]) - offset[:, None]).clamp_(0, BINS - 1)
-        self.counts.scatter_add_(1, index, found.table)
-        self.counts[:, 0] += found.below
+        zeros, maximum = self.zeros.numpy(), self.maximum.numpy()  # numpy's small steps keep the interpreter's lock
+        zeros += found.table[:, 0]
+        np.maximum(maximum, found.largest, out=maximum)
+        codes = found.largest.view(np.int32) >> _SHIFT
+        tops = np.where(codes > 0, (codes.astype(np.int64) >> SUB_BITS) + 1 << SUB_BITS, 0)
+        if bool((tops > self.top.numpy()).any()):
+            self._raise_top(torch.from_numpy(tops))
+        fold(found.table, found.low, self.top.numpy(), self.counts.numpy())
 
     @staticmethod
     def _window_top(peak: Tensor) -> Tensor:
@@ -100,6 +102,9 @@ class ActivationHistogram:
 
     def _raise_top(self, top: Tensor) -> None:
         """Move rows' windows up to a larger maximum, merging what falls out below into bin 0."""
+        if not bool(self.top.any()):  # nothing positive has been counted
+            self.top = torch.maximum(top, self.top)
+            return
         rows = torch.nonzero(top > self.top).flatten()
         if not len(rows):
             return
@@ -196,6 +201,6 @@ def count(x: Tensor, channel_dim: int | None, signed: bool = False) -> Counted |
         DataError: NaN or infinity among them.
     """
     found = counted(x, channel_dim, signed, BINS + 2**SUB_BITS)
-    if found is not None and bool(found.largest.isnan().any()):
+    if found is not None and bool(np.isnan(found.largest).any()):
         raise DataError(_NOT_FINITE)
     return found

@@ -1,6 +1,5 @@
 """Counts of a layer's values by channel and float32 code, in one read of memory; compiled."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +8,16 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.cpu import share
-from speedysnn.kernels.layout import flat, plan
+from speedysnn.kernels.cpu import spread_over
+from speedysnn.kernels.layout import flat, in_rows
 
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
 CODES = 1 << (31 - SHIFT)
-LOWEST = np.int32(-(2**31))  # the bit of the sign
+LOWEST, ALL_BUT = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
+NOT_FINITE = 0xFF << 23  # from these bits on, the sign left out, a value is infinite or NaN
 MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
-WIDE = 1024  # values side by side, at least, whose largest torch finds quickly
-APART = CODES + 80  # numbers between rows, which would else lie in the same places of a cache
+BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
 
 
 @dataclass(frozen=True)
@@ -26,50 +25,108 @@ class Counted:
     """Counts of a tensor's values by row.
 
     Attributes:
-        table: (rows, codes) int64, positive values with code `low`, low + 1, ...
-        low: the first code of the table.
-        below: (rows,) positive values with smaller codes.
-        zeros: (rows,) values that are not positive.
-        largest: (rows,) largest positive value, 0 if there is none, NaN where anything is not finite.
+        table: (rows, 2 + codes) int64: values that are not positive, positive ones with codes smaller than `low`, and
+            those with code `low`, low + 1, ...
+        low: that code.
+        largest: (rows,) float32, largest positive value, 0 if there is none, NaN where anything is not finite.
     """
 
-    table: Tensor
+    table: Array
     low: int
-    below: Tensor
-    zeros: Tensor
-    largest: Tensor
+    largest: Array
+
+
+@compiled
+def raise_to(bits: Array, sign: Any, largest: Array) -> None:  # pragma: no cover - compiled
+    """The larger of two values, place by place, their signs turned by `sign`; positive floats come as their bits do."""
+    for j in range(bits.size):
+        largest[j] = max(largest[j], bits[j] ^ sign)
+
+
+@compiled
+def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
+    """The largest magnitude's bits."""
+    most = np.int32(0)
+    for j in range(bits.size):
+        most = max(most, bits[j] & ALL_BUT)
+    return most
+
+
+@compiled
+def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
+    """Values looked at together: whole rows of channels, or neighbours of one channel."""
+    return channels * max(1, BLOCK // channels) if inner == 1 else min(inner, BLOCK)
+
+
+@compiled
+def peak(
+    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, peaks: Array
+) -> Any:  # pragma: no cover - compiled
+    """Bits of the largest magnitude of values begin..end - 1; those of the channels' largest, and negated, to `peaks`."""
+    block = block_of(channels, inner)
+    high, i, c, most = np.zeros((2, block), np.int32), begin, begin // inner % channels, np.int32(0)
+    while i < end:
+        run = end if inner == 1 else i + inner
+        while i < run:
+            part = bits[i : min(run, i + block)]
+            most = max(most, size_of(part))
+            raise_to(part, np.int32(0), high[0])
+            if signed:
+                raise_to(part, LOWEST, high[1])
+            i += part.size
+        for j in range(block):
+            at = j % channels if inner == 1 else c
+            for k in range(2):
+                peaks[k, at], high[k, j] = max(peaks[k, at], high[k, j]), 0
+        c = (c + 1) % channels
+    return most
+
+
+@compiled
+def add(bits: Array, sign: Any, low: int, base: Array, place: Array, table: Array) -> None:  # pragma: no cover - compiled
+    """Count values, their signs turned by `sign`, in the rows that begin at `base`."""
+    for j in range(bits.size):
+        code = (bits[j] ^ sign) >> SHIFT
+        place[j] = base[j] + (code - low + np.int32(2) if code >= low else min(max(code, np.int32(0)), np.int32(1)))
+    for j in range(bits.size):
+        table[place[j]] += np.int32(1)
 
 
 @compiled
 def tally(
-    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, table: Array
+    bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, low: Any, table: Array
 ) -> None:  # pragma: no cover - compiled
-    """Count values begin..end - 1, code 0 being all that are not positive; rows `channels`.. are of negated values.
+    """Count values begin..end - 1, whole rows of channels or whole channels; rows `channels`.. are of negated values.
 
-    The table is flat, rows APART: one index is summed up as channels go by.
+    In a row come what is not positive, smaller codes than `low`, and the codes from `low` on.
     """
-    i, c, negated = begin, (begin // inner) % channels, channels * APART
-    left, step = (channels - c, APART) if inner == 1 else (inner - begin % inner, 0)
+    block, flat_, apart = block_of(channels, inner), table.reshape(table.size), table.shape[1]
+    base, place, i, c = np.empty(block, np.int32), np.empty(block, np.int32), begin, begin // inner % channels
+    for j in range(block):
+        base[j] = j % channels * apart
     while i < end:
-        at, stop = c * APART, min(end, i + left)
-        for j in range(i, stop):
-            table[at + max(bits[j] >> SHIFT, 0)] += np.int32(1)
+        run = end if inner == 1 else i + inner
+        if inner > 1:
+            base[:] = c * apart
+        while i < run:
+            part = bits[i : min(run, i + block)]
+            add(part, np.int32(0), low, base, place, flat_)
             if signed:
-                table[negated + at + max((bits[j] ^ LOWEST) >> SHIFT, 0)] += np.int32(1)
-            at += step
-        i = stop
-        c = 0 if inner == 1 or c + 1 == channels else c + 1
-        left = channels if inner == 1 else inner
+                add(part, LOWEST, low, base, place, flat_[channels * apart :])
+            i += part.size
+        c = (c + 1) % channels
 
 
-def _largest(x: Tensor, channels: int, inner: int, signed: bool) -> Tensor:
-    """(rows,) largest positive value, 0 if there is none; all NaN where anything is not finite."""
-    pixels = 1 if inner > 1 else math.gcd(x.numel() // channels, 1 << (WIDE // channels).bit_length())
-    side_by_side = x.view(-1, pixels * channels * inner)
-    most, least = (f(f(side_by_side, 0).view(-1, channels, inner), (0, 2)) for f in (torch.amax, torch.amin))
-    out = (torch.cat([most, -least]) if signed else most).clamp_min(0)
-    finite = bool(most.isfinite().all()) and bool(least.isfinite().all())
-    return out if finite else torch.full_like(out, torch.nan)
+@compiled
+def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: no cover - compiled
+    """Add a table's codes to rows of bins that end below the code `top`; what lies below the first goes there."""
+    bins = counts.shape[1]
+    for row in range(table.shape[0]):
+        first = low - (top[row] - bins)
+        counts[row, 0] += table[row, 1]
+        for k in range(2, table.shape[1]):
+            if table[row, k]:
+                counts[row, min(max(first + k - 2, 0), bins - 1)] += table[row, k]
 
 
 def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Counted | None:
@@ -78,28 +135,30 @@ def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Cou
     Rows are channels, or one without `channel_dim`; twice that if `signed`. Positive values below the smallest normal
     number count as zeros.
     """
-    channels = 1 if channel_dim is None or x.ndim < 2 else x.shape[channel_dim]
+    dim = -1 if channel_dim is None or x.ndim < 2 else channel_dim % x.ndim
+    channels = 1 if dim < 0 else x.shape[dim]
     rows = channels * (2 if signed else 1)
     if not AVAILABLE or x.device.type != "cpu" or rows * CODES > MOST or x.numel() == 0:
         return None
-    x = x.detach().to(torch.float32)
-    like_theta = [channels if i == channel_dim else 1 for i in range(x.ndim)]
-    where = plan(x, torch.empty(like_theta), torch.ones(1), 1)
-    if where is None:
-        return None
-    values = flat(where.drive)
-    bits, tables = values.view(torch.int32).numpy(), dict[int, Array]()
+    x = in_rows(x.detach().to(torch.float32))
+    bits, inner = flat(x).view(torch.int32).numpy(), x.stride(dim) if channels > 1 else 1
+    unit, peaks, tables, sizes = channels if inner == 1 else inner, list[Array](), list[Array](), list[int]()
 
-    def work(begin: int, end: int, i: int) -> None:
-        table = tables[i] = np.zeros(rows * APART, np.int32)
-        tally(bits, channels, where.inner, signed, begin, end, table)
+    def measure(begin: int, end: int) -> None:
+        found = np.zeros((2, channels), np.int32)
+        sizes.append(int(peak(bits, channels, inner, signed, begin * unit, end * unit, found)))
+        peaks.append(found[: rows // channels].reshape(-1))
 
-    share(where.neurons, 1, work)
-    largest = _largest(values, channels, where.inner, signed)
-    codes = [code for code in (largest.nan_to_num(0, 0, 0).view(torch.int32) >> SHIFT).tolist() if code] or [1]
-    low, high = max(1, min(codes) - depth), max(codes) + 1
-    parts = [table.reshape(rows, APART) for table in tables.values()]
-    table = torch.from_numpy(np.sum([part[:, low:high] for part in parts], axis=0, dtype=np.int64))
-    zeros = torch.from_numpy(np.sum([part[:, 0] for part in parts], axis=0, dtype=np.int64))
-    below = where.neurons // channels - zeros - table.sum(1)
-    return Counted(table, low, below, zeros, largest)
+    def work(begin: int, end: int) -> None:
+        table = np.zeros((rows, (high - low + 2) | 1), np.int32)  # odd, so that rows lie in other places of a cache
+        tally(bits, channels, inner, signed, begin * unit, end * unit, np.int32(low), table)
+        tables.append(table)
+
+    spread_over(bits.size // unit, bits.size, measure)
+    highest = np.maximum.reduce(peaks)
+    codes = highest[highest > 0] >> SHIFT
+    low, high = (max(1, int(codes.min()) - depth), int(codes.max()) + 1) if codes.size else (1, 2)
+    if max(sizes) >= NOT_FINITE:
+        return Counted(np.zeros((rows, 2), np.int64), low, np.full(rows, np.nan, np.float32))
+    spread_over(bits.size // unit, bits.size, work)
+    return Counted(sum(tables[1:], tables[0].astype(np.int64)), low, highest.view(np.float32))

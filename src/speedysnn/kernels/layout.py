@@ -29,12 +29,16 @@ def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | N
     dim = channel_dim(drive, theta, v_init)
     if dim is None:
         return None
-    if not _rows_first(drive):
-        drive = drive.contiguous()
+    drive = in_rows(drive)
     neurons = drive.numel() // steps
     if dim < 0:
         return Layout(drive, neurons, 1, max(1, neurons))
     return Layout(drive, neurons, drive.shape[dim], drive.stride(dim))
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """The tensor dense in memory and with the slowest stride first, copied where it is not."""
+    return x if _rows_first(x) else x.contiguous()
 
 
 def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
