@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from speedysnn import analysis
 from speedysnn.bench.case import Call, Case, rows_of
-from speedysnn.bench.inference import ann
+from speedysnn.bench.inference import ann, best_pass
 from speedysnn.bench.peak import peak_bytes
 from speedysnn.bench.peers import available, installed
 from speedysnn.convert.calibrate import collect
@@ -18,6 +18,7 @@ from speedysnn.finetune.config import Config
 from speedysnn.finetune.step import Step
 from speedysnn.kernels import Rule, multistep
 from speedysnn.network import SpikingNetwork
+from speedysnn.neurons import Reading
 
 
 def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "cpu") -> Case:
@@ -53,11 +54,15 @@ def _fresh(cell: Any, drive: Tensor) -> Tensor:
 
 
 def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True) -> Case:
-    """One step through time, forward and backward, gradients of all parameters."""
+    """One step through time, forward and backward, gradients of all parameters; beside T of the source network's."""
     with torch.no_grad(), snn.reading("analog"):
         target = snn(x)
     step = Step(snn, Config(objective="mse"), "spiking", [p for p in snn.parameters() if p.requires_grad])
-    calls: dict[str, Call] = {"speedysnn": lambda: step.run((x,), target, {})}
+    size = best_pass(lambda size: _source_steps(snn, x, target, size, 1), x)
+    calls: dict[str, Call] = {
+        "speedysnn": lambda: step.run((x,), target, {}),
+        f"{snn.timesteps} x ANN, {size} at a time": partial(_source_steps, snn, x, target, size, snn.timesteps),
+    }
     found, notes = available(snn, x[: min(32, len(x))])
     for name, peer in found.items():
         calls[name] = partial(_backward, peer, x, target)
@@ -66,6 +71,16 @@ def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True
         for row in rows:
             row["peak_bytes"] = peak_bytes(calls[row["name"]], x.device)
     return Case(f"training step, T={snn.timesteps}, batch {len(x)}", "speedysnn", rows, notes)
+
+
+def _source_steps(snn: SpikingNetwork, x: Tensor, target: Tensor, size: int, times: int) -> None:
+    """The analog reading's own step, some images at a time, so often."""
+    for parameter in snn.parameters():
+        parameter.grad = None
+    with snn.reading("analog"):
+        for _ in range(times):
+            for piece, wanted in zip(x.split(size), target.split(size), strict=True):  # type: ignore[no-untyped-call]
+                F.mse_loss(snn(piece), wanted).backward()  # type: ignore[no-untyped-call]
 
 
 def _backward(peer: nn.Module, x: Tensor, target: Tensor) -> None:
@@ -109,7 +124,8 @@ def measuring(snn: SpikingNetwork, x: Tensor, rounds: int) -> Case:
     )  # fmt: skip
     calls: dict[str, Call] = {
         "three readings": partial(_readings, snn, x),
-        "analog reading": partial(ann, snn, x, 64, 1),
+        "analog reading": partial(_readings, snn, x, ("analog",)),
+        "analog reading, 64 at a time": partial(ann, snn, x, 64, 1),
         "calibration": lambda: collect(copied, iter([x]), "channel"),
         "evaluate": lambda: analysis.evaluate(snn, x),
         "measure_noise": lambda: analysis.measure_noise(snn, x),
@@ -118,7 +134,7 @@ def measuring(snn: SpikingNetwork, x: Tensor, rounds: int) -> Case:
         return Case(f"measuring, T={snn.timesteps}, batch {len(x)}", "three readings", rows_of(calls, rounds, x.device))
 
 
-def _readings(snn: SpikingNetwork, x: Tensor) -> None:
-    for reading in ("analog", "quantized", "spiking"):
+def _readings(snn: SpikingNetwork, x: Tensor, readings: Sequence[Reading] = ("analog", "quantized", "spiking")) -> None:
+    for reading in readings:
         with snn.reading(reading):
             snn(x)

@@ -17,7 +17,8 @@ def inference(
 ) -> Case:
     """All T steps, against T passes of the source network at its own best batch size."""
     steps, label = snn.timesteps, f"{snn.timesteps} x ANN"
-    size = best_pass(snn, x)
+    with torch.no_grad():
+        size = best_pass(lambda size: ann(snn, x, size, 1), x)
     calls: dict[str, Call] = {
         f"{label}, {size} at a time": partial(ann, snn, x, size, steps),
         "speedysnn": lambda: snn(x),
@@ -75,10 +76,11 @@ def ann(snn: SpikingNetwork, x: Tensor, size: int, times: int) -> None:
                 snn(piece)
 
 
-def best_pass(snn: SpikingNetwork, x: Tensor, sizes: Sequence[int] = (8, 16, 32, 64, 128, 256)) -> int:
-    """Images a pass at which the source network itself is fastest on this machine."""
+def best_pass(
+    call: Callable[[int], object], x: Tensor, sizes: Sequence[int] = (8, 16, 32, 64, 128, 256)
+) -> int:
+    """Images a pass at which a call is fastest on this machine."""
     sizes = [size for size in sizes if size <= len(x)] or [len(x)]
-    with torch.no_grad():
-        calls = {str(size): partial(ann, snn, x, size, 1) for size in sizes}
-        timings = paired(calls, str(sizes[0]), 3, x.device.type)
+    calls = {str(size): partial(call, size) for size in sizes}
+    timings = paired(calls, str(sizes[0]), 3, x.device.type)
     return min(sizes, key=lambda size: timings[str(size)].median)

@@ -62,7 +62,7 @@ def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
 def peak(
     bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, peaks: Array
 ) -> Any:  # pragma: no cover - compiled
-    """Bits of the largest magnitude of values begin..end - 1; those of the channels' largest, and negated, to `peaks`."""
+    """Bits of the largest magnitude of values begin..end - 1; `peaks` takes the channels' largest, and negated."""
     block = block_of(channels, inner)
     high, i, c, most = np.zeros((2, block), np.int32), begin, begin // inner % channels, np.int32(0)
     while i < end:
@@ -83,7 +83,9 @@ def peak(
 
 
 @compiled
-def add(bits: Array, sign: Any, low: int, base: Array, place: Array, table: Array) -> None:  # pragma: no cover - compiled
+def add(
+    bits: Array, sign: Any, low: int, base: Array, place: Array, table: Array
+) -> None:  # pragma: no cover - compiled
     """Count values, their signs turned by `sign`, in the rows that begin at `base`."""
     for j in range(bits.size):
         code = (bits[j] ^ sign) >> SHIFT
