@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.kernels.blocks import RECTANGLE, add_slope, adjoint, fire_and_note, gather, spread
+from speedysnn.kernels.blocks import RECTANGLE, add, add_slope, adjoint, fire_and_note, gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.neuron_code import AT_ONCE
 from speedysnn.kernels.sequence import BLOCK, block_size, total_upto
@@ -98,9 +98,10 @@ def backward(
     notes = np.empty(2 * steps * AT_ONCE, theta.dtype)
     simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back
     seen = 1 if constant else min(1 + delay, steps)
+    alike, found = size % period == 0, np.zeros((2, size))  # a place has the same channel in every block
     for first in range(begin, end, size):
         m = min(size, end - first)
-        if first == begin or size % period != 0:
+        if first == begin or not alike:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
             for i in range(m):
@@ -115,5 +116,12 @@ def backward(
                 take_back, signed, kind, keep, th[many:], v0[many:], inv[many:], total, work, u, counts, grad_x,
                 to_theta[many:], to_start[many:],
             )  # fmt: skip
-        gather(to_theta, first, m, inner, grad_theta)
-        gather(to_start, first, m, inner, grad_start)
+        if alike:
+            add(to_theta, m, found[0])
+            add(to_start, m, found[1])
+        else:
+            gather(to_theta, first, m, inner, grad_theta)
+            gather(to_start, first, m, inner, grad_start)
+    if alike:
+        gather(found[0], begin, size, inner, grad_theta)
+        gather(found[1], begin, size, inner, grad_start)
