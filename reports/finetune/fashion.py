@@ -29,6 +29,7 @@ class Row:
         budget: most spikes a neuron and image.
         labels: which of the two.
         taught: half of the loss is the distance to the source network's answers, on mixtures of images.
+        rate: learning rate of weights and biases.
         start: without labels, the row it goes on from, "" for the converted network.
     """
 
@@ -37,6 +38,7 @@ class Row:
     budget: float = 0.45
     labels: bool = True
     taught: bool = False
+    rate: float = 1e-3
     start: str = ""
 
 
@@ -44,13 +46,17 @@ LABELLED = {
     "T4": Row(4, ("quantized:16",)),
     "T2": Row(2, ("quantized:20",)),
 }
-TAUGHT = {"T4-taught": Row(4, ("quantized:16",), taught=True), "T2-taught": Row(2, ("quantized:20",), taught=True)}
+RESIDUAL = {
+    "T4-taught": Row(4, ("quantized:16",), taught=True),
+    "T4": Row(4, ("quantized:24",), budget=0.55, rate=3e-3),
+    "T2": Row(2, ("quantized:20",), rate=3e-3),
+}
 PLAIN = {
     "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
     "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
 }
-TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": {**LABELLED, **TAUGHT}}
-SCRATCH = ("quantized:20",)
+TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": RESIDUAL}
+SCRATCH = {"vgg": ("quantized:20",), "resnet": ("quantized:28",)}
 KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
 COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
 
@@ -111,6 +117,7 @@ def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Lin
         about: Any = {"stages": _stages(how.stages, work.smoke), "budget": how.budget}
         if how.labels:
             more: Any = {"objective": "kl", "label_weight": 0.5, "mixup": 0.2} if how.taught else {}
+            about["learning_rates"] = {"weights": how.rate, "biases": how.rate}
             config = finetune.TrainConfig(**about, **COMMON, **more)
             return _train(source, how.timesteps, data, config, state, resume, untuned if how.taught else None)
         snn = speedysnn.load(work.runs / f"{name}-{how.start}.snn").to(work.device) if how.start else copy.deepcopy(untuned)
@@ -130,12 +137,12 @@ def _scratch(name: str, work: Work) -> list[Line]:
     def train(state: Path, resume: bool) -> SpikingNetwork:
         torch.manual_seed(0)
         config = finetune.TrainConfig(
-            stages=_stages(SCRATCH, work.smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
+            stages=_stages(SCRATCH[name], work.smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
         )
         return _train(getattr(networks, name)().to(work.device), 4, work.data, config, state, resume)
 
     snn, took = once(f"{name}-scratch", work.runs, train, work.device)
-    about = {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH), **took}
+    about = {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH[name]), **took}
     return [(about, snn, None)]
 
 
