@@ -1,6 +1,5 @@
 """The state of a run in one safetensors file, replaced atomically after every epoch; no pickle."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,11 +15,11 @@ from torch import Tensor
 from speedysnn._claims import claimed, take_away, try_writing
 from speedysnn.errors import TrainingError
 from speedysnn.finetune.average import Average
-from speedysnn.finetune.config import Config
+from speedysnn.finetune.origin import Origin
 from speedysnn.network import SpikingNetwork
 
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/3"
+SCHEMA = "speedysnn-run/4"
 
 
 @dataclass
@@ -53,16 +52,6 @@ class RunState:
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
-
-
-def fingerprint(snn: SpikingNetwork, config: Config) -> str:
-    """What a run depends on: settings, T, spikes, look-ahead and the network it began with."""
-    digest = hashlib.sha256(json.dumps([config.to_json(), snn.timesteps], sort_keys=True).encode())
-    for name, neuron in snn.neurons.items():
-        digest.update(repr((name, neuron.spikes, neuron.delay, neuron.surrogate, neuron.width)).encode())
-    for name, value in sorted(snn.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().to(torch.float64).contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -109,7 +98,7 @@ def held(folder: Path | None, log: Path | None) -> Iterator[None]:
         yield
 
 
-def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -> None:
+def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> None:
     """Replace the folder's state file in one step.
 
     Raises:
@@ -119,7 +108,7 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
     tensors.update({f"best:{name}": value for name, value in run.best.items()})
     tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
     tensors.update({f"average:{name}": value for name, value in run.average.values.items()})
-    document = {"schema": SCHEMA, "fingerprint": print_of_run, "stage": run.stage, "epoch": run.epoch,
+    document = {"schema": SCHEMA, "origin": origin.to_json(), "stage": run.stage, "epoch": run.epoch,
                 "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
                 "layers": run.layers, "average_steps": run.average.steps}  # fmt: skip
     scratch = folder / f".{FILE}.tmp"
@@ -131,7 +120,7 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, print_of_run: str) -
         raise TrainingError(f"{folder}: the run's state cannot be written ({err})") from None
 
 
-def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
+def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
     """Load the run's state into the network and return where it stands.
 
     Raises:
@@ -146,9 +135,9 @@ def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         if document["schema"] != SCHEMA:
             raise TrainingError(f"{path}: expected the schema {SCHEMA!r}, got {document['schema']!r}")
-        if document["fingerprint"] != print_of_run:
+        if odd := Origin.from_json(document["origin"]).odd(origin):
             raise TrainingError(
-                f"{path}: the run there began with another network or other settings; resume with those, or choose "
+                f"{path}: expected what the run there began with, got {odd}; resume with the same, or choose "
                 "another folder"
             )
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}, "average": {}}
@@ -161,5 +150,5 @@ def read(folder: Path, snn: SpikingNetwork, print_of_run: str) -> RunState:
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
                         Average(values, document["average_steps"]))  # fmt: skip
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as err:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -21,6 +21,7 @@ from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
+from speedysnn.finetune.origin import Origin
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.result import Result as Result
 from speedysnn.finetune.result import changes, record, result_of
@@ -116,11 +117,11 @@ def run_all(
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
     place, logs = (None if path is None else Path(path) for path in (folder, log))
-    run_print = checkpoint.fingerprint(snn, trainer.config)
+    origin = Origin.of(snn, trainer.config)
     with checkpoint.held(place, logs) if engine.main else nullcontext():
         fresh = {} if resume else layer_table(trainer)
-        state = checkpoint.read(place, snn, run_print) if resume and place is not None else RunState(layers=fresh)
-        keep = None if place is None else (lambda: checkpoint.write(place, snn, state, run_print))
+        state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState(layers=fresh)
+        keep = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
         if logs is not None and engine.main:
             trainer.log = Log(logs, len(state.history))
         try:

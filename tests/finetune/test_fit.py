@@ -143,10 +143,28 @@ def test_an_interrupted_run_resumes_to_the_same_weights(stop_after: int, tmp_pat
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_run_is_resumed_where_thresholds_were_calibrated_in_another_order(tmp_path: Path) -> None:
+    """Another processor adds up otherwise: its thresholds differ in their last bits."""
+    config, begun = _config(epochs_spiking=0), _network()
+    finetune.fit(begun, _data()[0], config=config, folder=tmp_path)
+    elsewhere = _network()
+    with torch.no_grad():
+        for neuron in elsewhere.neurons.values():
+            neuron.log_threshold.copy_(neuron.log_threshold.nextafter(torch.tensor(torch.inf)))
+    finetune.fit(elsewhere, _data()[0], config=config, folder=tmp_path, resume=True)
+    for name, value in begun.state_dict().items():
+        assert torch.equal(value, elsewhere.state_dict()[name]), name
+
+
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0), folder=tmp_path)
     with pytest.raises(TrainingError, match="other settings"):
         finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0, seed=1), folder=tmp_path, resume=True)
+    other = _network()
+    with torch.no_grad():
+        next(iter(other.neurons.values())).log_threshold.add_(0.01)
+    with pytest.raises(TrainingError, match=r"another network \(.*log_threshold' differs\)"):
+        finetune.fit(other, _data()[0], config=_config(epochs_spiking=0), folder=tmp_path, resume=True)
     (tmp_path / "run.safetensors").write_bytes(b"not this")
     with pytest.raises(TrainingError, match="damaged"):
         finetune.fit(_network(), _data()[0], config=_config(epochs_spiking=0), folder=tmp_path, resume=True)

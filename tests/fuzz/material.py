@@ -18,6 +18,7 @@ from torch import nn
 from speedysnn import artifact, convert
 from speedysnn.finetune import checkpoint as runs
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.origin import Origin
 from tests.material.networks import Small, randomise
 
 USER = "from torch import nn\n\ndef make(num_classes=3):\n    return nn.Linear(4, num_classes)\n\nnumber = 3\n"
@@ -35,7 +36,7 @@ def make(root: Path) -> Path:
     artifact.save(snn, root / "net.snn")
     config = Config(epochs_quantized=1, epochs_spiking=0)
     (root / "run").mkdir()
-    runs.write(root / "run", snn, runs.RunState(best=runs.snapshot(snn), history=[{"epoch": 1}]), runs.fingerprint(snn, config))
+    runs.write(root / "run", snn, runs.RunState(best=runs.snapshot(snn), history=[{"epoch": 1}]), Origin.of(snn, config))
     _checkpoints(root)
     _data(root)
     _programs(root)

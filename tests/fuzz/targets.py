@@ -15,6 +15,7 @@ from speedysnn import data
 from speedysnn.artifact import NETWORK, WEIGHTS
 from speedysnn.finetune import checkpoint as runs
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.origin import Origin
 from speedysnn.programs import load_onnx, load_program
 from speedysnn.sources import load_model, read_checkpoint
 from tests.fuzz import mutate, pickles
@@ -191,7 +192,7 @@ def run_state(rng: random.Random, good: Path, work: Path) -> Case:
     """The state that `finetune --resume` goes on with."""
     _write(work / "run" / runs.FILE, mutate.safetensors(rng, (good / "run" / runs.FILE).read_bytes()))
     snn = speedysnn.load(good / "net.snn")
-    return partial(runs.read, work / "run", snn, runs.fingerprint(snn, Config(epochs_quantized=1, epochs_spiking=0)))
+    return partial(runs.read, work / "run", snn, Origin.of(snn, Config(epochs_quantized=1, epochs_spiking=0)))
 
 
 TARGETS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
