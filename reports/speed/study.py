@@ -122,7 +122,9 @@ Made by `python reports/speed/study.py`; seed 0, random weights with fitted batc
 at different times on machines shared with other work, so times compare within a table only. Each table is one command;
 contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
-that suits it best. Peers run the same graph and weights with their own neurons and our thresholds.
+that suits it best, likewise its step "4 x ANN" in training and "8 x ANN, bfloat16": what torch's own convolutions take, and
+so what a simulator that multiplies densely cannot go below. "Analog reading" is one call of the network, the same "64 at
+a time" split by hand. Peers run the same graph and weights with their own neurons and our thresholds.
 {beside}
 ![times](speed.png)
 

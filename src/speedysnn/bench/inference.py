@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def inference(
         calls["speedysnn, torch.compile"] = partial(_in_pieces, torch.compile(snn), x, max(1, size // steps))
     half = half and _has_half(x.device)
     if half:
-        calls["speedysnn, bfloat16"] = partial(_half, snn, x)
+        calls["speedysnn, bfloat16"] = partial(_half, lambda: snn(x), x.device)
+        calls[f"{label}, bfloat16"] = partial(_half, lambda: ann(snn, x, size, steps), x.device)
     with torch.no_grad():
         found, notes = available(snn, x[: min(32, len(x))]) if peers else ({}, [])
         calls.update({name: partial(peer, x) for name, peer in found.items()})
@@ -56,16 +58,15 @@ def _has_half(device: torch.device) -> bool:
 def half_cost(snn: SpikingNetwork, x: Tensor) -> str:
     """What bfloat16 changes, in words."""
     with torch.no_grad():
-        exact, rough = snn(x), _half(snn, x).float()
+        exact, rough = snn(x), _half(lambda: snn(x), x.device).float()
     agree = float((exact.argmax(1) == rough.argmax(1)).float().mean())
     error = float((rough - exact).norm() / exact.norm().clamp_min(1e-30))
     return f"bfloat16: the same class on {100 * agree:.1f} % of images, logits differ by {error:.1e} of their norm"
 
 
-def _half(snn: SpikingNetwork, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16):
-        out: Tensor = snn(x)
-    return out
+def _half(call: Callable[[], Any], device: torch.device) -> Any:
+    with torch.autocast(device.type, torch.bfloat16):
+        return call()
 
 
 def ann(snn: SpikingNetwork, x: Tensor, size: int, times: int) -> None:
