@@ -18,6 +18,8 @@ from speedysnn.operators import OPERATORS, Operator
 from speedysnn.tap import Observer, Tap, seen_by
 from speedysnn.wiring import last_uses, readout_nodes, spent
 
+_NOTHING = torch.empty(0)  # what an observer of no drive is handed
+
 
 @dataclass(frozen=True)
 class Value:
@@ -96,7 +98,7 @@ class Execution:
             if self.drives is not None:  # the whole input is known: its mean paces the spikes
                 drive, over = Value(self.drives[node.name]), False
             seen = seen_by(self.observer) if drive.dynamic else "steps"  # before the spikes are written over it
-            received = {"total": neuron.total, "nothing": _nothing}.get(seen, _itself)(drive.tensor)
+            received = drive.tensor if seen == "steps" else neuron.total(drive.tensor) if seen == "total" else _NOTHING
             out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
             self._observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
             return Value(out, True)
@@ -181,14 +183,6 @@ class Execution:
 def wide(x: Tensor) -> Tensor:
     """The tensor in float32 at least, for sums over time."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _nothing(drive: Tensor) -> Tensor:
-    return drive.new_empty(0)
-
-
-def _itself(drive: Tensor) -> Tensor:
-    return drive
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -30,6 +30,5 @@ def owned(modules: nn.ModuleDict, key: str) -> Mapping[str, Tensor]:
     if key not in modules:
         return {}
     module = modules[key]
-    tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    tensors.update(module.named_buffers(recurse=False))
-    return tensors
+    own = {**module._parameters, **module._buffers}  # as named_parameters and named_buffers find them, at once
+    return {name: value for name, value in own.items() if value is not None}

@@ -38,12 +38,13 @@ def tally_some(values: Array, size: int, every: int) -> int:  # pragma: no cover
 
 def density(x: Tensor, pictures: int = 8) -> float:
     """Share of values that are not zero, of at least so many pictures (B, ...) spread over the batch; one call."""
-    every = max(1, x.shape[0] // pictures)
-    size = x[0].numel() if len(x) else 0
-    counted = size * len(range(0, x.shape[0], every))
+    many = x.shape[0]
+    every = max(1, many // pictures)
+    size = x.numel() // many if many else 0
+    counted = size * -(-many // every)
     if counted == 0:
         return 0.0
-    if _counts(x) and (len(x) == 1 or x.stride(0) == size):  # pictures lie one after the other
+    if _counts(x) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
         return int(tally_some(flat(x).numpy(), size, every)) / counted
     return int(torch.count_nonzero(x[::every])) / counted
 
