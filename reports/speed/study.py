@@ -28,6 +28,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "neuron": ("neuron", "-T", "8", "--rounds", "7"),
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
+    "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "16", "--rounds", "3"),
     "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
     "measuring": ("measuring", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
@@ -113,7 +114,8 @@ def place(machine: dict[str, Any]) -> str:
 
 
 BESIDE = """
-Where instructions are not named the processor had AVX2. The same study on one with AVX-512 and bfloat16, made with
+AVX2 here is a processor with AVX-512 told not to use it (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+NUMBA_CPU_NAME=znver3`, a cache folder of its own), for every contestant. The same study with AVX-512 and bfloat16, made with
 `--out reports/speed/avx512`: [avx512](avx512/README.md).
 """
 TEXT = """# Speed
