@@ -16,6 +16,7 @@ LABELS = {
     "twin": "T=4, delay 1, mostly JPEG inputs", "T4": "T=4, delay 1", "T4-long": "T=4, delay 1, mixtures of images",
     "T4-longer": "T=4, delay 1, mixtures, another epoch", "T4-norms": "T=4, delay 1, batch-norm in place",
     "T4-norms-long": "T=4, delay 1, batch-norm in place, longer",
+    "T4-norms-longer": "T=4, delay 1, the same, three more epochs",
     "T2-long": "T=2, delay 1, mixtures", "T2-norms": "T=2, delay 1, batch-norm in place",
     "binary-norms": "T=4, delay 0, batch-norm in place", "ternary-norms": "T=4, delay 0, ternary, batch-norm in place",
     "T2-longer": "T=2, delay 1, mixtures, two more epochs", "binary-long": "T=4, delay 0, mixtures",
@@ -183,9 +184,9 @@ def fashion_table(frame: pd.DataFrame) -> str:
 
 
 def stall(rows: pd.DataFrame, history: pd.DataFrame) -> str:
-    """Where T = 4, delay 1 stops short of the source, from its own figures: without and with mixtures of images."""
+    """Where T = 4, delay 1 stops short of the source, from its own figures: without and with mixtures, batch-norm kept."""
     parts = []
-    for name in ("T4", "T4-long"):
+    for name in ("T4", "T4-long", "T4-norms-long"):
         found = rows[(rows.row == name) & (rows.network == "tuned")]
         if found.empty:
             continue
@@ -242,7 +243,7 @@ matching, flip and crop; "mixtures" takes six copies of the lossless images and 
 copies alone) and mixes pairs (alpha 0.2). Minutes are those of a row's own stages. "Before" is the untuned network at the
 same setting. "Batch-norm in place" is `finetune.train` that starts from the source network itself, its batch-norm not yet
 folded, towards the source's logits, mixtures, no layer matching, a running average of the weights (0.998); at delay 0 its
-last three epochs run through time; "longer" takes four copies and all JPEG images an epoch. Those rows, the ones that say "another epoch" or "more epochs" and those at delay 0 from
+last three epochs run through time; "longer" takes four copies and all JPEG images an epoch, and goes on folded. Those rows, the ones that say "another epoch" or "more epochs" and those at delay 0 from
 mixtures keep the epoch of most agreement on held-out images, all others that of least loss.
 
 {table}

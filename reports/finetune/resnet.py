@@ -54,6 +54,7 @@ class Row:
 
 MIXED: Any = {"copies": 6, "more": 25000, "mixup": 0.2}
 NORMS: Any = {**MIXED, "keep": "agreement", "match": 0.0, "average": 0.998, "norms": True}
+MANY: Any = {"copies": 4, "more": 49534}
 ROWS = {
     "twin": Row("", ("quantized:4",), copies=2, more=49534),
     "T4": Row("twin", ("quantized:20,rate=0.5",)),
@@ -62,7 +63,8 @@ ROWS = {
     "T2-long": Row("T4-long", ("quantized:3",), timesteps=2, **MIXED),
     "T4-longer": Row("T4-long", ("quantized:1,rate=0.3",), keep="agreement", **MIXED),
     "T4-norms": Row("", ("quantized:4",), **NORMS),
-    "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, "copies": 4, "more": 49534}),
+    "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, **MANY}),
+    "T4-norms-longer": Row("T4-norms-long", ("quantized:3,rate=0.3",), **{**NORMS, **MANY, "norms": False}),
     "T2-norms": Row("", ("quantized:4",), timesteps=2, **NORMS),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
     "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),
