@@ -1,5 +1,9 @@
 """How batches are cut, and what runs them."""
 
+import threading
+import time
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -41,5 +45,32 @@ def test_errors_in_a_pass_come_out_and_the_threads_are_as_before() -> None:
         assert torch.get_num_threads() == 2
         nested = plan.run([lambda: plan.run([lambda: 1, lambda: 2], parallel=True)] * 2, parallel=True)
         assert nested == [[1, 2], [1, 2]]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_are_shared_with_this_thread_and_none_begins_after_a_fault() -> None:
+    seen: list[int] = []
+
+    def call(i: int) -> int:
+        seen.append(threading.get_ident())
+        time.sleep(0.002)
+        if i == fault:
+            raise ValueError("no")
+        return i
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fault = -1
+        assert plan.run([partial(call, i) for i in range(40)], parallel=True) == list(range(40))
+        assert len(seen) == 40
+        assert len(set(seen)) == 2
+        assert threading.get_ident() in seen
+        seen.clear()
+        fault = 3
+        with pytest.raises(ValueError, match="no"):
+            plan.run([partial(call, i) for i in range(40)], parallel=True)
+        assert len(seen) < 40
     finally:
         torch.set_num_threads(before)

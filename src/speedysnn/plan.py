@@ -6,8 +6,9 @@ slowest core. Passes hold `images * T` pictures at once; how many is found from 
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache, lru_cache
@@ -72,17 +73,40 @@ def cut(images: int, size: int, parts: int) -> list[int]:
 
 
 def run(calls: Sequence[Callable[[], Any]], *, parallel: bool) -> list[Any]:
-    """Results of the calls in order; in parallel with one thread of torch each, where nothing else is doing so."""
+    """Results of the calls in order; in parallel with one thread of torch each, where nothing else is doing so.
+
+    This thread takes its share: one that slept while others worked would leave its core to be found by them, late.
+    """
     workers = min(torch.get_num_threads(), len(calls))
     if not parallel or workers < 2 or not _one_at_a_time.acquire(blocking=False):
         return [call() for call in calls]
     try:
         with _single_threaded():
-            pool = _pool(os.getpid(), workers)
-            futures = [pool.submit(copy_context().run, _inherit(call)) for call in calls]
-            return [future.result() for future in futures]
+            return _shared(calls, workers)
     finally:
         _one_at_a_time.release()
+
+
+def _shared(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
+    """The calls' results, each by whichever thread is free; after a fault none begins another."""
+    results, line, pool = [None] * len(calls), iter(range(len(calls))), _pool(os.getpid(), workers - 1)
+
+    def work() -> None:
+        for i in line:
+            try:
+                results[i] = calls[i]()
+            except BaseException:
+                deque(line, 0)  # nothing is left
+                raise
+
+    others = [pool.submit(copy_context().run, _inherit(work)) for _ in range(workers - 1)]
+    try:
+        work()
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+    return results
 
 
 @contextmanager

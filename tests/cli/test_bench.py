@@ -1,25 +1,40 @@
 """`speedysnn bench`: contestants in turn, equal work only, JSON."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from speedysnn.bench import cases, networks, peers
+from speedysnn.bench import cases, networks, pairs, peers
 from speedysnn.bench.pairs import paired
 from speedysnn.bench.peak import peak_bytes
 from speedysnn.cli.main import run
 
 
-def test_contestants_take_turns_and_ratios_are_taken_round_by_round() -> None:
+def test_contestants_take_turns_and_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "LEAST", 0.0)
     order: list[str] = []
     timings = paired({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, "a", rounds=3)
-    assert order == ["a", "b"] * 4  # once to warm up
+    assert order == ["a", "b"] * 5  # twice to warm up
     assert len(timings["b"].seconds) == 3
     expected = [a / b for a, b in zip(timings["a"].seconds, timings["b"].seconds, strict=True)]
     assert timings["b"].ratios == pytest.approx(expected)
     assert timings["a"].ratio == 1
+
+
+def test_short_calls_are_made_again_and_their_mean_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "LEAST", 0.02)
+    made: list[float] = []
+
+    def call() -> None:
+        made.append(time.perf_counter())
+        time.sleep(0.002)
+
+    timing = paired({"a": call}, "a", rounds=1)["a"]
+    assert 2 + 2 < len(made) <= 2 + 10
+    assert 0.002 <= timing.median < 0.02  # a call's, not the round's
 
 
 def test_peak_memory_of_a_call() -> None:

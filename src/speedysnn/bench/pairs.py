@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+LEAST, MOST = 0.1, 100  # seconds that a contestant is timed for in a round, and calls
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -43,22 +45,37 @@ class Timing:
 def paired(
     contestants: Mapping[str, Callable[[], object]], base: str, rounds: int = 5, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """Run every contestant once to warm up, then all of them in turn, `rounds` times."""
+    """Run every contestant twice to warm up, then all of them in turn, `rounds` times.
+
+    What is over sooner than `LEAST` is called again and again for so long, and its mean counts: alone after the others
+    it would find cold caches, which is not how short work is done.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
         call()
+    times = {name: _times(call, device) for name, call in contestants.items()}
     for _ in range(rounds):
         for name, call in contestants.items():
             gc.collect()
             _synchronize(device)
             begin = time.perf_counter()
-            call()
+            for _ in range(times[name]):
+                call()
             _synchronize(device)
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append((time.perf_counter() - begin) / times[name])
     return {
         name: Timing(name, tuple(own), tuple(b / s for b, s in zip(seconds[base], own, strict=True)))
         for name, own in seconds.items()
     }
+
+
+def _times(call: Callable[[], object], device: str) -> int:
+    """How often a call is to be made in a round."""
+    _synchronize(device)
+    begin = time.perf_counter()
+    call()
+    _synchronize(device)
+    return max(1, min(MOST, round(LEAST / max(time.perf_counter() - begin, 1e-9))))
 
 
 def _synchronize(device: str) -> None:
