@@ -114,9 +114,8 @@ def place(machine: dict[str, Any]) -> str:
 
 
 BESIDE = """
-AVX2 here is a processor with AVX-512 told not to use it (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
-NUMBA_CPU_NAME=znver3`, a cache folder of its own), for every contestant. The same study with AVX-512 and bfloat16, made with
-`--out reports/speed/avx512`: [avx512](avx512/README.md).
+Where instructions are not named the processor had AVX2; these runs are older than those of the same study on one with
+AVX-512 and bfloat16, made with `--out reports/speed/avx512`: [avx512](avx512/README.md).
 """
 TEXT = """# Speed
 
