@@ -196,7 +196,7 @@ def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pyte
     assert len(seen) == 12
     assert all(threads == 1 and inference for _, threads, inference, _ in seen)
     assert [mixed for *_, mixed in seen] == [False] * 6 + [True] * 6
-    assert len({ident for ident, *_ in seen}) <= 2  # this thread and one beside it
+    assert len({ident for ident, *_ in seen} - {threading.get_ident()}) <= 1  # one beside this thread, no more
     torch.testing.assert_close(rough.float(), out, rtol=0.2, atol=0.2)
     with torch.no_grad():
         snn.images_per_pass = 12

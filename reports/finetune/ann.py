@@ -12,8 +12,7 @@ from torch import nn
 from speedysnn.data import load
 from speedysnn.finetune.augment import AUGMENTATIONS
 
-EPOCHS = {"vgg": 16, "resnet": 16}
-BATCH, RATE = 64, 3e-3
+EPOCHS, BATCH, RATE = 16, 64, 3e-3
 
 
 def images(split: str) -> tuple[torch.Tensor, torch.Tensor]:

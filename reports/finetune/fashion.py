@@ -42,20 +42,18 @@ class Row:
     start: str = ""
 
 
-LABELLED = {
+VGG = {
     "T4": Row(4, ("quantized:16",)),
     "T2": Row(2, ("quantized:20",)),
+    "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
+    "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
 }
 RESIDUAL = {
     "T4-taught": Row(4, ("quantized:16",), taught=True),
     "T4": Row(4, ("quantized:24",), budget=0.55, rate=3e-3),
     "T2": Row(2, ("quantized:20",), rate=3e-3),
 }
-PLAIN = {
-    "T4-unlabelled": Row(4, ("quantized:12",), labels=False),
-    "T2-unlabelled": Row(2, ("quantized:10",), labels=False, start="T4-unlabelled"),
-}
-TUNED = {"vgg": {**LABELLED, **PLAIN}, "resnet": RESIDUAL}
+TUNED = {"vgg": VGG, "resnet": RESIDUAL}
 SCRATCH = {"vgg": ("quantized:20",), "resnet": ("quantized:28",)}
 KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
 COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
@@ -92,7 +90,7 @@ def run(
         if rows == ["scratch"] and not judge:  # it needs no source
             _scratch(name, work)
             continue
-        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS[name], device)
+        source = ann.source(name, data, runs, 1 if smoke else ann.EPOCHS, device)
         nets = [(row, _scratch(name, work) if row == "scratch" else _tuned(name, row, source, work)) for row in rows]
         if judge:
             base = {"network": name, "analog_accuracy": ann.accuracy(source.cpu(), data["test_x"], data["test_y"])}
@@ -117,8 +115,7 @@ def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Lin
         about: Any = {"stages": _stages(how.stages, work.smoke), "budget": how.budget}
         if how.labels:
             more: Any = {"objective": "kl", "label_weight": 0.5, "mixup": 0.2} if how.taught else {}
-            about["learning_rates"] = {"weights": how.rate, "biases": how.rate}
-            config = finetune.TrainConfig(**about, **COMMON, **more)
+            config = finetune.TrainConfig(**about, learning_rates=_rates(how.rate), **COMMON, **more)
             return _train(source, how.timesteps, data, config, state, resume, untuned if how.taught else None)
         snn = speedysnn.load(work.runs / f"{name}-{how.start}.snn").to(work.device) if how.start else copy.deepcopy(untuned)
         finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
@@ -137,13 +134,17 @@ def _scratch(name: str, work: Work) -> list[Line]:
     def train(state: Path, resume: bool) -> SpikingNetwork:
         torch.manual_seed(0)
         config = finetune.TrainConfig(
-            stages=_stages(SCRATCH[name], work.smoke), learning_rates={"weights": 3e-3, "biases": 3e-3}, **COMMON
+            stages=_stages(SCRATCH[name], work.smoke), learning_rates=_rates(3e-3), **COMMON
         )
         return _train(getattr(networks, name)().to(work.device), 4, work.data, config, state, resume)
 
     snn, took = once(f"{name}-scratch", work.runs, train, work.device)
     about = {"kind": "from scratch", "row": f"{name} scratch", "budget": None, "stages": " ".join(SCRATCH[name]), **took}
     return [(about, snn, None)]
+
+
+def _rates(rate: float) -> dict[str, float]:
+    return {"weights": rate, "biases": rate}
 
 
 def _stages(words: tuple[str, ...], smoke: bool) -> tuple[Stage, ...]:

@@ -7,6 +7,8 @@ and the window follows the maximum alone, hence nothing depends on the order of 
 Values that may be negative take two rows a channel: C rows of the values, then C rows of the values negated.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ class ActivationHistogram:
         peak = flat.amax(1).clamp_min(0)
         self.maximum = torch.maximum(self.maximum, peak)
         codes = flat.view(torch.int32) >> _SHIFT
-        self._raise_top(torch.where(peak > 0, self._window_top(peak), self.top))
+        self._raise_top(self._window_top(peak.numpy()))
         offset = (self.top - (BINS - 1) - 1).to(torch.int32)
         index = (codes - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
         index += torch.arange(self.channels)[:, None] * BINS
@@ -89,24 +91,22 @@ class ActivationHistogram:
         zeros, maximum = self.zeros.numpy(), self.maximum.numpy()  # numpy's small steps keep the interpreter's lock
         zeros += found.table[:, 0]
         np.maximum(maximum, found.largest, out=maximum)
-        codes = found.largest.view(np.int32) >> _SHIFT
-        tops = np.where(codes > 0, (codes.astype(np.int64) >> SUB_BITS) + 1 << SUB_BITS, 0)
-        if bool((tops > self.top.numpy()).any()):
-            self._raise_top(torch.from_numpy(tops))
+        self._raise_top(self._window_top(found.largest))
         fold(found.table, found.low, self.top.numpy(), self.counts.numpy())
 
     @staticmethod
-    def _window_top(peak: Tensor) -> Tensor:
-        codes = (peak.view(torch.int32) >> _SHIFT).to(torch.int64)
-        return ((codes >> SUB_BITS) + 1) << SUB_BITS
+    def _window_top(peak: Any) -> Tensor:
+        """The code just above the octave of a float32's peak, 0 for none; arrays (C,)."""
+        codes = (peak.view(np.int32) >> _SHIFT).astype(np.int64)
+        return torch.from_numpy(np.where(peak > 0, (codes >> SUB_BITS) + 1 << SUB_BITS, 0))
 
     def _raise_top(self, top: Tensor) -> None:
         """Move rows' windows up to a larger maximum, merging what falls out below into bin 0."""
-        if not bool(self.top.any()):  # nothing positive has been counted
-            self.top = torch.maximum(top, self.top)
-            return
         rows = torch.nonzero(top > self.top).flatten()
         if not len(rows):
+            return
+        if not bool(self.top.any()):  # nothing positive has been counted
+            self.top = torch.maximum(top, self.top)
             return
         old = self.counts[rows]
         shift = (top[rows] - self.top[rows]).clamp_max(BINS - 1)[:, None]

@@ -158,7 +158,7 @@ class IFNeuron(NeuronParameters):
     def total(self, x: Tensor) -> Tensor:
         """Sum over time of what the neuron integrates of an input (T*B, ...), in its order: (B, ...)."""
         x = self.corrected(x)
-        first, *rest = x.view(self.timesteps, -1, *x.shape[1:]).unbind(0)
+        first, *rest = x.view(self.timesteps, len(x) // self.timesteps, *x.shape[1:]).unbind(0)
         out = first.clone()
         for later in rest:
             out.add_(later)
