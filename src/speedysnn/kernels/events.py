@@ -4,6 +4,7 @@ Events of a row of pixels lie one after the other, so an output pixel reads one 
 few loops, and their branches are what sparse work costs on a CPU. Exact for any input; values need not be spikes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,18 @@ from speedysnn.kernels.vector_code import LANES
 
 Array = Any
 Size = tuple[int, int]
-WIDEST, FOLDED = 64, 32  # outputs whose sums are held in registers; that pixels are taken together for
-TABLE_BYTES = 300_000  # of weights in use at a time, to stay in the second-level cache
+# Outputs whose sums are held in registers, and bytes of weights in use at a time, to stay in the second-level cache:
+# AVX-512 has four times the registers, and processors that have it the larger caches.
+WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
+FOLDED = 32  # outputs that pixels are taken together for
 PLACES = event_code.lanes_of_masks()
 if AVAILABLE:
-    from speedysnn.kernels.event_code import add_rows, pack
+    from speedysnn.kernels.event_code import add_rows, pack, turn
+
+
+def empty(size: int) -> Array:
+    """So many float32."""
+    return np.empty(size, np.float32)
 
 
 class Plan:
@@ -37,27 +45,27 @@ class Plan:
         stride: of rows and columns.
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
+        memory: gives an array of so many float32 to lay them out in.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int
-    ) -> None:
+        self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int,
+        memory: Callable[[int], Array] = empty,
+    ) -> None:  # fmt: skip
         outputs, self.channels, self.tall, self.kernel = weight.shape
         self.stride, self.padding, self.outputs = stride, padding, outputs
         self.pixels = _pixels(outputs, self.kernel, columns)
         self.wide = self.kernel + (self.pixels - 1) * stride[1]
         self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
-        blocks = outputs * self.pixels // self.width
-        table = weight.new_zeros(self.tall, self.wide, self.channels, self.pixels, outputs)
-        moved = weight.detach().permute(2, 3, 1, 0)
-        for pixel in range(self.pixels):
-            table[:, pixel * stride[1] : pixel * stride[1] + self.kernel, :, pixel] = moved
-        table = table.reshape(self.tall, self.wide, self.channels, blocks, self.width).permute(3, 0, 1, 2, 4)
-        self.table = table.contiguous().view(-1).numpy()
+        self.table = memory(self.tall * self.wide * self.channels * outputs * self.pixels)
+        _lay_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy(), self._sizes(), self.width, self.table)
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
         per_channel = 4 * self.tall * self.wide * self.width
         self.chunk = min(self.channels, max(LANES, TABLE_BYTES // per_channel // LANES * LANES))
+
+    def _sizes(self) -> tuple[int, ...]:
+        return self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1]
 
     def run(self, x: Tensor) -> Tensor:
         """(N, C, H, W) channels-last float32 -> (N, O, OH, OW) channels-last."""
@@ -107,6 +115,29 @@ def _pixels(outputs: int, wide: int, columns: int) -> int:
 
 def _divisor(outputs: int) -> int:
     return max(width for width in range(LANES, WIDEST + 1, LANES) if outputs % width == 0)
+
+
+@compiled
+def _lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pragma: no cover - compiled
+    """Weights (O, kh, kw, C) as `Plan` says; eight outputs at a time change places with eight channels."""
+    outputs, channels, tall, kernel, wide, pixels, right = sizes
+    row, many = channels * tall * kernel, channels // LANES * LANES
+    if pixels > 1:
+        table[:] = 0
+    together = min(width, outputs)
+    for block in range(outputs // together):
+        for k in range(tall):
+            for j in range(kernel):
+                read = block * together * row + (k * kernel + j) * channels
+                for pixel in range(pixels):
+                    place = ((block * tall + k) * wide + pixel * right + j) * channels
+                    write = place * width + pixel * outputs
+                    for c in range(0, many, LANES):
+                        for o in range(0, together, LANES):
+                            turn(weight, read + o * row + c, row, table, write + c * width + o, width)
+                    for c in range(many, channels):
+                        for o in range(together):
+                            table[write + c * width + o] = weight[read + o * row + c]
 
 
 @compiled
