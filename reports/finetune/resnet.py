@@ -34,6 +34,7 @@ class Row:
         keep: the held-out figure whose best epoch is kept.
         match: weight of layer matching.
         average: decay of the running average that is kept.
+        temperature: of both softmaxes.
         norms: whether the source itself goes on learning, its batch-norm in place.
     """
 
@@ -49,6 +50,7 @@ class Row:
     keep: str = "loss"
     match: float = 5.0
     average: float = 0.0
+    temperature: float = 1.0
     norms: bool = False
 
 
@@ -65,6 +67,7 @@ ROWS = {
     "T4-norms": Row("", ("quantized:4",), **NORMS),
     "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, **MANY}),
     "T4-norms-longer": Row("T4-norms-long", ("quantized:3,rate=0.3",), **{**NORMS, **MANY, "norms": False}),
+    "T4-soft": Row("", ("quantized:18",), **{**NORMS, **MANY, "keep": "loss", "temperature": 4.0}),
     "T2-norms": Row("", ("quantized:4",), timesteps=2, **NORMS),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
     "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),
@@ -103,6 +106,7 @@ def tune(
         about: Any = {
             "stages": tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), "augment": "flip-crop",
             "train": row.train, "mixup": row.mixup, "keep": row.keep, "average": row.average, "match": row.match,
+            "temperature": row.temperature,
         }  # fmt: skip
         run: Any = {"teacher": teacher, "folder": state, "resume": resume, "log": runs / f"log-{name}", "progress": True,
                     "on_epoch": say}  # fmt: skip

@@ -39,17 +39,20 @@ class Eventwise:
     def conv2d(self, name: str, x: Tensor, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """The node's result, or None where the usual convolution is to do it."""
         weight, bias = tensors["weight"], tensors.get("bias")
-        if self._wanted == "never" or traced() or torch.is_autocast_enabled("cpu"):
+        given = (x, weight) if bias is None else (x, weight, bias)
+        half = torch.is_autocast_enabled("cpu")
+        if self._wanted == "never" or traced() or not events.takes(x, weight, attrs):
             return None
-        if not events.takes(x, weight, attrs):
+        if half and (recorded(*given) or torch.get_autocast_dtype("cpu") != torch.bfloat16):
+            return None
+        if not half and x.dtype != weight.dtype:
             return None
         shape = Shape.of(x, weight, attrs)
         if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
             return None
-        plan = partial(self._plan, name, weight, bias, shape)
-        share = density(x)
-        forward = self._pays("forward", shape, share, x, lambda some: plan().run(some), partial(_dense, shape, weight))
-        given = (x, weight) if bias is None else (x, weight, bias)
+        plan, share = partial(self._plan, name, weight, bias, shape, half), density(x)
+        kind = f"forward {x.dtype}" if half else "forward"
+        forward = self._pays(kind, shape, share, x, lambda some: plan().run(some), partial(_dense, shape, weight))
         if not recorded(*given):
             return plan().run(x) if forward else None
         backward = weight.requires_grad and self._gradient_pays(shape, share, x, weight)
@@ -73,10 +76,10 @@ class Eventwise:
         with torch.no_grad():
             return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
-    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape) -> events.Plan:
+    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
         with self._lock:
             if name not in self._plans:
-                self._plans[name] = events.Plan(weight, bias, shape.stride, shape.padding, shape.size[1])
+                self._plans[name] = events.Plan(weight, bias, shape.stride, shape.padding, shape.size[1], half)
             return self._plans[name]
 
 

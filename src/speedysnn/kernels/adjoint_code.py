@@ -6,8 +6,8 @@ The membranes are computed again on the way forward and kept for one group at a 
 from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.neuron_code import AT_ONCE, VECTORS, Neurons
-from speedysnn.kernels.vector_code import LANES, intrinsic, ir, types
+from speedysnn.kernels.neuron_code import AT_ONCE, LANES, VECTORS, Neurons
+from speedysnn.kernels.vector_code import intrinsic, ir, types
 
 
 class _Adjoint(Neurons):

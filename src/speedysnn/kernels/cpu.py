@@ -57,13 +57,9 @@ def forward(
     arrays = (_array(where.drive), *_channels(theta, v_init, work))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    if drive.dtype == torch.bfloat16:
-        kernel: Any = sequence.forward_half
-        given: tuple[Any, ...] = (*arrays, *sizes, constant, factors, low, high, take_back, where.neurons)
-    else:
-        kernel = sequence.forward
-        given = (sequence.kind_of(constant, take_back), *arrays, *sizes, factors, low, high, where.neurons)
-    share(where.neurons, rule.timesteps, lambda begin, end, _: kernel(*given, begin, end, result))
+    kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16)
+    given = (kind, *arrays, *sizes, factors, low, high, where.neurons)
+    share(where.neurons, rule.timesteps, lambda begin, end, _: sequence.forward(*given, begin, end, result))
     return out
 
 

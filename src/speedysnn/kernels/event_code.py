@@ -47,12 +47,12 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _add_event(
-    w: Writer, event: tuple[Any, Any], sums: list[Any], value: Any, rows: Any, places: list[Any], done: Any
+    w: Writer, event: tuple[Any, Any], sums: list[Any], value: Any, rows: list[Any], done: Any
 ) -> list[Any]:
-    """End the block of one event (its number, the end of the run): the sums with value * rows[places] added."""
+    """End the block of one event (its number, the end of the run): the sums with value * rows added."""
     b, (i, end), block, added = w.b, event, w.b.block, []
-    for total, place in zip(sums, places, strict=True):  # "contract": rounded once where the processor can
-        product = b.fmul(value, w.vector(rows, place, value.type), flags=("contract",))
+    for total, row in zip(sums, rows, strict=True):  # "contract": rounded once where the processor can
+        product = b.fmul(value, row, flags=("contract",))
         added.append(b.fadd(total, product, flags=("contract",)))
     later = b.add(i, w.number(1))
     w.close([i, *sums], [later, *added], block)
@@ -60,14 +60,31 @@ def _add_event(
     return added
 
 
+def _two_in_one(w: Writer, rows: Any, place: Any, kind: Any) -> tuple[Any, Any]:
+    """Two vectors of bfloat16 whose values lie in turn: the lower and the upper halves of words."""
+    words = ir.VectorType(w.word, kind.count)
+    both = w.vector(rows, place, words)
+    low = w.b.shl(both, ir.Constant(words, [16] * kind.count))
+    high = w.b.and_(both, ir.Constant(words, [0xFFFF0000] * kind.count))
+    return w.b.bitcast(low, kind), w.b.bitcast(high, kind)
+
+
+def _row(w: Writer, half: bool, rows: Any, place: Any, ahead: list[Any], kind: Any) -> list[Any]:
+    """The weights of one event, a vector for every sum."""
+    if not half:
+        return [w.vector(rows, w.b.add(place, k), kind) for k in ahead]
+    pairs = [_two_in_one(w, rows, w.b.add(place, k), kind) for k in ahead[: len(ahead) // 2]]
+    return [vector for pair in pairs for vector in pair]
+
+
 def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Sums over several runs of events: sum += value * row of weights; all sums stay in registers."""
     w = Writer(context, builder, signature.args, args)
     kind, offsets = w.wide(len(signature.args[0]))
-    ahead = [w.number(place) for place in offsets]
+    ahead, half = [w.number(place) for place in offsets], signature.args[6].dtype != types.float32
     init, out, inputs, weights, columns = (w.pointer(i) for i in (1, 3, 5, 6, 7))
     begins, ends, values, rows = (w.pointer(i) for i in (8, 9, 10, 11))
-    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(signature.args[0]))
+    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(signature.args[0]) // (1 + half))
     before, sums = builder.block, [w.vector(init, builder.add(start, k), kind) for k in ahead]
     run, begin, event, following, done = w.blocks("run", "begin", "event", "following", "done")
     builder.branch(run)
@@ -82,7 +99,7 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     (i,), running = w.phis(w.index, [low], begin), w.phis(kind, held, begin)
     column = builder.sext(w.at(columns, i), w.index)
     value, place = w.everywhere(w.at(where, column), kind), builder.add(builder.mul(column, width), row)
-    added = _add_event(w, (i, high), running, value, weights, [builder.add(place, k) for k in ahead], following)
+    added = _add_event(w, (i, high), running, value, _row(w, half, weights, place, ahead, kind), following)
     builder.position_at_end(following)
     joined = w.phis(kind, held, begin)
     w.close(joined, added, event)
@@ -112,7 +129,7 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     place = b.sext(w.at(places, i), w.index)
     value = w.everywhere(w.at(values, b.add(origin, place)), kind)
     at = b.add(b.mul(place, apart), shift)
-    added = _add_event(w, (i, end), running, value, grads, [b.add(at, k) for k in ahead], done)
+    added = _add_event(w, (i, end), running, value, _row(w, False, grads, at, ahead, kind), done)
     b.position_at_end(done)
     totals = w.phis(kind, held, before)
     w.close(totals, added, event)
@@ -174,6 +191,9 @@ if AVAILABLE:
     ) -> Any:  # fmt: skip
         """out[first + k] = init[start + k] + sum over j < runs and begins[j] <= i < ends[j], c = columns[i], of
         inputs[values[j] + c] * weights[rows[j] + c * width + k], for k < width = 8 * len(lanes).
+
+        Of uint32 weights each is two in bfloat16, 16 outputs apart, so that a row is half as long: of a group of 32
+        outputs the lower halves are the first 16.
         """
         given = (lanes, init, start, out, first, inputs, weights, columns, begins, ends, values, rows, runs)
         return types.void(*given), _add_rows

@@ -4,7 +4,6 @@ Events of a row of pixels lie one after the other, so an output pixel reads one 
 few loops, and their branches are what sparse work costs on a CPU. Exact for any input; values need not be spikes.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,11 @@ Size = tuple[int, int]
 # Outputs whose sums are held in registers, and bytes of weights in use at a time, to stay in the second-level cache:
 # AVX-512 has four times the registers, and processors that have it the larger caches.
 WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
+PAIR = 32  # outputs whose weights in bfloat16 lie in the same 16 words
 FOLDED = 32  # outputs that pixels are taken together for
 PLACES = event_code.lanes_of_masks()
 if AVAILABLE:
     from speedysnn.kernels.event_code import add_rows, pack, turn
-
-
-def empty(size: int) -> Array:
-    """So many float32."""
-    return np.empty(size, np.float32)
 
 
 class Plan:
@@ -45,47 +40,52 @@ class Plan:
         stride: of rows and columns.
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
-        memory: gives an array of so many float32 to lay them out in.
+        half: keep the weights in bfloat16, where blocks are of whole groups of 32 outputs; sums stay float32.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int,
-        memory: Callable[[int], Array] = empty,
+        half: bool = False,
     ) -> None:  # fmt: skip
         outputs, self.channels, self.tall, self.kernel = weight.shape
         self.stride, self.padding, self.outputs = stride, padding, outputs
         self.pixels = _pixels(outputs, self.kernel, columns)
         self.wide = self.kernel + (self.pixels - 1) * stride[1]
         self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
-        self.table = memory(self.tall * self.wide * self.channels * outputs * self.pixels)
-        _lay_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy(), self._sizes(), self.width, self.table)
+        self.half = half and self.width % PAIR == 0
+        table = _aligned(self.tall * self.wide * self.channels * outputs * self.pixels, torch.float32)
+        _lay_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy(), self._sizes(), self.width, table)
+        self.table = _aligned(table.size // 2, torch.int32).view(np.uint32) if self.half else table
+        if self.half:
+            _halve(table, self.table)
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
-        per_channel = 4 * self.tall * self.wide * self.width
+        per_channel = (2 if self.half else 4) * self.tall * self.wide * self.width
         self.chunk = min(self.channels, max(LANES, TABLE_BYTES // per_channel // LANES * LANES))
 
     def _sizes(self) -> tuple[int, ...]:
         return self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1]
 
     def run(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) channels-last float32 -> (N, O, OH, OW) channels-last."""
+        """(N, C, H, W) channels-last -> (N, O, OH, OW) channels-last, float32."""
         images, _, high, wide = x.shape
         rows, columns = output_size((high, wide), (self.tall, self.kernel), self.stride, self.padding)
         out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
         sizes = (high, wide, self.channels, self.chunk, rows, columns // self.pixels, self.tall, self.wide,
                  self.stride[0], self.stride[1] * self.pixels, *self.padding)  # fmt: skip
-        given = ((0,) * (self.width // LANES), flat(x).numpy(), self.table, self.bias, PLACES)
+        given = ((0,) * (self.width // LANES), flat(x.float()).numpy(), self.table, self.bias, PLACES)
         result = flat(out).numpy()
         spread_over(images, x.numel(), lambda begin, end: _convolve(*given, sizes, begin, end, result))
         return out
 
 
 def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
-    """Whether `Plan` can do a convolution."""
+    """Whether `Plan` can do a convolution, of float32 or of what float32 holds exactly."""
     return (
         AVAILABLE
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype == torch.float32
         and x.ndim == 4
         and attrs["groups"] == 1
         and all(size == 1 for size in pair(attrs["dilation"]))
@@ -104,6 +104,11 @@ def output_size(size: Size, kernel: Size, stride: Size, padding: Size) -> Size:
 def pair(value: Any) -> Size:
     """A size of rows and columns from one number or two."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _aligned(size: int, kind: torch.dtype) -> Array:
+    """Memory of torch, which begins at a line of the cache: a vector never lies in two."""
+    return torch.empty(size, dtype=kind).numpy()
 
 
 def _pixels(outputs: int, wide: int, columns: int) -> int:
@@ -141,6 +146,18 @@ def _lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pr
 
 
 @compiled
+def _halve(table: Array, out: Array) -> None:  # pragma: no cover - compiled
+    """Every 32 values as 16 words: of bfloat16, ties to even, those of the second half in the upper bits."""
+    half, bits = PAIR // 2, table.view(np.uint32)
+    for first in range(0, out.size, half):
+        for i in range(half):
+            low, high = bits[2 * first + i], bits[2 * first + half + i]
+            low += np.uint32(0x7FFF) + ((low >> np.uint32(16)) & np.uint32(1))
+            high += np.uint32(0x7FFF) + ((high >> np.uint32(16)) & np.uint32(1))
+            out[first + i] = (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
+
+
+@compiled
 def events_of(
     x: Array, base: int, high: int, wide: int, channels: int, first: int, chunk: int, places: Array, columns: Array,
     ends: Array,
@@ -167,6 +184,7 @@ def _convolve(
     """Images begin..end - 1; the weights of one block and one chunk of channels serve all of them in turn."""
     high, wide, channels, chunk, rows, columns, tall, window, down, right, above, left = sizes
     width = LANES * len(lanes)
+    unit = table.size // (bias.size // width * tall * window * channels)
     per_image = rows * columns * bias.size
     active, ends = np.empty(high * wide * chunk + LANES, np.int32), np.empty(high * wide + 1, np.int64)
     lows, highs = np.empty(tall, np.int64), np.empty(tall, np.int64)
@@ -187,7 +205,7 @@ def _convolve(
                             r = row * down - above + k
                             lows[runs], highs[runs] = ends[r * wide + since], ends[r * wide + until]
                             values[runs] = (n * high + r) * wide * channels
-                            weights[runs] = ((block * tall + k) * window - start) * channels * width
+                            weights[runs] = ((block * tall + k) * window - start) * channels * unit
                             runs += 1
                         sums, origin = (bias, block * width) if first == 0 else (out, to)
                         add_rows(lanes, sums, origin, out, to, x, table, active, lows, highs, values, weights, runs)

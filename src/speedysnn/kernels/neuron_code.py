@@ -5,15 +5,16 @@ from importlib import import_module
 from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import LANES, Writer, intrinsic, ir, types
+from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
 
 if AVAILABLE:
     cgutils: Any = import_module("numba.core.cgutils")
 
-VECTORS = 2  # at a time, so that one's division is under way while the other's is used
+LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
+VECTORS = 1  # at a time
 AT_ONCE = LANES * VECTORS
 AHEAD = 16 * AT_ONCE  # neurons: rows lie too far apart for the processor to see by itself what comes next
-CONSTANT, TAKE_BACK = 1, 2  # the kinds of a call, in the length of its first argument less one
+CONSTANT, TAKE_BACK, HALF = 1, 2, 4  # the kinds of a call, in the length of its first argument less one
 
 
 class Neurons(Writer):
@@ -23,8 +24,9 @@ class Neurons(Writer):
         super().__init__(context, builder, types_, args)
         kind = len(types_[0]) - 1
         self.constant, self.take_back = bool(kind & CONSTANT), bool(kind & TAKE_BACK)
-        self.real = context.get_value_type(types_[1].dtype)
-        self.reals = ir.VectorType(self.real, LANES)
+        self.brief = bool(kind & HALF)
+        self.real = context.get_value_type(types_[7].dtype)
+        self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
         self.ahead = [self.number(LANES * i) for i in range(VECTORS)]
         self.x, self.factors, self.out = (self.pointer(i) for i in (1, 6, 11))
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
@@ -54,12 +56,22 @@ class Neurons(Writer):
         """A group's values."""
         return [self.vector(pointer, self.b.add(index, k), self.reals) for k in self.ahead]
 
+    def inputs(self, index: Any) -> list[Any]:
+        """A group's values of the drive, in float32 where they come as the upper halves of it."""
+        if not self.brief:
+            return self.load(self.x, index)
+        b, words = self.b, self.words
+        short = ir.VectorType(ir.IntType(16), LANES)
+        bits = [b.zext(self.vector(self.x, b.add(index, k), short), words) for k in self.ahead]
+        return [b.bitcast(b.shl(value, ir.Constant(words, [16] * LANES)), self.reals) for value in bits]
+
     def row(self, t: Any) -> list[Any]:
-        """The group's inputs of one step."""
-        return self.coming(self.x, t)
+        """The group's inputs of one step; what later groups will read is fetched ahead."""
+        self.prefetch(self.x, self.place(t))
+        return self.inputs(self.place(t))
 
     def coming(self, pointer: Any, t: Any) -> list[Any]:
-        """The group's part of an array's row t; what later groups will read is fetched ahead."""
+        """The group's part of an array's row t, likewise."""
         self.prefetch(pointer, self.place(t))
         return self.load(pointer, self.place(t))
 
@@ -91,7 +103,20 @@ class Neurons(Writer):
         """The group's part of row t of the result."""
         self.prefetch(self.out, self.place(t))
         for value, further in zip(values, self.ahead, strict=True):
-            self.store(value, self.out, self.b.add(self.place(t), further))
+            self.store(self.rounded(value) if self.brief else value, self.out, self.b.add(self.place(t), further))
+
+    def rounded(self, value: Any) -> Any:
+        """To bfloat16, ties to even; NaN stays NaN."""
+        b, words = self.b, self.words
+
+        def every(number: int) -> Any:
+            return ir.Constant(words, [number] * LANES)
+
+        bits = b.bitcast(value, words)
+        odd = b.and_(b.lshr(bits, every(16)), every(1))
+        near = b.lshr(b.add(b.add(bits, every(0x7FFF)), odd), every(16))
+        bits = b.select(b.fcmp_unordered("uno", value, value), every(0x7FC0), near)
+        return b.trunc(bits, ir.VectorType(ir.IntType(16), LANES))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
         """The sums with the next row, where there is one."""
@@ -127,7 +152,7 @@ class Neurons(Writer):
         b.cbranch(b.icmp_signed("<", i, self.args[12]), add, done)
         b.position_at_end(add)
         own, origin = self.load(self.pointer(7), i), self.load(self.pointer(8), i)
-        begin = self.load(self.x, self.at_group)
+        begin = self.inputs(self.at_group)
         b.branch(adding)
         b.position_at_end(adding)
         (k,), totals = self.phis(self.index, [self.number(1)], add), self.phis(self.reals, begin, add)
@@ -166,7 +191,7 @@ if AVAILABLE:
         """Theta * s[t] of all steps for `many` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
 
         Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
-        neurons alone.
+        neurons alone. Of the kind HALF x and out hold bfloat16 as bits.
         """
         given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many)
         return types.void(*given), _fire

@@ -46,7 +46,8 @@ def density(x: Tensor, pictures: int = 8) -> float:
         return 0.0
     if _counts(x) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
         return int(tally_some(flat(x).numpy(), size, every)) / counted
-    return int(torch.count_nonzero(x[::every])) / counted
+    some = x[::every]
+    return nonzero(some.float() if some.dtype in (torch.bfloat16, torch.float16) else some) / counted
 
 
 def _counts(x: Tensor) -> bool:

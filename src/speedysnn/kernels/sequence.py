@@ -6,7 +6,7 @@ import numpy as np
 
 from speedysnn.kernels.blocks import add, fire, load, load_half, spread, store_half
 from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, TAKE_BACK
+from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK
 
 if AVAILABLE:
     from speedysnn.kernels.neuron_code import fire_all
@@ -55,6 +55,7 @@ def forward(
     """Theta * s[t] of the neurons begin..end - 1, all steps; `kind` tells by its length what `kind_of` says."""
     th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
     constant, take_back = (len(kind) - 1) & CONSTANT != 0, (len(kind) - 1) & TAKE_BACK != 0
+    half = (len(kind) - 1) & HALF != 0
     period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
     size = block_size(BLOCK, period)
     for first in range(begin, end, size):
@@ -66,55 +67,35 @@ def forward(
         seen = 1 if constant else min(1 + delay, steps)
         fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many)
         if many < m:
-            few(x, first + many, m - many, steps, delay, constant, factors, lo, hi, take_back, th[many:], v0[many:],
-                neurons, out)  # fmt: skip
+            few(x, first + many, m - many, steps, delay, constant, half, factors, lo, hi, take_back, th[many:],
+                v0[many:], neurons, out)  # fmt: skip
 
 
 @compiled
 def few(
-    x: Array, first: int, m: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any, hi: Any,
-    take_back: bool, th: Array, v0: Array, neurons: int, out: Array,
+    x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
     """The same for what is left at the end, at most AT_ONCE neurons."""
     total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
     seen = 0
     for t in range(1, steps + 1):
         upto = 1 if constant else min(t + delay, steps)
-        total_upto(x, first, m, neurons, seen, upto, total)
+        if half:
+            total_upto_half(x, first, m, neurons, seen, upto, total, s)
+        else:
+            total_upto(x, first, m, neurons, seen, upto, total)
         seen = upto
         row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
         fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
         for i in range(m):
-            row[i] = s[i] * th[i]
+            s[i] = s[i] * th[i]
+        if half:
+            store_half(s, m, row)
+        else:
+            load(s, m, row)
 
 
-def kind_of(constant: bool, take_back: bool) -> tuple[int, ...]:
+def kind_of(constant: bool, take_back: bool, half: bool = False) -> tuple[int, ...]:
     """A call's kind as a tuple's length, which the compiler knows: code for each, without branches."""
-    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back)
-
-
-@compiled
-def forward_half(
-    x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, neurons: int, begin: int, end: int, out: Array,
-) -> None:  # pragma: no cover - compiled
-    """The same for bfloat16 in and out, with float32 state."""
-    th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
-    total, count, s = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
-    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
-    size = block_size(BLOCK, period)
-    for first in range(begin, end, size):
-        m = min(size, end - first)
-        if first == begin or size % period != 0:
-            spread(theta, first, m, inner, th)
-            spread(start, first, m, inner, v0)
-        count[:m] = 0
-        seen = 0
-        for t in range(1, steps + 1):
-            upto = 1 if constant else min(t + delay, steps)
-            total_upto_half(x, first, m, neurons, seen, upto, total, s)
-            seen = upto
-            fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
-            for i in range(m):
-                s[i] = s[i] * th[i]
-            store_half(s, m, out[(t - 1) * neurons + first : (t - 1) * neurons + first + m])
+    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back + HALF * half)

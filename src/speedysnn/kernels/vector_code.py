@@ -40,12 +40,14 @@ class Writer:
 
     def vector(self, pointer: Any, index: Any, kind: Any) -> Any:
         """LANES values of an array from an index on, wherever they lie."""
-        return self.b.load(self.b.bitcast(self.b.gep(pointer, [index]), kind.as_pointer()), align=4)
+        where = self.b.bitcast(self.b.gep(pointer, [index]), kind.as_pointer())
+        return self.b.load(where, align=kind.element.width // 8 if isinstance(kind.element, ir.IntType) else 4)
 
     def store(self, value: Any, pointer: Any, index: Any) -> None:
         """Write a vector to an array."""
         where = self.b.bitcast(self.b.gep(pointer, [index]), value.type.as_pointer())
-        self.b.store(value, where, align=4)
+        kind = value.type.element
+        self.b.store(value, where, align=kind.width // 8 if isinstance(kind, ir.IntType) else 4)
 
     def everywhere(self, value: Any, kind: Any) -> Any:
         """A vector with one value in all its lanes."""
