@@ -1,7 +1,9 @@
 """The event-driven convolution is the convolution, whatever it is given, and runs where it pays."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import nn
 
 from speedysnn import convert, crossover
 from speedysnn.eventwise import Eventwise
-from speedysnn.kernels import event_gradient, events
+from speedysnn.kernels import event_gradient, events, weights
 from speedysnn.kernels.compiled import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
@@ -45,6 +47,34 @@ def test_equals_the_convolution(channels, outputs, kernel, stride, padding, size
     assert got.shape == wanted.shape
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    channels=st.integers(1, 20), outputs=st.sampled_from([8, 64, 256]), kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(4, 9), st.integers(4, 9)), biased=st.booleans(), seed=st.integers(0, 99),
+    kind=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_with_halved_weights_equals_the_convolution_of_theirs(channels, outputs, kernel, size, biased, seed, kind):
+    x, weight, bias, attrs = _case(channels, outputs, kernel, (1, 1), (1, 1), size, 0.3, seed)
+    x, bias = x.to(kind), bias if biased else None
+    wanted = F.conv2d(x.float(), weight.bfloat16().float(), bias, 1, 1)
+    plan = events.Plan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3], half=True)
+    got = plan.run(x)
+    assert plan.half is (outputs > 8)  # few outputs share a block with those of the next pixels
+    exact = wanted if plan.half else F.conv2d(x.float(), weight, bias, 1, 1)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_halved_weights_are_torchs_bfloat16():
+    plan = events.Plan(torch.randn(64, 8, 1, 1), None, (1, 1), (0, 0), 4, half=True)
+    for value in (0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159, float("inf"), 1e-40, 3.4e38):
+        bits = torch.full((32,), value)
+        words = np.zeros(16, np.uint32)
+        weights.halve(bits.numpy().view(np.uint32), words)
+        wanted = torch.full((32,), value).bfloat16()
+        assert words.view(np.uint16).tolist() == wanted.view(torch.int16).numpy().view(np.uint16).tolist()
+    assert plan.half
 
 
 def test_many_channels_come_in_chunks_and_blocks():
@@ -119,6 +149,49 @@ def test_a_network_says_the_same_both_ways(monkeypatch):
         sparse = snn(x)
     assert len(set(seen)) == 2  # the first convolution sees the image, which is no spike train
     assert float((usual - sparse).norm() / usual.norm()) < 1e-2  # a spike may move at a tie
+
+
+def test_a_network_in_bfloat16_says_the_same_both_ways(monkeypatch):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+                        nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 10)).eval()  # fmt: skip
+    x = torch.rand(8, 3, 8, 8)
+    snn = convert.to_spiking(ann, x, timesteps=8)
+    halves = []
+    run = events.Plan.run
+    monkeypatch.setattr(events.Plan, "run", lambda self, x: halves.append(self.half) or run(self, x))
+    with torch.no_grad():
+        monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
+        exact = snn(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            usual = snn(x)
+            monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+            assert not halves
+            sparse = snn(x)
+    assert halves == [True, True]
+    assert _apart(sparse, exact) < 2 * _apart(usual, exact)
+
+
+def _apart(some, exact):
+    return float((some.float() - exact).norm() / exact.norm())
+
+
+def test_memory_for_weights_is_used_again_and_holds_todays_weights(monkeypatch):
+    monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+    snn, x = _network()
+    with torch.no_grad():
+        before = snn(x)
+        kept = [array for free in snn.tables._free.values() for array in free]
+        for parameter in snn.parameters():
+            parameter.data.mul_(1.5)  # which leaves its version as it was
+        after = snn(x)
+        monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
+        wanted = snn(x)
+    assert len(kept) == 2
+    assert {id(array) for free in snn.tables._free.values() for array in free} == set(map(id, kept))
+    assert not torch.equal(before, after)
+    assert _apart(after, wanted) < 1e-2
+    assert not copy.deepcopy(snn).tables._free
 
 
 @given(

@@ -31,11 +31,21 @@ def read(
     """
     values = [accept(snn, x, i) for i, x in enumerate(inputs)]
     passes = _passes(snn, values, observer, reading)
-    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1))
-    if len(passes) == 1:
-        return _run(snn, values, per_step, observer, reading, eventwise)
+    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1), snn.tables)
+    try:
+        if len(passes) == 1:
+            return _run(snn, values, per_step, observer, reading, eventwise)
+        return _in_passes(snn, inputs, passes, per_step, observer, reading, eventwise)
+    finally:
+        eventwise.close()
+
+
+def _in_passes(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], passes: Sequence[int], per_step: bool, observer: Observer | None,
+    reading: Reading, eventwise: Eventwise,
+) -> Any:  # fmt: skip
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
-    pieces = zip(*(torch.split(x, passes, dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+    pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, snn, piece, per_step, observer, reading, eventwise) for piece in pieces]
     return join(plan.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
 

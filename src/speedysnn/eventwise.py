@@ -18,6 +18,7 @@ from speedysnn.kernels import event_gradient, events
 from speedysnn.kernels.dispatch import recorded, traced
 from speedysnn.kernels.event_conv import Shape, convolve, weight_gradient
 from speedysnn.kernels.nonzero import density
+from speedysnn.kernels.tables import Tables
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
@@ -28,10 +29,11 @@ class Eventwise:
 
     Args:
         pictures: images times steps of the whole call.
+        tables: memory for its weights; see `close`.
     """
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: int, tables: Tables | None = None) -> None:
+        self.pictures, self.tables = pictures, tables
         self._plans: dict[str, events.Plan] = {}
         self._lock = threading.Lock()
         self._wanted = os.environ.get(VARIABLE, "")
@@ -79,8 +81,16 @@ class Eventwise:
     def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
         with self._lock:
             if name not in self._plans:
-                self._plans[name] = events.Plan(weight, bias, shape.stride, shape.padding, shape.size[1], half)
+                self._plans[name] = events.Plan(
+                    weight, bias, shape.stride, shape.padding, shape.size[1], half, self.tables
+                )
             return self._plans[name]
+
+
+    def close(self) -> None:
+        """The call is over: its memory serves the next one."""
+        while self._plans:
+            self._plans.popitem()[1].close()
 
 
 def _dense(shape: Shape, weight: Tensor, x: Tensor) -> Tensor:

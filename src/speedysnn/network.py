@@ -11,6 +11,7 @@ from speedysnn import calls, plan
 from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
 from speedysnn.graph import Graph, map_outputs
+from speedysnn.kernels.tables import Tables
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.notebook import block
 from speedysnn.parts import Parts
@@ -68,6 +69,7 @@ class SpikingNetwork(Parts):
         self.provenance = provenance or {}
         self._reading: Reading = "spiking"
         self._stream: Stream | None = None
+        self.tables = Tables()
         self.width = plan.widest(graph, self.input_shapes)
         self.images_per_pass: int | None = None
         self.timesteps = timesteps

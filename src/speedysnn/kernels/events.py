@@ -14,18 +14,19 @@ from speedysnn.kernels import event_code
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat
+from speedysnn.kernels.tables import Tables
 from speedysnn.kernels.vector_code import LANES
+from speedysnn.kernels.weights import PAIR, lay_out, lay_out_half
 
 Array = Any
 Size = tuple[int, int]
 # Outputs whose sums are held in registers, and bytes of weights in use at a time, to stay in the second-level cache:
 # AVX-512 has four times the registers, and processors that have it the larger caches.
 WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
-PAIR = 32  # outputs whose weights in bfloat16 lie in the same 16 words
 FOLDED = 32  # outputs that pixels are taken together for
 PLACES = event_code.lanes_of_masks()
 if AVAILABLE:
-    from speedysnn.kernels.event_code import add_rows, pack, turn
+    from speedysnn.kernels.event_code import add_rows, pack
 
 
 class Plan:
@@ -40,31 +41,41 @@ class Plan:
         stride: of rows and columns.
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
-        half: keep the weights in bfloat16, where blocks are of whole groups of 32 outputs; sums stay float32.
+        tables: memory to lay them out in; see `close`.
+        half: weights in bfloat16, where a block is whole groups of 32 outputs of one pixel; sums stay float32.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int,
-        half: bool = False,
+        half: bool = False, tables: Tables | None = None,
     ) -> None:  # fmt: skip
         outputs, self.channels, self.tall, self.kernel = weight.shape
         self.stride, self.padding, self.outputs = stride, padding, outputs
         self.pixels = _pixels(outputs, self.kernel, columns)
         self.wide = self.kernel + (self.pixels - 1) * stride[1]
         self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
-        self.half = half and self.width % PAIR == 0
-        table = _aligned(self.tall * self.wide * self.channels * outputs * self.pixels, torch.float32)
-        _lay_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy(), self._sizes(), self.width, table)
-        self.table = _aligned(table.size // 2, torch.int32).view(np.uint32) if self.half else table
-        if self.half:
-            _halve(table, self.table)
+        self.half = half and self.pixels == 1 and self.width % PAIR == 0
+        self.tables = tables or Tables()
+        self.table = self._laid_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy())
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
         per_channel = (2 if self.half else 4) * self.tall * self.wide * self.width
         self.chunk = min(self.channels, max(LANES, TABLE_BYTES // per_channel // LANES * LANES))
 
-    def _sizes(self) -> tuple[int, ...]:
-        return self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1]
+    def _laid_out(self, weight: Array) -> Array:
+        sizes = (self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1])
+        size = self.tall * self.wide * self.channels * self.outputs * self.pixels
+        if self.half:
+            table = self.tables.take(size // 2, torch.int32).view(np.uint32)
+            lay_out_half(weight, sizes, self.width, table)
+        else:
+            table = self.tables.take(size, torch.float32)
+            lay_out(weight, sizes, self.width, table)
+        return table
+
+    def close(self) -> None:
+        """Give the weights' memory back; nothing runs after that."""
+        self.tables.give(self.table.view(np.int32) if self.half else self.table)
 
     def run(self, x: Tensor) -> Tensor:
         """(N, C, H, W) channels-last -> (N, O, OH, OW) channels-last, float32."""
@@ -106,11 +117,6 @@ def pair(value: Any) -> Size:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _aligned(size: int, kind: torch.dtype) -> Array:
-    """Memory of torch, which begins at a line of the cache: a vector never lies in two."""
-    return torch.empty(size, dtype=kind).numpy()
-
-
 def _pixels(outputs: int, wide: int, columns: int) -> int:
     for pixels in (4, 2):
         if wide > 1 and outputs * pixels <= FOLDED and columns % pixels == 0:
@@ -120,41 +126,6 @@ def _pixels(outputs: int, wide: int, columns: int) -> int:
 
 def _divisor(outputs: int) -> int:
     return max(width for width in range(LANES, WIDEST + 1, LANES) if outputs % width == 0)
-
-
-@compiled
-def _lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pragma: no cover - compiled
-    """Weights (O, kh, kw, C) as `Plan` says; eight outputs at a time change places with eight channels."""
-    outputs, channels, tall, kernel, wide, pixels, right = sizes
-    row, many = channels * tall * kernel, channels // LANES * LANES
-    if pixels > 1:
-        table[:] = 0
-    together = min(width, outputs)
-    for block in range(outputs // together):
-        for k in range(tall):
-            for j in range(kernel):
-                read = block * together * row + (k * kernel + j) * channels
-                for pixel in range(pixels):
-                    place = ((block * tall + k) * wide + pixel * right + j) * channels
-                    write = place * width + pixel * outputs
-                    for c in range(0, many, LANES):
-                        for o in range(0, together, LANES):
-                            turn(weight, read + o * row + c, row, table, write + c * width + o, width)
-                    for c in range(many, channels):
-                        for o in range(together):
-                            table[write + c * width + o] = weight[read + o * row + c]
-
-
-@compiled
-def _halve(table: Array, out: Array) -> None:  # pragma: no cover - compiled
-    """Every 32 values as 16 words: of bfloat16, ties to even, those of the second half in the upper bits."""
-    half, bits = PAIR // 2, table.view(np.uint32)
-    for first in range(0, out.size, half):
-        for i in range(half):
-            low, high = bits[2 * first + i], bits[2 * first + half + i]
-            low += np.uint32(0x7FFF) + ((low >> np.uint32(16)) & np.uint32(1))
-            high += np.uint32(0x7FFF) + ((high >> np.uint32(16)) & np.uint32(1))
-            out[first + i] = (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
 
 
 @compiled
