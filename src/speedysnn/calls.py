@@ -29,12 +29,12 @@ def read(
     Raises:
         InputError: an input of another rank than the network was converted with, or no tensor.
     """
-    values = [accept(snn, x, i) for i, x in enumerate(inputs)]
-    passes = _passes(snn, values, observer, reading)
+    dynamic = [is_events(snn, x, i) for i, x in enumerate(inputs)]
+    passes = _passes(snn, inputs, dynamic, observer, reading)
     eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1), snn.tables)
     try:
         if len(passes) == 1:
-            return _run(snn, values, per_step, observer, reading, eventwise)
+            return one_pass(snn, inputs, per_step, observer, reading, eventwise)
         return _in_passes(snn, inputs, passes, per_step, observer, reading, eventwise)
     finally:
         eventwise.close()
@@ -64,26 +64,38 @@ def accept(snn: SpikingNetwork, x: Tensor, position: int) -> Value:
     Raises:
         InputError: another rank, or no tensor.
     """
+    dynamic = is_events(snn, x, position)
+    return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
+
+
+def is_events(snn: SpikingNetwork, x: Tensor, position: int) -> bool:
+    """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
+
+    Raises:
+        InputError: another rank, or no tensor.
+    """
     expected = snn.input_shapes[position]
     if not isinstance(x, Tensor):
         raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
     if x.ndim == len(expected) + 1:
-        return Value(channels_last(x))
+        return False
     if x.ndim == len(expected) + 2 and x.shape[0] == snn.timesteps:
-        return Value(channels_last(x.flatten(0, 1)), True)
+        return True
     raise InputError(
         f"input {position}: expected (B, {_shape(expected)}), or ({snn.timesteps}, B, {_shape(expected)}) for "
         f"T={snn.timesteps} steps of events, got {tuple(x.shape)}"
     )
 
 
-def _passes(snn: SpikingNetwork, values: Sequence[Value], observer: Observer | None, reading: Reading) -> list[int]:
+def _passes(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], dynamic: Sequence[bool], observer: Observer | None, reading: Reading
+) -> list[int]:
     """Images of each pass; all in one where gradients or an observer need them together."""
     together = observer is not None and not getattr(observer, "any_order", False)
-    images = values[0].tensor.shape[0] // (snn.timesteps if values[0].dynamic else 1)
+    images = inputs[0].shape[int(dynamic[0])]
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
-    device = values[0].tensor.device
+    device = inputs[0].device
     steps = 1 if reading != "spiking" or _synchronous(snn) else snn.timesteps
     size = snn.images_per_pass or plan.images_per_pass(snn.width, steps, device)
     return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
