@@ -98,8 +98,11 @@ class Execution:
             if self.drives is not None:  # the whole input is known: its mean paces the spikes
                 drive, over = Value(self.drives[node.name]), False
             seen = seen_by(self.observer) if drive.dynamic else "steps"  # before the spikes are written over it
-            received = drive.tensor if seen == "steps" else neuron.total(drive.tensor) if seen == "total" else _NOTHING
-            out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
+            if seen == "total" and over:
+                out, received = neuron.spiking_and_total(drive.tensor)
+            else:
+                received = self._received(neuron, drive.tensor, seen)
+                out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
             self._observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
             return Value(out, True)
         operator, tensors = OPERATORS[node.op], self.tensors(node.name)
@@ -110,6 +113,10 @@ class Execution:
                 return Value(aligned[0].add_(aligned[1]), True)
             return Value(self._affine(operator, node, aligned, tensors, dynamic), dynamic)
         return Value(self._rate(operator, node, args, tensors), True)
+
+    @staticmethod
+    def _received(neuron: IFNeuron, drive: Tensor, seen: str) -> Tensor:
+        return drive if seen == "steps" else neuron.total(drive) if seen == "total" else _NOTHING
 
     def _affine(
         self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import InputError
-from speedysnn.kernels import Rule, multistep, parse_spikes
+from speedysnn.kernels import Rule, multistep, over_time, parse_spikes, with_total
 from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
 from speedysnn.neuron_options import THRESHOLD_RULES as THRESHOLD_RULES
@@ -157,12 +157,12 @@ class IFNeuron(NeuronParameters):
 
     def total(self, x: Tensor) -> Tensor:
         """Sum over time of what the neuron integrates of an input (T*B, ...), in its order: (B, ...)."""
+        return over_time(self.corrected(x), self.timesteps)
+
+    def spiking_and_total(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `spiking` gives, written over an input (T*B, ...), and the `total` of that input."""
         x = self.corrected(x)
-        first, *rest = x.view(self.timesteps, len(x) // self.timesteps, *x.shape[1:]).unbind(0)
-        out = first.clone()
-        for later in rest:
-            out.add_(later)
-        return out
+        return with_total(x, self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim), self.rule)
 
     def reset(self) -> None:
         """Forget the streaming state."""

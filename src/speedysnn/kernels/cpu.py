@@ -43,9 +43,13 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False
-) -> Tensor:
-    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`."""
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False,
+    whole: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`.
+
+    A dense `whole` (B, ...), lying in memory as a step does, takes the drive's sum over the steps.
+    """
     where = _plan(drive, theta, v_init, rule, constant)
     if over and not constant:  # step t has read the drive up to a step k >= t when it writes row t
         out = where.drive
@@ -57,8 +61,9 @@ def forward(
     arrays = (_array(where.drive), *_channels(theta, v_init, work))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16)
-    given = (kind, *arrays, *sizes, factors, low, high, where.neurons)
+    kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16, whole is not None)
+    sums = _array(whole) if whole is not None else np.empty(0, _numpy(work))
+    given = (kind, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: sequence.forward(*given, begin, end, result))
     return out
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import cpu, cuda, operator, reference
+from speedysnn.kernels.layout import by_picture
 from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
@@ -75,6 +76,26 @@ def multistep(
         if asked is not None or reason.startswith(cuda.BROKEN):
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
+
+
+def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """What `multistep` gives, written over a drive (T*B, ...), and that drive's sum over its steps, (B, ...)."""
+    step = drive[: len(drive) // rule.timesteps]
+    plain = drive.dtype in (torch.float32, torch.float64) and by_picture(drive) and not recorded(drive, theta, v_init)
+    if plain and _candidates(_chosen(), drive) == ("cpu",) and not cpu.refuses(drive, theta, v_init, rule):
+        whole = torch.empty_like(step)
+        return cpu.forward(drive, theta, v_init, rule, False, True, whole), whole
+    whole = over_time(drive, rule.timesteps)
+    return multistep(drive, theta, v_init, rule, over=True), whole
+
+
+def over_time(drive: Tensor, steps: int) -> Tensor:
+    """Sum of a drive (T*B, ...) over its steps, in the order in which a neuron adds them up: (B, ...)."""
+    first, *rest = drive.view(steps, len(drive) // steps, *drive.shape[1:]).unbind(0)
+    out = first.clone()
+    for later in rest:
+        out.add_(later)
+    return out
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -60,6 +60,11 @@ def dense(x: Tensor) -> bool:
     return True
 
 
+def by_picture(x: Tensor) -> bool:
+    """Whether a tensor's pictures (B, ...) lie one after the other, each dense."""
+    return dense(x) and (len(x) < 2 or x.stride(0) == _row(x))
+
+
 def flat(x: Tensor) -> Tensor:
     """A dense tensor's values in the order in which they lie in memory, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))

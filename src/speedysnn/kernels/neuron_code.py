@@ -14,7 +14,7 @@ LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divi
 VECTORS = 1  # at a time
 AT_ONCE = LANES * VECTORS
 AHEAD = 16 * AT_ONCE  # neurons: rows lie too far apart for the processor to see by itself what comes next
-CONSTANT, TAKE_BACK, HALF = 1, 2, 4  # the kinds of a call, in the length of its first argument less one
+CONSTANT, TAKE_BACK, HALF, TOTALLED = 1, 2, 4, 8  # the kinds of a call, in the length of its first argument less one
 
 
 class Neurons(Writer):
@@ -24,7 +24,8 @@ class Neurons(Writer):
         super().__init__(context, builder, types_, args)
         kind = len(types_[0]) - 1
         self.constant, self.take_back = bool(kind & CONSTANT), bool(kind & TAKE_BACK)
-        self.brief = bool(kind & HALF)
+        self.brief, self.totalled = bool(kind & HALF), bool(kind & TOTALLED)
+        self.whole: list[Any] = []
         self.real = context.get_value_type(types_[7].dtype)
         self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
         self.ahead = [self.number(LANES * i) for i in range(VECTORS)]
@@ -80,7 +81,7 @@ class Neurons(Writer):
     ) -> list[Any]:
         """The loop over the steps: fire, keep(t, counts before, what `step` gave), add the row that comes next.
 
-        Returns the counts after the last step.
+        Returns the counts after the last step; `whole` holds the drive's sum over all steps then.
         """
         b, before = self.b, self.b.block
         firing, further, after = self.blocks("firing", "further", "after")
@@ -97,6 +98,7 @@ class Neurons(Writer):
         self.close([t, *sums, *counts], [later, *self.seen_next(t, sums), *reached], further)
         b.branch(firing)
         b.position_at_end(after)
+        self.whole = sums
         return reached
 
     def write(self, values: list[Any], t: Any) -> None:
@@ -176,6 +178,8 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w.write([builder.fmul(spikes, theta) for (_, spikes, _), theta in zip(fired, own, strict=True)], t)
 
         w.steps_of(totals, own, origin, keep)
+        for total, further in zip(w.whole if w.totalled else (), w.ahead, strict=False):
+            w.store(total, w.pointer(13), builder.add(w.at_group, further))
 
     w.groups(work)
     return context.get_dummy_value()
@@ -186,12 +190,12 @@ if AVAILABLE:
     @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
         _: Any, kind: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
-        start: Any, low: Any, high: Any, out: Any, many: Any,
+        start: Any, low: Any, high: Any, out: Any, many: Any, whole: Any,
     ) -> Any:  # fmt: skip
         """Theta * s[t] of all steps for `many` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
 
         Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
-        neurons alone. Of the kind HALF x and out hold bfloat16 as bits.
+        neurons alone. Of the kind TOTALLED the sum of all rows goes to `whole`. Of the kind HALF x and out hold bfloat16 as bits.
         """
-        given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many)
+        given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many, whole)
         return types.void(*given), _fire

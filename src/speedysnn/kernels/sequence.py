@@ -6,7 +6,7 @@ import numpy as np
 
 from speedysnn.kernels.blocks import add, fire, load, load_half, spread, store_half
 from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK
+from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK, TOTALLED
 
 if AVAILABLE:
     from speedysnn.kernels.neuron_code import fire_all
@@ -50,9 +50,12 @@ def total_upto_half(
 @compiled
 def forward(
     kind: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
-    hi: Any, neurons: int, begin: int, end: int, out: Array,
+    hi: Any, whole: Array, neurons: int, begin: int, end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Theta * s[t] of the neurons begin..end - 1, all steps; `kind` tells by its length what `kind_of` says."""
+    """Theta * s[t] of the neurons begin..end - 1, all steps; `kind` tells by its length what `kind_of` says.
+
+    Where it says so the drive's sum over all steps goes to `whole`.
+    """
     th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
     constant, take_back = (len(kind) - 1) & CONSTANT != 0, (len(kind) - 1) & TAKE_BACK != 0
     half = (len(kind) - 1) & HALF != 0
@@ -65,16 +68,16 @@ def forward(
             spread(start, first, m, inner, v0)
         many = m // AT_ONCE * AT_ONCE
         seen = 1 if constant else min(1 + delay, steps)
-        fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many)
+        fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many, whole)
         if many < m:
             few(x, first + many, m - many, steps, delay, constant, half, factors, lo, hi, take_back, th[many:],
-                v0[many:], neurons, out)  # fmt: skip
+                v0[many:], neurons, out, whole)  # fmt: skip
 
 
 @compiled
 def few(
     x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array,
+    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array, whole: Array,
 ) -> None:  # pragma: no cover - compiled
     """The same for what is left at the end, at most AT_ONCE neurons."""
     total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
@@ -94,8 +97,10 @@ def few(
             store_half(s, m, row)
         else:
             load(s, m, row)
+    if whole.size:
+        load(total, m, whole[first : first + m])
 
 
-def kind_of(constant: bool, take_back: bool, half: bool = False) -> tuple[int, ...]:
+def kind_of(constant: bool, take_back: bool, half: bool = False, totalled: bool = False) -> tuple[int, ...]:
     """A call's kind as a tuple's length, which the compiler knows: code for each, without branches."""
-    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back + HALF * half)
+    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back + HALF * half + TOTALLED * totalled)
