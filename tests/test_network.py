@@ -171,6 +171,20 @@ def test_values_that_nothing_reads_again_are_written_over(delay: int | str, monk
         assert torch.equal(snn(x, per_step=True), ours)
 
 
+@pytest.mark.parametrize("events", ["never", "always"])
+def test_sums_over_what_no_gradient_reads_change_no_gradient(events: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEEDYSNN_EVENTS", events)
+    snn, x = residual(), torch.randn(6, 2, 8, 8)
+    found = []
+    for names in (executor._UNSAVED, frozenset()):
+        monkeypatch.setattr(executor, "_UNSAVED", names)
+        snn.zero_grad()
+        snn(x).square().sum().backward()
+        found.append([p.grad for p in snn.parameters() if p.grad is not None])
+    assert len(found[0]) > 4
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = residual(), torch.randn(12, 2, 8, 8)
     snn.images_per_pass = 2

@@ -18,6 +18,7 @@ from speedysnn.operators import OPERATORS, Operator
 from speedysnn.tap import Observer, Tap, seen_by
 from speedysnn.wiring import last_uses, readout_nodes, spent
 
+_UNSAVED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})  # whose gradients do not read what they gave
 _NOTHING = torch.empty(0)  # what an observer of no drive is handed
 
 
@@ -47,6 +48,7 @@ class Execution:
         self.drives = drives
         self.eventwise = eventwise
         self._spent: frozenset[str] = frozenset()
+        self._summed: frozenset[str] = frozenset()
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
@@ -75,8 +77,9 @@ class Execution:
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         means = frozenset() if per_step else readout_nodes(self.graph)
-        kept = torch.is_grad_enabled() or seen_by(self.observer) == "steps"
-        self._spent = frozenset() if kept else spent(self.graph)
+        kept, free = torch.is_grad_enabled() or seen_by(self.observer) == "steps", spent(self.graph)
+        self._spent = frozenset() if kept else free
+        self._summed = frozenset(n.name for n in self.graph.nodes if n.op in _UNSAVED) & free if kept else free
         values: dict[str, Value] = {}
         feed, release = iter(inputs), last_uses(self.graph)
         for position, node in enumerate(self.graph.nodes):
@@ -109,7 +112,7 @@ class Execution:
         dynamic = any(arg.dynamic for arg in args)
         if not dynamic or operator.behaviour == "affine":
             aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
-            if node.op == "add" and args[0].dynamic and node.inputs[0] in self._spent and _alike(*aligned):
+            if node.op == "add" and args[0].dynamic and node.inputs[0] in self._summed and _alike(*aligned):
                 return Value(aligned[0].add_(aligned[1]), True)
             return Value(self._affine(operator, node, aligned, tensors, dynamic), dynamic)
         return Value(self._rate(operator, node, args, tensors), True)
