@@ -195,7 +195,7 @@ if AVAILABLE:
         """Theta * s[t] of all steps for `many` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
 
         Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
-        neurons alone. Of the kind TOTALLED the sum of all rows goes to `whole`. Of the kind HALF x and out hold bfloat16 as bits.
+        neurons alone. Of the kind TOTALLED the sum of all rows goes to `whole`; of HALF x and out are bfloat16 as bits.
         """
         given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many, whole)
         return types.void(*given), _fire
