@@ -68,6 +68,7 @@ ROWS = {
     "T4-norms": Row("", ("quantized:4",), **NORMS),
     "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, **MANY}),
     "T4-norms-longer": Row("T4-norms-long", ("quantized:3,rate=0.3",), **{**NORMS, **MANY, "norms": False}),
+    "T4-soft-short": Row("", ("quantized:4",), **{**NORMS, "keep": "loss", "temperature": 4.0}),
     "T4-soft": Row("", ("quantized:18",), **SOFT),
     "T2-soft": Row("", ("quantized:14",), timesteps=2, **SOFT),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
@@ -133,14 +134,21 @@ def set_to(snn: SpikingNetwork, row: Row) -> None:
 
 
 def judge(name: str, snn: SpikingNetwork, source: SpikingNetwork, images: Cifar, limit: int | None) -> dict[str, Any]:
-    """Test accuracy with T, look-ahead, latency, spikes, and the mean share of each cause of noise."""
+    """Test accuracy with T, latency, spikes, shares of each cause of noise; agreement on mixtures of held-out images."""
     report = analysis.measure_noise(snn, images.test, source=source, limit=limit)
+    mixed = analysis.measure_noise(snn, mixtures(images), source=source, limit=limit).outputs["agreement"]
     out = report.outputs
     shares = {cause: float(report.layers[f"share_{cause}"].mean()) for cause in CAUSES}
     keys = ("accuracy", "analog_accuracy", "agreement", "spikes_per_neuron", "latency")
-    return {"row": name, "timesteps": snn.timesteps, **{key: out[key] for key in keys},
+    return {"row": name, "timesteps": snn.timesteps, **{key: out[key] for key in keys}, "held_mixed": mixed,
             "sqnr_mean_db": float(report.layers.sqnr_db.mean()), "sqnr_lowest_db": float(report.layers.sqnr_db.min()),
             **shares}  # fmt: skip
+
+
+def mixtures(images: Cifar) -> torch.Tensor:
+    """Two held-out images in one, 65 to 35: inputs that are harder than what the source was trained on."""
+    x = images.held.tensors[0]
+    return 0.65 * x + 0.35 * x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
 
 
 CAUSES = ("clip", "round", "propagated", "temporal")
