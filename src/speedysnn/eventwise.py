@@ -86,7 +86,6 @@ class Eventwise:
                 )
             return self._plans[name]
 
-
     def close(self) -> None:
         """The call is over: its memory serves the next one."""
         while self._plans:

@@ -41,8 +41,8 @@ class Plan:
         stride: of rows and columns.
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
-        tables: memory to lay them out in; see `close`.
         half: weights in bfloat16, where a block is whole groups of 32 outputs of one pixel; sums stay float32.
+        tables: memory to lay them out in; see `close`.
     """
 
     def __init__(
