@@ -87,17 +87,13 @@ def _named(
     layer: str, shape: tuple[int, ...], where: Tensor, places: Tensor, values: Tensor
 ) -> tuple[Unit, ...]:
     """Of the units `places` those with the largest values first, MOST_NAMES at most; `where` each lies in the layer."""
-    found, own = [], values[places]
+    own = values[places]
     if len(own) > MOST_NAMES:
         least = own.topk(MOST_NAMES).values[-1]
         above = (own > least).nonzero().reshape(-1)
         level = (own == least).nonzero().reshape(-1)[: MOST_NAMES - len(above)]
         places = places[torch.cat([above, level]).sort().values]
-    order = torch.sort(values[places], descending=True, stable=True).indices
-    for place in places[order].tolist():
-        index, rest = [], int(where[place])
-        for size in reversed(shape):
-            index.append(rest % size)
-            rest //= size
-        found.append(Unit(layer, tuple(reversed(index)), float(values[place])))
-    return tuple(found)
+    places = places[torch.sort(values[places], descending=True, stable=True).indices]
+    index = torch.unravel_index(where[places], shape) if shape else ()
+    rows = torch.stack(index, 1).tolist() if index else [[]] * len(places)
+    return tuple(Unit(layer, tuple(row), value) for row, value in zip(rows, values[places].tolist(), strict=True))
