@@ -27,7 +27,8 @@ HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {
     "neuron": ("neuron", "-T", "8", "--rounds", "7"),
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
-    "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
+    "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
+    "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
     "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "16", "--rounds", "3"),
     "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
