@@ -194,7 +194,7 @@ def fashion_table(frame: pd.DataFrame) -> str:
 def stall(rows: pd.DataFrame, history: pd.DataFrame) -> str:
     """Where T = 4, delay 1 stops short of the source, from its own figures: without and with mixtures, batch-norm kept."""
     parts = []
-    for name in ("T4", "T4-long", "T4-norms-long"):
+    for name in ("T4", "T4-long", "T4-norms-long", "T4-soft"):
         found = rows[(rows.row == name) & (rows.network == "tuned")]
         if found.empty:
             continue
