@@ -1,6 +1,6 @@
 """What speed costs and what it does not: networks beside their own source and beside other simulators, in one run each.
 
-    python reports/speed/study.py            # about 15 minutes on 2 cores
+    python reports/speed/study.py            # about 20 minutes on 2 cores
     python reports/speed/study.py --smoke    # tiny sizes, into --out or a temporary folder
 
 Every row is a public `speedysnn bench` command; contestants run in turn in one process and ratios are taken round by
@@ -25,11 +25,12 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {
-    "neuron": ("neuron", "-T", "8", "--rounds", "7"),
+    "neuron": ("neuron", "-T", "8", "--rounds", "21"),
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
-    "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "16", "--rounds", "3"),
+    "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "64", "--rounds", "3"),
+    "resnet18-224-few": ("inference", "--network", "resnet18", "-T", "8", "--batch", "16", "--rounds", "3"),
     "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
     "measuring": ("measuring", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),

@@ -11,6 +11,7 @@ from speedysnn.kernels.blocks import gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import share
 from speedysnn.kernels.layout import flat, laid_out, plan, values
+from speedysnn.kernels.sequence import block_size
 
 Array = Any
 BLOCK = 4096
@@ -21,16 +22,22 @@ _DTYPES = (torch.float32, torch.float64)
 def _forward(
     z: Array, theta: Array, v_init: Array, inner: int, steps: Any, low: Any, high: Any, begin: int, end: int, out: Array
 ) -> None:  # pragma: no cover - compiled
-    th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
-    for first in range(begin, end, BLOCK):
-        m = min(BLOCK, end - first)
-        spread(theta, first, m, inner, th)
-        spread(v_init, first, m, inner, v0)
-        for i in range(m):
-            n = np.floor(z[first + i] * steps / th[i] + v0[i])
+    th, v0, step = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    period = max(theta.size, v_init.size) * inner if max(theta.size, v_init.size) > 1 else 1
+    size = block_size(BLOCK, period)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(v_init, first, m, inner, v0)
+            for i in range(m):
+                step[i] = th[i] / steps
+        own, result = z[first : first + m], out[first : first + m]
+        for i in range(m):  # from 0 on: an index that might be negative is looked at one by one
+            n = np.floor(own[i] * steps / th[i] + v0[i])
             n = low if n < low else n
             n = high if n > high else n
-            out[first + i] = n * (th[i] / steps)
+            result[i] = n * step[i]
 
 
 @compiled
@@ -39,26 +46,34 @@ def _backward(
     begin: int, end: int, out: Array, to_theta: Array, to_start: Array,
 ) -> None:  # pragma: no cover - compiled
     th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
-    a, b = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    a, b = np.zeros(BLOCK), np.zeros(BLOCK)
     zero, least, most = high - high, low / steps, high / steps
-    for first in range(begin, end, BLOCK):
-        m = min(BLOCK, end - first)
-        spread(theta, first, m, inner, th)
-        spread(v_init, first, m, inner, v0)
+    period = max(theta.size, v_init.size) * inner if max(theta.size, v_init.size) > 1 else 1
+    size = block_size(BLOCK, period)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(v_init, first, m, inner, v0)
+        own, given, result = z[first : first + m], g[first : first + m], out[first : first + m]
         for i in range(m):
-            x, grad = z[first + i], g[first + i]
+            x, grad = own[i], given[i]
             ratio = x / th[i]
             n = np.floor(x * steps / th[i] + v0[i])
             n = low if n < low else n
             n = high if n > high else n
             inside = (ratio > least) & (ratio < most)
             outside = most if ratio >= most else least
-            a[i] = grad * (n / steps - ratio if inside else outside)
+            a[i] += grad * (n / steps - ratio if inside else outside)
             kept = grad if inside else zero
-            out[first + i] = kept
-            b[i] = kept * (th[i] / steps)
-        gather(a, first, m, inner, to_theta)
-        gather(b, first, m, inner, to_start)
+            result[i] = kept
+            b[i] += kept * (th[i] / steps)
+        alike = size % period == 0  # every block has the same channels at the same places
+        if first + m == end or not alike:
+            origin, places = (begin, min(size, end - begin)) if alike else (first, m)
+            gather(a, origin, places, inner, to_theta)
+            gather(b, origin, places, inner, to_start)
+            a[:], b[:] = 0, 0
 
 
 def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
