@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
-    "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "64", "--rounds", "3"),
+    "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "32", "--rounds", "3"),
     "resnet18-224-few": ("inference", "--network", "resnet18", "-T", "8", "--batch", "16", "--rounds", "3"),
     "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
@@ -54,7 +54,10 @@ def figure(frame: pd.DataFrame, out: Path) -> None:
     """Ratios of every run as bars; 1 is the run's own base."""
     names = list(dict.fromkeys(frame.run))
     chosen = [name for name in names if name not in ("scaling",)]
-    fig, axes = plt.subplots(len(chosen), 1, figsize=(8, 1.1 + 1.35 * len(chosen)), squeeze=False)
+    bars = [int((frame.run == name).sum()) + 3 for name in chosen]  # and room for a title and an axis
+    fig, axes = plt.subplots(
+        len(chosen), 1, figsize=(8, 0.22 * sum(bars)), squeeze=False, height_ratios=bars
+    )
     for ax, name in zip(axes[:, 0], chosen, strict=True):
         part = frame[frame.run == name]
         colours = ["#0072b2" if str(label).startswith("speedysnn") else "#bbbbbb" for label in part.contestant]
