@@ -252,8 +252,9 @@ copies alone) and mixes pairs (alpha 0.2). Minutes are those of a row's own stag
 same setting. "Batch-norm in place" is `finetune.train` that starts from the source network itself, its batch-norm not yet
 folded, towards the source's logits, mixtures, no layer matching, a running average of the weights (0.998); at delay 0 its
 last three epochs run through time; "longer" takes four copies and all JPEG images an epoch, and "three more epochs" goes on
-folded. "Temperature 4" divides both logits by 4 in the loss; it was chosen after four epochs by "on mixtures": agreement
-with the source on mixtures of two held-out images, 65 to 35, which are harder than what the source was trained on.
+folded. "Temperature 4" divides both logits by 4 in the loss; it was chosen by held-out agreement in a first run of the four-epoch
+row. "On mixtures": agreement with the source on mixtures of two held-out images, 65 to 35, which are harder than what it
+was trained on; measured afterwards, for rows whose networks were still there.
 Batch-norm in place at temperature 1, "another epoch", "more epochs" and delay 0 from mixtures keep the epoch of most
 agreement on held-out images, all others that of least held-out loss.
 
