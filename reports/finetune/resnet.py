@@ -70,6 +70,7 @@ ROWS = {
     "T4-norms-longer": Row("T4-norms-long", ("quantized:3,rate=0.3",), **{**NORMS, **MANY, "norms": False}),
     "T4-soft-short": Row("", ("quantized:4",), **{**NORMS, "keep": "loss", "temperature": 4.0}),
     "T4-soft": Row("", ("quantized:18",), **SOFT),
+    "T2-soft-short": Row("", ("quantized:4",), timesteps=2, **{**NORMS, "keep": "loss", "temperature": 4.0}),
     "T2-soft": Row("", ("quantized:14",), timesteps=2, **SOFT),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
     "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),
