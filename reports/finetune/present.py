@@ -20,6 +20,7 @@ LABELS = {
     "T4-soft-short": "T=4, delay 1, batch-norm in place, temperature 4",
     "T4-soft": "T=4, delay 1, temperature 4, longer", "T2-long": "T=2, delay 1, mixtures",
     "T2-soft-short": "T=2, delay 1, batch-norm in place, temperature 4",
+    "T8-soft-short": "T=8, delay 1, batch-norm in place, temperature 4",
     "T2-soft": "T=2, delay 1, temperature 4, longer",
     "binary-norms": "T=4, delay 0, batch-norm in place", "ternary-norms": "T=4, delay 0, ternary, batch-norm in place",
     "T2-longer": "T=2, delay 1, mixtures, two more epochs", "binary-long": "T=4, delay 0, mixtures",

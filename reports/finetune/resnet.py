@@ -57,6 +57,7 @@ class Row:
 MIXED: Any = {"copies": 6, "more": 25000, "mixup": 0.2}
 NORMS: Any = {**MIXED, "keep": "agreement", "match": 0.0, "average": 0.998, "norms": True}
 MANY: Any = {"copies": 4, "more": 49534}
+SHORT: Any = {**NORMS, "keep": "loss", "temperature": 4.0}
 SOFT: Any = {**NORMS, **MANY, "keep": "loss", "temperature": 4.0}
 ROWS = {
     "twin": Row("", ("quantized:4",), copies=2, more=49534),
@@ -68,9 +69,10 @@ ROWS = {
     "T4-norms": Row("", ("quantized:4",), **NORMS),
     "T4-norms-long": Row("", ("quantized:14",), **{**NORMS, **MANY}),
     "T4-norms-longer": Row("T4-norms-long", ("quantized:3,rate=0.3",), **{**NORMS, **MANY, "norms": False}),
-    "T4-soft-short": Row("", ("quantized:4",), **{**NORMS, "keep": "loss", "temperature": 4.0}),
+    "T4-soft-short": Row("", ("quantized:4",), **SHORT),
     "T4-soft": Row("", ("quantized:18",), **SOFT),
-    "T2-soft-short": Row("", ("quantized:4",), timesteps=2, **{**NORMS, "keep": "loss", "temperature": 4.0}),
+    "T8-soft-short": Row("", ("quantized:4",), timesteps=8, **SHORT),
+    "T2-soft-short": Row("", ("quantized:4",), timesteps=2, **SHORT),
     "T2-soft": Row("", ("quantized:14",), timesteps=2, **SOFT),
     "binary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, **NORMS),
     "ternary-norms": Row("", ("quantized:4", "spiking:3"), delay=0, spikes="ternary", **NORMS),
