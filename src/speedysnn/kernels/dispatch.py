@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import cpu, cuda, operator, reference
-from speedysnn.kernels.layout import by_picture
+from speedysnn.kernels.layout import rows_first
 from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
@@ -81,7 +81,7 @@ def multistep(
 def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """What `multistep` gives, written over a drive (T*B, ...), and that drive's sum over its steps, (B, ...)."""
     step = drive[: len(drive) // rule.timesteps]
-    plain = drive.dtype in (torch.float32, torch.float64) and by_picture(drive) and not recorded(drive, theta, v_init)
+    plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive) and not recorded(drive, theta, v_init)
     if plain and _candidates(_chosen(), drive) == ("cpu",) and not cpu.refuses(drive, theta, v_init, rule):
         whole = torch.empty_like(step)
         return cpu.forward(drive, theta, v_init, rule, False, True, whole), whole

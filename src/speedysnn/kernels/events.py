@@ -66,16 +66,16 @@ class Plan:
         sizes = (self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1])
         size = self.tall * self.wide * self.channels * self.outputs * self.pixels
         if self.half:
-            table = self.tables.take(size // 2, torch.int32).view(np.uint32)
+            table = self.tables.take(size // 2, np.uint32)
             lay_out_half(weight, sizes, self.width, table)
         else:
-            table = self.tables.take(size, torch.float32)
+            table = self.tables.take(size, np.float32)
             lay_out(weight, sizes, self.width, table)
         return table
 
     def close(self) -> None:
         """Give the weights' memory back; nothing runs after that."""
-        self.tables.give(self.table.view(np.int32) if self.half else self.table)
+        self.tables.give(self.table)
 
     def run(self, x: Tensor) -> Tensor:
         """(N, C, H, W) channels-last -> (N, O, OH, OW) channels-last, float32."""

@@ -38,12 +38,12 @@ def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | N
 
 def in_rows(x: Tensor) -> Tensor:
     """The tensor dense in memory and with the slowest stride first, copied where it is not."""
-    return x if _rows_first(x) else x.contiguous()
+    return x if rows_first(x) else x.contiguous()
 
 
 def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
     """An empty tensor that lies as a kernel's output does, from a drive of T*B rows, or of B where it is constant."""
-    if not _rows_first(drive):
+    if not rows_first(drive):
         drive = torch.empty_like(drive, memory_format=torch.contiguous_format)
     return like(drive, steps) if constant else torch.empty_like(drive)
 
@@ -58,11 +58,6 @@ def dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-def by_picture(x: Tensor) -> bool:
-    """Whether a tensor's pictures (B, ...) lie one after the other, each dense."""
-    return dense(x) and (len(x) < 2 or x.stride(0) == _row(x))
 
 
 def flat(x: Tensor) -> Tensor:
@@ -108,7 +103,8 @@ def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
     return found
 
 
-def _rows_first(drive: Tensor) -> bool:
+def rows_first(drive: Tensor) -> bool:
+    """Whether a tensor is dense in memory with the slowest stride first."""
     if drive.numel() == 0 or drive.ndim == 0:
         return False
     if drive.is_contiguous():

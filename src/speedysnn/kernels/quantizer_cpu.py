@@ -11,7 +11,7 @@ from speedysnn.kernels.blocks import gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import share
 from speedysnn.kernels.layout import flat, laid_out, plan, values
-from speedysnn.kernels.sequence import block_size
+from speedysnn.kernels.sequence import block_size, period_of
 
 Array = Any
 BLOCK = 4096
@@ -23,7 +23,7 @@ def _forward(
     z: Array, theta: Array, v_init: Array, inner: int, steps: Any, low: Any, high: Any, begin: int, end: int, out: Array
 ) -> None:  # pragma: no cover - compiled
     th, v0, step = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
-    period = max(theta.size, v_init.size) * inner if max(theta.size, v_init.size) > 1 else 1
+    period = period_of(theta, v_init, inner)
     size = block_size(BLOCK, period)
     for first in range(begin, end, size):
         m = min(size, end - first)
@@ -48,11 +48,12 @@ def _backward(
     th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
     a, b = np.zeros(BLOCK), np.zeros(BLOCK)
     zero, least, most = high - high, low / steps, high / steps
-    period = max(theta.size, v_init.size) * inner if max(theta.size, v_init.size) > 1 else 1
+    period = period_of(theta, v_init, inner)
     size = block_size(BLOCK, period)
+    alike = size % period == 0  # a place has the same channel in every block
     for first in range(begin, end, size):
         m = min(size, end - first)
-        if first == begin or size % period != 0:
+        if first == begin or not alike:
             spread(theta, first, m, inner, th)
             spread(v_init, first, m, inner, v0)
         own, given, result = z[first : first + m], g[first : first + m], out[first : first + m]
@@ -68,12 +69,13 @@ def _backward(
             kept = grad if inside else zero
             result[i] = kept
             b[i] += kept * (th[i] / steps)
-        alike = size % period == 0  # every block has the same channels at the same places
-        if first + m == end or not alike:
-            origin, places = (begin, min(size, end - begin)) if alike else (first, m)
-            gather(a, origin, places, inner, to_theta)
-            gather(b, origin, places, inner, to_start)
+        if not alike:
+            gather(a, first, m, inner, to_theta)
+            gather(b, first, m, inner, to_start)
             a[:], b[:] = 0, 0
+    if alike:
+        gather(a, begin, size, inner, to_theta)
+        gather(b, begin, size, inner, to_start)
 
 
 def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:

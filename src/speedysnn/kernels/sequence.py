@@ -22,6 +22,13 @@ def block_size(most: int, period: int) -> int:  # pragma: no cover - compiled
 
 
 @compiled
+def period_of(theta: Array, start: Array, inner: int) -> int:  # pragma: no cover - compiled
+    """Neurons after which the thetas and starts come again."""
+    channels = max(theta.size, start.size)
+    return channels * inner if channels > 1 else 1
+
+
+@compiled
 def total_upto(
     x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array
 ) -> None:  # pragma: no cover - compiled
@@ -59,7 +66,7 @@ def forward(
     th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
     constant, take_back = (len(kind) - 1) & CONSTANT != 0, (len(kind) - 1) & TAKE_BACK != 0
     half = (len(kind) - 1) & HALF != 0
-    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
+    period = period_of(theta, start, inner)
     size = block_size(BLOCK, period)
     for first in range(begin, end, size):
         m = min(size, end - first)

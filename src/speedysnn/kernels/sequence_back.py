@@ -7,7 +7,7 @@ import numpy as np
 from speedysnn.kernels.blocks import RECTANGLE, add, add_slope, adjoint, fire_and_note, gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.neuron_code import AT_ONCE
-from speedysnn.kernels.sequence import BLOCK, block_size, total_upto
+from speedysnn.kernels.sequence import BLOCK, block_size, period_of, total_upto
 
 if AVAILABLE:
     from speedysnn.kernels.adjoint_code import adjoint_all
@@ -90,7 +90,7 @@ def backward(
     keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
 ) -> None:  # pragma: no cover - compiled
     """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
-    period = max(theta.size, start.size) * inner if max(theta.size, start.size) > 1 else 1
+    period = period_of(theta, start, inner)
     size = block_size(max(64, min(BLOCK, HISTORY // steps)), period)
     state, work = np.empty((6, size), theta.dtype), np.empty((4, size), theta.dtype)
     th, v0, inv, total, to_theta, to_start = state[0], state[1], state[2], state[3], state[4], state[5]

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import numpy as np
 import torch
 
 Array = Any
@@ -12,22 +13,21 @@ class Tables:
     """Arrays that are free now, by size and type; copies of it, also in another process, begin with none."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[int, torch.dtype], list[Array]] = {}
+        self._free: dict[tuple[int, Any], list[Array]] = {}
         self._lock = threading.Lock()
 
-    def take(self, size: int, kind: torch.dtype) -> Array:
+    def take(self, size: int, kind: Any) -> Array:
         """An array of so many numbers; torch's begin at a line of the cache, so that no vector lies in two."""
         with self._lock:
-            free = self._free.get((size, kind))
+            free = self._free.get((size, np.dtype(kind)))
             if free:
                 return free.pop()
-        return torch.empty(size, dtype=kind).numpy()
+        return torch.empty(size * np.dtype(kind).itemsize, dtype=torch.uint8).numpy().view(kind)
 
     def give(self, array: Array) -> None:
         """Take an array back that nobody reads any more."""
-        kind = torch.from_numpy(array).dtype
         with self._lock:
-            self._free.setdefault((array.size, kind), []).append(array)
+            self._free.setdefault((array.size, array.dtype), []).append(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tables, ()

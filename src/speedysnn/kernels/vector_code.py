@@ -14,6 +14,11 @@ if AVAILABLE:
     intrinsic = import_module("numba.extending").intrinsic
 
 
+def _least(kind: Any) -> int:
+    """Bytes of which a vector's address is a multiple, wherever it begins in an array."""
+    return kind.element.width // 8 if isinstance(kind.element, ir.IntType) else 4
+
+
 class Writer:
     """Instructions that the functions share; arrays come as pointers to their values."""
 
@@ -41,13 +46,12 @@ class Writer:
     def vector(self, pointer: Any, index: Any, kind: Any) -> Any:
         """LANES values of an array from an index on, wherever they lie."""
         where = self.b.bitcast(self.b.gep(pointer, [index]), kind.as_pointer())
-        return self.b.load(where, align=kind.element.width // 8 if isinstance(kind.element, ir.IntType) else 4)
+        return self.b.load(where, align=_least(kind))
 
     def store(self, value: Any, pointer: Any, index: Any) -> None:
         """Write a vector to an array."""
         where = self.b.bitcast(self.b.gep(pointer, [index]), value.type.as_pointer())
-        kind = value.type.element
-        self.b.store(value, where, align=kind.width // 8 if isinstance(kind, ir.IntType) else 4)
+        self.b.store(value, where, align=_least(value.type))
 
     def everywhere(self, value: Any, kind: Any) -> Any:
         """A vector with one value in all its lanes."""

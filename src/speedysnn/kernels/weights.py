@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from speedysnn.kernels.blocks import to_half
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.vector_code import LANES
 
@@ -60,12 +61,8 @@ def lay_out_half(weight: Array, sizes: Any, width: int, table: Array) -> None:  
 @compiled
 def halve(bits: Array, out: Array) -> None:  # pragma: no cover - compiled
     """Every 32 values as 16 words: of bfloat16, ties to even, those of the second half in the upper bits."""
-    half, one, most = PAIR // 2, np.uint32(1), np.uint32(0x7FFF)
-    sixteen, upper = np.uint32(16), np.uint32(0xFFFF0000)
+    half = PAIR // 2
     for group in range(out.size // half):
         read, write = bits[2 * half * group : 2 * half * (group + 1)], out[half * group : half * (group + 1)]
-        for i in range(half):  # every sum in 32 bits, or the compiler takes 64
-            low, high = read[i], read[half + i]
-            low = np.uint32(low + most + ((low >> sixteen) & one))
-            high = np.uint32(high + most + ((high >> sixteen) & one))
-            write[i] = (low >> sixteen) | (high & upper)
+        for i in range(half):
+            write[i] = (to_half(read[i]) >> np.uint32(16)) | (to_half(read[half + i]) & np.uint32(0xFFFF0000))
