@@ -23,11 +23,14 @@ def test_passes_hold_every_image_once_and_are_alike(images: int, size: int, part
 
 def test_wide_layers_and_many_steps_make_small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plan.VARIABLE, raising=False)
+    monkeypatch.setattr(plan, "cache_bytes", lambda: 2**25)
     cpu = torch.device("cpu")
     sizes = [plan.images_per_pass(width, 8, cpu) for width in (100, 10_000, 10_000_000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 1
     assert plan.images_per_pass(100, 10**6, cpu) == 1
+    assert plan.images_per_pass(100_000, 1, cpu, item=2) > plan.images_per_pass(100_000, 1, cpu)
+    assert plan.images_per_pass(100_000, 8, cpu, weights=2**27) == 2**28 // (16 * 100_000) // 8
     assert plan.images_per_pass(10_000, 8, torch.device("cuda")) > sizes[1]
     monkeypatch.setenv(plan.VARIABLE, "5")
     assert plan.images_per_pass(10_000_000, 8, cpu) == 5

@@ -97,8 +97,18 @@ def _passes(
         return [images]
     device = inputs[0].device
     steps = 1 if reading != "spiking" or _synchronous(snn) else snn.timesteps
-    size = snn.images_per_pass or plan.images_per_pass(snn.width, steps, device)
+    size = snn.images_per_pass
+    if not size:
+        weights = sum(p.numel() * p.element_size() for p in snn.parameters())
+        size = plan.images_per_pass(snn.width, steps, device, _item(inputs[0]), weights)
     return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+def _item(x: Tensor) -> int:
+    """Bytes of a value between layers: autocast halves what a pass holds, so that twice the images fit."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type).itemsize
+    return x.element_size() if x.is_floating_point() else 4
 
 
 def _run(

@@ -47,19 +47,20 @@ def widest(graph: Graph, input_shapes: Sequence[Sequence[int]]) -> int:
     return max(1, *features, *(_product(shape) for shape in input_shapes))
 
 
-def images_per_pass(width: int, steps: int, device: torch.device) -> int:
-    """Images that one pass takes, at least one.
+def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4, weights: int = 0) -> int:
+    """Images that one pass takes, of values of `item` bytes; at least one.
 
-    On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache;
-    small passes are made larger than that, since every call of an operator costs some 0.1 ms that cores cannot share.
+    On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache,
+    or are twice as large as `weights`, bytes that every pass reads anew where they do not fit. Small passes are made
+    larger than that, since every call of an operator costs some 0.1 ms that cores cannot share.
     """
     given = os.environ.get(VARIABLE, "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
     if device.type != "cpu":
-        return max(1, DEVICE_BYTES // (4 * width) // steps)
+        return max(1, DEVICE_BYTES // (item * width) // steps)
     share = cache_bytes() // torch.get_num_threads()
-    fits, least = share // (4 * 4 * width), min(LEAST, LEAST_BYTES // (4 * width))
+    fits, least = max(share, 2 * weights) // (4 * item * width), min(LEAST, LEAST_BYTES // (4 * width))
     return max(1, min(MOST, max(fits, least)) // steps)
 
 
