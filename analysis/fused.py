@@ -11,7 +11,7 @@ from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import flat, laid_out, plan, values
 
 Sums = dict[str, Tensor]
-SIDE_BY_SIDE = 256  # channels in memory one after the other, at least: few would make loops short, so they come again
+SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: few would make loops short, so they come again
 
 
 def summed(

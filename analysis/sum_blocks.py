@@ -9,6 +9,7 @@ from speedysnn.analysis.sum_rows import (
     BINS,
     ENDS,
     ERROR,
+    INVERSE,
     FIRED,
     MEAN,
     NEXT,
@@ -48,29 +49,32 @@ def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
 
 
 @summed
+def bin_of(x: float) -> float:  # pragma: no cover - compiled
+    """An error's place in a histogram, in steps; NaN, of which a comparison is false, counts as beyond it."""
+    return max(-1.0, min(np.float64(BINS), np.floor((x + 1) * PER_STEP))) + 1
+
+
+@summed
 def errors(
     corrected: Array, a: Array, most: Any, least: Any, work: Array, place: Array, tables: Array, few: Array
 ) -> None:  # pragma: no cover - compiled
     """Count, error and rounding error in steps (0 where out of range) of a block, and their histograms."""
     m, step, fired, error, own = a.size, work[STEP], work[FIRED], work[ERROR], work[OWN]
-    aimed, mean = work[AIMED], work[MEAN]
+    aimed, mean, inverse = work[AIMED], work[MEAN], work[INVERSE]
     for j in range(m):
-        fired[j] = np.rint(mean[j] / step[j])
+        fired[j] = np.rint(mean[j] * inverse[j])
         few[j] = np.float32(fired[j])
     for j in range(m):
         error[j] = fired[j] * step[j] - a[j]
     for j in range(m):
-        x = error[j] / step[j]
-        bin_ = min(max(np.floor((x + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
-        place[j] = np.int32(bin_ if x != 0 else BINS + 2.0)
+        place[j] = np.int32(bin_of(error[j] / step[j]) if error[j] != 0 else BINS + 2.0)
     tell(place[:m], tables[1])
     for j in range(m):
         held = np.float64(corrected[j])
         inside = (held > step[j] * least) & (held < step[j] * most) & (held != 0)
         g = aimed[j] - held / step[j]
         own[j] = g if inside else 0.0
-        bin_ = min(max(np.floor((g + 1) * PER_STEP), -1.0), np.float64(BINS)) + 1
-        place[j] = np.int32(bin_ if inside else BINS + 2.0)
+        place[j] = np.int32(bin_of(g) if inside else BINS + 2.0)
     tell(place[:m], tables[0])
 
 

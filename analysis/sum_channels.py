@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.analysis.sum_rows import ERROR, PER, STEP, Array, plus, summed
+from speedysnn.analysis.sum_rows import ERROR, INVERSE, PER, STEP, Array, plus, summed
 
 
 @summed
@@ -26,12 +26,13 @@ def spread(
     c: int, left: int, inner: int, theta: Array, start: Array, step: Array, each: Array, work: Array, m: int
 ) -> None:  # pragma: no cover - compiled
     """Each element's channel parameters; `left` more elements of channel c come first."""
-    done, row, per = 0, work[STEP], work[PER]
+    done, row, per, inverse = 0, work[STEP], work[PER], work[INVERSE]
     while done < m:
         length = min(m - done, left if inner > 1 else theta.size - c)
         for j in range(done, done + length):
             at = c if inner > 1 else c + j - done
-            each[0, j], each[1, j], row[j], per[j] = theta[at], start[at], step[at], 1 / np.float64(theta[at])
+            each[0, j], each[1, j], row[j] = theta[at], start[at], step[at]
+            per[j], inverse[j] = 1 / np.float64(theta[at]), 1 / step[at]
         c, left, done = ahead(c, left, inner, length, theta.size), advance(left, inner, length), done + length
 
 

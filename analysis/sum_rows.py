@@ -7,9 +7,10 @@ from typing import Any
 from speedysnn.kernels.compiled import together
 
 Array = Any
-BLOCK = 1024
+BLOCK = 4096
 BINS, PER_STEP = 64, 32  # over [-1, 1] steps; one more below, one above, and one for what is left out
-AIMED, REACHED, FIRED, MEAN, ERROR, OWN, STEP, SQUARE, NEXT, ENDS, PER = range(11)  # rows of `work`; PER is 1/theta
+AIMED, REACHED, FIRED, MEAN, ERROR, OWN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE = range(12)  # rows of `work`
+ROWS = INVERSE + 1  # PER is 1 / theta, INVERSE is 1 / step
 
 FILES = sorted(Path(__file__).parent.glob("sum*.py"))
 summed = together(FILES)  # what numba keeps is renewed when one of these files changes

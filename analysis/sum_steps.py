@@ -3,6 +3,7 @@
 import numpy as np
 
 from speedysnn.analysis.sum_rows import ENDS, MEAN, NEXT, SQUARE, Array, summed
+from speedysnn.analysis.sum_trains import LANES, sum_trains
 from speedysnn.kernels.nonzero import tally
 
 
@@ -54,6 +55,11 @@ def over_train(
             add_lags(one, two, three, four, step_of(out, t - 1, steps, first, n, nothing), square, beside)
     for t in range(steps):
         pulses[t] += tally(step_of(out, t, steps, first, n, nothing))
+    if lags:
+        opening, ends, last = out[first : first + m], work[ENDS], (steps - 1) * n + first
+        ending = out[last : last + m]
+        for j in range(m):
+            ends[j] = np.float64(opening[j]) + ending[j]
 
 
 @summed
@@ -61,11 +67,10 @@ def over_time(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
     """A block's mean output, first step with a spike (0: none), products a step apart; spikes a step."""
-    emitted = pulses.size
-    over_train(out, first, m, n, when[:m], work, pulses, lags)
-    opening, ends, last = out[first : first + m], work[ENDS], (emitted - 1) * n + first
-    ending = out[last : last + m]
-    for j in range(m):
-        ends[j] = np.float64(opening[j]) + ending[j]
-    for j in range(m):
-        work[MEAN, j] /= emitted
+    whole, mean = 0 if lags else m - m % LANES, work[MEAN]
+    sum_trains(out, first, n, pulses.size, whole, mean, when, pulses)
+    if whole < m:
+        over_train(out, first + whole, m - whole, n, when[whole:m], work[:, whole:], pulses, lags)
+    if pulses.size > 1:
+        for j in range(m):
+            mean[j] /= pulses.size

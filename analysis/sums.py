@@ -10,7 +10,7 @@ import numpy as np
 
 from speedysnn.analysis.sum_blocks import add_counts, add_totals, add_trains, add_units, count_into, errors
 from speedysnn.analysis.sum_channels import add_channels, spread
-from speedysnn.analysis.sum_rows import AIMED, BLOCK, REACHED, Array, summed
+from speedysnn.analysis.sum_rows import AIMED, BLOCK, REACHED, ROWS, Array, summed
 from speedysnn.analysis.sum_rows import BINS as BINS
 from speedysnn.analysis.sum_rows import PER_STEP as PER_STEP
 from speedysnn.analysis.sum_steps import over_time
@@ -34,7 +34,7 @@ def accumulate(
     """
     n, emitted, seen = z.size, pulses.size, 1 if constant else np.int64(many)
     when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
-    work, each, begun = np.empty((11, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
+    work, each, begun = np.empty((ROWS, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
     few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 4, bins.shape[1]), np.int64)
     ceiling, factor = np.float64(most) / many, many if constant else many / many
     floor = -ceiling if least < 0 else 0.0

@@ -1,14 +1,10 @@
 """Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
-
-if AVAILABLE:
-    cgutils: Any = import_module("numba.core.cgutils")
+from speedysnn.kernels.vector_code import Writer, cgutils, intrinsic, ir, types
 
 LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
 VECTORS = 1  # at a time
@@ -40,18 +36,13 @@ class Neurons(Writer):
         full = f"llvm.{name}.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
         return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
-    def prefetch(self, pointer: Any, index: Any) -> None:
-        """What the groups after the next read and write lies AHEAD further on in the same row."""
-        b, byte = self.b, ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, *[self.word] * 3])
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-        address = b.bitcast(b.gep(pointer, [b.add(index, self.number(AHEAD))]), byte)
-        how = (0, 3, 1)  # for reading, to be kept near, of data
-        b.call(function, [address, *(ir.Constant(self.word, value) for value in how)])
-
     def place(self, t: Any) -> Any:
         """Where the group's part of row t begins."""
         return self.b.add(self.at_group, self.b.mul(t, self.neurons))
+
+    def fetch_ahead(self, pointer: Any, t: Any) -> None:
+        """What the groups after the next read and write lies AHEAD further on in the same row."""
+        self.prefetch(pointer, self.b.add(self.place(t), self.number(AHEAD)))
 
     def load(self, pointer: Any, index: Any) -> list[Any]:
         """A group's values."""
@@ -68,12 +59,12 @@ class Neurons(Writer):
 
     def row(self, t: Any) -> list[Any]:
         """The group's inputs of one step; what later groups will read is fetched ahead."""
-        self.prefetch(self.x, self.place(t))
+        self.fetch_ahead(self.x, t)
         return self.inputs(self.place(t))
 
     def coming(self, pointer: Any, t: Any) -> list[Any]:
         """The group's part of an array's row t, likewise."""
-        self.prefetch(pointer, self.place(t))
+        self.fetch_ahead(pointer, t)
         return self.load(pointer, self.place(t))
 
     def steps_of(
@@ -103,7 +94,7 @@ class Neurons(Writer):
 
     def write(self, values: list[Any], t: Any) -> None:
         """The group's part of row t of the result."""
-        self.prefetch(self.out, self.place(t))
+        self.fetch_ahead(self.out, t)
         for value, further in zip(values, self.ahead, strict=True):
             self.store(self.rounded(value) if self.brief else value, self.out, self.b.add(self.place(t), further))
 

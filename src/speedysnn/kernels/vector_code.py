@@ -9,9 +9,10 @@ LANES = 8  # numbers a vector
 ir: Any = None
 types: Any = None
 intrinsic: Any = None
+cgutils: Any = None
 if AVAILABLE:
     ir, types = import_module("llvmlite.ir"), import_module("numba.core.types")
-    intrinsic = import_module("numba.extending").intrinsic
+    intrinsic, cgutils = import_module("numba.extending").intrinsic, import_module("numba.core.cgutils")
 
 
 def _least(kind: Any) -> int:
@@ -52,6 +53,15 @@ class Writer:
         """Write a vector to an array."""
         where = self.b.bitcast(self.b.gep(pointer, [index]), value.type.as_pointer())
         self.b.store(value, where, align=_least(value.type))
+
+    def prefetch(self, pointer: Any, index: Any, near: int = 3) -> None:
+        """Have a value fetched that will be read: into the first cache (3), the second (2), or the last (1)."""
+        b, byte = self.b, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[self.word] * 3])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+        how = (0, near, 1)  # for reading, how near, of data
+        address = b.bitcast(b.gep(pointer, [index]), byte)
+        b.call(function, [address, *(ir.Constant(self.word, value) for value in how)])
 
     def everywhere(self, value: Any, kind: Any) -> Any:
         """A vector with one value in all its lanes."""
