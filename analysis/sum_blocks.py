@@ -67,14 +67,14 @@ def errors(
     for j in range(m):
         error[j] = fired[j] * step[j] - a[j]
     for j in range(m):
-        place[j] = np.int32(bin_of(error[j] / step[j]) if error[j] != 0 else BINS + 2.0)
+        place[j] = np.uint32(np.int32(bin_of(error[j] / step[j]) if error[j] != 0 else BINS + 2.0))
     tell(place[:m], tables[1])
     for j in range(m):
         held = np.float64(corrected[j])
         inside = (held > step[j] * least) & (held < step[j] * most) & (held != 0)
         g = aimed[j] - held / step[j]
         own[j] = g if inside else 0.0
-        place[j] = np.int32(bin_of(g) if inside else BINS + 2.0)
+        place[j] = np.uint32(np.int32(bin_of(g) if inside else BINS + 2.0))
     tell(place[:m], tables[0])
 
 

@@ -33,7 +33,7 @@ def accumulate(
     Without `lags` the sums of steps beside one another stay 0.
     """
     n, emitted, seen = z.size, pulses.size, 1 if constant else np.int64(many)
-    when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32)
     work, each, begun = np.empty((ROWS, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
     few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 4, bins.shape[1]), np.int64)
     ceiling, factor = np.float64(most) / many, many if constant else many / many

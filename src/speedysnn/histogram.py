@@ -95,31 +95,29 @@ class ActivationHistogram:
         fold(found.table, found.low, self.top.numpy(), self.counts.numpy())
 
     @staticmethod
-    def _window_top(peak: Any) -> Tensor:
+    def _window_top(peak: Any) -> Any:
         """The code just above the octave of a float32's peak, 0 for none; arrays (C,)."""
         codes = (peak.view(np.int32) >> _SHIFT).astype(np.int64)
-        return torch.from_numpy(np.where(peak > 0, (codes >> SUB_BITS) + 1 << SUB_BITS, 0))
+        return np.where(peak > 0, (codes >> SUB_BITS) + 1 << SUB_BITS, 0)
 
-    def _raise_top(self, top: Tensor) -> None:
-        """Move rows' windows up to a larger maximum, merging what falls out below into bin 0."""
-        rows = torch.nonzero(top > self.top).flatten()
-        if not len(rows):
+    def _raise_top(self, top: Any) -> None:
+        """Move rows' windows up to a larger maximum, (C,), merging what falls out below into bin 0."""
+        own, counts = self.top.numpy(), self.counts.numpy()
+        rows = np.flatnonzero(top > own)
+        if not rows.size:
             return
-        if not bool(self.top.any()):  # nothing positive has been counted
-            self.top = torch.maximum(top, self.top)
-            return
-        old = self.counts[rows]
-        shift = (top[rows] - self.top[rows]).clamp_max(BINS - 1)[:, None]
-        index = torch.arange(BINS) + shift
-        new = torch.where(index < BINS, old.gather(1, index.clamp_max(BINS - 1)), 0)
-        new[:, :1] = old.cumsum(1).gather(1, shift)
-        self.counts[rows] = new
-        self.top[rows] = top[rows]
+        if own.any():  # something positive has been counted
+            old, shift = counts[rows], np.minimum(top[rows] - own[rows], BINS - 1)[:, None]
+            index = np.arange(BINS) + shift
+            new = np.where(index < BINS, np.take_along_axis(old, np.minimum(index, BINS - 1), 1), 0)
+            new[:, :1] = np.take_along_axis(old.cumsum(1), shift, 1)
+            counts[rows] = new
+        own[rows] = top[rows]
 
     def plus(self, other: "ActivationHistogram") -> "ActivationHistogram":
         """Both together, as if one had seen all values."""
         a, b = ActivationHistogram.from_state(self.state()), ActivationHistogram.from_state(other.state())
-        top = torch.maximum(a.top, b.top)
+        top = np.maximum(a.top.numpy(), b.top.numpy())
         a._raise_top(top)
         b._raise_top(top)
         a.counts += b.counts
@@ -155,7 +153,7 @@ class ActivationHistogram:
         target = self.top.max().reshape(1)
         rows = ActivationHistogram(self.channels)
         rows.counts, rows.top = self.counts.clone(), self.top.clone()
-        rows._raise_top(target.expand(self.channels))
+        rows._raise_top(target.expand(self.channels).numpy())
         out.counts = rows.counts.sum(0, keepdim=True)
         out.top, out.zeros = target, self.zeros.sum().reshape(1)
         out.maximum = self.maximum.max().reshape(1)
@@ -165,7 +163,7 @@ class ActivationHistogram:
         """Magnitudes, C rows, of values kept in 2 C rows with both signs."""
         half = self.channels // 2
         rows = ActivationHistogram.from_state(self.state())
-        rows._raise_top(torch.maximum(self.top[:half], self.top[half:]).repeat(2))
+        rows._raise_top(torch.maximum(self.top[:half], self.top[half:]).repeat(2).numpy())
         out = ActivationHistogram(half)
         out.counts, out.top = rows.counts[:half] + rows.counts[half:], rows.top[:half].clone()
         out.zeros = self.zeros[:half] + self.zeros[half:] - self.total[:half]

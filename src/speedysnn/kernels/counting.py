@@ -103,7 +103,8 @@ def tally(
     In a row come what is not positive, smaller codes than `low`, and the codes from `low` on.
     """
     block, flat_, apart = block_of(channels, inner), table.reshape(table.size), table.shape[1]
-    base, place, i, c = np.empty(block, np.int32), np.empty(block, np.int32), begin, begin // inner % channels
+    base, place = np.empty(block, np.int32), np.empty(block, np.uint32)  # a signed place might count from the end
+    i, c = begin, begin // inner % channels
     for j in range(block):
         base[j] = j % channels * apart
     while i < end:
