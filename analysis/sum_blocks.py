@@ -9,8 +9,8 @@ from speedysnn.analysis.sum_rows import (
     BINS,
     ENDS,
     ERROR,
-    INVERSE,
     FIRED,
+    INVERSE,
     MEAN,
     NEXT,
     OWN,
@@ -49,7 +49,7 @@ def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
 
 
 @summed
-def bin_of(x: float) -> float:  # pragma: no cover - compiled
+def bin_of(x: Any) -> Any:  # pragma: no cover - compiled
     """An error's place in a histogram, in steps; NaN, of which a comparison is false, counts as beyond it."""
     return max(-1.0, min(np.float64(BINS), np.floor((x + 1) * PER_STEP))) + 1
 
