@@ -1,13 +1,15 @@
-"""When event-driven work pays: below a density of its input that is measured once a machine and shape.
+"""Which way of a convolution pays: what is measured once a machine and shape.
 
-Both ways are timed on a few pictures, the event-driven one also on none but zeros: its cost is that floor and a part in
-proportion to the events. What was found is kept in the user's cache folder, so that later runs decide alike.
+Event-driven work does below some density of its input: both ways are timed on a few pictures, the event-driven one also
+on none but zeros, since its cost is that floor and a part in proportion to the events. What was found is kept in the
+user's cache folder, so that later runs decide alike.
 """
 
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,23 @@ def crossover(sizes: Sequence[int | str], x: Tensor, sparse: Call, dense: Call) 
         sparse: the event-driven way; called where nothing is known yet.
         dense: the usual way.
     """
+    return _kept(sizes, x, lambda some: _density(some, sparse, dense))
+
+
+def quicker(sizes: Sequence[int | str], x: Tensor, one: Call, other: Call) -> bool:
+    """Whether `one` takes less time than `other`; arguments as in `crossover`."""
+
+    def measure(some: Tensor) -> float:
+        one(some), other(some)
+        rounds = [(_seconds(partial(one, some)), _seconds(partial(other, some))) for _ in range(ROUNDS)]
+        first, second = (min(times) for times in zip(*rounds, strict=True))
+        return float(second / first)
+
+    return _kept(sizes, x, measure) > 1
+
+
+def _kept(sizes: Sequence[int | str], x: Tensor, measure: Callable[[Tensor], float]) -> float:
+    """What was measured for work of these sizes, or is now, on some of the pictures."""
     key = " ".join(map(str, (torch.__version__, torch.get_num_threads(), *sizes, *x.shape[2:])))
     if key not in _known:
         with _lock:  # others wait: what they did meanwhile would be in the measurement
@@ -38,12 +57,12 @@ def crossover(sizes: Sequence[int | str], x: Tensor, sparse: Call, dense: Call) 
                 _known.update(_read())
             if key not in _known:
                 some = x[: max(PICTURES, VALUES // max(1, x[:1].numel()))]
-                _known[key] = _measure(some.contiguous(memory_format=torch.channels_last), sparse, dense)
+                _known[key] = measure(some.contiguous(memory_format=torch.channels_last))
                 _write()
     return _known[key]
 
 
-def _measure(x: Tensor, sparse: Call, dense: Call) -> float:
+def _density(x: Tensor, sparse: Call, dense: Call) -> float:
     share = int(torch.count_nonzero(x)) / max(1, x.numel())
     zeros = torch.zeros_like(x)
     calls: tuple[Callable[[], Tensor], ...] = (lambda: dense(x), lambda: sparse(x), lambda: sparse(zeros))

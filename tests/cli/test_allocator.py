@@ -15,7 +15,7 @@ ANALYZE = "analyze net.snn -d digits --limit 8 -o report"
 def told(monkeypatch):
     """Thresholds that glibc was told, in turn."""
     out = []
-    monkeypatch.setattr(allocator, "_set", lambda trim, mmap: out.append((trim, mmap)))
+    monkeypatch.setattr(allocator, "_set", lambda *given: out.append(given))
     monkeypatch.setattr(allocator, "_program", False)
     return out
 

@@ -3,9 +3,10 @@
 import ctypes
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # as in glibc's malloc.h
-_KEEP = (2**30, 2**25)  # bytes: the end of the heap that is kept, and the smallest block that is mapped by itself
-_HAND_BACK = (2**17, 2**17)  # glibc's own first values; a value that was set no longer grows by itself
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as in glibc's malloc.h
+_KEEP = (2**30, 2**25, 2**26)  # bytes: the end of the heap that is kept, the smallest block that is mapped by itself,
+# and what a thread's heap, of 64 MiB pieces, has free before it gives a piece back
+_HAND_BACK = (2**17, 2**17, 2**17)  # glibc's own first values; a value that was set no longer grows by itself
 _program = False
 
 
@@ -25,9 +26,9 @@ def hand_freed_memory_back() -> None:
         _set(*_HAND_BACK)
 
 
-def _set(trim: int, mmap: int) -> None:
+def _set(trim: int, mmap: int, pad: int) -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_ARENA_MAX, 1)  # a thread's own heap hands back what it freed whatever the threshold
         libc.mallopt(_TRIM_THRESHOLD, trim)
         libc.mallopt(_MMAP_THRESHOLD, mmap)
+        libc.mallopt(_TOP_PAD, pad)

@@ -79,11 +79,11 @@ def backward(
     if drive.numel():
         outputs = laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
         kind = _SLOPES[rule.surrogate][0]
-        shape = np.array([rule.width, rule.width / 2, 1 / rule.width, np.pi], _numpy(work))
-        levels = np.arange(rule.highest + 1, dtype=_numpy(work))
         arrays = (_array(where.drive), _array(outputs), *_channels(theta, v_init, work))
-        rest = (where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), levels, shape,
-                *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons)  # fmt: skip
+        rest = (
+            where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
+            *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
+        )  # fmt: skip
         result, call = _array(grad_x), sequence.kind_of(constant, False)
         share(
             where.neurons,
@@ -126,6 +126,14 @@ def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, A
 def _factors(rule: Rule, constant: bool, dtype: torch.dtype) -> Any:
     steps = range(1, rule.timesteps + 1)
     return np.array([float(t) if constant else t / rule.seen(t) for t in steps], _numpy(dtype))
+
+
+@lru_cache(maxsize=256)
+def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The levels of a step, and the surrogate's width, half of it, its inverse and pi."""
+    number = _numpy(dtype)
+    shape = [rule.width, rule.width / 2, 1 / rule.width, np.pi]
+    return np.arange(rule.highest + 1, dtype=number), np.array(shape, number)
 
 
 @lru_cache(maxsize=256)

@@ -117,10 +117,12 @@ def traced() -> bool:
 def _run(
     name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool
 ) -> Tensor:
-    """Through the custom operator where something records the call; its bookkeeping costs as much as a small layer."""
+    """Through the custom operator where a tracer follows the call; its bookkeeping costs as much as a small layer."""
     inputs = (drive, theta, v_init)
-    if recorded(*inputs):
+    if traced() or torch._C._are_functorch_transforms_active():
         return operator.multistep(*inputs, name, rule, constant)
+    if recorded(*inputs):
+        return operator.direct(*inputs, name, rule, constant)
     backend = BACKENDS[name]
     forward = backend.over if over and backend.over is not None else backend.forward
     return forward(*inputs, rule, constant)

@@ -1,4 +1,4 @@
-"""A convolution that multiplies only its input's events, with gradients: an autograd function for the CPU."""
+"""A convolution that multiplies only its input's events, or has its gradients by tiles: an autograd function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from speedysnn.kernels import event_gradient
+from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.events import Plan, Size, output_size, pair
 
 
@@ -40,17 +39,40 @@ class Shape:
         return (*self.channels, *self.kernel, *self.stride, *self.padding)
 
 
-def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, *, sparse: bool) -> Tensor:
-    """Gradient of the weights, by events or by torch."""
-    if sparse:
+@dataclass(frozen=True)
+class Ways:
+    """How a convolution and its gradients are found; None: by torch.
+
+    Attributes:
+        plan: the convolution by events.
+        points: weights for the gradient of its input by tiles.
+        to_weight: the gradient of its weights, by "events" or "tiles".
+    """
+
+    plan: Plan | None = None
+    points: Tensor | None = None
+    to_weight: str | None = None
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: str | None) -> Tensor:
+    """Gradient of the weights by "events", by "tiles" or by torch."""
+    if way == "events":
         return event_gradient.weight_gradient(x, grad, shape.kernel, shape.padding)
+    if way == "tiles":
+        return tiles.weight_gradients(x, grad)[0]
     out: Tensor = _torch(grad, x, weight, shape, (False, True, False))[1]
     return out
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, plan: Plan | None, sparse: bool
-) -> Tensor:
+def input_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, points: Tensor | None) -> Tensor:
+    """Gradient of what the convolution read, by tiles or by torch."""
+    if points is not None:
+        return tiles.input_gradient(grad, points)
+    out: Tensor = _torch(grad, x, weight, shape, (True, False, False))[0]
+    return out
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
     """The convolution, recorded for its gradients.
 
     Args:
@@ -58,33 +80,37 @@ def convolve(
         weight: (O, C, kh, kw).
         bias: (O,) or None.
         shape: of all.
-        plan: for the forward pass; None: torch does it.
-        sparse: the weights' gradient goes by events; else torch does it.
+        ways: what does it.
     """
-    out: Tensor = _Convolution.apply(x, weight, bias, shape, plan, sparse)
+    out: Tensor = _Convolution.apply(x, weight, bias, shape, ways)
     return out
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, plan: Plan | None, sparse: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.shape, ctx.sparse = shape, sparse
-        return F.conv2d(x, weight, bias, shape.stride, shape.padding) if plan is None else plan.run(x)
+        ctx.shape, ctx.ways = shape, ways
+        return F.conv2d(x, weight, bias, shape.stride, shape.padding) if ways.plan is None else ways.plan.run(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+        shape, ways, (to_x, to_weight, to_bias, *_) = ctx.shape, ctx.ways, ctx.needs_input_grad
+        if torch.is_grad_enabled():  # gradients of these gradients are asked for, which torch alone has
+            by_bias = grad.sum((0, 2, 3)) if to_bias else None
+            return (*_torch(grad, x, weight, shape, (to_x, to_weight, False))[:2], by_bias, None, None)
         grad = grad.contiguous(memory_format=torch.channels_last)
-        both = _torch(grad, x, weight, ctx.shape, (to_x, to_weight and not ctx.sparse, False))
-        by_weight = both[1]
-        if to_weight and ctx.sparse:
-            by_weight = weight_gradient(x, grad, weight, ctx.shape, sparse=True)
-        return both[0], by_weight, grad.sum((0, 2, 3)) if to_bias else None, None, None, None
+        plain = (to_x and ways.points is None, to_weight and ways.to_weight is None, False)
+        by_x, by_weight, _ = _torch(grad, x, weight, shape, plain)
+        if to_x and ways.points is not None:
+            by_x = input_gradient(x, grad, weight, shape, ways.points)
+        if to_weight and ways.to_weight == "tiles":  # which have summed the bias's as well
+            by_weight, by_bias = tiles.weight_gradients(x, grad)
+            return by_x, by_weight, by_bias if to_bias else None, None, None
+        if to_weight and ways.to_weight is not None:
+            by_weight = weight_gradient(x, grad, weight, shape, ways.to_weight)
+        return by_x, by_weight, grad.sum((0, 2, 3)) if to_bias else None, None, None
 
 
 def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]) -> Any:

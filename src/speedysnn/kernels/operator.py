@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from speedysnn.kernels.layout import promised
 from speedysnn.kernels.rule import Rule
@@ -82,4 +83,27 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
     """Theta * s[t] of all steps, run by the named backend."""
     out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values())
+    return out
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool
+    ) -> Tensor:
+        ctx.save_for_backward(drive, theta, v_init)
+        backend = BACKENDS[kernel]
+        ctx.call = backend, rule, constant
+        return backend.forward(drive, theta, v_init, rule, constant)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backend, rule, constant = ctx.call
+        return (*backend.backward(grad, *ctx.saved_tensors, rule, constant), None, None, None)
+
+
+def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
+    """The same with its gradients alone: what a tracer needs of the operator costs as much as a small layer."""
+    out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
     return out
