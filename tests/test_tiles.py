@@ -1,0 +1,156 @@
+"""Gradients by tiles are the convolution's, and are taken where they are quicker."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speedysnn import crossover
+from speedysnn.eventwise import Eventwise
+from speedysnn.kernels import event_gradient, tiles
+from speedysnn.kernels.compiled import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
+ATTRS = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
+def _case(images, channels, outputs, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        out = torch.randn(*shape, generator=generator)
+        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
+
+    return draw(images, channels, *size), draw(outputs, channels, 3, 3), draw(outputs), draw(images, outputs, *size)
+
+
+def _wanted(x, weight, bias, grad):
+    exact = [value.double().requires_grad_() for value in (x, weight, bias)]
+    return torch.autograd.grad(F.conv2d(*exact, 1, 1), exact, grad.double())
+
+
+def _apart(got, wanted):
+    assert got.shape == wanted.shape
+    return float((got - wanted).norm() / wanted.norm())
+
+
+@given(
+    images=st.integers(1, 5), channels=st.sampled_from([16, 32, 48]), outputs=st.sampled_from([16, 32, 64]),
+    size=st.tuples(st.sampled_from([4, 8, 20]), st.sampled_from([4, 8, 12])), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_gradients_equal_those_of_the_convolution(images, channels, outputs, size, seed):
+    x, weight, bias, grad = _case(images, channels, outputs, size, seed)
+    by_input, by_weight, by_bias = _wanted(x, weight, bias, grad)
+    own = tiles.input_gradient(grad, tiles.laid_out(weight))
+    assert own.is_contiguous(memory_format=torch.channels_last)
+    assert _apart(own, by_input) < 5e-6
+    to_weight, to_bias = tiles.weight_gradients(x, grad)
+    assert _apart(to_weight, by_weight) < 2e-5
+    assert _apart(to_bias, by_bias) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_images_are_shared_by_threads_and_come_in_blocks(threads):
+    x, weight, bias, grad = _case(7, 64, 96, (32, 28))
+    by_input, by_weight, _ = _wanted(x, weight, bias, grad)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        own, (to_weight, _) = tiles.input_gradient(grad, tiles.laid_out(weight)), tiles.weight_gradients(x, grad)
+    finally:
+        torch.set_num_threads(before)
+    assert tiles._cut(64, 96, 32, 28).block < 7 * 8
+    assert _apart(own, by_input) < 5e-6
+    assert _apart(to_weight, by_weight) < 2e-5
+
+
+def test_nan_stays_where_it_can_be_seen():
+    x, weight, _, grad = _case(2, 16, 16, (8, 8))
+    grad[1, 3, 2, 2] = float("nan")
+    own = tiles.input_gradient(grad, tiles.laid_out(weight))
+    assert own[1].isnan().any()
+    assert not own[0].isnan().any()
+    to_weight, to_bias = tiles.weight_gradients(x, grad)
+    assert to_weight[3].isnan().any()
+    assert to_bias.isnan().tolist() == [i == 3 for i in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("change", "takes"),
+    [
+        ({}, True),
+        ({"channels": (8, 16)}, False),
+        ({"channels": (16, 24)}, False),
+        ({"kernel": (1, 1)}, False),
+        ({"stride": (2, 2)}, False),
+        ({"padding": (0, 0)}, False),
+        ({"size": (8, 14)}, False),
+    ],
+)
+def test_what_it_takes(change, takes):
+    given_ = {"channels": (16, 32), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "size": (8, 12)}
+    assert tiles.takes(**{**given_, **change}) is takes
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    """Tiles wherever they can be, no events."""
+    monkeypatch.setattr(crossover, "quicker", lambda *_: True)
+    monkeypatch.setattr(crossover, "crossover", lambda *_: -1.0)
+    monkeypatch.setattr("speedysnn.eventwise.WORTH", 0)
+    monkeypatch.setattr(event_gradient, "weight_gradient", lambda *_: pytest.fail("by events"))
+
+
+def _convolved(inputs, attrs=ATTRS):
+    x, weight, bias = inputs
+    return Eventwise(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
+
+
+@pytest.mark.parametrize("learns", [(True, True, True), (False, True, True), (True, False, False), (True, True, False)])
+def test_a_call_takes_them_for_what_learns(learns, tiled):
+    x, weight, bias, grad = _case(3, 16, 32, (8, 8))
+    inputs = [value.clone().requires_grad_(on) for value, on in zip((x, weight, bias), learns, strict=True)]
+    out = _convolved(inputs)
+    assert torch.equal(out, F.conv2d(x, weight, bias, 1, 1))
+    some = [value for value in inputs if value.requires_grad]
+    wanted = [value for value, on in zip(_wanted(x, weight, bias, grad), learns, strict=True) if on]
+    for got, exact in zip(torch.autograd.grad(out, some, grad), wanted, strict=True):
+        assert 1e-8 < _apart(got, exact) < 2e-5
+
+
+def test_gradients_of_gradients_are_torchs(tiled):
+    x, weight, bias, grad = _case(2, 16, 16, (4, 4))
+    found = []
+    for call in (_convolved, lambda inputs: F.conv2d(*inputs, 1, 1)):
+        inputs = [value.double().float().requires_grad_() for value in (x, weight, bias)]
+        (first,) = torch.autograd.grad((call(inputs) ** 2 * grad).sum(), inputs[1], create_graph=True)
+        found.append(torch.autograd.grad((first**2).sum(), inputs[0])[0])
+    assert _apart(*found) < 1e-5
+
+
+def test_transforms_of_torch_see_torchs_convolution(tiled):
+    x, weight, bias, _ = _case(2, 16, 16, (4, 4))
+
+    def total(weight):
+        out = _convolved((x, weight, bias))
+        return (F.conv2d(x, weight, bias, 1, 1) if out is None else out).sum()
+
+    got = torch.func.grad(total)(weight)
+    assert torch.allclose(got, torch.func.grad(lambda w: F.conv2d(x, w, bias, 1, 1).sum())(weight), rtol=1e-4, atol=1e-3)
+
+
+def test_the_quicker_way_is_measured_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(crossover, "_known", {})
+    calls = []
+    seconds = iter([3.0, 1.0] * crossover.ROUNDS)
+    monkeypatch.setattr(crossover, "_seconds", lambda call: calls.append(call) or next(seconds))
+    x = torch.zeros(1, 16, 8, 8)
+    assert not crossover.quicker(("what", 16), x, torch.clone, torch.clone)
+    assert len(calls) == 2 * crossover.ROUNDS
+    assert not crossover.quicker(("what", 16), x, torch.clone, torch.clone)
+    assert len(calls) == 2 * crossover.ROUNDS
+    assert list(json.loads((tmp_path / "crossover.json").read_text()).values()) == [pytest.approx(1 / 3)]
