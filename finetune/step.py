@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
+from speedysnn.calls import images_at_once
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import memory
 from speedysnn.finetune.blockwise import local_gradients
@@ -26,6 +27,7 @@ from speedysnn.neurons import Reading
 from speedysnn.tap import Tap
 
 Gradients = Sequence[Tensor | None]
+_TIMES = 2  # what a plain pass takes: what is kept for the way back fits no cache, and every piece's own cost is larger
 
 
 @dataclass
@@ -109,7 +111,8 @@ class Step:
             device = inputs[0].device
             image = memory.saved_bytes(self.snn, inputs, self.reading)
             state, free = memory.state_bytes(self.parameters, parts), memory.free_bytes(device)
-            size = self.snn.images_per_pass or plan.images_per_pass(self.snn.width, steps, device)
+            fits = images_at_once(self.snn, steps, inputs[0])
+            size = fits if self.snn.images_per_pass or images <= fits else min(_TIMES * fits, -(-images // parts))
             most = memory.fitting(image, state, free, parts)
             self._size = size if most is None else min(size, most)
             need = memory.Need(image, state, min(images, self._size * parts), free)

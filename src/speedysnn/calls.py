@@ -95,20 +95,20 @@ def _passes(
     images = inputs[0].shape[int(dynamic[0])]
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
-    device = inputs[0].device
     steps = 1 if reading != "spiking" or _synchronous(snn) else snn.timesteps
-    size = snn.images_per_pass
-    if not size:
-        weights = sum(p.numel() * p.element_size() for p in snn.parameters())
-        size = plan.images_per_pass(snn.width, steps, device, _item(inputs[0]), weights)
-    return plan.cut(images, size, torch.get_num_threads() if device.type == "cpu" else 1)
+    parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
+    return plan.cut(images, images_at_once(snn, steps, inputs[0]), parts)
 
 
-def _item(x: Tensor) -> int:
-    """Bytes of a value between layers: autocast halves what a pass holds, so that twice the images fit."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type).itemsize
-    return x.element_size() if x.is_floating_point() else 4
+def images_at_once(snn: SpikingNetwork, steps: int, x: Tensor) -> int:
+    """Images of one pass through so many steps at once: what was asked for, else what the caches hold."""
+    if snn.images_per_pass:
+        return snn.images_per_pass
+    item = x.element_size() if x.is_floating_point() else 4
+    if torch.is_autocast_enabled(x.device.type):  # halves what a pass holds, so that twice the images fit
+        item = torch.get_autocast_dtype(x.device.type).itemsize
+    weights = sum(p.numel() * p.element_size() for p in snn.parameters())
+    return plan.images_per_pass(snn.width, steps, x.device, item, weights)
 
 
 def _run(

@@ -70,7 +70,7 @@ class Eventwise:
         points = self._tiled(name, weight) if tiled and x.requires_grad else None
 
         def to_input(own: Tensor | None, some: Tensor) -> Tensor:
-            return input_gradient(some, _ones(some, shape), weight, shape, own)
+            return input_gradient(_ones(some, shape), weight, shape, some.shape, own)
 
         def to_weight(way: str | None, some: Tensor) -> Tensor:
             return weight_gradient(some, _ones(some, shape), weight, shape, way)

@@ -1,6 +1,6 @@
 """A convolution that multiplies only its input's events, or has its gradients by tiles: an autograd function."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speedysnn.errors import TrainingError
 from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.events import Plan, Size, output_size, pair
+from speedysnn.kernels.packed import Packed, pack
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: 
     return out
 
 
-def input_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, points: Tensor | None) -> Tensor:
-    """Gradient of what the convolution read, by tiles or by torch."""
+def input_gradient(grad: Tensor, weight: Tensor, shape: Shape, size: Sequence[int], points: Tensor | None) -> Tensor:
+    """Gradient of what the convolution read, (N, C, H, W), by tiles or by torch."""
     if points is not None:
         return tiles.input_gradient(grad, points)
-    out: Tensor = _torch(grad, x, weight, shape, (True, False, False))[0]
+    out: Tensor = _torch(grad, _nothing(size), weight, shape, (True, False, False))[0]
     return out
+
+
+def _nothing(size: Sequence[int]) -> Tensor:
+    """In the place of what was read, where torch looks at its size alone."""
+    return torch.empty(size, memory_format=torch.channels_last)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
@@ -89,28 +96,45 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.shape, ctx.ways = shape, ways
-        return F.conv2d(x, weight, bias, shape.stride, shape.padding) if ways.plan is None else ways.plan.run(x)
+        out = F.conv2d(x, weight, bias, shape.stride, shape.padding) if ways.plan is None else ways.plan.run(x)
+        learns = ctx.needs_input_grad[1]  # else nothing of x but its size is needed
+        spikes = pack(x) if learns else None
+        ctx.save_for_backward(weight, *((spikes.words, spikes.values) if spikes else (x,) if learns else ()))
+        ctx.given = shape, ways, x.shape
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        shape, ways, (to_x, to_weight, to_bias, *_) = ctx.shape, ctx.ways, ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of these gradients are asked for, which torch alone has
-            by_bias = grad.sum((0, 2, 3)) if to_bias else None
-            return (*_torch(grad, x, weight, shape, (to_x, to_weight, False))[:2], by_bias, None, None)
+        weight, *kept = ctx.saved_tensors
+        (shape, ways, size), (to_x, to_weight, to_bias, *_) = ctx.given, ctx.needs_input_grad
+        spikes = Packed(kept[0], kept[1], size) if len(kept) > 1 else None
+        if torch.is_grad_enabled():
+            x = _nothing(size) if not to_weight else kept[0] if spikes is None else None
+            return _twice(grad, x, weight, shape, (to_x, to_weight, to_bias))
         grad = grad.contiguous(memory_format=torch.channels_last)
-        plain = (to_x and ways.points is None, to_weight and ways.to_weight is None, False)
-        by_x, by_weight, _ = _torch(grad, x, weight, shape, plain)
-        if to_x and ways.points is not None:
-            by_x = input_gradient(x, grad, weight, shape, ways.points)
-        if to_weight and ways.to_weight == "tiles":  # which have summed the bias's as well
-            by_weight, by_bias = tiles.weight_gradients(x, grad)
-            return by_x, by_weight, by_bias if to_bias else None, None, None
-        if to_weight and ways.to_weight is not None:
-            by_weight = weight_gradient(x, grad, weight, shape, ways.to_weight)
-        return by_x, by_weight, grad.sum((0, 2, 3)) if to_bias else None, None, None
+        own = input_gradient(grad, weight, shape, size, ways.points) if to_x else None
+        if to_weight and ways.to_weight == "tiles":  # which sum up the bias's as well
+            by_weight, by_bias = tiles.weight_gradients(spikes or kept[0], grad)
+            return own, by_weight, by_bias.clone() if to_bias else None, None, None
+        whole = grad.sum((0, 2, 3)) if to_bias else None
+        if not to_weight:
+            return own, None, whole, None, None
+        x = kept[0] if spikes is None else spikes.unpacked()
+        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), whole, None, None
+
+
+def _twice(
+    grad: Tensor, x: Tensor | None, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients that have gradients again, which torch alone gives.
+
+    Raises:
+        TrainingError: what the convolution read was kept as bits.
+    """
+    if x is None:
+        raise TrainingError("gradients of gradients: spikes have none; set SPEEDYSNN_EVENTS=never to have torch's")
+    by_x, by_weight, _ = _torch(grad, x, weight, shape, (*wanted[:2], False))
+    return by_x, by_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None, None
 
 
 def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]) -> Any:

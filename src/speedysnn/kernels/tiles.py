@@ -16,9 +16,11 @@ from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import flat
+from speedysnn.kernels.packed import Packed
 from speedysnn.kernels.tile_code import LANES
 
 if AVAILABLE:
+    from speedysnn.kernels.bit_code import unpack_run
     from speedysnn.kernels.tile_code import gradients_at_points, inputs_at_points, multiply, results_of_points
 
 Array = Any
@@ -30,6 +32,7 @@ _FILTER = torch.tensor([
     [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
     [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
 ])  # fmt: skip
+_NOTHING, _NO_WORDS = torch.empty(0), torch.empty(0, dtype=torch.int16)
 FILTERS = torch.kron(_FILTER, _FILTER)  # (36, 9)
 
 
@@ -62,20 +65,23 @@ def input_gradient(grad: Tensor, points: Tensor) -> Tensor:
     return out
 
 
-def weight_gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
     """dL/dW (O, C, 3, 3) and dL/db (O,); x (N, C, H, W) and grad (N, O, H, W), channels-last."""
     images, channels, rows, columns = x.shape
     outputs, parts = grad.shape[1], dict[int, Tensor]()
     shape = _cut(channels, outputs, rows, columns)
-    inputs, given = flat(x).numpy(), flat(grad).numpy()
+    bits = Packed(_NO_WORDS, _NOTHING, x.shape) if isinstance(x, Tensor) else x
+    spikes = (bits.words.numpy(), bits.values.numpy())
+    inputs, given = flat(x if isinstance(x, Tensor) else _NOTHING).numpy(), flat(grad).numpy()
 
     def work(begin: int, end: int) -> None:
         frame, near, wanted = shape.frame(), shape.room(channels), shape.room(outputs)
         parts[begin] = torch.zeros((POINTS * channels + 1) * outputs)
         sums, own = parts[begin].numpy(), np.zeros(outputs, np.float32)
-        _gather(shape.rows, shape.columns, inputs, given, shape.numbers, begin, end, frame, near, wanted, sums, own)
+        some = (inputs, *spikes, given, shape.numbers, begin, end, frame, near, wanted, sums, own)
+        _gather(shape.rows, shape.columns, *some)
 
-    spread_over(images, x.numel(), work)
+    spread_over(images, grad.numel(), work)
     first, *others = (parts[begin] for begin in sorted(parts))
     for other in others:
         first += other
@@ -119,6 +125,21 @@ def _framed(
         for row in range(rows):
             to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * run
             out[to : to + run] = x[since : since + run]
+
+
+@compiled
+def _framed_bits(
+    words: Array, values: Array, first: int, images: int, rows: int, columns: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """The same of pictures that are spikes, kept as bits."""
+    channels = values.size
+    spread, line = channels // LANES, (columns + 2) * channels
+    for n in range(images):
+        for row in range(rows):
+            to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * columns * spread
+            for g in range(spread):
+                c = g * LANES
+                unpack_run(words, since + g, spread, values, c, out, to + c, channels, columns)
 
 
 @compiled
@@ -180,15 +201,18 @@ def _add_whole(
 
 @compiled
 def _gather(
-    some: Any, vectors: Any, x: Array, grad: Array, sizes: Any, begin: int, end: int, frame: Array, near: Array,
-    wanted: Array, sums: Array, own: Array,
+    some: Any, vectors: Any, x: Array, words: Array, values: Array, grad: Array, sizes: Any, begin: int, end: int,
+    frame: Array, near: Array, wanted: Array, sums: Array, own: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's behind it."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
     apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, LANES * len(vectors)
     for n in range(begin, end, group):
         images = min(group, end - n)
-        _framed(x, n, images, rows, columns, channels, frame)
+        if words.size:
+            _framed_bits(words, values, n, images, rows, columns, frame)
+        else:
+            _framed(x, n, images, rows, columns, channels, frame)
         for first in range(0, images * high * wide, block):
             many = min(block, images * high * wide - first)
             _points_of(frame, first, many, sizes, apart, near)
