@@ -1,5 +1,7 @@
 """Spikes as bits come back as they were, and what is not binary is not taken."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,13 @@ def _spikes(images=3, channels=32, size=(5, 7), share=0.2, seed=0):
     fired = torch.rand(images, channels, *size, generator=generator) < share
     theta = torch.rand(channels, 1, 1, generator=generator) + 0.1
     return (fired * theta).contiguous(memory_format=torch.channels_last)
+
+
+def _sizes_kept(call):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: sizes.append(y.numel()) or y, lambda y: y):
+        out = call()
+    return sizes, out
 
 
 @given(
@@ -77,9 +86,8 @@ def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(quicker, monk
     for x, kept in ((_spikes(size=(8, 8)), "bits"), (torch.rand(3, 32, 8, 8), "numbers")):
         given_ = x.contiguous(memory_format=torch.channels_last)
         inputs = [value.clone().requires_grad_() for value in (given_, weight, bias)]
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda y: sizes.append(y.numel()) or y, lambda y: y):
-            out = Eventwise(1).conv2d("conv", inputs[0], attrs, {"weight": inputs[1], "bias": inputs[2]})
+        tensors = {"weight": inputs[1], "bias": inputs[2]}
+        sizes, out = _sizes_kept(partial(Eventwise(1).conv2d, "conv", inputs[0], attrs, tensors))
         assert sizes == [weight.numel(), *((x.numel() // 16, 32) if kept == "bits" else (x.numel(),))]
         usual = F.conv2d(*inputs, 1, 1)
         wanted = torch.autograd.grad(usual, inputs, grad)
@@ -92,9 +100,7 @@ def test_without_weights_that_learn_nothing_of_the_input_is_kept(monkeypatch):
     monkeypatch.setattr("speedysnn.eventwise.WORTH", 0)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     x, weight = _spikes(size=(8, 8)).requires_grad_(), torch.randn(16, 32, 3, 3)
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda y: sizes.append(y.numel()) or y, lambda y: y):
-        out = Eventwise(1).conv2d("conv", x, attrs, {"weight": weight})
+    sizes, out = _sizes_kept(lambda: Eventwise(1).conv2d("conv", x, attrs, {"weight": weight}))
     assert sizes == [weight.numel()]
     (got,) = torch.autograd.grad((out**2).sum(), x, create_graph=True)
     (wanted,) = torch.autograd.grad((F.conv2d(x, weight, None, 1, 1) ** 2).sum(), x, create_graph=True)
