@@ -1,4 +1,4 @@
-"""Gradients by tiles are the convolution's, and are taken where they are quicker."""
+"""A convolution by tiles and its gradients are torch's, and are taken where they are quicker and something learns."""
 
 import json
 
@@ -41,10 +41,13 @@ def _apart(got, wanted):
     images=st.integers(1, 5), channels=st.sampled_from([16, 32, 48]), outputs=st.sampled_from([16, 32, 64]),
     size=st.tuples(st.sampled_from([4, 8, 20]), st.sampled_from([4, 8, 12])), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_gradients_equal_those_of_the_convolution(images, channels, outputs, size, seed):
+def test_results_and_gradients_equal_those_of_the_convolution(images, channels, outputs, size, seed):
     x, weight, bias, grad = _case(images, channels, outputs, size, seed)
+    out = tiles.convolve(x, tiles.laid_out(weight), bias)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert _apart(out, F.conv2d(x.double(), weight.double(), bias.double(), 1, 1)) < 5e-6
     by_input, by_weight, by_bias = _wanted(x, weight, bias, grad)
-    own = tiles.input_gradient(grad, tiles.laid_out(weight))
+    own = tiles.convolve(grad, tiles.laid_out(tiles.turned(weight)))
     assert own.is_contiguous(memory_format=torch.channels_last)
     assert _apart(own, by_input) < 5e-6
     to_weight, to_bias = tiles.weight_gradients(x, grad)
@@ -59,7 +62,7 @@ def test_many_images_are_shared_by_threads_and_come_in_blocks(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        own, (to_weight, _) = tiles.input_gradient(grad, tiles.laid_out(weight)), tiles.weight_gradients(x, grad)
+        own, (to_weight, _) = tiles.convolve(grad, tiles.laid_out(tiles.turned(weight))), tiles.weight_gradients(x, grad)
     finally:
         torch.set_num_threads(before)
     assert tiles._cut(64, 96, 32, 28).block < 7 * 8
@@ -70,7 +73,7 @@ def test_many_images_are_shared_by_threads_and_come_in_blocks(threads):
 def test_nan_stays_where_it_can_be_seen():
     x, weight, _, grad = _case(2, 16, 16, (8, 8))
     grad[1, 3, 2, 2] = float("nan")
-    own = tiles.input_gradient(grad, tiles.laid_out(weight))
+    own = tiles.convolve(grad, tiles.laid_out(tiles.turned(weight)))
     assert own[1].isnan().any()
     assert not own[0].isnan().any()
     to_weight, to_bias = tiles.weight_gradients(x, grad)
@@ -114,11 +117,26 @@ def test_a_call_takes_them_for_what_learns(learns, tiled):
     x, weight, bias, grad = _case(3, 16, 32, (8, 8))
     inputs = [value.clone().requires_grad_(on) for value, on in zip((x, weight, bias), learns, strict=True)]
     out = _convolved(inputs)
-    assert torch.equal(out, F.conv2d(x, weight, bias, 1, 1))
+    assert 1e-8 < _apart(out.detach(), F.conv2d(x.double(), weight.double(), bias.double(), 1, 1)) < 5e-6
     some = [value for value in inputs if value.requires_grad]
     wanted = [value for value, on in zip(_wanted(x, weight, bias, grad), learns, strict=True) if on]
     for got, exact in zip(torch.autograd.grad(out, some, grad), wanted, strict=True):
         assert 1e-8 < _apart(got, exact) < 2e-5
+
+
+def test_events_stay_where_they_are_quicker_than_tiles(tiled, monkeypatch):
+    monkeypatch.setattr(crossover, "crossover", lambda sizes, *_: 1.0 if sizes[0] == "forward or tiles" else -1.0)
+    x, weight, bias, _ = _case(3, 16, 32, (8, 8))
+    monkeypatch.setattr(tiles, "convolve", lambda *_: pytest.fail("by tiles"))
+    out = _convolved((x, weight.requires_grad_(), bias))
+    assert _apart(out.detach(), F.conv2d(x.double(), weight.detach().double(), bias.double(), 1, 1)) < 1e-6
+
+
+def test_without_gradients_there_are_none(tiled):
+    x, weight, bias, _ = _case(3, 16, 32, (8, 8))
+    assert _convolved((x, weight, bias)) is None
+    with torch.no_grad():
+        assert _convolved((x, weight.requires_grad_(), bias)) is None
 
 
 def test_gradients_of_gradients_are_torchs(tiled):

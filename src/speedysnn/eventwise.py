@@ -1,26 +1,27 @@
 """Which convolutions of a call run event-driven, forward and for the gradient of their weights, and which by tiles.
 
-Weights are laid out once for all passes of a call. The gradient of the input is not sparse; tiles halve its time.
+Weights are laid out once for all passes of a call. The gradient of the input is not sparse; tiles halve its time. Tiles
+round otherwise than torch does, so that they serve training alone.
 """
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn import crossover
 from speedysnn.kernels import event_gradient, events, tiles
 from speedysnn.kernels.dispatch import recorded, traced
-from speedysnn.kernels.event_conv import Shape, Ways, convolve, input_gradient, weight_gradient
+from speedysnn.kernels.event_conv import Shape, Ways, convolve, forward, input_gradient, weight_gradient
 from speedysnn.kernels.nonzero import density
 from speedysnn.kernels.tables import Tables
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
+Way = TypeVar("Way")
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
 
 
@@ -53,40 +54,50 @@ class Eventwise:
         shape = Shape.of(x, weight, attrs)
         if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
             return None
-        plan, share = partial(self._plan, name, weight, bias, shape, half), density(x)
-        kind = f"forward {x.dtype}" if half else "forward"
-        forward = self._pays(kind, shape, share, x, lambda some: plan().run(some), partial(_dense, shape, weight))
-        if not recorded(*given):
-            return plan().run(x) if forward else None
-        ways = Ways(plan() if forward else None, *self._gradients(name, x, weight, shape, share))
-        return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
+        if recorded(*given):
+            ways = self._ways(name, x, weight, bias, shape)
+            return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
+        plan, kind = partial(self._plan, name, weight, bias, shape, half), f"forward {x.dtype}" if half else "forward"
+        calls = _by(plan), partial(_forward, weight, shape, None)
+        return plan().run(x) if self._pays(kind, shape, x, *calls) else None
 
-    def _gradients(
-        self, name: str, x: Tensor, weight: Tensor, shape: Shape, share: float
-    ) -> tuple[Tensor | None, str | None]:
-        """How the gradients of input and weights are found; see `Ways`."""
-        geometry = (shape.kernel, shape.stride, shape.padding)
+    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Ways:
+        """How a convolution is done whose gradients are wanted, and how these are."""
+        seen, geometry = x.detach(), (shape.kernel, shape.stride, shape.padding)
         tiled = self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
-        points = self._tiled(name, weight) if tiled and x.requires_grad else None
+        points = turned = to_weight = None
+        if tiled:
+            calls = partial(self._tiled, name, weight), partial(_forward, weight, shape)
+            points = self._quicker("forward tiles", shape, seen, *calls)
+        plan = partial(self._plan, name, weight, bias, shape, False)
+        kind = "forward" if points is None else "forward or tiles"
+        sparse = self._pays(kind, shape, seen, _by(plan), partial(_forward, weight, shape, points))
+        if tiled and x.requires_grad:
+            calls = partial(self._tiled, f"{name} turned", tiles.turned(weight)), partial(_to_input, weight, shape)
+            turned = self._quicker("input gradient", shape, seen, *calls)
+        if weight.requires_grad:
+            to_weight = self._to_weight(seen, weight, shape, tiled)
+        return Ways(plan() if sparse else None, None if sparse else points, turned, to_weight)
 
-        def to_input(own: Tensor | None, some: Tensor) -> Tensor:
-            return input_gradient(_ones(some, shape), weight, shape, some.shape, own)
+    def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, tiled: bool) -> str | None:
+        """How the gradient of the weights is found; see `Ways`."""
 
-        def to_weight(way: str | None, some: Tensor) -> Tensor:
+        def call(way: str | None, some: Tensor) -> Tensor:
             return weight_gradient(some, _ones(some, shape), weight, shape, way)
 
-        def faster(what: str, one: crossover.Call, other: crossover.Call) -> bool:
-            with torch.no_grad():
-                return crossover.quicker((what, *shape.numbers()), x.detach(), one, other)
+        ways = (lambda: "tiles"), call
+        dense = self._quicker("gradient", shape, x, *ways) if tiled else None
+        takes = event_gradient.takes(shape.kernel, shape.stride, shape.padding)
+        sparse = takes and self._pays(f"gradient {dense}", shape, x, partial(call, "events"), partial(call, dense))
+        return "events" if sparse else dense
 
-        if points is not None and not faster("input gradient", partial(to_input, points), partial(to_input, None)):
-            points = None
-        if not weight.requires_grad:
-            return points, None
-        dense = "tiles" if tiled and faster("gradient", partial(to_weight, "tiles"), partial(to_weight, None)) else None
-        calls = partial(to_weight, "events"), partial(to_weight, dense)
-        sparse = event_gradient.takes(*geometry) and self._pays(f"gradient {dense}", shape, share, x.detach(), *calls)
-        return points, "events" if sparse else dense
+    def _quicker(
+        self, what: str, shape: Shape, x: Tensor, way: Callable[[], Way], call: Callable[[Way | None, Tensor], Tensor]
+    ) -> Way | None:
+        """What `way` gives, where `call` with it takes less time than with None."""
+        with torch.no_grad():
+            one = crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
+        return way() if one else None
 
     def _tiled(self, name: str, weight: Tensor) -> Tensor:
         with self._lock, torch.no_grad():
@@ -94,13 +105,11 @@ class Eventwise:
                 self._points[name] = tiles.laid_out(weight)
             return self._points[name]
 
-    def _pays(
-        self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
-    ) -> bool:
+    def _pays(self, what: str, shape: Shape, x: Tensor, sparse: crossover.Call, dense: crossover.Call) -> bool:
         if self._wanted == "always":
             return True
         with torch.no_grad():
-            return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
+            return density(x) <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
     def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
         with self._lock:
@@ -127,5 +136,13 @@ def _transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def _dense(shape: Shape, weight: Tensor, x: Tensor) -> Tensor:
-    return F.conv2d(x, weight, None, shape.stride, shape.padding)
+def _by(plan: Callable[[], events.Plan]) -> crossover.Call:
+    return lambda x: plan().run(x)
+
+
+def _forward(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
+    return forward(x, weight, None, shape, Ways(points=points))
+
+
+def _to_input(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
+    return input_gradient(_ones(x, shape), weight, shape, x.shape, points)

@@ -1,4 +1,4 @@
-"""A convolution that multiplies only its input's events, or has its gradients by tiles: an autograd function."""
+"""A convolution that multiplies only its input's events, or is done by tiles: an autograd function."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,13 +47,24 @@ class Ways:
 
     Attributes:
         plan: the convolution by events.
-        points: weights for the gradient of its input by tiles.
+        points: weights for the convolution by tiles.
+        turned: those for the gradient of its input.
         to_weight: the gradient of its weights, by "events" or "tiles".
     """
 
     plan: Plan | None = None
     points: Tensor | None = None
+    turned: Tensor | None = None
     to_weight: str | None = None
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
+    """The convolution by events, by tiles or by torch."""
+    if ways.plan is not None:
+        return ways.plan.run(x)
+    if ways.points is not None:
+        return tiles.convolve(x, ways.points, bias)
+    return F.conv2d(x, weight, bias, shape.stride, shape.padding)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: str | None) -> Tensor:
@@ -66,10 +77,10 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: 
     return out
 
 
-def input_gradient(grad: Tensor, weight: Tensor, shape: Shape, size: Sequence[int], points: Tensor | None) -> Tensor:
+def input_gradient(grad: Tensor, weight: Tensor, shape: Shape, size: Sequence[int], turned: Tensor | None) -> Tensor:
     """Gradient of what the convolution read, (N, C, H, W), by tiles or by torch."""
-    if points is not None:
-        return tiles.input_gradient(grad, points)
+    if turned is not None:
+        return tiles.convolve(grad, turned)
     out: Tensor = _torch(grad, _nothing(size), weight, shape, (True, False, False))[0]
     return out
 
@@ -96,7 +107,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
-        out = F.conv2d(x, weight, bias, shape.stride, shape.padding) if ways.plan is None else ways.plan.run(x)
+        out = forward(x, weight, bias, shape, ways)
         learns = ctx.needs_input_grad[1]  # else nothing of x but its size is needed
         spikes = pack(x) if learns else None
         ctx.save_for_backward(weight, *((spikes.words, spikes.values) if spikes else (x,) if learns else ()))
@@ -112,7 +123,7 @@ class _Convolution(torch.autograd.Function):
             x = _nothing(size) if not to_weight else kept[0] if spikes is None else None
             return _twice(grad, x, weight, shape, (to_x, to_weight, to_bias))
         grad = grad.contiguous(memory_format=torch.channels_last)
-        own = input_gradient(grad, weight, shape, size, ways.points) if to_x else None
+        own = input_gradient(grad, weight, shape, size, ways.turned) if to_x else None
         if to_weight and ways.to_weight == "tiles":  # which sum up the bias's as well
             by_weight, by_bias = tiles.weight_gradients(spikes or kept[0], grad)
             return own, by_weight, by_bias.clone() if to_bias else None, None, None

@@ -11,6 +11,7 @@ from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
 
 LANES = 16  # channels at once
+ALIKE = 7  # the point (1, 1): what it holds goes to all results of a tile
 Vectors = list[Any]
 
 
@@ -103,13 +104,14 @@ def _in_points(size: int, name: str) -> Callable[..., Any]:
 def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """A tile's results of what the 36 points gave."""
     w = Tiles(context, builder, signature.args, args)
-    m, out = w.pointer(0), w.pointer(3)
-    _, since, apart, _, at, row, column, channels = args
+    m, bias, out = w.pointer(0), w.pointer(3), w.pointer(4)
+    _, since, apart, _, _, at, row, column, channels = args
     places = _places(w, at, row, column, 4)
 
     def work(c: Any) -> None:
         begin = builder.add(since, c)
         values = [w.vector(m, builder.add(begin, builder.mul(apart, w.number(p))), w.reals) for p in range(36)]
+        values[ALIKE] = builder.fadd(values[ALIKE], w.vector(bias, c, w.reals))
         tile = w.both([values[i : i + 6] for i in range(0, 36, 6)], w.given)
         for place, value in zip((p for line in places for p in line), (v for line in tile for v in line), strict=True):
             w.store(value, out, builder.add(place, c))
@@ -173,10 +175,10 @@ if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def results_of_points(
-        _: Any, m: Any, since: Any, apart: Any, out: Any, at: Any, row: Any, column: Any, channels: Any
+        _: Any, m: Any, since: Any, apart: Any, bias: Any, out: Any, at: Any, row: Any, column: Any, channels: Any
     ) -> Any:  # fmt: skip
-        """out[at + i * row + j * column + c] = (A^T m A)[i, j] for m[i, j] = m[since + (6 i + j) * apart + c]."""
-        return types.void(m, since, apart, out, at, row, column, channels), _from_points
+        """out[at + i row + j column + c] = bias[c] + (A^T m A)[i, j], m[i, j] = m[since + (6 i + j) apart + c]."""
+        return types.void(m, since, apart, bias, out, at, row, column, channels), _from_points
 
     @intrinsic  # type: ignore[untyped-decorator]
     def multiply(

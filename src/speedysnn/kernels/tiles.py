@@ -1,8 +1,8 @@
-"""Gradients of a dense 3 x 3 convolution on the CPU by tiles, with a quarter of the products (Winograd; float32).
+"""A dense 3 x 3 convolution and its gradients on the CPU by tiles, with a quarter of the products (Winograd; float32).
 
 What a convolution reads is divided into tiles of 4 x 4 results. Each is taken to 36 points, where the convolution is a
-product of matrices over the channels a point, and back. Errors are some 1e-6 of the gradient of an input, 1e-5 of a
-weight, where products of tens of thousands of places are summed.
+product of matrices over the channels a point, and back. Errors are some 1e-6 of a result and of the gradient of an
+input, 1e-5 of that of a weight, where products of tens of thousands of places are summed.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import flat
 from speedysnn.kernels.packed import Packed
-from speedysnn.kernels.tile_code import LANES
+from speedysnn.kernels.tile_code import ALIKE, LANES
 
 if AVAILABLE:
     from speedysnn.kernels.bit_code import unpack_run
@@ -43,25 +43,31 @@ def takes(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, 
 
 
 def laid_out(weight: Tensor) -> Tensor:
-    """The weights (O, C, 3, 3) at the 36 points, for the gradient of what the convolution read; (36, O, C)."""
+    """The weights (O, C, 3, 3) at the 36 points, (36, C, O)."""
     outputs, channels = weight.shape[:2]
-    return (FILTERS @ weight.flip(2, 3).permute(2, 3, 0, 1).reshape(9, -1)).view(POINTS, outputs, channels)
+    return (FILTERS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(POINTS, channels, outputs)
 
 
-def input_gradient(grad: Tensor, points: Tensor) -> Tensor:
-    """dL/dx of what the convolution read; grad (N, O, H, W) channels-last, points as `laid_out` gives them."""
-    images, outputs, rows, columns = grad.shape
-    channels = points.shape[2]
-    out = torch.empty((images, channels, rows, columns), memory_format=torch.channels_last)
-    shape = _cut(outputs, channels, rows, columns)
-    given, weights, taken = flat(grad).numpy(), flat(points).numpy(), flat(out).numpy()
+def turned(weight: Tensor) -> Tensor:
+    """Weights with which a convolution of dL/dy is dL/dx."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution of x (N, C, H, W), channels-last, with weights as `laid_out` gives them and a bias (O,)."""
+    images, channels, rows, columns = x.shape
+    outputs = points.shape[2]
+    out = torch.empty((images, outputs, rows, columns), memory_format=torch.channels_last)
+    shape = _cut(channels, outputs, rows, columns)
+    given, weights, taken = flat(x).numpy(), flat(points).numpy(), flat(out).numpy()
+    start = (torch.zeros(outputs) if bias is None else bias.detach()).numpy()
 
     def work(begin: int, end: int) -> None:
-        frame, near = shape.frame(), shape.room(outputs)
-        sums = near if shape.in_place else shape.room(channels)
-        _spread(shape.rows, shape.columns, given, weights, shape.numbers, begin, end, frame, near, sums, taken)
+        frame, near = shape.frame(), shape.room(channels)
+        sums = near if shape.in_place else shape.room(outputs)
+        _spread(shape.rows, shape.columns, given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
 
-    spread_over(images, grad.numel(), work)
+    spread_over(images, x.numel(), work)
     return out
 
 
@@ -162,15 +168,15 @@ def _points_of(
 
 @compiled
 def _spread(
-    some: Any, vectors: Any, grad: Array, weights: Array, sizes: Any, begin: int, end: int, frame: Array, near: Array,
-    sums: Array, out: Array,
+    some: Any, vectors: Any, x: Array, weights: Array, bias: Array, sizes: Any, begin: int, end: int, frame: Array,
+    near: Array, sums: Array, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Gradients of the inputs of images begin..end - 1."""
+    """The results of images begin..end - 1."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
     apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, LANES * len(vectors)
     for n in range(begin, end, group):
         images = min(group, end - n)
-        _framed(grad, n, images, rows, columns, channels, frame)
+        _framed(x, n, images, rows, columns, channels, frame)
         for first in range(0, images * high * wide, block):
             many = min(block, images * high * wide - first)
             _points_of(frame, first, many, sizes, apart, near)
@@ -182,7 +188,7 @@ def _spread(
                                  p * outputs + row * further + column, further)  # fmt: skip
             for t in range(many):
                 at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
-                results_of_points(sums, t * further, outputs, out, at, columns * outputs, outputs, outputs)
+                results_of_points(sums, t * further, outputs, bias, out, at, columns * outputs, outputs, outputs)
 
 
 @compiled
@@ -192,7 +198,7 @@ def _add_whole(
     """Add all of some tiles' gradients: at the point (1, 1) a tile's own are summed up already."""
     own[:] = 0
     for t in range(many):
-        whole = wanted[t * further + 7 * outputs : t * further + 8 * outputs]
+        whole = wanted[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
         for o in range(outputs):
             own[o] += whole[o]
     for o in range(outputs):
