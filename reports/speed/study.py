@@ -11,6 +11,7 @@ PYTHONPATH (pip install --no-deps --target DIR sinabs==3.1.3 pbr), since it asks
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,11 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+SYSTEM = "SPEEDYSNN_ALLOCATOR=system"
 HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {
     "neuron": ("neuron", "-T", "8", "--rounds", "21"),
+    "neuron-system": (SYSTEM, "neuron", "-T", "8", "--rounds", "21"),
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
@@ -43,11 +46,14 @@ SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
 def run(out: Path, name: str, arguments: tuple[str, ...], fresh: bool) -> tuple[str, dict[str, Any]]:
     """One bench command; its JSON is kept, and read again unless `fresh`."""
     file = out / f"bench-{name}.json"
-    command = ["speedysnn", "bench", *arguments, "--json", file.name]
-    print("$", *command, flush=True)
+    settings = [word for word in arguments if word == SYSTEM]
+    command = ["speedysnn", "bench", *arguments[len(settings) :], "--json", file.name]
+    shown = " ".join((*settings, *command))
+    print("$", shown, flush=True)
     if fresh or not file.is_file():
-        subprocess.run([sys.executable, "-m", *command[:-1], str(file), "--overwrite"], check=True)
-    return " ".join(command), json.loads(file.read_text(encoding="utf-8"))
+        environment = os.environ | dict(word.split("=") for word in settings)
+        subprocess.run([sys.executable, "-m", *command[:-1], str(file), "--overwrite"], check=True, env=environment)
+    return shown, json.loads(file.read_text(encoding="utf-8"))
 
 
 def figure(frame: pd.DataFrame, out: Path) -> None:
@@ -130,7 +136,8 @@ contestants ran in turn in one process, the ratio is the first row's time over a
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best, likewise its step "4 x ANN" in training and "8 x ANN, bfloat16": what torch's own convolutions take, and
 so what a simulator that multiplies densely cannot go below. "Analog reading" is one call of the network, the same "64 at
-a time" split by hand. Peers run the same graph and weights with their own neurons and our thresholds.
+a time" split by hand. Peers run the same graph and weights with their own neurons and our thresholds. A command keeps
+freed memory, for peers too; `SPEEDYSNN_ALLOCATOR=system` leaves that to the C library, as in a Python process of one's own.
 {beside}
 ![times](speed.png)
 

@@ -25,6 +25,13 @@ def test_a_call_from_python_changes_no_setting_of_its_process(there, told):
     assert told == []
 
 
+def test_a_user_may_leave_it_to_the_system(there, told, monkeypatch):
+    monkeypatch.setenv(allocator.VARIABLE, "system")
+    allocator.keep_freed_memory()
+    assert not allocator.kept()
+    assert told == []
+
+
 @pytest.mark.parametrize(
     ("option", "expected"), [("", [allocator._KEEP]), ("--memory 64", [allocator._KEEP, allocator._HAND_BACK])]
 )

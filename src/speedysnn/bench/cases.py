@@ -63,7 +63,7 @@ def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True
         "speedysnn": lambda: step.run((x,), target, {}),
         f"{snn.timesteps} x ANN, {size} at a time": partial(_source_steps, snn, x, target, size, snn.timesteps),
     }
-    found, notes = available(snn, x[: min(32, len(x))])
+    found, notes = available(snn, x[: min(32, len(x))], learning=True)
     for name, peer in found.items():
         calls[name] = partial(_backward, peer, x, target)
     rows = rows_of(calls, rounds, x.device)

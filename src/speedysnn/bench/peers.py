@@ -28,11 +28,13 @@ PEERS: dict[str, tuple[str, Callable[[SpikingNetwork], nn.Module]]] = {
 }
 
 
-def available(snn: SpikingNetwork, x: Tensor, tolerance: float = 0.1) -> tuple[dict[str, nn.Module], list[str]]:
+def available(
+    snn: SpikingNetwork, x: Tensor, tolerance: float = 0.1, *, learning: bool = False
+) -> tuple[dict[str, nn.Module], list[str]]:
     """The peers that are installed and compute the same logits, and a line on each that is left out.
 
     Spike counts may differ where a membrane meets its threshold to the last bit, so outputs agree within `tolerance`
-    of their norm.
+    of their norm. With `learning` they are compared as they are found while training.
     """
     out: dict[str, nn.Module] = {}
     left: list[str] = []
@@ -43,8 +45,8 @@ def available(snn: SpikingNetwork, x: Tensor, tolerance: float = 0.1) -> tuple[d
             continue
         try:
             peer = make(snn)
-            with torch.no_grad():
-                ours, theirs = snn(x), peer(x)
+            with torch.set_grad_enabled(learning):
+                ours, theirs = snn(x).detach(), peer(x).detach()
         except InputError as err:
             left.append(str(err))
             continue

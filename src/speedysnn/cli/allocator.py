@@ -1,18 +1,22 @@
 """What the C library keeps of freed memory: a program may decide this for its own process, a library may not."""
 
 import ctypes
+import os
 from contextlib import suppress
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as in glibc's malloc.h
 _KEEP = (2**30, 2**25, 2**26)  # bytes: the end of the heap that is kept, the smallest block that is mapped by itself,
 # and what a thread's heap, of 64 MiB pieces, has free before it gives a piece back
 _HAND_BACK = (2**17, 2**17, 2**17)  # glibc's own first values; a value that was set no longer grows by itself
+VARIABLE = "SPEEDYSNN_ALLOCATOR"  # system: the C library decides for itself
 _program = False
 
 
 def keep_freed_memory() -> None:
     """For fast small layers: handing pages back and forth costs more than they do. This process is a program's own."""
     global _program
+    if os.environ.get(VARIABLE) == "system":
+        return
     _program = True
     _set(*_KEEP)
 
@@ -24,6 +28,11 @@ def hand_freed_memory_back() -> None:
     """
     if _program:
         _set(*_HAND_BACK)
+
+
+def kept() -> bool:
+    """Whether freed memory is kept."""
+    return _program
 
 
 def _set(trim: int, mmap: int, pad: int) -> None:

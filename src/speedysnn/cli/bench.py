@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from speedysnn.cli import allocator
 from speedysnn.cli.common import JsonFile, Overwrite, network_of
 from speedysnn.cli.devices import Device, device_of
 from speedysnn.cli.show import note, say, table, write_json
@@ -85,12 +86,13 @@ def _network(name: str, steps: int, batch: int, pixels: int | None, device: torc
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The kind of machine and of GPU, and the versions of what was timed."""
+    """The kind of machine and of GPU, the versions of what was timed, and whether freed memory is kept."""
     from speedysnn.bench.peers import facts
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(), "accelerator": gpu, "packages": facts()}  # fmt: skip
+            "threads": torch.get_num_threads(), "accelerator": gpu, "freed_memory_kept": allocator.kept(),
+            "packages": facts()}  # fmt: skip
 
 
 def _show(case: Any) -> None:
