@@ -69,7 +69,7 @@ def figure(frame: pd.DataFrame, out: Path) -> None:
         colours = ["#0072b2" if str(label).startswith("speedysnn") else "#bbbbbb" for label in part.contestant]
         ax.barh(part.contestant, part.median_ms, color=colours)
         for i, (value, ratio) in enumerate(zip(part.median_ms, part.ratio, strict=True)):
-            ax.text(value, i, f" {value:,.0f} ms ({ratio:.2f}x)", va="center", fontsize=8)
+            ax.text(value, i, f" {value:,.{0 if value >= 100 else 1}f} ms ({ratio:.2f}x)", va="center", fontsize=8)
         ax.set_xlim(0, part.median_ms.max() * 1.3)
         ax.set_title(f"{name}: {part.case.iloc[0]}", fontsize=9, loc="left")
         ax.invert_yaxis()
