@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import speedysnn
 from speedysnn import analysis, convert, data, finetune
 from speedysnn.assets.digits import avg_net, load_digits_net
-from speedysnn.bench import cases
+from speedysnn.bench import cases, growth
 from speedysnn.bench.inference import inference
 from speedysnn.bench.networks import make
 from speedysnn.cli.main import run
@@ -188,7 +188,7 @@ def test_benchmarks_run_there() -> None:
     assert all(row["peak_bytes"] > 0 for row in case.rows)
     assert any("bfloat16" in row["name"] for row in inference(snn, x, 1).rows)
     assert cases.neuron(1000, 4, 1, GPU).rows
-    assert cases.scaling(snn, x, 1, (8, 16)).rows
+    assert growth.scaling(snn, x, 1, (8, 16)).rows
     assert cases.measuring(snn, x, 1).rows
 
 

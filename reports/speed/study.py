@@ -18,11 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
+
+from speedysnn.bench.figure import draw, png
 
 SYSTEM = "SPEEDYSNN_ALLOCATOR=system"
 HERE = Path(__file__).resolve().parent
@@ -38,6 +36,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
     "measuring": ("measuring", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
     "scaling": ("scaling", "--network", "resnet20", "-T", "4", "--rounds", "3"),
+    "sizes": ("sizes", "-T", "4", "--batch", "64", "--rounds", "3"),
 }
 SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
          "digits": ("inference", "--network", "digits", "--batch", "8", "-T", "2", "--rounds", "1")}  # fmt: skip
@@ -56,30 +55,6 @@ def run(out: Path, name: str, arguments: tuple[str, ...], fresh: bool) -> tuple[
     return shown, json.loads(file.read_text(encoding="utf-8"))
 
 
-def figure(frame: pd.DataFrame, out: Path) -> None:
-    """Ratios of every run as bars; 1 is the run's own base."""
-    names = list(dict.fromkeys(frame.run))
-    chosen = [name for name in names if name not in ("scaling",)]
-    bars = [int((frame.run == name).sum()) + 3 for name in chosen]  # and room for a title and an axis
-    fig, axes = plt.subplots(
-        len(chosen), 1, figsize=(8, 0.22 * sum(bars)), squeeze=False, height_ratios=bars
-    )
-    for ax, name in zip(axes[:, 0], chosen, strict=True):
-        part = frame[frame.run == name]
-        colours = ["#0072b2" if str(label).startswith("speedysnn") else "#bbbbbb" for label in part.contestant]
-        ax.barh(part.contestant, part.median_ms, color=colours)
-        for i, (value, ratio) in enumerate(zip(part.median_ms, part.ratio, strict=True)):
-            ax.text(value, i, f" {value:,.{0 if value >= 100 else 1}f} ms ({ratio:.2f}x)", va="center", fontsize=8)
-        ax.set_xlim(0, part.median_ms.max() * 1.3)
-        ax.set_title(f"{name}: {part.case.iloc[0]}", fontsize=9, loc="left")
-        ax.invert_yaxis()
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("median time (ms); in brackets: times faster than the first row, ideal 1x or more", fontsize=8)
-    fig.tight_layout()
-    fig.savefig(out / "speed.png", dpi=130)
-
-
 def table(frame: pd.DataFrame) -> str:
     """A Markdown table."""
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
@@ -95,11 +70,12 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
     out.mkdir(parents=True, exist_ok=True)
-    rows, sections = [], []
+    rows, sections, drawn = [], [], {}
     for name, arguments in (SMOKE if options.smoke else RUNS).items():
         command, found = run(out, name, arguments, options.fresh or options.smoke)
         where = place(found["machine"])
         for case in found["cases"]:
+            drawn[f"{name}: {case['name']}"] = case
             own = [
                 {"run": name, "case": case["name"], "contestant": row["name"], "median_ms": 1e3 * row["median_s"],
                  "best_ms": 1e3 * row["best_s"], "ratio": row["base_over_this"],
@@ -112,7 +88,7 @@ def main() -> None:
             sections.append(f"## {name}: {case['name']}\n\n`{command}`, {where}\n\n{table(shown)}\n{notes}\n")
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "speed.csv", index=False)
-    figure(frame, out)
+    (out / "speed.png").write_bytes(png(draw(list(drawn.values()), list(drawn))))
     (out / "README.md").write_text(TEXT.format(beside=BESIDE if (out / "avx512").is_dir() else "") + "\n".join(sections), encoding="utf-8")
     print(f"written to {out}")
 

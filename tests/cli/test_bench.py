@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speedysnn.bench import cases, networks, pairs, peers
+from speedysnn.bench import figure, growth, networks, pairs, peers
 from speedysnn.bench.pairs import paired
 from speedysnn.bench.peak import peak_bytes
 from speedysnn.cli.main import run
@@ -65,10 +65,50 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_scaling_leaves_the_network_as_it_was() -> None:
     snn, x = networks.make("digits", 2, 4)
-    case = cases.scaling(snn, x, 1, batches=(2, 4))
+    case = growth.scaling(snn, x, 1, batches=(2, 4))
     assert {"T=2, batch 4", "T=32, full look-ahead, batch 64"} <= {row["name"] for row in case.rows}
     assert snn.timesteps == 2
     assert {neuron.delay for neuron in snn.neurons.values()} == {0}
+    batches = [row for row in case.rows if row["along"] == "images"]
+    assert [(row["at"], row["steps"]) for row in batches] == [(2, 2), (4, 2)]
+    for row in case.rows:
+        assert row["us_per_image_step"] == pytest.approx(1e6 * row["median_s"] / row["images"] / row["steps"])
+
+
+def test_sizes_grow_along_depth_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "CHANNELS", 4)
+    monkeypatch.setattr(growth, "LAYERS", 8)
+    case = growth.sizes(2, 3, 1, layers=(8, 14), channels=(4, 8))
+    found = [(row["line"], row["along"], row["at"], row["images"]) for row in case.rows]
+    both, width = ("T x ANN", "speedysnn"), "channels at first"
+    wanted = [("layers", 8), ("layers", 14), (width, 4), (width, 8)]
+    assert found == [(line, along, at, 3) for along, at in wanted for line in both]
+    assert len(case.notes) == 4
+
+
+def test_a_figure_has_bars_and_lines(tmp_path: Path) -> None:
+    bars = {"name": "one", "rows": [{"name": "speedysnn", "median_s": 0.002, "base_over_this": 1.0}]}
+    rows = [
+        {"name": f"{line} {at}", "median_s": 1.0, "base_over_this": 1.0, "line": line, "along": along, "at": at,
+         "us_per_image_step": float(at)}
+        for along in ("images", "layers") for line in ("speedysnn", "T x ANN") for at in (2, 64)
+    ]  # fmt: skip
+    made = figure.draw([bars, {"name": "two", "rows": rows}])
+    assert [len(axes.lines) for axes in made.axes] == [0, 2, 2]
+    assert [axes.get_xlabel() for axes in made.axes] == ["ms", "images", "layers"]
+    assert "2.0 ms (1.00x)" in made.axes[0].texts[0].get_text()
+    assert figure.png(made).startswith(b"\x89PNG")
+
+
+def test_a_figure_is_written_and_not_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.png"
+    words = ["bench", "neuron", "--neurons", "100", "-T", "2", "--rounds", "1", "--figure", str(out)]
+    assert run(words) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert run(words) == 2
+    assert f"--figure {out}: a file is there already" in capsys.readouterr().err
+    assert run([*words, "--json", str(out), "--overwrite"]) == 2
+    assert "that is the output too" in capsys.readouterr().err
 
 
 def test_peers_that_compute_something_else_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

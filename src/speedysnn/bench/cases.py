@@ -1,4 +1,4 @@
-"""What is timed beside inference: a neuron layer, a training step, calibration and analysis, and how time scales."""
+"""What is timed beside inference: a neuron layer, a training step, calibration and analysis."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from speedysnn import analysis
 from speedysnn.bench.case import Call, Case, rows_of
 from speedysnn.bench.inference import ann, best_pass
-from speedysnn.bench.peak import peak_bytes
+from speedysnn.bench.peak import add_peaks
 from speedysnn.bench.peers import available, installed
 from speedysnn.convert.calibrate import collect
 from speedysnn.finetune.config import Config
@@ -68,8 +68,7 @@ def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True
         calls[name] = partial(_backward, peer, x, target)
     rows = rows_of(calls, rounds, x.device)
     if memory:
-        for row in rows:
-            row["peak_bytes"] = peak_bytes(calls[row["name"]], x.device)
+        add_peaks(rows, calls, x.device)
     return Case(f"training step, T={snn.timesteps}, batch {len(x)}", "speedysnn", rows, notes)
 
 
@@ -87,33 +86,6 @@ def _backward(peer: nn.Module, x: Tensor, target: Tensor) -> None:
     for parameter in peer.parameters():
         parameter.grad = None
     F.mse_loss(peer(x), target).backward()  # type: ignore[no-untyped-call]
-
-
-def scaling(snn: SpikingNetwork, x: Tensor, rounds: int, batches: Sequence[int] = (32, 128, 512, 2048)) -> Case:
-    """Time an image against the batch and against T, and with full look-ahead."""
-    before, delays = snn.timesteps, {name: neuron.delay for name, neuron in snn.neurons.items()}
-
-    def images(count: int) -> Tensor:
-        return x.repeat(-(-count // len(x)), *[1] * (x.ndim - 1))[:count]
-
-    def at(steps: int, batch: Tensor, delay: Any) -> None:
-        snn.timesteps = steps
-        snn.set_delay(delay)
-        snn(batch)
-
-    calls: dict[str, Call] = {f"T={before}, batch {n}": partial(at, before, images(n), 0) for n in batches}
-    few = images(64)
-    calls.update({f"T={steps}, batch 64": partial(at, steps, few, 0) for steps in (1, 2, 4, 8, 16, 32)})
-    calls.update({f"T={steps}, full look-ahead, batch 64": partial(at, steps, few, "full") for steps in (1, 32)})
-    try:
-        with torch.no_grad():
-            rows = rows_of(calls, rounds, x.device)
-    finally:
-        snn.timesteps = before
-        snn.set_delay(delays)
-    for row in rows:
-        row["us_per_image"] = row["median_s"] / int(str(row["name"]).rsplit(" ", 1)[1]) * 1e6
-    return Case("scaling", next(iter(calls)), rows)
 
 
 def measuring(snn: SpikingNetwork, x: Tensor, rounds: int) -> Case:

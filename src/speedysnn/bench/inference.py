@@ -9,6 +9,7 @@ from torch import Tensor
 
 from speedysnn.bench.case import Call, Case, rows_of
 from speedysnn.bench.pairs import paired
+from speedysnn.bench.peak import add_peaks
 from speedysnn.bench.peers import available
 from speedysnn.network import SpikingNetwork
 
@@ -34,6 +35,7 @@ def inference(
         found, notes = available(snn, x[: min(32, len(x))]) if peers else ({}, [])
         calls.update({name: partial(peer, x) for name, peer in found.items()})
         rows = rows_of(calls, rounds, x.device)
+        add_peaks(rows, calls, x.device)
         if half:
             notes.append(half_cost(snn, x))
         else:

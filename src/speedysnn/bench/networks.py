@@ -77,9 +77,17 @@ def make(
     if name not in NETWORKS:
         raise InputError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}")
     build, shape = NETWORKS[name]
+    shape = shape if pixels is None else (shape[0], pixels, pixels)
+    return converted(build, shape, steps, batch, seed, device)
+
+
+def converted(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], steps: int, batch: int, seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[SpikingNetwork, Tensor]:  # fmt: skip
+    """The same of what `build` makes."""
     torch.manual_seed(seed)
     model = build().eval()
-    shape = shape if pixels is None else (shape[0], pixels, pixels)
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

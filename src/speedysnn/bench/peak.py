@@ -1,8 +1,9 @@
 """Peak memory of a call: the high-water mark of the process, or of torch's memory on a GPU, reset before it."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,14 @@ def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -
         return None
     call()
     return _field("VmHWM") - before
+
+
+def add_peaks(
+    rows: Sequence[dict[str, Any]], calls: Mapping[str, Callable[[], object]], device: torch.device
+) -> None:  # fmt: skip
+    """Call each row's contestant once more and note its peak."""
+    for row in rows:
+        row["peak_bytes"] = peak_bytes(calls[row["name"]], device)
 
 
 def _on_gpu(call: Callable[[], object], device: torch.device) -> int:

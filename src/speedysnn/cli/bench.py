@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from speedysnn._replace import replace_file
 from speedysnn.cli import allocator
 from speedysnn.cli.common import JsonFile, Overwrite, network_of
 from speedysnn.cli.devices import Device, device_of
 from speedysnn.cli.show import note, say, table, write_json
-from speedysnn.cli.targets import check_json
+from speedysnn.cli.targets import check_file, check_json
 from speedysnn.errors import InputError
 
-CASES = ("neuron", "inference", "training", "measuring", "scaling")
+CASES = ("neuron", "inference", "training", "measuring", "scaling", "sizes")
 
 
 def command(
@@ -31,6 +32,7 @@ def command(
     ] = False,
     device: Device = "cpu",
     json: JsonFile = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Also draw the times into this PNG file.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Time a network against T passes of its source, and against other simulators where they are installed.
@@ -39,14 +41,16 @@ def command(
 
     \b
     Example: speedysnn bench
-             speedysnn bench inference --network resnet18 --pixels 64 -T 8 --batch 64 --json speed.json
+             speedysnn bench inference --network resnet18 --pixels 64 -T 8 --json speed.json --figure speed.png
     """  # noqa: D301 - \b keeps the lines apart
     chosen = tuple(cases or CASES)
     unknown = [case for case in chosen if case not in CASES]
     if unknown:
         raise InputError(f"bench: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
     place = device_of(device)
-    check_json(json, overwrite)
+    check_json(json, overwrite, figure)
+    if figure is not None:
+        check_file(figure, "--figure", overwrite)
     from speedysnn.bench.case import Case
 
     found: list[Case] = []
@@ -55,22 +59,29 @@ def command(
         found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled, place))
         if json != "-":
             _show(found[-1])
-    write_json(json, {"machine": machine(place), "cases": [asdict(case) for case in found]})
+    data = [asdict(case) for case in found]
+    write_json(json, {"machine": machine(place), "cases": data})
+    if figure is not None:
+        from speedysnn.bench.figure import draw, png
+
+        replace_file(figure, png(draw(data)))
 
 
 def _run(
     case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool,
     device: torch.device,
 ) -> Any:
-    from speedysnn.bench import cases
+    from speedysnn.bench import cases, growth
     from speedysnn.bench.inference import inference
 
     if case == "neuron":
         return cases.neuron(neurons, steps, rounds, device)
+    if case == "sizes":
+        return growth.sizes(steps, batch, rounds, device)
     snn, x = _network(network, steps, batch, pixels, device)
     if case == "inference":
         return inference(snn, x, rounds, compiled=compiled)
-    chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": cases.scaling}[case]
+    chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": growth.scaling}[case]
     return chosen(snn, x, rounds)
 
 

@@ -9,7 +9,8 @@ from speedysnn._claims import claimed, try_writing
 from speedysnn.errors import ArtifactError, InputError
 
 REPORT, RUN = "noise.json", "run.safetensors"
-AGAIN = "choose another name, or pass --overwrite"
+ELSEWHERE = "choose another name"
+AGAIN = f"{ELSEWHERE}, or pass --overwrite"
 _claims = ExitStack()
 
 
@@ -70,19 +71,28 @@ def check_json(target: str | None, overwrite: bool, other: Path | None = None) -
     if target is None or target == "-":
         return
     path = Path(target)
-    if path.is_dir():
-        raise InputError(f"--json {path}: a folder is there; give a file name, or - for standard output")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--json {path}: its folder does not exist")
-    if (path.absolute().parent / artifact.NETWORK).is_file():
-        raise InputError(f"--json {path}: its folder is a saved network, which must stay as it is; choose another name")
     if other is not None and path.resolve() == other.resolve():
         raise InputError(f"--json {path}: that is the output too; choose another name")
+    check_file(path, "--json", overwrite, ", or - for standard output")
+
+
+def check_file(path: Path, option: str, overwrite: bool, instead: str = "") -> None:
+    """Refuse a file's path likewise; `instead` is what else may be given.
+
+    Raises:
+        InputError: a folder, a device, a file or a saved network is there, or its folder is missing.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path}: a folder is there; give a file name{instead}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: its folder does not exist")
+    if (path.absolute().parent / artifact.NETWORK).is_file():
+        raise InputError(f"{option} {path}: its folder is a saved network, which must stay as it is; {ELSEWHERE}")
     if path.exists() and not path.is_file():
-        raise InputError(f"--json {path}: that is no plain file; give a file name, or - for standard output")
+        raise InputError(f"{option} {path}: that is no plain file; give a file name{instead}")
     if path.exists() and not overwrite:
-        raise InputError(f"--json {path}: a file is there already; {AGAIN}")
-    _check_parent(path, "--json ")
+        raise InputError(f"{option} {path}: a file is there already; {AGAIN}")
+    _check_parent(path, f"{option} ")
 
 
 def check_run(folder: Path | None, output: Path, resume: bool, overwrite: bool) -> None:
