@@ -101,13 +101,14 @@ def place(machine: dict[str, Any]) -> str:
 
 
 BESIDE = """
-Where instructions are not named the processor had AVX2; these runs are older than those of the same study on one with
-AVX-512 and bfloat16, made with `--out reports/speed/avx512`: [avx512](avx512/README.md).
+These runs were told to use no more than AVX2, as on processors without AVX-512 and bfloat16, by
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=znver3`. The same study with all that the processor has,
+made with `--out reports/speed/avx512`: [avx512](avx512/README.md).
 """
 TEXT = """# Speed
 
-Made by `python reports/speed/study.py`; seed 0, random weights with fitted batch-norm statistics, float32. Runs were made
-at different times on machines shared with other work, so times compare within a table only. Each table is one command;
+Made by `python reports/speed/study.py`; seed 0, random weights with fitted batch-norm statistics, float32. The machine is
+shared with other work, so times compare within a table only. Each table is one command;
 contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best, likewise its step "4 x ANN" in training and "8 x ANN, bfloat16": what torch's own convolutions take, and

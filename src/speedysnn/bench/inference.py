@@ -54,7 +54,8 @@ def _has_half(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe()) if probe is not None else False
+    told = torch.backends.cpu.get_cpu_capability()  # which may be less than the processor has
+    return told.startswith("AVX512") and probe is not None and bool(probe())
 
 
 def half_cost(snn: SpikingNetwork, x: Tensor) -> str:
