@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {
     "neuron": ("neuron", "-T", "8", "--rounds", "21"),
     "neuron-system": (SYSTEM, "neuron", "-T", "8", "--rounds", "21"),
-    "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "3"),
+    "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
     "resnet18-224": ("inference", "--network", "resnet18", "-T", "8", "--batch", "32", "--rounds", "3"),
