@@ -70,6 +70,19 @@ def test_many_images_are_shared_by_threads_and_come_in_blocks(threads):
     assert _apart(to_weight, by_weight) < 2e-5
 
 
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (32, 28)])
+def test_bfloat16_is_rounded_once(size):
+    x, weight, bias, _ = _case(5, 32, 48, size)
+    x, points = x.bfloat16(), tiles.laid_out(weight)
+    out = tiles.convolve(x, points, bias)
+    assert out.dtype == torch.bfloat16
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out, tiles.convolve(x.float(), points, bias).bfloat16())
+    x[2, 1, 1, 1] = float("nan")
+    found = tiles.convolve(x, points, bias).isnan().flatten(1).any(1)
+    assert found.tolist() == [i == 2 for i in range(5)]
+
+
 def test_nan_stays_where_it_can_be_seen():
     x, weight, _, grad = _case(2, 16, 16, (8, 8))
     grad[1, 3, 2, 2] = float("nan")
@@ -130,6 +143,18 @@ def test_events_stay_where_they_are_quicker_than_tiles(tiled, monkeypatch):
     monkeypatch.setattr(tiles, "convolve", lambda *_: pytest.fail("by tiles"))
     out = _convolved((x, weight.requires_grad_(), bias))
     assert _apart(out.detach(), F.conv2d(x.double(), weight.detach().double(), bias.double(), 1, 1)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_calls_in_bfloat16_take_them_without_gradients(tiled, dtype):
+    x, weight, bias, _ = _case(3, 16, 32, (8, 8))
+    x = x.bfloat16().to(dtype)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), 1, 1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = _convolved((x, weight, bias))
+        usual = F.conv2d(x, weight, bias, 1, 1)
+    assert out.dtype == dtype
+    assert _apart(out, exact) < (5e-6 if dtype == torch.float32 else _apart(usual, exact))
 
 
 def test_without_gradients_there_are_none(tiled):

@@ -1,12 +1,13 @@
 """Which convolutions of a call run event-driven, forward and for the gradient of their weights, and which by tiles.
 
 Weights are laid out once for all passes of a call. The gradient of the input is not sparse; tiles halve its time. Tiles
-round otherwise than torch does, so that they serve training alone.
+round otherwise than torch does, so that they serve training and bfloat16 alone, which they are more exact than.
 """
 
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,27 +58,38 @@ class Eventwise:
         if recorded(*given):
             ways = self._ways(name, x, weight, bias, shape)
             return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
-        plan, kind = partial(self._plan, name, weight, bias, shape, half), f"forward {x.dtype}" if half else "forward"
-        calls = _by(plan), partial(_forward, weight, shape, None)
-        return plan().run(x) if self._pays(kind, shape, x, *calls) else None
+        ways = self._forward(name, x, weight, bias, shape, half, tiled=half and self._tiles(shape))
+        return None if ways == Ways() else forward(x, weight, bias, shape, ways)
 
     def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Ways:
         """How a convolution is done whose gradients are wanted, and how these are."""
-        seen, geometry = x.detach(), (shape.kernel, shape.stride, shape.padding)
-        tiled = self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
-        points = turned = to_weight = None
-        if tiled:
-            calls = partial(self._tiled, name, weight), partial(_forward, weight, shape)
-            points = self._quicker("forward tiles", shape, seen, *calls)
-        plan = partial(self._plan, name, weight, bias, shape, False)
-        kind = "forward" if points is None else "forward or tiles"
-        sparse = self._pays(kind, shape, seen, _by(plan), partial(_forward, weight, shape, points))
+        seen, tiled, turned, to_weight = x.detach(), self._tiles(shape), None, None
+        ways = self._forward(name, seen, weight, bias, shape, False, tiled)
         if tiled and x.requires_grad:
             calls = partial(self._tiled, f"{name} turned", tiles.turned(weight)), partial(_to_input, weight, shape)
             turned = self._quicker("input gradient", shape, seen, *calls)
         if weight.requires_grad:
             to_weight = self._to_weight(seen, weight, shape, tiled)
-        return Ways(plan() if sparse else None, None if sparse else points, turned, to_weight)
+        return replace(ways, turned=turned, to_weight=to_weight)
+
+    def _forward(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool, tiled: bool
+    ) -> Ways:
+        """How the convolution itself is done, by tiles only where these are allowed."""
+        kind, points = f" {x.dtype}" if half else "", None
+        if tiled:
+            ways = partial(self._tiled, name, weight), partial(_dense, weight, shape)
+            points = self._quicker(f"forward tiles{kind}", shape, x, *ways)
+        plan = partial(self._plan, name, weight, bias, shape, half)
+        what = "forward" if points is None else "forward or tiles"
+        calls = (lambda some: plan().run(some)), partial(_dense, weight, shape, points)
+        if self._pays(f"{what}{kind}", shape, x, *calls):
+            return Ways(plan())
+        return Ways(points=points)
+
+    def _tiles(self, shape: Shape) -> bool:
+        geometry = (shape.kernel, shape.stride, shape.padding)
+        return self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
 
     def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `Ways`."""
@@ -100,7 +112,7 @@ class Eventwise:
         return way() if one else None
 
     def _tiled(self, name: str, weight: Tensor) -> Tensor:
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
             if name not in self._points:
                 self._points[name] = tiles.laid_out(weight)
             return self._points[name]
@@ -136,11 +148,7 @@ def _transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def _by(plan: Callable[[], events.Plan]) -> crossover.Call:
-    return lambda x: plan().run(x)
-
-
-def _forward(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
+def _dense(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
     return forward(x, weight, None, shape, Ways(points=points))
 
 

@@ -52,7 +52,8 @@ def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4,
 
     On the CPU the widest layer's input and output, each twice for what is under way, fill a core's share of the cache,
     or are twice as large as `weights`, bytes that every pass reads anew where they do not fit. Small passes are made
-    larger than that, since every call of an operator costs some 0.1 ms that cores cannot share.
+    larger than that, since every call of an operator costs some 0.1 ms that cores cannot share; so are those in
+    bfloat16, beside whose half as long calls it counts twice.
     """
     given = os.environ.get(VARIABLE, "")
     if given.isdecimal() and int(given) > 0:
@@ -60,7 +61,7 @@ def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4,
     if device.type != "cpu":
         return max(1, DEVICE_BYTES // (item * width) // steps)
     share = cache_bytes() // torch.get_num_threads()
-    fits, least = max(share, 2 * weights) // (4 * item * width), min(LEAST, LEAST_BYTES // (4 * width))
+    fits, least = max(share, 2 * weights) // (item * item * width), min(LEAST, LEAST_BYTES // (4 * width))
     return max(1, min(MOST, max(fits, least)) // steps)
 
 

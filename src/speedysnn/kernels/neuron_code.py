@@ -52,10 +52,8 @@ class Neurons(Writer):
         """A group's values of the drive, in float32 where they come as the upper halves of it."""
         if not self.brief:
             return self.load(self.x, index)
-        b, words = self.b, self.words
         short = ir.VectorType(ir.IntType(16), LANES)
-        bits = [b.zext(self.vector(self.x, b.add(index, k), short), words) for k in self.ahead]
-        return [b.bitcast(b.shl(value, ir.Constant(words, [16] * LANES)), self.reals) for value in bits]
+        return [self.widened(self.vector(self.x, self.b.add(index, k), short)) for k in self.ahead]
 
     def row(self, t: Any) -> list[Any]:
         """The group's inputs of one step; what later groups will read is fetched ahead."""
@@ -97,19 +95,6 @@ class Neurons(Writer):
         self.fetch_ahead(self.out, t)
         for value, further in zip(values, self.ahead, strict=True):
             self.store(self.rounded(value) if self.brief else value, self.out, self.b.add(self.place(t), further))
-
-    def rounded(self, value: Any) -> Any:
-        """To bfloat16, ties to even; NaN stays NaN."""
-        b, words = self.b, self.words
-
-        def every(number: int) -> Any:
-            return ir.Constant(words, [number] * LANES)
-
-        bits = b.bitcast(value, words)
-        odd = b.and_(b.lshr(bits, every(16)), every(1))
-        near = b.lshr(b.add(b.add(bits, every(0x7FFF)), odd), every(16))
-        bits = b.select(b.fcmp_unordered("uno", value, value), every(0x7FC0), near)
-        return b.trunc(bits, ir.VectorType(ir.IntType(16), LANES))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
         """The sums with the next row, where there is one."""

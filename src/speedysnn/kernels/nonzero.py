@@ -11,6 +11,7 @@ from speedysnn.kernels.cpu import share
 from speedysnn.kernels.layout import dense, flat
 
 Array = Any
+_HALVES = (torch.bfloat16, torch.float16)
 BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
 
 
@@ -44,15 +45,17 @@ def density(x: Tensor, pictures: int = 8) -> float:
     counted = size * -(-many // every)
     if counted == 0:
         return 0.0
-    if _counts(x) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
-        return int(tally_some(flat(x).numpy(), size, every)) / counted
+    if _counts(x, _HALVES) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
+        values = flat(x)
+        bits = values if x.dtype == torch.float32 else values.view(torch.uint16)  # spikes have no zero with a sign
+        return int(tally_some(bits.numpy(), size, every)) / counted
     some = x[::every]
-    return nonzero(some.float() if some.dtype in (torch.bfloat16, torch.float16) else some) / counted
+    return nonzero(some.float() if some.dtype in _HALVES else some) / counted
 
 
-def _counts(x: Tensor) -> bool:
+def _counts(x: Tensor, further: tuple[torch.dtype, ...] = ()) -> bool:
     """Whether the compiled count takes a tensor."""
-    return AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32 and dense(x)
+    return AVAILABLE and x.device.type == "cpu" and x.dtype in (torch.float32, *further) and dense(x)
 
 
 def nonzero(x: Tensor) -> int:

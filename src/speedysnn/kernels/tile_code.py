@@ -101,11 +101,32 @@ def _in_points(size: int, name: str) -> Callable[..., Any]:
     return write
 
 
+def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Values one after the other, in float32."""
+    w = Tiles(context, builder, signature.args, args)
+    x, out = w.pointer(0), w.pointer(2)
+    kind = ir.VectorType(ir.IntType(16), LANES) if _brief(signature.args[0]) else w.reals
+    _, since, _, to, many = args
+
+    def work(i: Any) -> None:
+        value = w.vector(x, builder.add(since, i), kind)
+        w.store(value if kind is w.reals else w.widened(value), out, builder.add(to, i))
+
+    w.count(many, LANES, work)
+    return context.get_dummy_value()
+
+
+def _brief(array: Any) -> bool:
+    """Whether an array holds bfloat16 as bits."""
+    return bool(array.dtype == types.uint16)
+
+
 def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """A tile's results of what the 36 points gave."""
     w = Tiles(context, builder, signature.args, args)
     m, bias, out = w.pointer(0), w.pointer(3), w.pointer(4)
     _, since, apart, _, _, at, row, column, channels = args
+    brief = _brief(signature.args[4])
     places = _places(w, at, row, column, 4)
 
     def work(c: Any) -> None:
@@ -114,7 +135,7 @@ def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values[ALIKE] = builder.fadd(values[ALIKE], w.vector(bias, c, w.reals))
         tile = w.both([values[i : i + 6] for i in range(0, 36, 6)], w.given)
         for place, value in zip((p for line in places for p in line), (v for line in tile for v in line), strict=True):
-            w.store(value, out, builder.add(place, c))
+            w.store(w.rounded(value) if brief else value, out, builder.add(place, c))
 
     w.count(channels, LANES, work)
     return context.get_dummy_value()
@@ -157,6 +178,11 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
+    def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, many: Any) -> Any:
+        """out[to + i] = x[since + i] for i < many, a multiple of LANES; x may be bfloat16 as bits."""
+        return types.void(x, since, out, to, many), _copy
+
+    @intrinsic  # type: ignore[untyped-decorator]
     def inputs_at_points(
         _: Any, x: Any, at: Any, row: Any, column: Any, out: Any, to: Any, apart: Any, channels: Any
     ) -> Any:  # fmt: skip
@@ -177,7 +203,10 @@ if AVAILABLE:
     def results_of_points(
         _: Any, m: Any, since: Any, apart: Any, bias: Any, out: Any, at: Any, row: Any, column: Any, channels: Any
     ) -> Any:  # fmt: skip
-        """out[at + i row + j column + c] = bias[c] + (A^T m A)[i, j], m[i, j] = m[since + (6 i + j) apart + c]."""
+        """out[at + i row + j column + c] = bias[c] + (A^T m A)[i, j], m[i, j] = m[since + (6 i + j) apart + c].
+
+        Rounded to bfloat16 where `out` holds its bits.
+        """
         return types.void(m, since, apart, bias, out, at, row, column, channels), _from_points
 
     @intrinsic  # type: ignore[untyped-decorator]

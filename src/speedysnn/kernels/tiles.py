@@ -21,7 +21,7 @@ from speedysnn.kernels.tile_code import ALIKE, LANES
 
 if AVAILABLE:
     from speedysnn.kernels.bit_code import unpack_run
-    from speedysnn.kernels.tile_code import gradients_at_points, inputs_at_points, multiply, results_of_points
+    from speedysnn.kernels.tile_code import copy_run, gradients_at_points, inputs_at_points, multiply, results_of_points
 
 Array = Any
 TILE, POINTS = 4, 36
@@ -54,12 +54,15 @@ def turned(weight: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution of x (N, C, H, W), channels-last, with weights as `laid_out` gives them and a bias (O,)."""
+    """The convolution of x (N, C, H, W), channels-last, with weights as `laid_out` gives them and a bias (O,).
+
+    Of float32, or of bfloat16, which its result is rounded to then.
+    """
     images, channels, rows, columns = x.shape
     outputs = points.shape[2]
-    out = torch.empty((images, outputs, rows, columns), memory_format=torch.channels_last)
+    out = torch.empty((images, outputs, rows, columns), dtype=x.dtype, memory_format=torch.channels_last)
     shape = _cut(channels, outputs, rows, columns)
-    given, weights, taken = flat(x).numpy(), flat(points).numpy(), flat(out).numpy()
+    (given, taken), weights = map(_array, (x, out)), flat(points).numpy()
     start = (torch.zeros(outputs) if bias is None else bias.detach()).numpy()
 
     def work(begin: int, end: int) -> None:
@@ -105,6 +108,8 @@ class _Cut:
         framed = (rows + 2) * (columns + 2) * channels
         block = max(16, BLOCK_BYTES // (4 * POINTS * max(channels, outputs)) // 16 * 16)
         group = max(1, FRAME_BYTES // (4 * framed))
+        while group > 1 and group * high * wide % len(self.rows):  # rows of the last product that nobody asked for
+            group += 1
         self.block, self.size = block, group * framed
         self.numbers = (channels, outputs, rows, columns, high, wide, group, block)
         self.in_place = channels == outputs == LANES * len(self.columns)
@@ -116,6 +121,11 @@ class _Cut:
     def room(self, channels: int) -> Array:
         """For the points of a block of tiles; what lies beyond the last tile is multiplied too, and not used."""
         return torch.empty(self.block * (POINTS * channels + APART)).numpy()
+
+
+def _array(x: Tensor) -> Array:
+    """A tensor's values in memory, bfloat16 as bits."""
+    return (flat(x).view(torch.uint16) if x.dtype == torch.bfloat16 else flat(x)).numpy()
 
 
 _cut = lru_cache(maxsize=256)(_Cut)
@@ -130,7 +140,7 @@ def _framed(
     for n in range(images):
         for row in range(rows):
             to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * run
-            out[to : to + run] = x[since : since + run]
+            copy_run(x, since, out, to, run)
 
 
 @compiled

@@ -69,6 +69,26 @@ class Writer:
         one = self.b.insert_element(empty, value, ir.Constant(self.word, 0))
         return self.b.shuffle_vector(one, empty, ir.Constant(places, [0] * kind.count))
 
+    def widened(self, value: Any) -> Any:
+        """Float32 of a vector of bfloat16 as bits."""
+        lanes = value.type.count
+        words, reals = ir.VectorType(self.word, lanes), ir.VectorType(self.real, lanes)
+        return self.b.bitcast(self.b.shl(self.b.zext(value, words), ir.Constant(words, [16] * lanes)), reals)
+
+    def rounded(self, value: Any) -> Any:
+        """To bfloat16 as bits, ties to even; NaN stays NaN."""
+        b, lanes = self.b, value.type.count
+        words = ir.VectorType(self.word, lanes)
+
+        def every(number: int) -> Any:
+            return ir.Constant(words, [number] * lanes)
+
+        bits = b.bitcast(value, words)
+        odd = b.and_(b.lshr(bits, every(16)), every(1))
+        near = b.lshr(b.add(b.add(bits, every(0x7FFF)), odd), every(16))
+        bits = b.select(b.fcmp_unordered("uno", value, value), every(0x7FC0), near)
+        return b.trunc(bits, ir.VectorType(ir.IntType(16), lanes))
+
     def wide(self, vectors: int) -> tuple[Any, list[int]]:
         """(kind, where each begins) for LANES * `vectors` numbers: two vectors in one where they pair up.
 
