@@ -61,7 +61,8 @@ def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4,
     if device.type != "cpu":
         return max(1, DEVICE_BYTES // (item * width) // steps)
     share = cache_bytes() // torch.get_num_threads()
-    fits, least = max(share, 2 * weights) // (item * item * width), min(LEAST, LEAST_BYTES // (4 * width))
+    fits = max(share // (item * item * width), 2 * weights // (4 * item * width))
+    least = min(LEAST, LEAST_BYTES // (4 * width))
     return max(1, min(MOST, max(fits, least)) // steps)
 
 

@@ -13,11 +13,15 @@ from speedysnn.bench.peak import peak_bytes
 from speedysnn.cli.main import run
 
 
-def test_contestants_take_turns_and_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("short", "turns"), [(0.0, ["a", "b"] * 3), (9.0, ["a", "a", "b", "b"] * 3)])
+def test_contestants_take_turns_and_ratios_are_taken_round_by_round(
+    monkeypatch: pytest.MonkeyPatch, short: float, turns: list[str]
+) -> None:
     monkeypatch.setattr(pairs, "LEAST", 0.0)
+    monkeypatch.setattr(pairs, "SHORT", short)
     order: list[str] = []
     timings = paired({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, "a", rounds=3)
-    assert order == ["a", "b"] * 5  # twice to warm up
+    assert order == ["a", "b"] * 2 + turns  # twice to warm up
     assert len(timings["b"].seconds) == 3
     expected = [a / b for a, b in zip(timings["a"].seconds, timings["b"].seconds, strict=True)]
     assert timings["b"].ratios == pytest.approx(expected)
@@ -33,7 +37,7 @@ def test_short_calls_are_made_again_and_their_mean_counts(monkeypatch: pytest.Mo
         time.sleep(0.002)
 
     timing = paired({"a": call}, "a", rounds=1)["a"]
-    assert 2 + 2 < len(made) <= 2 + 10
+    assert 3 + 2 < len(made) <= 3 + 10  # two to warm up, one in the round
     assert 0.002 <= timing.median < 0.02  # a call's, not the round's
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 LEAST, MOST = 0.1, 100  # seconds that a contestant is timed for in a round, and calls
+SHORT = 2.0  # seconds of a call that the work before it may still weigh on
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,21 @@ def paired(
 ) -> dict[str, Timing]:
     """Run every contestant twice to warm up, then all of them in turn, `rounds` times.
 
-    What is over sooner than `LEAST` is called again and again for so long, and its mean counts: alone after the others
-    it would find cold caches, which is not how short work is done.
+    What is over sooner than `LEAST` is called again and again for so long, and its mean counts, and what is over sooner
+    than `SHORT` is called once before it is timed: after the others, which fill the memory, it would find cold caches
+    and pages that the system has taken, which is not how short work is done.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
         call()
-    times = {name: _times(call, device) for name, call in contestants.items()}
+    took = {name: _took(call, device) for name, call in contestants.items()}
+    times = {name: max(1, min(MOST, round(LEAST / max(own, 1e-9)))) for name, own in took.items()}
+    brief = {name: own < SHORT for name, own in took.items()}
     for _ in range(rounds):
         for name, call in contestants.items():
             gc.collect()
+            if brief[name]:
+                call()
             _synchronize(device)
             begin = time.perf_counter()
             for _ in range(times[name]):
@@ -69,13 +75,13 @@ def paired(
     }
 
 
-def _times(call: Callable[[], object], device: str) -> int:
-    """How often a call is to be made in a round."""
+def _took(call: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
     _synchronize(device)
     begin = time.perf_counter()
     call()
     _synchronize(device)
-    return max(1, min(MOST, round(LEAST / max(time.perf_counter() - begin, 1e-9))))
+    return time.perf_counter() - begin
 
 
 def _synchronize(device: str) -> None:
