@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 def draw(cases: Sequence[Mapping[str, Any]], titles: Sequence[str] = ()) -> Figure:
     """Every case of `Case`, as a dictionary, below the one before; titles are their names unless given."""
-    heights = [3.2 if grows(case) else 0.55 + 0.24 * len(case["rows"]) for case in cases]
+    heights = [3.2 if grows(case) else 0.75 + 0.24 * len(case["rows"]) for case in cases]
     figure = Figure(figsize=(9, 0.4 + sum(heights)), layout="constrained")
     if not all(map(grows, cases)):
         figure.suptitle(_HEAD, fontsize=9, x=0.01, ha="left")
@@ -58,7 +58,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         axes.text(time, i, f" {shown} ms ({row['base_over_this']:.2f}x)", va="center", fontsize=8)
     axes.set_xlim(0, 1.3 * max(times))
     axes.invert_yaxis()
-    axes.set_xlabel("ms", fontsize=8, loc="right", labelpad=-8)
+    axes.set_xlabel("ms", fontsize=8, labelpad=1)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
