@@ -141,10 +141,10 @@ def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
     return folder
 
 
-def png(figure: "Figure") -> bytes:
+def png(figure: "Figure", dpi: int = figures.STYLE["savefig.dpi"]) -> bytes:
     """A figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figures.STYLE["savefig.dpi"], metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-from speedysnn.bench.figure import draw, png
+from speedysnn.analysis.report import png
+from speedysnn.bench.figure import DPI, draw
 
 SYSTEM = "SPEEDYSNN_ALLOCATOR=system"
 HERE = Path(__file__).resolve().parent
@@ -88,7 +89,7 @@ def main() -> None:
             sections.append(f"## {name}: {case['name']}\n\n`{command}`, {where}\n\n{table(shown)}\n{notes}\n")
     frame = pd.DataFrame(rows)
     frame.to_csv(out / "speed.csv", index=False)
-    (out / "speed.png").write_bytes(png(draw(list(drawn.values()), list(drawn))))
+    (out / "speed.png").write_bytes(png(draw(list(drawn.values()), list(drawn)), DPI))
     (out / "README.md").write_text(TEXT.format(beside=BESIDE if (out / "avx512").is_dir() else "") + "\n".join(sections), encoding="utf-8")
     print(f"written to {out}")
 

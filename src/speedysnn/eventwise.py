@@ -37,7 +37,7 @@ class Eventwise:
     def __init__(self, pictures: int, tables: Tables | None = None) -> None:
         self.pictures, self.tables = pictures, tables
         self._plans: dict[str, events.Plan] = {}
-        self._points: dict[str, Tensor] = {}
+        self._points: dict[tuple[str, bool], Tensor] = {}
         self._lock = threading.Lock()
         self._wanted = os.environ.get(VARIABLE, "")
 
@@ -55,26 +55,28 @@ class Eventwise:
         shape = Shape.of(x, weight, attrs)
         if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
             return None
+        share = density(x)
         if recorded(*given):
-            ways = self._ways(name, x, weight, bias, shape)
+            ways = self._ways(name, x, weight, bias, shape, share)
             return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
-        ways = self._forward(name, x, weight, bias, shape, half, tiled=half and self._tiles(shape))
+        ways = self._forward(name, x, weight, bias, shape, share, half, half and self._tiles(shape))
         return None if ways == Ways() else forward(x, weight, bias, shape, ways)
 
-    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Ways:
+    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float) -> Ways:
         """How a convolution is done whose gradients are wanted, and how these are."""
         seen, tiled, turned, to_weight = x.detach(), self._tiles(shape), None, None
-        ways = self._forward(name, seen, weight, bias, shape, False, tiled)
+        ways = self._forward(name, seen, weight, bias, shape, share, False, tiled)
         if tiled and x.requires_grad:
-            calls = partial(self._tiled, f"{name} turned", tiles.turned(weight)), partial(_to_input, weight, shape)
+            calls = partial(self._tiled, name, weight, turned=True), partial(_to_input, weight, shape)
             turned = self._quicker("input gradient", shape, seen, *calls)
         if weight.requires_grad:
-            to_weight = self._to_weight(seen, weight, shape, tiled)
+            to_weight = self._to_weight(seen, weight, shape, share, tiled)
         return replace(ways, turned=turned, to_weight=to_weight)
 
     def _forward(
-        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool, tiled: bool
-    ) -> Ways:
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float, half: bool,
+        tiled: bool,
+    ) -> Ways:  # fmt: skip
         """How the convolution itself is done, by tiles only where these are allowed."""
         kind, points = f" {x.dtype}" if half else "", None
         if tiled:
@@ -83,7 +85,7 @@ class Eventwise:
         plan = partial(self._plan, name, weight, bias, shape, half)
         what = "forward" if points is None else "forward or tiles"
         calls = (lambda some: plan().run(some)), partial(_dense, weight, shape, points)
-        if self._pays(f"{what}{kind}", shape, x, *calls):
+        if self._pays(f"{what}{kind}", shape, share, x, *calls):
             return Ways(plan())
         return Ways(points=points)
 
@@ -91,7 +93,7 @@ class Eventwise:
         geometry = (shape.kernel, shape.stride, shape.padding)
         return self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
 
-    def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, tiled: bool) -> str | None:
+    def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, share: float, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `Ways`."""
 
         def call(way: str | None, some: Tensor) -> Tensor:
@@ -100,7 +102,8 @@ class Eventwise:
         ways = (lambda: "tiles"), call
         dense = self._quicker("gradient", shape, x, *ways) if tiled else None
         takes = event_gradient.takes(shape.kernel, shape.stride, shape.padding)
-        sparse = takes and self._pays(f"gradient {dense}", shape, x, partial(call, "events"), partial(call, dense))
+        calls = partial(call, "events"), partial(call, dense)
+        sparse = takes and self._pays(f"gradient {dense}", shape, share, x, *calls)
         return "events" if sparse else dense
 
     def _quicker(
@@ -111,17 +114,19 @@ class Eventwise:
             one = crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
         return way() if one else None
 
-    def _tiled(self, name: str, weight: Tensor) -> Tensor:
+    def _tiled(self, name: str, weight: Tensor, turned: bool = False) -> Tensor:
         with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
-            if name not in self._points:
-                self._points[name] = tiles.laid_out(weight)
-            return self._points[name]
+            if (name, turned) not in self._points:
+                self._points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
+            return self._points[name, turned]
 
-    def _pays(self, what: str, shape: Shape, x: Tensor, sparse: crossover.Call, dense: crossover.Call) -> bool:
+    def _pays(
+        self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
+    ) -> bool:
         if self._wanted == "always":
             return True
         with torch.no_grad():
-            return density(x) <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
+            return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
     def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
         with self._lock:

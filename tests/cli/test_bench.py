@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from speedysnn.analysis.report import png
 from speedysnn.bench import figure, growth, networks, pairs, peers
 from speedysnn.bench.pairs import paired
 from speedysnn.bench.peak import peak_bytes
@@ -101,7 +102,7 @@ def test_a_figure_has_bars_and_lines(tmp_path: Path) -> None:
     assert [len(axes.lines) for axes in made.axes] == [0, 2, 2]
     assert [axes.get_xlabel() for axes in made.axes] == ["ms", "images", "layers"]
     assert "2.0 ms (1.00x)" in made.axes[0].texts[0].get_text()
-    assert figure.png(made).startswith(b"\x89PNG")
+    assert png(made, figure.DPI).startswith(b"\x89PNG")
 
 
 def test_a_figure_is_written_and_not_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """A figure of benchmarks: bars of each contestant's time, lines where something grows."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-OURS, OTHER = "#0072b2", "#bbbbbb"
+from speedysnn.bench.growth import FULL, OURS, SOURCE
+
+DPI = 130
+_BLUE, _GREY = "#0072b2", "#bbbbbb"
 _LINES: Mapping[str, dict[str, Any]] = {
-    "T x ANN": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
-    "speedysnn, full look-ahead": {"color": "#e69f00", "marker": "o"},
+    SOURCE: {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
+    FULL: {"color": "#e69f00", "marker": "o"},
 }
 _HEAD = "Median times, less is better; in brackets: times faster than the first row"
 _IDEALS = {"images": "ideal: flat", "steps T": "ideal: flat; full look-ahead: 1/T"}
@@ -43,16 +45,9 @@ def grows(case: Mapping[str, Any]) -> bool:
     return all("along" in row for row in case["rows"])
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     names, times = [row["name"] for row in rows], [1e3 * row["median_s"] for row in rows]
-    axes.barh(names, times, color=[OURS if name.startswith("speedysnn") else OTHER for name in names])
+    axes.barh(names, times, color=[_BLUE if name.startswith(OURS) else _GREY for name in names])
     for i, (row, time) in enumerate(zip(rows, times, strict=True)):
         shown = f"{time:,.{0 if time >= 100 else 1 if time >= 1 else 3}f}"
         axes.text(time, i, f" {shown} ms ({row['base_over_this']:.2f}x)", va="center", fontsize=8)
@@ -66,7 +61,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
 def _lines(axes: Axes, rows: Sequence[Row], along: str) -> None:
     for name in dict.fromkeys(row["line"] for row in rows):
         own = [row for row in rows if row["line"] == name]
-        style = _LINES.get(name, {"color": OURS, "marker": "o"})
+        style = _LINES.get(name, {"color": _BLUE, "marker": "o"})
         axes.plot([row["at"] for row in own], [row["us_per_image_step"] for row in own], label=name, **style)
     places = sorted({row["at"] for row in rows})
     axes.set_xscale("log")

@@ -57,11 +57,10 @@ def paired(
         call()
     took = {name: _took(call, device) for name, call in contestants.items()}
     times = {name: max(1, min(MOST, round(LEAST / max(own, 1e-9)))) for name, own in took.items()}
-    brief = {name: own < SHORT for name, own in took.items()}
     for _ in range(rounds):
         for name, call in contestants.items():
             gc.collect()
-            if brief[name]:
+            if took[name] < SHORT:
                 call()
             _synchronize(device)
             begin = time.perf_counter()

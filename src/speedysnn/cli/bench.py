@@ -62,9 +62,10 @@ def command(
     data = [asdict(case) for case in found]
     write_json(json, {"machine": machine(place), "cases": data})
     if figure is not None:
-        from speedysnn.bench.figure import draw, png
+        from speedysnn.analysis.report import png
+        from speedysnn.bench.figure import DPI, draw
 
-        replace_file(figure, png(draw(data)))
+        replace_file(figure, png(draw(data), DPI))
 
 
 def _run(

@@ -72,7 +72,7 @@ def check_json(target: str | None, overwrite: bool, other: Path | None = None) -
         return
     path = Path(target)
     if other is not None and path.resolve() == other.resolve():
-        raise InputError(f"--json {path}: that is the output too; choose another name")
+        raise InputError(f"--json {path}: that is the output too; {ELSEWHERE}")
     check_file(path, "--json", overwrite, ", or - for standard output")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
+from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, values
 from speedysnn.kernels.rule import Rule
 from speedysnn.kernels.sequence_back import backward as back
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
@@ -57,12 +57,12 @@ def forward(
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
     if out.numel() == 0:
         return out
-    work, result = _work(drive), _array(out)
-    arrays = (_array(where.drive), *_channels(theta, v_init, work))
+    work, result = _work(drive), array(out)
+    arrays = (array(where.drive), *_channels(theta, v_init, work))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
     kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16, whole is not None)
-    sums = _array(whole) if whole is not None else np.empty(0, _numpy(work))
+    sums = array(whole) if whole is not None else np.empty(0, _numpy(work))
     given = (kind, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: sequence.forward(*given, begin, end, result))
     return out
@@ -79,12 +79,12 @@ def backward(
     if drive.numel():
         outputs = laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
         kind = _SLOPES[rule.surrogate][0]
-        arrays = (_array(where.drive), _array(outputs), *_channels(theta, v_init, work))
+        arrays = (array(where.drive), array(outputs), *_channels(theta, v_init, work))
         rest = (
             where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
             *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
         )  # fmt: skip
-        result, call = _array(grad_x), sequence.kind_of(constant, False)
+        result, call = array(grad_x), sequence.kind_of(constant, False)
         share(
             where.neurons,
             rule.timesteps,
@@ -111,11 +111,6 @@ def _work(drive: Tensor) -> torch.dtype:
 
 def _numpy(dtype: torch.dtype) -> Any:
     return np.float64 if dtype == torch.float64 else np.float32
-
-
-def _array(x: Tensor) -> Any:
-    values = flat(x)
-    return values.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else values.numpy()
 
 
 def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:

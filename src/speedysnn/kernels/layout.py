@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,11 @@ def dense(x: Tensor) -> bool:
 def flat(x: Tensor) -> Tensor:
     """A dense tensor's values in the order in which they lie in memory, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))
+
+
+def array(x: Tensor) -> Any:
+    """A dense tensor's values in the order in which they lie in memory, half precision as bits, which numpy lacks."""
+    return (flat(x).view(torch.uint16) if x.dtype.itemsize == 2 else flat(x)).numpy()
 
 
 def like(drive: Tensor, steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import share
-from speedysnn.kernels.layout import dense, flat
+from speedysnn.kernels.layout import array, dense
 
 Array = Any
 _HALVES = (torch.bfloat16, torch.float16)
@@ -46,9 +46,7 @@ def density(x: Tensor, pictures: int = 8) -> float:
     if counted == 0:
         return 0.0
     if _counts(x, _HALVES) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
-        values = flat(x)
-        bits = values if x.dtype == torch.float32 else values.view(torch.uint16)  # spikes have no zero with a sign
-        return int(tally_some(bits.numpy(), size, every)) / counted
+        return int(tally_some(array(x), size, every)) / counted  # spikes have no zero with a sign
     some = x[::every]
     return nonzero(some.float() if some.dtype in _HALVES else some) / counted
 
@@ -62,7 +60,7 @@ def nonzero(x: Tensor) -> int:
     """How many values of a tensor are not zero; float32 that is dense in memory on the CPU is counted compiled."""
     if x.numel() == 0 or not _counts(x):
         return int(torch.count_nonzero(x))
-    values, found = flat(x).numpy(), dict[int, int]()
+    values, found = array(x), dict[int, int]()
 
     def work(begin: int, end: int, i: int) -> None:
         found[i] = int(tally(values[begin:end]))

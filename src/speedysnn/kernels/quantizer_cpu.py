@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from speedysnn.kernels.blocks import gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import share
-from speedysnn.kernels.layout import flat, laid_out, plan, values
+from speedysnn.kernels.layout import array, laid_out, plan, values
 from speedysnn.kernels.sequence import block_size, period_of
 
 Array = Any
@@ -92,8 +92,8 @@ def forward(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, 
     where = plan(drive.detach(), theta, v_init, 1)
     assert where is not None
     out, kind = torch.empty_like(where.drive), _kind(drive)
-    arrays = (_array(where.drive), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
-    rest, result = (where.inner, kind(steps), kind(low), kind(high)), _array(out)
+    arrays = (array(where.drive), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
+    rest, result = (where.inner, kind(steps), kind(low), kind(high)), array(out)
     share(where.neurons, 1, lambda begin, end, _: _forward(*arrays, *rest, begin, end, result))
     return out
 
@@ -107,8 +107,8 @@ def backward(
     out, kind = torch.empty_like(where.drive), _kind(drive)
     sums = np.zeros((2, torch.get_num_threads(), where.channels))
     outputs = laid_out(grad.detach(), where.drive)
-    arrays = (_array(where.drive), _array(outputs), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
-    rest, result = (where.inner, where.channels, kind(steps), kind(low), kind(high)), _array(out)
+    arrays = (array(where.drive), array(outputs), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
+    rest, result = (where.inner, where.channels, kind(steps), kind(low), kind(high)), array(out)
     share(
         where.neurons, 1,
         lambda begin, end, i: _backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
@@ -124,7 +124,3 @@ def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
 
 def _kind(drive: Tensor) -> Any:
     return np.float64 if drive.dtype == torch.float64 else np.float32
-
-
-def _array(x: Tensor) -> Any:
-    return flat(x).numpy()

@@ -15,7 +15,7 @@ from torch import Tensor
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.events import Size
-from speedysnn.kernels.layout import flat
+from speedysnn.kernels.layout import array
 from speedysnn.kernels.packed import Packed
 from speedysnn.kernels.tile_code import ALIKE, LANES
 
@@ -62,7 +62,7 @@ def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
     outputs = points.shape[2]
     out = torch.empty((images, outputs, rows, columns), dtype=x.dtype, memory_format=torch.channels_last)
     shape = _cut(channels, outputs, rows, columns)
-    (given, taken), weights = map(_array, (x, out)), flat(points).numpy()
+    given, weights, taken = array(x), array(points), array(out)
     start = (torch.zeros(outputs) if bias is None else bias.detach()).numpy()
 
     def work(begin: int, end: int) -> None:
@@ -81,7 +81,7 @@ def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
     shape = _cut(channels, outputs, rows, columns)
     bits = Packed(_NO_WORDS, _NOTHING, x.shape) if isinstance(x, Tensor) else x
     spikes = (bits.words.numpy(), bits.values.numpy())
-    inputs, given = flat(x if isinstance(x, Tensor) else _NOTHING).numpy(), flat(grad).numpy()
+    inputs, given = array(x if isinstance(x, Tensor) else _NOTHING), array(grad)
 
     def work(begin: int, end: int) -> None:
         frame, near, wanted = shape.frame(), shape.room(channels), shape.room(outputs)
@@ -121,11 +121,6 @@ class _Cut:
     def room(self, channels: int) -> Array:
         """For the points of a block of tiles; what lies beyond the last tile is multiplied too, and not used."""
         return torch.empty(self.block * (POINTS * channels + APART)).numpy()
-
-
-def _array(x: Tensor) -> Array:
-    """A tensor's values in memory, bfloat16 as bits."""
-    return (flat(x).view(torch.uint16) if x.dtype == torch.bfloat16 else flat(x)).numpy()
 
 
 _cut = lru_cache(maxsize=256)(_Cut)
