@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from speedysnn import convert, crossover
+from speedysnn import convert, crossover, plan
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, events, weights
 from speedysnn.kernels.compiled import AVAILABLE
@@ -192,6 +192,30 @@ def test_memory_for_weights_is_used_again_and_holds_todays_weights(monkeypatch):
     assert not torch.equal(before, after)
     assert _apart(after, wanted) < 1e-2
     assert not copy.deepcopy(snn).tables._free
+
+
+def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU()
+    x = torch.rand(8, 3, 16, 16)
+    snn = convert.to_spiking(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)).eval(), x, timesteps=4)
+    snn.images_per_pass = 2
+    made, before = [], []
+    start, run = events.Plan.__init__, plan.run
+    monkeypatch.setattr(events.Plan, "__init__", lambda self, *args: made.append(0) or start(self, *args))
+    monkeypatch.setattr(plan, "run", lambda calls, parallel: before.append(len(made)) or run(calls, parallel=parallel))
+    found = []
+    with torch.no_grad():
+        for images in (x, x, x[..., :9, :9].contiguous()):
+            for parameter in snn.parameters():
+                parameter.data.mul_(1.01)  # what was laid out is old
+            made.clear()
+            monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
+            ours = snn(images)
+            found.append((before[-1], len(made)))
+            monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
+            assert _apart(ours, copy.deepcopy(snn)(images)) < 1e-2
+    assert found == [(0, 2), (2, 2), (2, 4)]  # pictures of another size are laid out for otherwise
 
 
 @given(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn import SpikingNetwork, calls, convert, executor
+from speedysnn import SpikingNetwork, calls, convert, executor, wiring
 from speedysnn.errors import InputError
 from speedysnn.operators import OPERATORS
 
@@ -163,11 +163,11 @@ def test_values_that_nothing_reads_again_are_written_over(delay: int | str, monk
     snn, x = residual(), torch.randn(6, 2, 8, 8)
     snn.set_delay(delay)
     given = x.clone()
-    assert {node.op for node in snn.graph.nodes if node.name in executor.spent(snn.graph)} >= {"add", "conv2d"}
+    assert {node.op for node in snn.graph.nodes if node.name in wiring.spent(snn.graph)} >= {"add", "conv2d"}
     with torch.no_grad():
         ours = snn(x, per_step=True)
         assert torch.equal(x, given)
-        monkeypatch.setattr(executor, "spent", lambda _: frozenset())
+        monkeypatch.setattr(wiring, "spent", lambda _: frozenset())
         assert torch.equal(snn(x, per_step=True), ours)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,37 @@ from speedysnn.errors import InputError
 from speedysnn.eventwise import Eventwise
 from speedysnn.executor import Execution, Value
 from speedysnn.graph import map_outputs
-from speedysnn.neurons import Reading
+from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.tap import Observer, Tap
+from speedysnn.wiring import Wires
 
 if TYPE_CHECKING:
     from speedysnn.network import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all passes of one call share, found once.
+
+    Attributes:
+        snn: the network.
+        reading: of this call.
+        per_step: the running mean after each step is wanted.
+        observer: sees every neuron.
+        neurons: by name.
+        wires: of its graph.
+        synchronous: every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them.
+        eventwise: its convolutions.
+    """
+
+    snn: SpikingNetwork
+    reading: Reading
+    per_step: bool
+    observer: Observer | None
+    neurons: Mapping[str, IFNeuron]
+    wires: Wires
+    synchronous: bool
+    eventwise: Eventwise
 
 
 def read(
@@ -30,32 +57,29 @@ def read(
         InputError: an input of another rank than the network was converted with, or no tensor.
     """
     dynamic = [is_events(snn, x, i) for i, x in enumerate(inputs)]
-    passes = _passes(snn, inputs, dynamic, observer, reading)
-    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1), snn.tables)
+    neurons = snn.neurons
+    synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
+    steps = 1 if reading != "spiking" or synchronous else snn.timesteps
+    passes = _passes(snn, inputs, dynamic, observer, steps)
+    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1), snn.tables, reading)
+    call = Call(snn, reading, per_step, observer, neurons, Wires.of(snn.graph), synchronous, eventwise)
     try:
-        if len(passes) == 1:
-            return one_pass(snn, inputs, per_step, observer, reading, eventwise)
-        return _in_passes(snn, inputs, passes, per_step, observer, reading, eventwise)
+        return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
     finally:
         eventwise.close()
 
 
-def _in_passes(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], passes: Sequence[int], per_step: bool, observer: Observer | None,
-    reading: Reading, eventwise: Eventwise,
-) -> Any:  # fmt: skip
-    batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
+    call.eventwise.prepare(call.snn.tensors)
+    batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
-    parts = [partial(one_pass, snn, piece, per_step, observer, reading, eventwise) for piece in pieces]
-    return join(plan.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(per_step))
+    parts = [partial(one_pass, call, piece) for piece in pieces]
+    return join(plan.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(call.per_step))
 
 
-def one_pass(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], per_step: bool, observer: Observer | None, reading: Reading,
-    eventwise: Eventwise,
-) -> Any:  # fmt: skip
+def one_pass(call: Call, inputs: Sequence[Tensor]) -> Any:
     """The outputs for images that run at once."""
-    return _run(snn, [accept(snn, x, i) for i, x in enumerate(inputs)], per_step, observer, reading, eventwise)
+    return _run(call, [accept(call.snn, x, i) for i, x in enumerate(inputs)])
 
 
 def accept(snn: SpikingNetwork, x: Tensor, position: int) -> Value:
@@ -88,14 +112,13 @@ def is_events(snn: SpikingNetwork, x: Tensor, position: int) -> bool:
 
 
 def _passes(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], dynamic: Sequence[bool], observer: Observer | None, reading: Reading
+    snn: SpikingNetwork, inputs: Sequence[Tensor], dynamic: Sequence[bool], observer: Observer | None, steps: int
 ) -> list[int]:
     """Images of each pass; all in one where gradients or an observer need them together."""
     together = observer is not None and not getattr(observer, "any_order", False)
     images = inputs[0].shape[int(dynamic[0])]
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
-    steps = 1 if reading != "spiking" or _synchronous(snn) else snn.timesteps
     parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
     return plan.cut(images, images_at_once(snn, steps, inputs[0]), parts)
 
@@ -107,27 +130,21 @@ def images_at_once(snn: SpikingNetwork, steps: int, x: Tensor) -> int:
     item = x.element_size() if x.is_floating_point() else 4
     if torch.is_autocast_enabled(x.device.type):  # halves what a pass holds, so that twice the images fit
         item = torch.get_autocast_dtype(x.device.type).itemsize
-    weights = sum(p.numel() * p.element_size() for p in snn.parameters())
-    return plan.images_per_pass(snn.width, steps, x.device, item, weights)
+    return plan.images_per_pass(snn.width, steps, x.device, item, snn.weight_bytes)
 
 
-def _run(
-    snn: SpikingNetwork, values: Sequence[Value], per_step: bool, observer: Observer | None, reading: Reading,
-    eventwise: Eventwise,
-) -> Any:  # fmt: skip
-    run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, eventwise=eventwise)
-    if reading != "spiking" or (not per_step and _synchronous(snn)):
+def _run(call: Call, values: Sequence[Value]) -> Any:
+    snn, reading = call.snn, call.reading
+    run = Execution(
+        snn.graph, call.neurons, snn.tensors, snn.timesteps, call.observer, None, call.eventwise, call.wires
+    )
+    if reading != "spiking" or (not call.per_step and call.synchronous):
         static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
         out = run.static([run.mean(value) for value in values], static)
-        return _finish(run, {name: Value(out[name]) for name in snn.graph.output_names}, per_step)
-    if _synchronous(snn):
-        return _finish(run, _replay(run, values), per_step)
-    return _finish(run, run.spiking(values, per_step), per_step)
-
-
-def _synchronous(snn: SpikingNetwork) -> bool:
-    """Every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them."""
-    return all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
+        return _finish(run, {name: Value(out[name]) for name in snn.graph.output_names}, call.per_step)
+    if call.synchronous:
+        return _finish(run, _replay(run, values), call.per_step)
+    return _finish(run, run.spiking(values, call.per_step), call.per_step)
 
 
 def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:

@@ -1,7 +1,9 @@
 """Which convolutions of a call run event-driven, forward and for the gradient of their weights, and which by tiles.
 
-Weights are laid out once for all passes of a call. The gradient of the input is not sparse; tiles halve its time. Tiles
-round otherwise than torch does, so that they serve training and bfloat16 alone, which they are more exact than.
+Weights are laid out once for all passes of a call, small ones before these begin: threads that need them at the same
+moment wait for each other, and waking costs more than laying out. The gradient of the input is not sparse; tiles halve
+its time. Tiles round otherwise than torch does, so that they serve training and bfloat16 alone, which they are more
+exact than.
 """
 
 import os
@@ -24,6 +26,7 @@ from speedysnn.kernels.tables import Tables
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
 Way = TypeVar("Way")
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
+SMALL = 2**17  # weights of a layer that are laid out sooner than a thread wakes
 
 
 class Eventwise:
@@ -32,14 +35,25 @@ class Eventwise:
     Args:
         pictures: images times steps of the whole call.
         tables: memory for its weights; see `close`.
+        kind: calls that lay out alike, see `prepare`.
     """
 
-    def __init__(self, pictures: int, tables: Tables | None = None) -> None:
-        self.pictures, self.tables = pictures, tables
-        self._plans: dict[str, events.Plan] = {}
+    def __init__(self, pictures: int, tables: Tables | None = None, kind: str = "") -> None:
+        self.pictures, self.tables, self.kind = pictures, tables or Tables(), kind
+        self._plans: dict[tuple[str, Shape, bool], events.Plan] = {}
+        self._used: set[tuple[str, Shape, bool]] = set()
         self._points: dict[tuple[str, bool], Tensor] = {}
         self._lock = threading.Lock()
         self._wanted = os.environ.get(VARIABLE, "")
+
+    def prepare(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
+        """Lay out small weights of the layers that the last call of this kind ran by events."""
+        if self._wanted == "never":
+            return
+        for name, shape, half in self.tables.last.get(self.kind, ()):
+            weight, bias = tensors(name)["weight"], tensors(name).get("bias")
+            if weight.numel() <= SMALL and weight.device.type == "cpu" and weight.dtype == torch.float32:
+                self._plan(name, weight, bias, shape, half)
 
     def conv2d(self, name: str, x: Tensor, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """The node's result, or None where the usual convolution is to do it."""
@@ -86,6 +100,7 @@ class Eventwise:
         what = "forward" if points is None else "forward or tiles"
         calls = (lambda some: plan().run(some)), partial(_dense, weight, shape, points)
         if self._pays(f"{what}{kind}", shape, share, x, *calls):
+            self._used.add((name, shape, half))
             return Ways(plan())
         return Ways(points=points)
 
@@ -129,15 +144,19 @@ class Eventwise:
             return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
     def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
-        with self._lock:
-            if name not in self._plans:
-                self._plans[name] = events.Plan(
-                    weight, bias, shape.stride, shape.padding, shape.size[1], half, self.tables
-                )
-            return self._plans[name]
+        key = name, shape, half
+        if key not in self._plans:
+            with self._lock:
+                if key not in self._plans:
+                    self._plans[key] = events.Plan(
+                        weight, bias, shape.stride, shape.padding, shape.size[1], half, self.tables
+                    )
+        return self._plans[key]
 
     def close(self) -> None:
-        """The call is over: its memory serves the next one."""
+        """The call is over: its memory serves the next one, which begins with what this one used."""
+        if self._used or self.kind in self.tables.last:
+            self.tables.last[self.kind] = tuple(self._used)
         while self._plans:
             self._plans.popitem()[1].close()
         self._points.clear()

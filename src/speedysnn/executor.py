@@ -16,7 +16,7 @@ from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.operators import OPERATORS, Operator
 from speedysnn.tap import Observer, Tap, seen_by
-from speedysnn.wiring import last_uses, readout_nodes, spent
+from speedysnn.wiring import Wires
 
 _UNSAVED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})  # whose gradients do not read what they gave
 _NOTHING = torch.empty(0)  # what an observer of no drive is handed
@@ -42,18 +42,20 @@ class Execution:
         observer: Observer | None = None,
         drives: Mapping[str, Tensor] | None = None,
         eventwise: Eventwise | None = None,
+        wires: Wires | None = None,
     ) -> None:
         self.graph, self.neurons, self.tensors = graph, neurons, tensors
         self.timesteps, self.observer = timesteps, observer
         self.drives = drives
         self.eventwise = eventwise
+        self.wires = wires or Wires.of(graph)
         self._spent: frozenset[str] = frozenset()
         self._summed: frozenset[str] = frozenset()
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
         values: dict[str, Tensor] = {}
-        feed, release = iter(inputs), last_uses(self.graph)
+        feed, release = iter(inputs), self.wires.last_uses
         for position, node in enumerate(self.graph.nodes):
             args = [values[name] for name in node.inputs]
             if node.op == "input":
@@ -76,12 +78,12 @@ class Execution:
 
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
-        means = frozenset() if per_step else readout_nodes(self.graph)
-        kept, free = torch.is_grad_enabled() or seen_by(self.observer) == "steps", spent(self.graph)
+        means = frozenset() if per_step else self.wires.readout_nodes
+        kept, free = torch.is_grad_enabled() or seen_by(self.observer) == "steps", self.wires.spent
         self._spent = frozenset() if kept else free
         self._summed = frozenset(n.name for n in self.graph.nodes if n.op in _UNSAVED) & free if kept else free
         values: dict[str, Value] = {}
-        feed, release = iter(inputs), last_uses(self.graph)
+        feed, release = iter(inputs), self.wires.last_uses
         for position, node in enumerate(self.graph.nodes):
             if node.op == "input":
                 values[node.name] = next(feed)

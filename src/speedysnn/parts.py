@@ -44,6 +44,12 @@ class Parts(nn.Module):
         """The tensors that the named node owns."""
         return owned(self.layers, key_of(name))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters that nodes own, without the neurons'."""
+        own = (layer._parameters.values() for layer in self.layers.children())
+        return sum(p.numel() * p.element_size() for some in own for p in some if p is not None)
+
     def _known(self, name: str) -> IFNeuron:
         if key_of(name) not in self._neurons:
             raise InputError(f"no neuron is called {name!r}; there are {', '.join(self.neurons)}")

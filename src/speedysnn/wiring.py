@@ -1,9 +1,24 @@
 """What follows from a graph's wiring alone: what may run on means, how long values live, how far outputs trail."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from speedysnn.graph import Graph
 from speedysnn.operators import OPERATORS
+
+
+@dataclass(frozen=True)
+class Wires:
+    """What every pass over a graph needs to know of it; see the functions of the same names."""
+
+    last_uses: Mapping[int, list[str]]
+    readout_nodes: frozenset[str]
+    spent: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: Graph) -> "Wires":
+        """Of one graph."""
+        return cls(last_uses(graph), readout_nodes(graph), spent(graph))
 
 
 def readout_nodes(graph: Graph) -> frozenset[str]:

@@ -1,4 +1,7 @@
-"""Memory for laid-out weights, kept from call to call: pages that are new cost more than what is written to them."""
+"""Memory for laid-out weights, kept from call to call: pages that are new cost more than what is written to them.
+
+And which layers a kind of call laid out when it last ran, so that the next one can do so before its threads begin.
+"""
 
 import threading
 from typing import Any
@@ -14,6 +17,7 @@ class Tables:
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, Any], list[Array]] = {}
+        self.last: dict[str, tuple[Any, ...]] = {}
         self._lock = threading.Lock()
 
     def take(self, size: int, kind: Any) -> Array:
