@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn import SpikingNetwork, calls, convert, executor, wiring
+from speedysnn import SpikingNetwork, calls, convert, executor, plan, wiring
 from speedysnn.errors import InputError
 from speedysnn.operators import OPERATORS
 
@@ -183,6 +183,32 @@ def test_sums_over_what_no_gradient_reads_change_no_gradient(events: str, monkey
         found.append([p.grad for p in snn.parameters() if p.grad is not None])
     assert len(found[0]) > 4
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_fits_one_pass_is_cut_where_it_is_work_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    snn, x = residual(), torch.randn(9, 2, 8, 8)
+    found: list[int] = []
+    one_pass = calls.one_pass
+    monkeypatch.setattr(calls, "one_pass", lambda call, inputs: found.append(len(inputs[0])) or one_pass(call, inputs))
+    monkeypatch.delenv(plan.VARIABLE, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            wanted = snn(x)
+            needed = 9 * snn.timesteps * snn.multiplications / len(snn.graph.nodes) / 2
+            monkeypatch.setattr(plan, "WORTH", 1.01 * needed)
+            snn(x)
+            monkeypatch.setattr(plan, "WORTH", needed)
+            torch.testing.assert_close(snn(x), wanted)
+            monkeypatch.setenv(plan.VARIABLE, "9")
+            snn(x)
+            monkeypatch.delenv(plan.VARIABLE)
+            snn.images_per_pass = 9
+            snn(x)
+    finally:
+        torch.set_num_threads(before)
+    assert [found[0], found[1], *sorted(found[2:4]), *found[4:]] == [9, 9, 4, 5, 9, 9]
 
 
 def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pytest.MonkeyPatch) -> None:

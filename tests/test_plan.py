@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from speedysnn import plan
+from speedysnn import convert, plan
 
 
 @given(st.integers(0, 3000), st.integers(1, 100), st.integers(1, 8))
@@ -34,6 +35,13 @@ def test_wide_layers_and_many_steps_make_small_passes(monkeypatch: pytest.Monkey
     assert plan.images_per_pass(10_000, 8, torch.device("cuda")) > sizes[1]
     monkeypatch.setenv(plan.VARIABLE, "5")
     assert plan.images_per_pass(10_000_000, 8, cpu) == 5
+
+
+def test_multiplications_are_counted_as_a_layer_does_them() -> None:
+    convolutions = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1, bias=False), nn.ReLU()
+    ann = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(64, 10))
+    snn = convert.to_spiking(ann.eval(), torch.rand(4, 3, 8, 8), timesteps=2)
+    assert snn.multiplications == 64 * 8 * 27 + 16 * 4 * 72 + 640
 
 
 def test_errors_in_a_pass_come_out_and_the_threads_are_as_before() -> None:

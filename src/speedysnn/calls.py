@@ -120,7 +120,11 @@ def _passes(
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
     parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
-    return plan.cut(images, images_at_once(snn, steps, inputs[0]), parts)
+    size = images_at_once(snn, steps, inputs[0])
+    worth = images * steps * snn.multiplications >= parts * plan.WORTH * len(snn.graph.nodes)
+    if worth and not snn.images_per_pass and not plan.asked():
+        size = min(size, -(-images // parts))
+    return plan.cut(images, size, parts)
 
 
 def images_at_once(snn: SpikingNetwork, steps: int, x: Tensor) -> int:

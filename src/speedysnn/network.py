@@ -42,6 +42,7 @@ class SpikingNetwork(Parts):
 
     Attributes:
         width: values of the widest neuron layer or input, for one picture.
+        multiplications: about, for one picture.
         images_per_pass: images that run at once, None for what fits the caches.
 
     Without gradients a batch is cut into passes that fit the caches, one pass a core on the CPU; `images_per_pass`, or
@@ -71,6 +72,7 @@ class SpikingNetwork(Parts):
         self._stream: Stream | None = None
         self.tables = Tables()
         self.width = plan.widest(graph, self.input_shapes)
+        self.multiplications = plan.multiplications(graph, self.tensors)
         self.images_per_pass: int | None = None
         self.timesteps = timesteps
 

@@ -2,12 +2,13 @@
 
 A pass of one core and all its layers keeps its values in that core's share of the cache, and no layer waits for the
 slowest core. Passes hold `images * T` pictures at once; how many is found from the widest layer and the cache's size.
+What fits into one pass is cut as well, one pass a core, where it is work enough.
 """
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from speedysnn.graph import Graph
 
@@ -23,6 +25,7 @@ VARIABLE = "SPEEDYSNN_IMAGES_PER_PASS"
 MOST = 1024  # pictures (images times steps) in one pass, however narrow the layers are
 DEVICE_BYTES = 2**28  # of the widest layer, in one pass on an accelerator
 LEAST, LEAST_BYTES = 64, 2**23  # pictures that a pass's own cost is small for, while the widest layer is no larger
+WORTH = 1e7  # multiplications of a pass for every node, below which threads that run passes hold each other up
 FALLBACK_CACHE = 16 * 2**20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -47,6 +50,26 @@ def widest(graph: Graph, input_shapes: Sequence[Sequence[int]]) -> int:
     return max(1, *features, *(_product(shape) for shape in input_shapes))
 
 
+def multiplications(graph: Graph, tensors: Callable[[str], Mapping[str, Tensor]]) -> int:
+    """Of one picture, about: a layer's weights times the places of the neurons that read it, as if nothing pooled."""
+    values: dict[str, int] = {}
+    out = 0
+    for node in reversed(graph.nodes):
+        read = int(node.attrs.get("features") or 0) if node.op == "neuron" else values.get(node.name, 0)
+        weight = tensors(node.name).get("weight")
+        if weight is not None:
+            out += weight.numel() * max(1, read // len(weight))
+        for name in node.inputs:
+            values[name] = max(values.get(name, 0), read)
+    return out
+
+
+def asked() -> int | None:
+    """Images that one pass is to take, from the environment."""
+    given = os.environ.get(VARIABLE, "")
+    return int(given) if given.isdecimal() and int(given) > 0 else None
+
+
 def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4, weights: int = 0) -> int:
     """Images that one pass takes, of values of `item` bytes; at least one.
 
@@ -55,9 +78,9 @@ def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4,
     larger than that, since every call of an operator costs some 0.1 ms that cores cannot share; so are those in
     bfloat16, beside whose half as long calls it counts twice.
     """
-    given = os.environ.get(VARIABLE, "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
+    given = asked()
+    if given:
+        return given
     if device.type != "cpu":
         return max(1, DEVICE_BYTES // (item * width) // steps)
     share = cache_bytes() // torch.get_num_threads()
