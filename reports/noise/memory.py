@@ -32,6 +32,7 @@ def row(what: str, limit: int, threads: int, setting: str) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if setting == "command":
+        allocator.own_process()
         allocator.keep_freed_memory()
         allocator.hand_freed_memory_back()
     images = torch.randn(IMAGES, 3, 224, 224)

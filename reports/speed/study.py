@@ -11,7 +11,6 @@ PYTHONPATH (pip install --no-deps --target DIR sinabs==3.1.3 pbr), since it asks
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,9 @@ import pandas as pd
 from speedysnn.analysis.report import png
 from speedysnn.bench.figure import DPI, draw
 
-SYSTEM = "SPEEDYSNN_ALLOCATOR=system"
 HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {
     "neuron": ("neuron", "-T", "8", "--rounds", "21"),
-    "neuron-system": (SYSTEM, "neuron", "-T", "8", "--rounds", "21"),
     "resnet20": ("inference", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
     "resnet18-64": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "256", "--rounds", "3"),
     "resnet18-64-few": ("inference", "--network", "resnet18", "--pixels", "64", "-T", "8", "--batch", "64", "--rounds", "3"),
@@ -36,7 +33,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "digits": ("inference", "--network", "digits", "-T", "8", "--batch", "256", "--rounds", "7"),
     "training": ("training", "--network", "resnet20", "-T", "4", "--batch", "64", "--rounds", "5"),
     "measuring": ("measuring", "--network", "resnet20", "-T", "8", "--batch", "256", "--rounds", "5"),
-    "scaling": ("scaling", "--network", "resnet20", "-T", "4", "--rounds", "3"),
+    "scaling": ("scaling", "--network", "resnet20", "-T", "4", "--rounds", "7"),
     "sizes": ("sizes", "-T", "4", "--batch", "64", "--rounds", "3"),
 }
 SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
@@ -46,14 +43,11 @@ SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
 def run(out: Path, name: str, arguments: tuple[str, ...], fresh: bool) -> tuple[str, dict[str, Any]]:
     """One bench command; its JSON is kept, and read again unless `fresh`."""
     file = out / f"bench-{name}.json"
-    settings = [word for word in arguments if word == SYSTEM]
-    command = ["speedysnn", "bench", *arguments[len(settings) :], "--json", file.name]
-    shown = " ".join((*settings, *command))
-    print("$", shown, flush=True)
+    command = ["speedysnn", "bench", *arguments, "--json", file.name]
+    print("$", " ".join(command), flush=True)
     if fresh or not file.is_file():
-        environment = os.environ | dict(word.split("=") for word in settings)
-        subprocess.run([sys.executable, "-m", *command[:-1], str(file), "--overwrite"], check=True, env=environment)
-    return shown, json.loads(file.read_text(encoding="utf-8"))
+        subprocess.run([sys.executable, "-m", *command[:-1], str(file), "--overwrite"], check=True)
+    return " ".join(command), json.loads(file.read_text(encoding="utf-8"))
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -115,7 +109,7 @@ the median of the rounds. "8 x ANN" is the source network's own graph, batch-nor
 that suits it best, likewise its step "4 x ANN" in training and "8 x ANN, bfloat16": what torch's own convolutions take, and
 so what a simulator that multiplies densely cannot go below. "Analog reading" is one call of the network, the same "64 at
 a time" split by hand. Peers run the same graph and weights with their own neurons and our thresholds. A command keeps
-freed memory, for peers too; `SPEEDYSNN_ALLOCATOR=system` leaves that to the C library, as in a Python process of one's own.
+freed memory, which serves peers too; the layer of neurons is timed as in a Python process of one's own as well.
 {beside}
 ![times](speed.png)
 

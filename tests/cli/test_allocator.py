@@ -1,11 +1,12 @@
 """What is done with freed memory: by a program only, and by `analyze` only where a limit was given."""
 
+import json
 import shlex
 import sys
 
 import pytest
 
-from speedysnn.cli import allocator
+from speedysnn.cli import allocator, bench
 from speedysnn.cli.main import main, run
 
 ANALYZE = "analyze net.snn -d digits --limit 8 -o report"
@@ -17,6 +18,7 @@ def told(monkeypatch):
     out = []
     monkeypatch.setattr(allocator, "_set", lambda *given: out.append(given))
     monkeypatch.setattr(allocator, "_program", False)
+    monkeypatch.setattr(allocator, "_kept", False)
     return out
 
 
@@ -27,6 +29,7 @@ def test_a_call_from_python_changes_no_setting_of_its_process(there, told):
 
 def test_a_user_may_leave_it_to_the_system(there, told, monkeypatch):
     monkeypatch.setenv(allocator.VARIABLE, "system")
+    allocator.own_process()
     allocator.keep_freed_memory()
     assert not allocator.kept()
     assert told == []
@@ -42,3 +45,16 @@ def test_a_program_keeps_freed_memory_until_a_limit_is_given(there, told, monkey
         main()
     assert left.value.code == 0
     assert told == expected
+
+
+@pytest.mark.parametrize(("program", "setting", "kept"), [(True, "", [False, True]), (True, "system", [False]), (False, "", [False])])
+def test_the_bench_times_neurons_as_in_a_process_of_ones_own_first(told, monkeypatch, capsys, program, setting, kept):
+    monkeypatch.setenv(allocator.VARIABLE, setting)
+    if program:
+        allocator.own_process()
+    timed, time = [], bench._run
+    monkeypatch.setattr(bench, "_run", lambda *given: timed.append(allocator.kept()) or time(*given))
+    assert run(shlex.split("bench neuron --neurons 100 -T 2 --rounds 1 --json -")) == 0
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert timed == kept == [case["name"].endswith("freed memory kept") for case in cases]
+    assert told == [allocator._KEEP] * sum(kept)

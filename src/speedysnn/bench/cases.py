@@ -1,6 +1,6 @@
 """What is timed beside inference: a neuron layer, a training step, calibration and analysis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,9 @@ from speedysnn.kernels import Rule, multistep
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 
+COPY, OURS = "copy into a reused buffer", "speedysnn, output over its input"
+PEER = "spikingjelly IFNode multi-step"
+
 
 def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "cpu") -> Case:
     """The multi-step neuron over one layer, against copying its input and against peers' neurons."""
@@ -28,8 +31,8 @@ def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "
     out, one, none = torch.empty_like(drive), torch.tensor(1.0, device=device), torch.tensor(0.0, device=device)
     rule, work = Rule(steps), drive.clone()
     calls: dict[str, Call] = {
-        "copy into a reused buffer": lambda: out.copy_(drive),
-        "speedysnn, output over its input": lambda: multistep(work, one, none, rule, over=True),
+        COPY: lambda: out.copy_(drive),
+        OURS: lambda: multistep(work, one, none, rule, over=True),
         "speedysnn, new output": lambda: multistep(drive, one, none, rule),
         "reference in plain torch": lambda: multistep(drive, one, none, rule, backend="reference"),
     }
@@ -38,13 +41,20 @@ def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "
         from spikingjelly.activation_based import neuron as peer
 
         cell = peer.IFNode(v_threshold=1.0, v_reset=None, step_mode="m")
-        calls["spikingjelly IFNode multi-step"] = partial(_fresh, cell, drive)
+        calls[PEER] = partial(_fresh, cell, drive)
         with torch.no_grad():
             different = int((_fresh(cell, drive) != multistep(drive, one, none, rule)).sum())
         notes.append(f"spikingjelly: {different} of {drive.numel():,} spikes differ")
     with torch.no_grad():
         rows = rows_of(calls, rounds, drive.device)
+    notes += _beside({row["name"]: row["median_s"] for row in rows})
     return Case(f"neuron, {neurons:,} neurons, T={steps}", next(iter(calls)), rows, notes)
+
+
+def _beside(median: Mapping[str, float]) -> list[str]:
+    """What the layer is judged by, in words."""
+    pairs = [(OURS, COPY)] + [(PEER, OURS)] * (PEER in median)
+    return [f"{name}: {median[name] / median[other]:.1f} times as long as {other}" for name, other in pairs]
 
 
 def _fresh(cell: Any, drive: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`speedysnn bench`: what a network costs beside its source and beside other simulators."""
 
 import platform
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from speedysnn.cli.targets import check_file, check_json
 from speedysnn.errors import InputError
 
 CASES = ("neuron", "inference", "training", "measuring", "scaling", "sizes")
+KEPT = ", freed memory kept"
 
 
 def command(
@@ -37,7 +39,8 @@ def command(
 ) -> None:
     """Time a network against T passes of its source, and against other simulators where they are installed.
 
-    Contestants run in turn in one process; ratios are taken round by round, so that other load hits all alike.
+    Contestants run in turn in one process; ratios are taken round by round, so that other load hits all alike. Of the
+    layer of neurons all do so twice: as in a Python process of one's own, and with freed memory kept, as commands do.
 
     \b
     Example: speedysnn bench
@@ -54,9 +57,14 @@ def command(
     from speedysnn.bench.case import Case
 
     found: list[Case] = []
-    for case in chosen:
-        note(f"timing {case}")
+    for case, kept in _in_order(chosen):
+        if kept:
+            allocator.keep_freed_memory()
+            if case == "neuron" and not allocator.kept():
+                continue
+        note(f"timing {case}{KEPT * allocator.kept()}")
         found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled, place))
+        found[-1].name += KEPT * (case == "neuron" and kept)
         if json != "-":
             _show(found[-1])
     data = [asdict(case) for case in found]
@@ -66,6 +74,11 @@ def command(
         from speedysnn.bench.figure import DPI, draw
 
         replace_file(figure, png(draw(data), DPI))
+
+
+def _in_order(chosen: Collection[str]) -> list[tuple[str, bool]]:
+    """The cases and whether freed memory is kept, which cannot be taken back."""
+    return [("neuron", False)] * ("neuron" in chosen) + [(case, True) for case in CASES if case in chosen]
 
 
 def _run(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
-from speedysnn.cli.allocator import keep_freed_memory
+from speedysnn.cli.allocator import keep_freed_memory, own_process
 from speedysnn.cli.interrupts import INTERRUPTED, coming_again, leave_at_once
 from speedysnn.cli.show import fail
 from speedysnn.cli.targets import release
@@ -38,6 +38,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -49,6 +50,8 @@ def _root(
 
     Begin with: speedysnn demo
     """
+    if context.invoked_subcommand != "bench":  # which times what a process of the user's own does first
+        keep_freed_memory()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is not None:
         with coming_again():
             return run(arguments)
-    keep_freed_memory()
+    own_process()
     try:
         with coming_again():
             code = run(sys.argv[1:])
