@@ -57,7 +57,7 @@ def multiplications(graph: Graph, tensors: Callable[[str], Mapping[str, Tensor]]
     for node in reversed(graph.nodes):
         read = int(node.attrs.get("features") or 0) if node.op == "neuron" else values.get(node.name, 0)
         weight = tensors(node.name).get("weight")
-        if weight is not None:
+        if weight is not None and weight.ndim > 1:
             out += weight.numel() * max(1, read // len(weight))
         for name in node.inputs:
             values[name] = max(values.get(name, 0), read)
