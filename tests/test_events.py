@@ -291,6 +291,7 @@ def test_a_network_learns_the_same_both_ways(reading, monkeypatch):
 
 def test_dense_inputs_and_small_work_take_the_usual_way(monkeypatch):
     monkeypatch.delenv("SPEEDYSNN_EVENTS", raising=False)
+    monkeypatch.setenv("SPEEDYSNN_TILES", "never")
     x, weight, bias, attrs = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.5, 0)
     tensors = {"weight": weight, "bias": bias}
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """A convolution by tiles and its gradients are torch's, and are taken where they are quicker and something learns."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedysnn import crossover
+from speedysnn import convert, crossover, plan
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.compiled import AVAILABLE
@@ -117,6 +118,7 @@ def tiled(monkeypatch):
     monkeypatch.setattr(crossover, "quicker", lambda *_: True)
     monkeypatch.setattr(crossover, "crossover", lambda *_: -1.0)
     monkeypatch.setattr("speedysnn.eventwise.WORTH", 0)
+    monkeypatch.setattr("speedysnn.eventwise.PLACES", 0)
     monkeypatch.setattr(event_gradient, "weight_gradient", lambda *_: pytest.fail("by events"))
 
 
@@ -157,11 +159,54 @@ def test_calls_in_bfloat16_take_them_without_gradients(tiled, dtype):
     assert _apart(out, exact) < (5e-6 if dtype == torch.float32 else _apart(usual, exact))
 
 
-def test_without_gradients_there_are_none(tiled):
+def test_calls_without_gradients_take_them_unless_told_not_to(tiled, monkeypatch):
     x, weight, bias, _ = _case(3, 16, 32, (8, 8))
-    assert _convolved((x, weight, bias)) is None
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), 1, 1)
+    for variable in ("SPEEDYSNN_TILES", "SPEEDYSNN_EVENTS"):
+        with torch.no_grad():
+            assert 1e-8 < _apart(_convolved((x, weight.requires_grad_(), bias)), exact) < 5e-6
+            monkeypatch.setenv(variable, "never")
+            assert _convolved((x, weight, bias)) is None
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("speedysnn.eventwise.PLACES", 64 + 1)
+    assert _convolved((x, weight, bias)) is None  # too few to lay weights out for
+    monkeypatch.setattr("speedysnn.eventwise.PLACES", 64)
+    assert _convolved((x, weight, bias)) is not None
+    monkeypatch.setenv("SPEEDYSNN_TILES", "never")
+    assert _convolved((x, weight, bias)) is None  # nor for what learns
+
+
+def test_a_call_lays_out_before_its_passes_what_the_last_one_used(tiled, monkeypatch):
+    ann = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1))
+    x, made, before, laid_out, run = torch.rand(4, 3, 8, 8), [], [], tiles.laid_out, plan.run
+    snn = convert.to_spiking(ann.append(torch.nn.ReLU()).eval(), x, timesteps=2)
+    snn.images_per_pass = 2
+    monkeypatch.setattr(tiles, "laid_out", lambda weight: made.append(0) or laid_out(weight))
+    monkeypatch.setattr(plan, "run", lambda calls, parallel: before.append(len(made)) or run(calls, parallel=parallel))
     with torch.no_grad():
-        assert _convolved((x, weight.requires_grad_(), bias)) is None
+        for expected in ((0, 1), (2, 2)):
+            for parameter in snn.parameters():
+                parameter.data.mul_(1.01)  # what was laid out is old
+            ours = snn(x)
+            assert (before[-1], len(made)) == expected
+            monkeypatch.setenv("SPEEDYSNN_TILES", "never")
+            assert _apart(ours, copy.deepcopy(snn)(x)) < 1e-2
+            monkeypatch.delenv("SPEEDYSNN_TILES")
+
+
+def test_the_source_itself_is_torchs(tiled, monkeypatch):
+    ann = torch.nn.Sequential(
+        torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()
+    ).eval()  # fmt: skip
+    x, used, convolve = torch.rand(4, 16, 8, 8), [], tiles.convolve
+    snn = convert.to_spiking(ann, x, timesteps=2)
+    monkeypatch.setattr(tiles, "convolve", lambda *given: used.append(len(given[0])) or convolve(*given))
+    with torch.no_grad():
+        for reading, expected in (("analog", []), ("quantized", [4, 4]), ("spiking", [8])):
+            used.clear()
+            with snn.reading(reading):
+                snn(x)
+            assert used == expected
 
 
 def test_gradients_of_gradients_are_torchs(tiled):

@@ -70,7 +70,8 @@ def read(
 
 
 def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
-    call.eventwise.prepare(call.snn.tensors)
+    with plan.single_threaded():
+        call.eventwise.prepare(call.snn.tensors)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, call, piece) for piece in pieces]

@@ -2,8 +2,8 @@
 
 Weights are laid out once for all passes of a call, small ones before these begin: threads that need them at the same
 moment wait for each other, and waking costs more than laying out. The gradient of the input is not sparse; tiles halve
-its time. Tiles round otherwise than torch does, so that they serve training and bfloat16 alone, which they are more
-exact than.
+its time. Tiles round to some 1e-6, up to ten times what torch does, so that they can be left out; in bfloat16 they are
+the more exact.
 """
 
 import os
@@ -24,8 +24,10 @@ from speedysnn.kernels.nonzero import density
 from speedysnn.kernels.tables import Tables
 
 VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
+TILES = "SPEEDYSNN_TILES"  # never; anything else: where they are faster
 Way = TypeVar("Way")
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
+PLACES = 4096  # results of a channel in a call, below which tiles save less than it takes to lay weights out for them
 SMALL = 2**17  # weights of a layer that are laid out sooner than a thread wakes
 
 
@@ -41,19 +43,23 @@ class Eventwise:
     def __init__(self, pictures: int, tables: Tables | None = None, kind: str = "") -> None:
         self.pictures, self.tables, self.kind = pictures, tables or Tables(), kind
         self._plans: dict[tuple[str, Shape, bool], events.Plan] = {}
-        self._used: set[tuple[str, Shape, bool]] = set()
+        self._used: set[tuple[str, Shape | None, bool]] = set()  # without a shape: by tiles
         self._points: dict[tuple[str, bool], Tensor] = {}
         self._lock = threading.Lock()
-        self._wanted = os.environ.get(VARIABLE, "")
+        self._wanted, self._untiled = os.environ.get(VARIABLE, ""), os.environ.get(TILES) == "never"
 
     def prepare(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
-        """Lay out small weights of the layers that the last call of this kind ran by events."""
+        """Lay out small weights of the layers that the last call of this kind ran by events or by tiles."""
         if self._wanted == "never":
             return
         for name, shape, half in self.tables.last.get(self.kind, ()):
             weight, bias = tensors(name)["weight"], tensors(name).get("bias")
-            if weight.numel() <= SMALL and weight.device.type == "cpu" and weight.dtype == torch.float32:
+            if weight.numel() > SMALL or weight.device.type != "cpu" or weight.dtype != torch.float32:
+                continue
+            if shape is not None:
                 self._plan(name, weight, bias, shape, half)
+            elif not self._untiled:
+                self._tiled(name, weight)
 
     def conv2d(self, name: str, x: Tensor, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """The node's result, or None where the usual convolution is to do it."""
@@ -73,7 +79,7 @@ class Eventwise:
         if recorded(*given):
             ways = self._ways(name, x, weight, bias, shape, share)
             return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
-        ways = self._forward(name, x, weight, bias, shape, share, half, half and self._tiles(shape))
+        ways = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape))
         return None if ways == Ways() else forward(x, weight, bias, shape, ways)
 
     def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float) -> Ways:
@@ -82,7 +88,7 @@ class Eventwise:
         ways = self._forward(name, seen, weight, bias, shape, share, False, tiled)
         if tiled and x.requires_grad:
             calls = partial(self._tiled, name, weight, turned=True), partial(_to_input, weight, shape)
-            turned = self._quicker("input gradient", shape, seen, *calls)
+            turned = calls[0]() if self._quicker("input gradient", shape, seen, *calls) else None
         if weight.requires_grad:
             to_weight = self._to_weight(seen, weight, shape, share, tiled)
         return replace(ways, turned=turned, to_weight=to_weight)
@@ -91,22 +97,23 @@ class Eventwise:
         self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float, half: bool,
         tiled: bool,
     ) -> Ways:  # fmt: skip
-        """How the convolution itself is done, by tiles only where these are allowed."""
-        kind, points = f" {x.dtype}" if half else "", None
-        if tiled:
-            ways = partial(self._tiled, name, weight), partial(_dense, weight, shape)
-            points = self._quicker(f"forward tiles{kind}", shape, x, *ways)
+        """How the convolution itself is done."""
+        kind, points = f" {x.dtype}" if half else "", partial(self._tiled, name, weight)
+        tiled = tiled and self._quicker(f"forward tiles{kind}", shape, x, points, partial(_dense, weight, shape))
         plan = partial(self._plan, name, weight, bias, shape, half)
-        what = "forward" if points is None else "forward or tiles"
-        calls = (lambda some: plan().run(some)), partial(_dense, weight, shape, points)
+        what = "forward or tiles" if tiled else "forward"
+        calls = (lambda some: plan().run(some)), lambda some: _dense(weight, shape, points() if tiled else None, some)
         if self._pays(f"{what}{kind}", shape, share, x, *calls):
             self._used.add((name, shape, half))
             return Ways(plan())
-        return Ways(points=points)
+        if tiled:
+            self._used.add((name, None, half))
+        return Ways(points=points() if tiled else None)
 
     def _tiles(self, shape: Shape) -> bool:
         geometry = (shape.kernel, shape.stride, shape.padding)
-        return self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
+        worth = self.pictures * shape.places >= PLACES and not self._untiled
+        return worth and self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
 
     def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, share: float, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `Ways`."""
@@ -115,7 +122,7 @@ class Eventwise:
             return weight_gradient(some, _ones(some, shape), weight, shape, way)
 
         ways = (lambda: "tiles"), call
-        dense = self._quicker("gradient", shape, x, *ways) if tiled else None
+        dense = "tiles" if tiled and self._quicker("gradient", shape, x, *ways) else None
         takes = event_gradient.takes(shape.kernel, shape.stride, shape.padding)
         calls = partial(call, "events"), partial(call, dense)
         sparse = takes and self._pays(f"gradient {dense}", shape, share, x, *calls)
@@ -123,17 +130,17 @@ class Eventwise:
 
     def _quicker(
         self, what: str, shape: Shape, x: Tensor, way: Callable[[], Way], call: Callable[[Way | None, Tensor], Tensor]
-    ) -> Way | None:
-        """What `way` gives, where `call` with it takes less time than with None."""
+    ) -> bool:
+        """Whether `call` takes less time with what `way` gives than with None."""
         with torch.no_grad():
-            one = crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
-        return way() if one else None
+            return crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
 
     def _tiled(self, name: str, weight: Tensor, turned: bool = False) -> Tensor:
-        with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
-            if (name, turned) not in self._points:
-                self._points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
-            return self._points[name, turned]
+        if (name, turned) not in self._points:
+            with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
+                if (name, turned) not in self._points:
+                    self._points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
+        return self._points[name, turned]
 
     def _pays(
         self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call

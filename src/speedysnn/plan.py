@@ -107,7 +107,7 @@ def run(calls: Sequence[Callable[[], Any]], *, parallel: bool) -> list[Any]:
     if not parallel or workers < 2 or not _one_at_a_time.acquire(blocking=False):
         return [call() for call in calls]
     try:
-        with _single_threaded():
+        with single_threaded():
             return _shared(calls, workers)
     finally:
         _one_at_a_time.release()
@@ -136,8 +136,8 @@ def _shared(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One thread an operator while passes run beside one another."""
+def single_threaded() -> Iterator[None]:
+    """One thread an operator while passes run beside one another: others, once woken, take a core for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
