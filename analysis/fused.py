@@ -17,10 +17,12 @@ SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: few woul
 def summed(
     z: Tensor, a: Tensor, twin: Tensor, drive: Tensor, constant: bool, out: Tensor, theta: Tensor, start: Tensor,
     offset: Tensor | None, steps: int, most: int, least: int, channel_dim: int, lags: bool,
+    known: dict[tuple[int, int], list[Any]],
 ) -> Sums | None:
     """Every sum of `LayerSums` by name; None where the plain way must be taken.
 
     `lags`: also those of steps beside one another. `constant`: the drive holds for each step, else it is their sum.
+    `known` keeps the channels' parameters for the next call.
     Shapes: z, a, twin, drive (B, ...); out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
     """
     tensors = (z, a, twin, drive, out)
@@ -34,11 +36,12 @@ def summed(
     corrected = where.drive if offset is None else where.drive + offset
     rows = [flat(laid_out(x, where.drive)).numpy() for x in (corrected, a, twin, drive, out)]
     again = -(-SIDE_BY_SIDE // where.channels) if where.inner == 1 else 1
-    own = [values(x, torch.float32).expand(where.channels).repeat(again) for x in (theta, start)]
-    step = own[0].to(torch.float64) / steps
+    if (where.channels, again) not in known:
+        own = [values(x, torch.float32).expand(where.channels).repeat(again) for x in (theta, start)]
+        known[where.channels, again] = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
     sums = _empty(where.channels * again, z.shape[1:].numel(), out.numel() // z.numel())
     accumulate(
-        flat(where.drive).numpy(), *rows, own[0].numpy(), own[1].numpy(), step.numpy(), where.inner,
+        flat(where.drive).numpy(), *rows, *known[where.channels, again], where.inner,
         np.float32(steps), np.float32(most), np.float32(least), constant, *sums.values(), lags,
     )  # fmt: skip
     found = {name: torch.from_numpy(x) for name, x in sums.items()}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class LayerSums:
         self.most = neuron.timesteps * neuron.levels_per_step
         self.shape: tuple[int, ...] = ()
         self.sums: dict[str, Tensor] = {}
+        self._known: dict[tuple[int, int], list[Any]] = {}  # of theta and start, which stay
 
     def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int:
         """Add one pass; returns its spike events.
@@ -79,7 +81,7 @@ class LayerSums:
         least = -self.most if neuron.signed else 0
         return summed(
             z, a, twin, *received(tap), tap.output, theta, start, offset, neuron.timesteps, self.most, least,
-            neuron.channel_dim, self.full,
+            neuron.channel_dim, self.full, self._known,
         )  # fmt: skip
 
     def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from speedysnn.analysis.layers import LayerSums
 from speedysnn.analysis.memory import Memory
 from speedysnn.analysis.outputs import OutputSums
 from speedysnn.analysis.readings import Reference, run
+from speedysnn.calls import held
 from speedysnn.data import Batch
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
@@ -43,14 +44,15 @@ def read_batch(
         partial(_read, snn, reference, sums, part(snn, batch, stop - size, stop), memory.tight)
         for stop, size in zip(stops, sizes, strict=True)
     ]
-    for start in range(0, len(calls), memory.at_once):
-        pieces: list[_Piece] = plan.run(calls[start : start + memory.at_once], parallel=parallel)
-        while pieces:
-            piece = pieces.pop(0)
-            for name, own in piece.sums.items():
-                sums[name].merge(own)
-            outputs.merge(piece.spikes)
-            outputs.update(*piece.outputs, piece.labels)
+    with held(snn, stops[-1]):
+        for start in range(0, len(calls), memory.at_once):
+            pieces: list[_Piece] = plan.run(calls[start : start + memory.at_once], parallel=parallel)
+            while pieces:
+                piece = pieces.pop(0)
+                for name, own in piece.sums.items():
+                    sums[name].merge(own)
+                outputs.merge(piece.spikes)
+                outputs.update(*piece.outputs, piece.labels)
 
 
 def _read(

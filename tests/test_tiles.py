@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedysnn import convert, crossover, plan
+from speedysnn import calls, convert, crossover, plan
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.compiled import AVAILABLE
@@ -242,3 +242,23 @@ def test_the_quicker_way_is_measured_once_and_kept(monkeypatch, tmp_path):
     assert not crossover.quicker(("what", 16), x, torch.clone, torch.clone)
     assert len(calls) == 2 * crossover.ROUNDS
     assert list(json.loads((tmp_path / "crossover.json").read_text()).values()) == [pytest.approx(1 / 3)]
+
+
+def test_calls_share_what_they_lay_out_while_weights_stay(tiled, monkeypatch):
+    ann = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1))
+    x, made, laid_out = torch.rand(4, 3, 8, 8), [], tiles.laid_out
+    snn = convert.to_spiking(ann.append(torch.nn.ReLU()).eval(), x, timesteps=2)
+    monkeypatch.setattr(tiles, "laid_out", lambda weight: made.append(0) or laid_out(weight))
+    with torch.no_grad():
+        snn(x)
+        assert len(made) == 1
+        with calls.held(snn, len(x)):
+            assert len(made) == 2  # what the last call used, at once
+            snn(x), snn.read("quantized", x), snn(x)
+        assert len(made) == 2
+        for parameter in snn.parameters():
+            parameter.data.mul_(1.01)
+        ours = snn(x)
+        assert len(made) == 3
+        monkeypatch.setenv("SPEEDYSNN_TILES", "never")
+        assert _apart(ours, snn(x)) < 1e-2

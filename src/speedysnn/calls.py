@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from speedysnn import plan
 from speedysnn.errors import InputError
-from speedysnn.eventwise import Eventwise
+from speedysnn.eventwise import Eventwise, shared
 from speedysnn.executor import Execution, Value
 from speedysnn.graph import map_outputs
 from speedysnn.neurons import IFNeuron, Reading
@@ -76,6 +77,15 @@ def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> A
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, call, piece) for piece in pieces]
     return join(plan.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(call.per_step))
+
+
+@contextmanager
+def held(snn: SpikingNetwork, images: int) -> Iterator[None]:
+    """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
+    with ExitStack() as stack:
+        with plan.single_threaded():
+            stack.enter_context(shared(snn.tables, snn.tensors, ("quantized", "spiking"), images))
+        yield
 
 
 def one_pass(call: Call, inputs: Sequence[Tensor]) -> Any:

@@ -8,8 +8,9 @@ the more exact.
 
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +32,22 @@ PLACES = 4096  # results of a channel in a call, below which tiles save less tha
 SMALL = 2**17  # weights of a layer that are laid out sooner than a thread wakes
 
 
+@dataclass
+class _Laid:
+    """Weights laid out, for calls of so many images together."""
+
+    images: int = 0
+    plans: dict[tuple[str, Shape, bool], events.Plan] = field(default_factory=dict)
+    points: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def close(self) -> None:
+        """Give their memory back."""
+        while self.plans:
+            self.plans.popitem()[1].close()
+        self.points.clear()
+
+
 class Eventwise:
     """The event-driven convolutions of one call.
 
@@ -41,11 +58,10 @@ class Eventwise:
     """
 
     def __init__(self, pictures: int, tables: Tables | None = None, kind: str = "") -> None:
-        self.pictures, self.tables, self.kind = pictures, tables or Tables(), kind
-        self._plans: dict[tuple[str, Shape, bool], events.Plan] = {}
+        self.tables, self.kind = tables or Tables(), kind
+        self._laid: _Laid = self.tables.held or _Laid()
+        self.pictures = max(pictures, self._laid.images)
         self._used: set[tuple[str, Shape | None, bool]] = set()  # without a shape: by tiles
-        self._points: dict[tuple[str, bool], Tensor] = {}
-        self._lock = threading.Lock()
         self._wanted, self._untiled = os.environ.get(VARIABLE, ""), os.environ.get(TILES) == "never"
 
     def prepare(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
@@ -136,11 +152,12 @@ class Eventwise:
             return crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
 
     def _tiled(self, name: str, weight: Tensor, turned: bool = False) -> Tensor:
-        if (name, turned) not in self._points:
-            with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
-                if (name, turned) not in self._points:
-                    self._points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
-        return self._points[name, turned]
+        points = self._laid.points
+        if (name, turned) not in points:
+            with self._laid.lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
+                if (name, turned) not in points:
+                    points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
+        return points[name, turned]
 
     def _pays(
         self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
@@ -151,22 +168,37 @@ class Eventwise:
             return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
     def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
-        key = name, shape, half
-        if key not in self._plans:
-            with self._lock:
-                if key not in self._plans:
-                    self._plans[key] = events.Plan(
-                        weight, bias, shape.stride, shape.padding, shape.size[1], half, self.tables
-                    )
-        return self._plans[key]
+        key, plans = (name, shape, half), self._laid.plans
+        if key not in plans:
+            with self._laid.lock:
+                if key not in plans:
+                    geometry = shape.stride, shape.padding, shape.size[1]
+                    plans[key] = events.Plan(weight, bias, *geometry, half, self.tables)
+        return plans[key]
 
     def close(self) -> None:
         """The call is over: its memory serves the next one, which begins with what this one used."""
         if self._used or self.kind in self.tables.last:
             self.tables.last[self.kind] = tuple(self._used)
-        while self._plans:
-            self._plans.popitem()[1].close()
-        self._points.clear()
+        if self._laid is not self.tables.held:
+            self._laid.close()
+
+
+@contextmanager
+def shared(
+    tables: Tables, tensors: Callable[[str], Mapping[str, Tensor]], kinds: Sequence[str], images: int
+) -> Iterator[None]:
+    """Calls of these kinds share what they lay out, for as long as nothing changes a weight; the small ones at once."""
+    before, tables.held = tables.held, tables.held or _Laid(images)
+    laid = tables.held
+    try:
+        for kind in kinds:
+            Eventwise(0, tables, kind).prepare(tensors)
+        yield
+    finally:
+        tables.held = before
+        if laid is not before:
+            laid.close()
 
 
 def _ones(x: Tensor, shape: Shape) -> Tensor:

@@ -18,6 +18,7 @@ class Tables:
     def __init__(self) -> None:
         self._free: dict[tuple[int, Any], list[Array]] = {}
         self.last: dict[str, tuple[Any, ...]] = {}
+        self.held: Any = None  # what calls share, see `speedysnn.eventwise.shared`
         self._lock = threading.Lock()
 
     def take(self, size: int, kind: Any) -> Array:
