@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
-from speedysnn.analysis.fused import summed
+from speedysnn.analysis.fused import Clip, summed
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
 from speedysnn.analysis.readings import events, mean_of, received
@@ -56,8 +56,8 @@ class LayerSums:
             twin: what the quantized reading emitted, (B, ...).
             tap: what the spiking reading received and emitted.
         """
-        a = source.analog(z)
-        found = self._at_once(z, a, twin, tap)
+        clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z)
+        found = self._at_once(z, clip, twin, tap)
         if found is None:
             found = summed_plainly(z, source, twin, tap, self.theta, self.start)
         fired = events(tap) if tap.static_output else int(found["pulses"].sum())
@@ -65,7 +65,7 @@ class LayerSums:
             del found["pulses"]
         found["events"] = torch.tensor([fired, z.numel(), len(z)])
         if self.full:
-            found.update(self._products(a, tap))
+            found.update(self._products(source.analog(z), tap))
         if self.places is not None:
             chosen = self.places.to(found["fires"].device)
             found.update({name: found[name].index_select(0, chosen) for name in _UNITS})
@@ -73,7 +73,7 @@ class LayerSums:
         self.sums = added(self.sums, {name: value.cpu() for name, value in found.items()})
         return fired
 
-    def _at_once(self, z: Tensor, a: Tensor, twin: Tensor, tap: Tap) -> dict[str, Tensor] | None:
+    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> dict[str, Tensor] | None:
         """All sums in one read, or None where this cannot be done."""
         neuron, wide = self.neuron, z.ndim
         offset = None if neuron.offset is None else neuron.per_channel(neuron.offset, wide)

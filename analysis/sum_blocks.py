@@ -35,6 +35,14 @@ def count_into(
 
 
 @summed
+def clip_into(x: Array, lowest: Any, highest: Any, out: Array) -> None:  # pragma: no cover - compiled
+    """Every value within its range; NaN stays."""
+    for j in range(x.size):
+        high = highest if x[j] > highest else x[j]
+        out[j] = lowest if high < lowest else high
+
+
+@summed
 def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
     """Count a block's bins in turn in tables of their own: one that comes again need not wait for itself."""
     one, two, three, four = tables[0], tables[1], tables[2], tables[3]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.analysis.sum_blocks import add_counts, add_totals, add_trains, add_units, count_into, errors
+from speedysnn.analysis.sum_blocks import add_counts, add_totals, add_trains, add_units, clip_into, count_into, errors
 from speedysnn.analysis.sum_channels import add_channels, spread
 from speedysnn.analysis.sum_rows import AIMED, BLOCK, REACHED, ROWS, Array, summed
 from speedysnn.analysis.sum_rows import BINS as BINS
@@ -26,22 +26,28 @@ COUNTS = ("saturated", "silent", "source_silent", "outside", "fired", "first", "
 def accumulate(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, out: Array, theta: Array, start: Array,
     step: Array, inner: int, many: Any, most: Any, least: Any, constant: bool, channels: Array, totals: Array,
-    counts: Array, bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
+    counts: Array, bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool, lowest: Any,
+    highest: Any,
 ) -> None:  # pragma: no cover - compiled
     """Add every element, in the order of CHANNELS, TOTALS and COUNTS; theta, start and step are one a channel.
 
-    Without `lags` the sums of steps beside one another stay 0.
+    Where `a` is empty the source's activation is z between `lowest` and `highest`. Without `lags` the sums of steps
+    beside one another stay 0.
     """
     n, emitted, seen = z.size, pulses.size, 1 if constant else np.int64(many)
     when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32)
     work, each, begun = np.empty((ROWS, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
     few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 4, bins.shape[1]), np.int64)
+    clipped = np.empty(BLOCK if a.size == 0 else 0, a.dtype)
     ceiling, factor = np.float64(most) / many, many if constant else many / many
     floor = -ceiling if least < 0 else 0.0
     c, left, laid = 0, inner, -1
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
-        own, held, source = z[first : first + m], corrected[first : first + m], a[first : first + m]
+        own, held = z[first : first + m], corrected[first : first + m]
+        if a.size == 0:
+            clip_into(own, lowest, highest, clipped)
+        source = clipped[:m] if a.size == 0 else a[first : first + m]
         over_time(out, first, m, n, when, work, pulses, lags)
         if inner > 1 or c != laid:  # else each element has the channel it had in the block before
             spread(c, left, inner, theta, start, step, each, work, m)
