@@ -99,6 +99,7 @@ BESIDE = """
 These runs were told to use no more than AVX2, as on processors without AVX-512 and bfloat16, by
 `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=znver3`. The same study with all that the processor has,
 made with `--out reports/speed/avx512`: [avx512](avx512/README.md).
+The two tables of 224 px here are older than tiles in inference, which gained 1.2 x there.
 """
 TEXT = """# Speed
 
@@ -107,7 +108,7 @@ shared with other work, so times compare within a table only. Each table is one 
 contestants ran in turn in one process, the ratio is the first row's time over a row's own,
 the median of the rounds. "8 x ANN" is the source network's own graph, batch-norm folded, run 8 times at the batch size
 that suits it best, likewise its step "4 x ANN" in training and "8 x ANN, bfloat16": what torch's own convolutions take, and
-so what a simulator that multiplies densely cannot go below. "Analog reading" is one call of the network, the same "64 at
+so what a simulator that multiplies densely with them cannot go below. "Analog reading" is one call of the network, the same "64 at
 a time" split by hand. Peers run the same graph and weights with their own neurons and our thresholds. A command keeps
 freed memory, which serves peers too; the layer of neurons is timed as in a Python process of one's own as well.
 {beside}
