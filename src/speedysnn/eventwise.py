@@ -189,16 +189,15 @@ def shared(
     tables: Tables, tensors: Callable[[str], Mapping[str, Tensor]], kinds: Sequence[str], images: int
 ) -> Iterator[None]:
     """Calls of these kinds share what they lay out, for as long as nothing changes a weight; the small ones at once."""
-    before, tables.held = tables.held, tables.held or _Laid(images)
-    laid = tables.held
+    before = tables.held
+    laid = tables.held = before or _Laid(images)
     try:
         for kind in kinds:
             Eventwise(0, tables, kind).prepare(tensors)
         yield
     finally:
-        tables.held = before
-        if laid is not before:
-            laid.close()
+        if laid is not before:  # not closed: a call of another thread may still read what lies there
+            tables.held = None
 
 
 def _ones(x: Tensor, shape: Shape) -> Tensor:
