@@ -1,60 +1,92 @@
-"""Hand a layer's tensors to the compiled sums, where they can take them."""
+"""Hand a layer's tensors to the compiled sums, where they can take them; what these add up stays in numpy arrays."""
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from speedysnn.analysis.sum_trains import LANES
 from speedysnn.analysis.sums import BINS, CHANNELS, COUNTS, TOTALS, accumulate
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.layout import flat, laid_out, plan, values
+from speedysnn.kernels.layout import flat, laid_out, values
 
 Sums = dict[str, Tensor]
 Clip = tuple[float | None, float | None]
 SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: few would make loops short, so they come again
 
 
-def summed(
-    z: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor, theta: Tensor, start: Tensor,
-    offset: Tensor | None, steps: int, most: int, least: int, channel_dim: int, lags: bool,
-    known: dict[tuple[int, int], list[Any]],
-) -> Sums | None:
-    """Every sum of `LayerSums` by name; None where the plain way must be taken.
+def takes(*tensors: Tensor) -> bool:
+    """Whether the compiled sums can read these."""
+    return AVAILABLE and all(x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() for x in tensors)
 
-    `lags`: also those of steps beside one another. `constant`: the drive holds for each step, else it is their sum.
-    `known` keeps the channels' parameters for the next call.
-    `a`: the source's activation, or the range that it keeps z in.
-    Shapes: z, a, twin, drive (B, ...); out (B, ...) or (T*B, ...); theta, start and offset broadcast against z.
+
+class Running:
+    """The sums of `LayerSums` while they grow, for images that lie alike in memory.
+
+    Args:
+        z: some of the images, (B, ...), as `in_rows` gives it.
+        channel_dim: of z.
+        theta: of the neurons, () or (C,); `start` v_init alike.
+        steps, most, least: T, and the range of a neuron's count.
+        emitted: steps that an output has: T, or 1 for a mean over time.
+        lags: also sum steps beside one another.
     """
-    tensors = (z, twin, drive, out) if isinstance(a, tuple) else (z, a, twin, drive, out)
-    if not AVAILABLE or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in tensors) or z.numel() == 0:
-        return None
-    channels = z.shape[channel_dim] if z.ndim > 1 else 1
-    each = torch.empty([channels if i == channel_dim % z.ndim and z.ndim > 1 else 1 for i in range(z.ndim)])
-    where = plan(z, each, each, 1)
-    if where is None:
-        return None
-    corrected = where.drive if offset is None else where.drive + offset
-    rows = [flat(laid_out(x, where.drive)).numpy() for x in (corrected, *tensors[1:])]
-    if isinstance(a, tuple):
-        rows.insert(1, np.empty(0, np.float32))
-    low, high = a if isinstance(a, tuple) else (None, None)
-    again = -(-SIDE_BY_SIDE // where.channels) if where.inner == 1 else 1
-    if (where.channels, again) not in known:
-        own = [values(x, torch.float32).expand(where.channels).repeat(again) for x in (theta, start)]
-        known[where.channels, again] = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
-    sums = _empty(where.channels * again, z.shape[1:].numel(), out.numel() // z.numel())
-    accumulate(
-        flat(where.drive).numpy(), *rows, *known[where.channels, again], where.inner,
-        np.float32(steps), np.float32(most), np.float32(least), constant, *sums.values(), lags,
-        np.float32(-np.inf if low is None else low), np.float32(np.inf if high is None else high),
-    )  # fmt: skip
-    found = {name: torch.from_numpy(x) for name, x in sums.items()}
-    found["channels"] = found["channels"].view(len(CHANNELS), again, where.channels).sum(1)
-    for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
-        found[name] = found[name].as_strided(z.shape[1:], where.drive.stride()[1:]).reshape(-1)
-    return found
+
+    def __init__(
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, steps: int, most: int, least: int,
+        emitted: int, lags: bool,
+    ) -> None:  # fmt: skip
+        self._shape, self._order, neurons = z.shape[1:], z.stride()[1:], z.shape[1:].numel()
+        self._channels = channels = z.shape[channel_dim] if z.ndim > 1 else 1
+        self._inner = z.stride(channel_dim) if channels > 1 else neurons
+        self._again = _repeats(channels) if self._inner == 1 else 1
+        own = [values(x, torch.float32).expand(channels).repeat(self._again) for x in (theta, start)]
+        self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
+        self._limits = np.float32(steps), np.float32(most), np.float32(least)
+        self._lags, self._emitted = lags, emitted
+        self.arrays: dict[str, Any] = _empty(channels * self._again, neurons, emitted)
+
+    def fits(self, z: Tensor, emitted: int) -> bool:
+        """Whether these images lie as those before them."""
+        return (z.shape[1:], z.stride()[1:], emitted) == (self._shape, self._order, self._emitted)
+
+    def add(
+        self, z: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
+        offset: Tensor | None,
+    ) -> int:  # fmt: skip
+        """Add some images; returns the values of `out` that are not 0.
+
+        `constant`: the drive holds for each step, else it is their sum. `a`: the source's activation, or the range that
+        it keeps z in. Shapes: z, a, twin, drive (B, ...); out (B, ...) or (T*B, ...); offset broadcasts against z.
+        """
+        own = flat(z).numpy()
+        corrected = own if offset is None else flat(z + offset).numpy()
+        low, high = a if isinstance(a, tuple) else (None, None)
+        source = np.empty(0, np.float32) if isinstance(a, tuple) else flat(laid_out(a, z)).numpy()
+        rows = [flat(laid_out(x, z)).numpy() for x in (twin, drive, out)]
+        before = int(self.arrays["pulses"].sum())
+        accumulate(
+            own, corrected, source, *rows, *self._parameters, self._inner, *self._limits, constant,
+            *self.arrays.values(), self._lags, np.float32(-np.inf if low is None else low),
+            np.float32(np.inf if high is None else high),
+        )  # fmt: skip
+        return int(self.arrays["pulses"].sum()) - before
+
+    def found(self) -> Sums:
+        """Every sum by name."""
+        found = {name: torch.from_numpy(x) for name, x in self.arrays.items()}
+        found["channels"] = found["channels"].view(len(CHANNELS), self._again, self._channels).sum(1)
+        for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
+            found[name] = found[name].as_strided(self._shape, self._order).reshape(-1)
+        return found
+
+
+def _repeats(channels: int) -> int:
+    """How often channels come again so that blocks of them fill whole vectors."""
+    whole = LANES // math.gcd(channels, LANES)
+    return -(-SIDE_BY_SIDE // (channels * whole)) * whole
 
 
 def _empty(channels: int, units: int, emitted: int) -> dict[str, Any]:

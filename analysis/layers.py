@@ -2,19 +2,19 @@
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
-from speedysnn.analysis.fused import Clip, summed
+from speedysnn.analysis.fused import Clip, Running, takes
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
 from speedysnn.analysis.readings import events, mean_of, received
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.rows import Found
 from speedysnn.errors import InputError
+from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
 
@@ -44,8 +44,15 @@ class LayerSums:
         self.start = neuron.v_init.detach().to(torch.float32)
         self.most = neuron.timesteps * neuron.levels_per_step
         self.shape: tuple[int, ...] = ()
-        self.sums: dict[str, Tensor] = {}
-        self._known: dict[tuple[int, int], list[Any]] = {}  # of theta and start, which stay
+        self._sums: dict[str, Tensor] = {}
+        self._running: Running | None = None
+        self._events, self._trains = [0, 0, 0], True  # of what is running
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """By name, as they stand."""
+        self._settle()
+        return self._sums
 
     def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int:
         """Add one pass; returns its spike events.
@@ -57,32 +64,54 @@ class LayerSums:
             tap: what the spiking reading received and emitted.
         """
         clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z)
-        found = self._at_once(z, clip, twin, tap)
-        if found is None:
+        fired = self._at_once(z, clip, twin, tap)
+        if fired is None:
             found = summed_plainly(z, source, twin, tap, self.theta, self.start)
-        fired = events(tap) if tap.static_output else int(found["pulses"].sum())
-        if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
-            del found["pulses"]
-        found["events"] = torch.tensor([fired, z.numel(), len(z)])
+            fired = events(tap) if tap.static_output else int(found["pulses"].sum())
+            self._keep(found, [fired, z.numel(), len(z)], not tap.static_output)
         if self.full:
-            found.update(self._products(source.analog(z), tap))
+            products = self._products(source.analog(z), tap)
+            self._sums = added(self._sums, {name: value.cpu() for name, value in products.items()})
+        self.shape = tuple(z.shape[1:])
+        if self.places is not None:  # the sums of all neurons are not to be kept
+            self._settle()
+        return fired
+
+    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | None:
+        """All sums in one read, with the pass's spike events; None where this cannot be done."""
+        drive, constant = received(tap)
+        if not takes(z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output):
+            return None
+        neuron, z, emitted = self.neuron, in_rows(z), tap.output.numel() // z.numel()
+        if self._running is None or not self._running.fits(z, emitted):
+            self._settle()
+            self._running = Running(
+                z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
+                least=-self.most if neuron.signed else 0, emitted=emitted, lags=self.full,
+            )  # fmt: skip
+        offset = None if neuron.offset is None else neuron.per_channel(neuron.offset, z.ndim)
+        pulses = self._running.add(z, a, twin, drive, constant, tap.output, offset)
+        fired = events(tap) if tap.static_output else pulses
+        self._trains = not tap.static_output
+        self._events = [x + y for x, y in zip(self._events, (fired, z.numel(), len(z)), strict=True)]
+        return fired
+
+    def _settle(self) -> None:
+        """Put what the compiled sums have added up to the rest."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._keep(running.found(), self._events, self._trains)
+            self._events = [0, 0, 0]
+
+    def _keep(self, found: dict[str, Tensor], seen: list[int], trains: bool) -> None:
+        """Add a pass's sums: `seen` are its spike events, elements and images."""
+        if not trains:  # so that nothing is known of their steps
+            del found["pulses"]
+        found["events"] = torch.tensor(seen)
         if self.places is not None:
             chosen = self.places.to(found["fires"].device)
             found.update({name: found[name].index_select(0, chosen) for name in _UNITS})
-        self.shape = tuple(z.shape[1:])
-        self.sums = added(self.sums, {name: value.cpu() for name, value in found.items()})
-        return fired
-
-    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> dict[str, Tensor] | None:
-        """All sums in one read, or None where this cannot be done."""
-        neuron, wide = self.neuron, z.ndim
-        offset = None if neuron.offset is None else neuron.per_channel(neuron.offset, wide)
-        theta, start = neuron.per_channel(self.theta, wide), neuron.per_channel(self.start, wide)
-        least = -self.most if neuron.signed else 0
-        return summed(
-            z, a, twin, *received(tap), tap.output, theta, start, offset, neuron.timesteps, self.most, least,
-            neuron.channel_dim, self.full, self._known,
-        )  # fmt: skip
+        self._sums = added(self._sums, {name: value.cpu() for name, value in found.items()})
 
     def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:
         """Sums of the compared channels' errors, and of their products."""
@@ -95,7 +124,7 @@ class LayerSums:
     def fresh(self) -> "LayerSums":
         """Empty sums of the same layer and the same sample of its neurons."""
         out = copy.copy(self)
-        out.sums = {}
+        out._sums, out._running, out._events = {}, None, [0, 0, 0]
         return out
 
     def merge(self, other: "LayerSums") -> None:
@@ -123,13 +152,14 @@ class LayerSums:
         if self.memory is None and not self.sums:  # nothing of its own yet: what is sampled is the other's choice
             self.sample = sample
             self.places = None if sample is None else places(math.prod(shape), *sample)
-        odd = [name for name in sums.keys() & self.sums.keys() if sums[name].shape != self.sums[name].shape]
+        own = self.sums
+        odd = [name for name in sums.keys() & own.keys() if sums[name].shape != own[name].shape]
         if sample != self.sample or odd:
             raise InputError(
                 f"add_state: the sums of layer {self.name!r} are of other neurons; expected images of one size, and "
                 "the same memory_mib and seed in every process"
             )
-        self.shape, self.sums = shape, added(self.sums, sums)
+        self.shape, self._sums = shape, added(own, sums)
 
     def found(self) -> Found:
         """The figures' ingredients; `rows.row_of` and `details.detail_of` make a row and the details of them."""

@@ -55,9 +55,8 @@ class OutputSums:
         self.fired += tap.output.numel() // steps
 
     def merge(self, other: "OutputSums") -> None:
-        """Add the spikes that another pass has counted."""
-        self.spikes += other.spikes
-        self.fired += other.fired
+        """Add what was summed over other images."""
+        self.add_state(other.state())
 
     def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
         """Add the outputs of one pass.

@@ -1,10 +1,9 @@
 """Three readings of a batch beside one another, in passes that fit the memory they were given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 from torch import Tensor
 
@@ -23,60 +22,62 @@ from speedysnn.tap import Tap, sees
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What a pass over some images gave."""
+class _Sums:
+    """What some of the passes have added up."""
 
-    sums: dict[str, LayerSums]
-    outputs: tuple[Any, Any, Any]
-    labels: Tensor | None
-    spikes: OutputSums
+    layers: Mapping[str, LayerSums]
+    outputs: OutputSums
 
 
 def read_batch(
     snn: SpikingNetwork, reference: Reference, batch: Batch, memory: Memory, sums: Mapping[str, LayerSums],
     outputs: OutputSums,
 ) -> None:
-    """One batch in passes, some beside one another, added up in the order of the images."""
+    """One batch in passes. Threads take every second, third, ... one, with sums of their own until all are done."""
     parallel = device_of(snn).type == "cpu" and reference.module is None
-    sizes = plan.cut(images_in(snn, batch.inputs), memory.images, memory.at_once)
-    stops = list(accumulate(sizes))
-    calls = [
-        partial(_read, snn, reference, sums, part(snn, batch, stop - size, stop), memory.tight)
-        for stop, size in zip(stops, sizes, strict=True)
+    stops = list(accumulate(plan.cut(images_in(snn, batch.inputs), memory.images, memory.at_once)))
+    spans = list(zip([0, *stops], stops, strict=False))
+    own = [
+        _Sums({name: layer.fresh() for name, layer in sums.items()}, OutputSums())
+        for _ in range(min(memory.at_once, len(spans)))
     ]
+    jobs = [partial(_passes, snn, reference, batch, spans[i :: len(own)], each, memory) for i, each in enumerate(own)]
     with held(snn, stops[-1]):
-        for start in range(0, len(calls), memory.at_once):
-            pieces: list[_Piece] = plan.run(calls[start : start + memory.at_once], parallel=parallel)
-            while pieces:
-                piece = pieces.pop(0)
-                for name, own in piece.sums.items():
-                    sums[name].merge(own)
-                outputs.merge(piece.spikes)
-                outputs.update(*piece.outputs, piece.labels)
+        plan.run(jobs, parallel=parallel)
+    while own:
+        each = own.pop(0)
+        for name, layer in each.layers.items():
+            sums[name].merge(layer)
+        outputs.merge(each.outputs)
 
 
-def _read(
-    snn: SpikingNetwork, reference: Reference, like: Mapping[str, LayerSums], batch: Batch, tight: bool
-) -> _Piece:
+def _passes(
+    snn: SpikingNetwork, reference: Reference, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums,
+    memory: Memory,
+) -> None:  # fmt: skip
+    for start, stop in spans:
+        _read(snn, reference, sums, part(snn, batch, start, stop), memory)
+
+
+def _read(snn: SpikingNetwork, reference: Reference, sums: _Sums, batch: Batch, memory: Memory) -> None:
     """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
     drives: dict[str, Tensor] = {}
     twins: dict[str, Tensor] = {}
-    sources, counted = reference.network.neurons, OutputSums()
-    sums = {name: layer.fresh() for name, layer in like.items()}
+    sources = reference.network.neurons
+    release = hand_back if memory.tight else _nothing
 
     @sees("total")
     def spiking(tap: Tap) -> None:
-        fired = sums[tap.name].update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
-        counted.add_spikes(tap, fired)
+        layer = sums.layers[tap.name]
+        sums.outputs.add_spikes(tap, layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap))
         release()
 
-    release = hand_back if tight else _nothing
     analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
     release()
     twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
     release()
     spiking_out = run(snn, "spiking", batch.inputs, spiking)
-    return _Piece(sums, (analog_out, twin_out, spiking_out), batch.labels, counted)
+    sums.outputs.update(analog_out, twin_out, spiking_out, batch.labels)
 
 
 def _nothing() -> None:

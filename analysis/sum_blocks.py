@@ -5,20 +5,17 @@ from typing import Any
 import numpy as np
 
 from speedysnn.analysis.sum_rows import (
-    AIMED,
     BINS,
     ENDS,
     ERROR,
-    FIRED,
     INVERSE,
-    MEAN,
     NEXT,
     OWN,
     PER,
     PER_STEP,
-    REACHED,
     SQUARE,
     STEP,
+    TOTAL,
     Array,
     plus,
     summed,
@@ -26,12 +23,13 @@ from speedysnn.analysis.sum_rows import (
 
 
 @summed
-def count_into(
-    x: Array, theta: Array, start: Array, factor: Any, most: Any, least: Any, out: Array
-) -> None:  # pragma: no cover - compiled
-    """The quantizer's count of every value, in the neuron's own precision."""
-    for j in range(x.size):
-        out[j] = min(max(np.floor(x[j] * factor / theta[j] + start[j]), least), most)
+def count_of(x: Any, per: Any, start: Any, most: Any, least: Any) -> Any:  # pragma: no cover - compiled
+    """The quantizer's count of a value x in steps theta, as in the neuron's own precision.
+
+    x / theta rounded to float32 is x * per in float64 so rounded, `per` being 1 / theta: a quotient of two float32 is
+    at least 2^-49 of its size from where that rounding changes, and the product is within 2^-52 of it.
+    """
+    return np.float64(min(max(np.floor(np.float32(np.float64(x) * per) + start), least), most))
 
 
 @summed
@@ -45,13 +43,19 @@ def clip_into(x: Array, lowest: Any, highest: Any, out: Array) -> None:  # pragm
 @summed
 def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
     """Count a block's bins in turn in tables of their own: one that comes again need not wait for itself."""
-    one, two, three, four = tables[0], tables[1], tables[2], tables[3]
-    whole = place.size - place.size % 4
-    for j in range(0, whole, 4):
+    one, two, three, four, five, six, seven, eight = (
+        tables[0], tables[1], tables[2], tables[3], tables[4], tables[5], tables[6], tables[7],
+    )  # fmt: skip
+    whole = place.size - place.size % 8
+    for j in range(0, whole, 8):
         one[place[j]] += 1
         two[place[j + 1]] += 1
         three[place[j + 2]] += 1
         four[place[j + 3]] += 1
+        five[place[j + 4]] += 1
+        six[place[j + 5]] += 1
+        seven[place[j + 6]] += 1
+        eight[place[j + 7]] += 1
     for j in range(whole, place.size):
         one[place[j]] += 1
 
@@ -63,72 +67,60 @@ def bin_of(x: Any) -> Any:  # pragma: no cover - compiled
 
 
 @summed
-def errors(
-    corrected: Array, a: Array, most: Any, least: Any, work: Array, place: Array, tables: Array, few: Array
-) -> None:  # pragma: no cover - compiled
-    """Count, error and rounding error in steps (0 where out of range) of a block, and their histograms."""
-    m, step, fired, error, own = a.size, work[STEP], work[FIRED], work[ERROR], work[OWN]
-    aimed, mean, inverse = work[AIMED], work[MEAN], work[INVERSE]
-    for j in range(m):
-        fired[j] = np.rint(mean[j] * inverse[j])
-        few[j] = np.float32(fired[j])
-    for j in range(m):
-        error[j] = fired[j] * step[j] - a[j]
-    for j in range(m):
-        place[j] = np.uint32(np.int32(bin_of(error[j] / step[j]) if error[j] != 0 else BINS + 2.0))
-    tell(place[:m], tables[1])
-    for j in range(m):
-        held = np.float64(corrected[j])
-        inside = (held > step[j] * least) & (held < step[j] * most) & (held != 0)
-        g = aimed[j] - held / step[j]
-        own[j] = g if inside else 0.0
-        place[j] = np.uint32(np.int32(bin_of(g) if inside else BINS + 2.0))
-    tell(place[:m], tables[0])
+def one_if(true: bool) -> float:  # pragma: no cover - compiled
+    """A count's addend, as wide as what it is counted beside."""
+    return 1.0 if true else 0.0
 
 
 @summed
-def add_totals(
-    z: Array, a: Array, twin: Array, most: Any, least: Any, work: Array, totals: Array
+def add_block(
+    z: Array, corrected: Array, a: Array, twin: Array, drive: Array, start: Array, factor: Any, share: Any, many: Any,
+    most: Any, least: Any, work: Array, rounded: Array, missed: Array, few: Array, totals: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a block's products; each part of the error starts where one ends."""
-    ar = rr = tt = mm = ce = de = pe = te = 0.0
+    """Add a block's products and counts; its errors, their places in both histograms and its counts are laid down.
+
+    Each part of the error starts where one ends. Nothing is divided: that alone took as long as all else.
+    """
+    total, per, steps, inverse, error = work[TOTAL], work[PER], work[STEP], work[INVERSE], work[ERROR]
+    ar = rr = tt = mm = ce = de = pe = te = one = two = three = four = 0.0
+    saturated = silent = quiet = outside = 0.0
     for j in range(z.size):
-        step, measured = work[STEP, j], work[MEAN, j]
-        own, source, e = np.float64(z[j]), np.float64(a[j]), work[ERROR, j]
-        clipped, r = min(max(own, step * least), step * most), work[FIRED, j] * step
-        target, given, off = work[AIMED, j] * step, work[REACHED, j] * step, np.float64(twin[j]) - source
-        clip, rounding, propagated, temporal = clipped - source, target - clipped, given - target, r - given
+        step, measured, source, held = steps[j], total[j] * share, np.float64(a[j]), np.float64(corrected[j])
+        low, high = step * least, step * most
+        aimed = count_of(corrected[j] * many, per[j], start[j], most, least)
+        reached = count_of(drive[j] * factor, per[j], start[j], most, least)
+        fired = np.rint(measured * inverse[j])
+        r, target, given, clipped = fired * step, aimed * step, reached * step, min(max(np.float64(z[j]), low), high)
+        e, clip, rounding, propagated = r - source, clipped - source, target - clipped, given - target
+        temporal, off = r - given, np.float64(twin[j]) - source
         miss = clip + rounding + propagated + temporal - (measured - source)
-        ar, rr, tt, mm = plus(ar, source * r), plus(rr, r * r), plus(tt, off * off), plus(mm, miss * miss)
-        ce, de = plus(ce, clip * e), plus(de, rounding * e)
-        pe, te = plus(pe, propagated * e), plus(te, temporal * e)
-    one = two = three = four = 0.0
-    for j in range(z.size):
-        g = work[OWN, j]
+        inside = (held > low) & (held < high) & (held != 0)
+        gap = aimed - held * inverse[j]
+        few[j], error[j] = np.float32(fired), e
+        missed[j] = np.uint32(np.int32(bin_of(fired - source * inverse[j]) if e != 0 else BINS + 2.0))
+        rounded[j] = np.uint32(np.int32(bin_of(gap) if inside else BINS + 2.0))
+        g = gap if inside else 0.0
         square = g * g
+        ar, rr, tt, mm = plus(ar, source * r), plus(rr, r * r), plus(tt, off * off), plus(mm, miss * miss)
+        ce, de, pe, te = plus(ce, clip * e), plus(de, rounding * e), plus(pe, propagated * e), plus(te, temporal * e)
         one, two, three, four = plus(one, g), plus(two, square), plus(three, square * g), plus(four, square * square)
+        saturated, silent = plus(saturated, one_if(abs(fired) == most)), plus(silent, one_if(fired == 0))
+        quiet, outside = plus(quiet, one_if(source == 0)), plus(outside, one_if(fired != reached))
     for k, value in enumerate((ar, rr, tt, mm, ce, de, pe, te, one, two, three, four)):
         totals[k] += value
+    for k, value in enumerate((saturated, silent, quiet, outside)):
+        counts[k] += np.int64(value)
 
 
 @summed
-def add_counts(a: Array, most: Any, when: Array, work: Array, counts: Array) -> None:  # pragma: no cover - compiled
-    """Count a block's saturated, silent and affected elements, and those that fire."""
-    saturated = silent = quiet = outside = fired = first = 0
-    count, reached = work[FIRED], work[REACHED]
-    for j in range(a.size):
-        saturated += abs(count[j]) == most
-    for j in range(a.size):
-        silent += count[j] == 0
-    for j in range(a.size):
-        outside += count[j] != reached[j]
-    for j in range(a.size):
-        quiet += a[j] == 0
-    for j in range(a.size):
+def add_starts(when: Array, counts: Array) -> None:  # pragma: no cover - compiled
+    """Count a block's elements with a spike, and add up the steps in which their first ones came."""
+    fired = first = 0
+    for j in range(when.size):
         fired += when[j] != 0
         first += when[j]
-    for k, value in enumerate((saturated, silent, quiet, outside, fired, first)):
-        counts[k] += value
+    counts[4] += fired
+    counts[5] += first
 
 
 @summed
@@ -143,7 +135,7 @@ def add_trains(
         mean[j] = np.float64(totalled[j]) / (np.float64(theta[j]) * seen)
     for j in range(theta.size):
         per, d = work[PER, j], mean[j]
-        total = work[MEAN, j] * steps * per
+        total = work[TOTAL, j] * per
         inside = (d > floor) & (d < ceiling) & (d != 0)
         each = square[j] * per * per - 2 * d * total + steps * d * d
         next_to = product[j] * per * per - d * (2 * total - work[ENDS, j] * per) + (steps - 1) * d * d

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speedysnn.analysis.sum_rows import ENDS, MEAN, NEXT, SQUARE, Array, summed
+from speedysnn.analysis.sum_rows import ENDS, NEXT, SQUARE, TOTAL, Array, summed
 from speedysnn.analysis.sum_trains import LANES, sum_trains
 from speedysnn.kernels.nonzero import tally
 
@@ -44,7 +44,7 @@ def over_train(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
     """A block's outputs, four steps at a time; where T is no multiple of four, silent steps follow its last."""
-    mean, square, beside = work[MEAN], work[SQUARE], work[NEXT]
+    mean, square, beside = work[TOTAL], work[SQUARE], work[NEXT]
     when[:], mean[:m], square[:m], beside[:m] = 0, 0, 0, 0
     nothing, steps = np.zeros(m, out.dtype), pulses.size
     for t in range(0, steps, 4):
@@ -66,11 +66,8 @@ def over_train(
 def over_time(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
-    """A block's mean output, first step with a spike (0: none), products a step apart; spikes a step."""
-    whole, mean = 0 if lags else m - m % LANES, work[MEAN]
+    """A block's output over all steps, first step with a spike (0: none), products a step apart; spikes a step."""
+    whole, mean = 0 if lags else m - m % LANES, work[TOTAL]
     sum_trains(out, first, n, pulses.size, whole, mean, when, pulses)
     if whole < m:
         over_train(out, first + whole, m - whole, n, when[whole:m], work[:, whole:], pulses, lags)
-    if pulses.size > 1:
-        for j in range(m):
-            mean[j] /= pulses.size

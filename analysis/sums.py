@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.analysis.sum_blocks import add_counts, add_totals, add_trains, add_units, clip_into, count_into, errors
+from speedysnn.analysis.sum_blocks import add_block, add_starts, add_trains, add_units, clip_into, tell
 from speedysnn.analysis.sum_channels import add_channels, spread
-from speedysnn.analysis.sum_rows import AIMED, BLOCK, REACHED, ROWS, Array, summed
 from speedysnn.analysis.sum_rows import BINS as BINS
+from speedysnn.analysis.sum_rows import BLOCK, ROWS, Array, summed
 from speedysnn.analysis.sum_rows import PER_STEP as PER_STEP
 from speedysnn.analysis.sum_steps import over_time
 
@@ -35,15 +35,17 @@ def accumulate(
     beside one another stay 0.
     """
     n, emitted, seen = z.size, pulses.size, 1 if constant else np.int64(many)
-    when, place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32)
+    when, rounded, missed = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32)
     work, each, begun = np.empty((ROWS, BLOCK)), np.empty((2, BLOCK), theta.dtype), np.zeros(n // fires.size, np.int32)
-    few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 4, bins.shape[1]), np.int64)
+    few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 8, bins.shape[1]), np.int64)
     clipped = np.empty(BLOCK if a.size == 0 else 0, a.dtype)
     ceiling, factor = np.float64(most) / many, many if constant else many / many
-    floor = -ceiling if least < 0 else 0.0
-    c, left, laid = 0, inner, -1
-    for first in range(0, n, BLOCK):
-        m = min(BLOCK, n - first)
+    floor, share = -ceiling if least < 0 else 0.0, 1 / np.float64(emitted)
+    c, left, laid, size = 0, inner, -1, BLOCK
+    if inner == 1 and theta.size <= BLOCK:  # every block begins with the first channel
+        size = BLOCK - BLOCK % theta.size
+    for first in range(0, n, size):
+        m = min(size, n - first)
         own, held = z[first : first + m], corrected[first : first + m]
         if a.size == 0:
             clip_into(own, lowest, highest, clipped)
@@ -52,12 +54,14 @@ def accumulate(
         if inner > 1 or c != laid:  # else each element has the channel it had in the block before
             spread(c, left, inner, theta, start, step, each, work, m)
             laid = c
-        count_into(held, each[0], each[1], many, most, least, work[AIMED])
-        count_into(drive[first : first + m], each[0], each[1], factor, most, least, work[REACHED])
-        errors(held, source, most, least, work, place, tables, few)
-        add_totals(own, source, twin[first : first + m], most, least, work, totals)
+        add_block(
+            own, held, source, twin[first : first + m], drive[first : first + m], each[1], factor, share, many, most,
+            least, work, rounded, missed, few, totals, counts,
+        )  # fmt: skip
+        tell(rounded[:m], tables[0])
+        tell(missed[:m], tables[1])
         c, left = add_channels(own, source, held, c, left, inner, most, least, work, channels)
-        add_counts(source, most, when, work, counts)
+        add_starts(when[:m], counts)
         add_units(source, when, first, most, few, fires, full, peak, begun)
         if lags:
             add_trains(drive[first : first + m], each[0, :m], seen, emitted, ceiling, floor, work, totals, counts)

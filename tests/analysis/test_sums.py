@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from speedysnn import analysis, convert
@@ -41,7 +43,7 @@ def network(case: str) -> tuple[Any, torch.Tensor]:
 def test_one_read_gives_the_figures_of_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = network(case)
     ours = analysis.measure_noise(snn, x)
-    monkeypatch.setattr("speedysnn.analysis.layers.summed", lambda *_: None)
+    monkeypatch.setattr("speedysnn.analysis.layers.takes", lambda *_: False)
     expected = analysis.measure_noise(snn, x)
     numbers = expected.layers.select_dtypes("number").columns
     for name in numbers:
@@ -65,7 +67,7 @@ def test_passes_beside_one_another_add_up() -> None:
 def test_details_are_those_of_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = network(case)
     ours = analysis.measure_noise(snn, x, detail="full")
-    monkeypatch.setattr("speedysnn.analysis.layers.summed", lambda *_: None)
+    monkeypatch.setattr("speedysnn.analysis.layers.takes", lambda *_: False)
     expected = analysis.measure_noise(snn, x, detail="full")
     for name, detail in expected.details.items():
         own = ours.details[name]
@@ -77,3 +79,31 @@ def test_details_are_those_of_the_definition(case: str, monkeypatch: pytest.Monk
     for column in ("channel_correlation", "step_correlation"):
         both = [report.layers[column].to_numpy(float) for report in (ours, expected)]
         np.testing.assert_allclose(*both, rtol=1e-9, err_msg=column)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(2**-10, 1024, width=32))
+def test_a_product_in_float64_rounds_as_the_quotient_in_float32(seed: int, theta: float) -> None:
+    """`count_of` multiplies where a neuron divides; quotients beside a tie of the rounding are where it could differ."""
+    rng = np.random.default_rng(seed)
+    middle = (rng.integers(2**23, 2**24, 2000) + 0.5) * 2.0 ** rng.integers(-40, 10, 2000)  # ties of float32
+    x = np.float32(middle * np.float64(theta))
+    x = np.concatenate([np.nextafter(x, np.float32(0)), x, np.nextafter(x, np.float32(np.inf)), -x])
+    product = np.float32(x.astype(np.float64) * (1 / np.float64(theta)))
+    np.testing.assert_array_equal(product, x / np.float32(theta))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12, 16, 600, 5000])
+def test_however_many_channels(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few come again in a block, four rows of them are added at once, and many are cut across blocks."""
+    torch.manual_seed(0)
+    snn = convert.to_spiking(nn.Sequential(nn.Conv2d(2, channels, 1), nn.ReLU(), nn.Flatten()), torch.randn(8, 2, 4, 5), 3)
+    x = torch.randn(33, 2, 4, 5)
+    ours = analysis.measure_noise(snn, x)
+    monkeypatch.setattr("speedysnn.analysis.layers.takes", lambda *_: False)
+    expected = analysis.measure_noise(snn, x)
+    name = next(iter(ours.details))
+    np.testing.assert_allclose(ours.details[name].channels, expected.details[name].channels, rtol=1e-7, atol=1e-9)
+    assert ours.details[name].units == expected.details[name].units
+    for column in ours.layers.select_dtypes("number").columns:
+        np.testing.assert_allclose(ours.layers[column], expected.layers[column], rtol=1e-9, atol=1e-9, err_msg=column)
