@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[Any]
 MOST_NAMES = 100
 
 
@@ -68,32 +72,28 @@ def summary(
 
     Shapes: fires, full, peak (units,), and their places among all neurons where they are a sample.
     """
-    fires, full, peak = fires.cpu(), full.cpu(), peak.cpu()
-    dead = (fires == 0).nonzero().reshape(-1)
-    crowded = (full > 0).nonzero().reshape(-1)
-    where = torch.arange(len(fires)) if places is None else places
+    spiking, crowding, peaks = (x.cpu().numpy() for x in (fires, full, peak))
+    dead, crowded = np.flatnonzero(spiking == 0), np.flatnonzero(crowding)
+    where = None if places is None else places.cpu().numpy()
     return Units(
         math.prod(shape),
-        len(fires),
+        len(spiking),
         len(dead),
-        int((peak[dead] > 0).sum()),
-        int((2 * full >= images).sum()),
-        _named(layer, shape, where, dead, peak.to(torch.float64)),
-        _named(layer, shape, where, crowded, full.to(torch.float64) / max(1, images)),
+        int((peaks[dead] > 0).sum()),
+        int((2 * crowding >= images).sum()),
+        _named(layer, shape, where, dead, peaks[dead]),
+        _named(layer, shape, where, crowded, crowding[crowded] / max(1, images)),
     )
 
 
-def _named(
-    layer: str, shape: tuple[int, ...], where: Tensor, places: Tensor, values: Tensor
-) -> tuple[Unit, ...]:
-    """Of the units `places` those with the largest values first, MOST_NAMES at most; `where` each lies in the layer."""
-    own = values[places]
-    if len(own) > MOST_NAMES:
-        least = own.topk(MOST_NAMES).values[-1]
-        above = (own > least).nonzero().reshape(-1)
-        level = (own == least).nonzero().reshape(-1)[: MOST_NAMES - len(above)]
-        places = places[torch.cat([above, level]).sort().values]
-    places = places[torch.sort(values[places], descending=True, stable=True).indices]
-    index = torch.unravel_index(where[places], shape) if shape else ()
-    rows = torch.stack(index, 1).tolist() if index else [[]] * len(places)
-    return tuple(Unit(layer, tuple(row), value) for row, value in zip(rows, values[places].tolist(), strict=True))
+def _named(layer: str, shape: tuple[int, ...], where: Array | None, units: Array, values: Array) -> tuple[Unit, ...]:
+    """Those with the largest values first, MOST_NAMES at most; `where` each lies in the layer, if not at itself."""
+    if len(values) > MOST_NAMES:
+        least = np.partition(values, -MOST_NAMES)[-MOST_NAMES]
+        above, level = np.flatnonzero(values > least), np.flatnonzero(values == least)
+        kept = np.sort(np.concatenate([above, level[: MOST_NAMES - len(above)]]))
+        units, values = units[kept], values[kept]
+    order = np.argsort(-values, kind="stable")
+    units = units[order] if where is None else where[units[order]]
+    rows = zip(*(axis.tolist() for axis in np.unravel_index(units, shape)), strict=True) if shape else [()] * len(units)
+    return tuple(Unit(layer, row, value) for row, value in zip(rows, values[order].tolist(), strict=True))

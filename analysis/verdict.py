@@ -127,7 +127,8 @@ def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":
 
 def _before(layers: pd.DataFrame, name: str) -> set[str]:
     """All layers whose spikes reach the named one, through others too."""
-    reads = {row["layer"]: row["reads"].split(", ") if row["reads"] else [] for row in layers.to_dict("records")}
+    pairs = zip(layers["layer"], layers["reads"], strict=True)
+    reads = {layer: feeds.split(", ") if feeds else [] for layer, feeds in pairs}
     found: set[str] = set()
     waiting = list(reads[name])
     while waiting:
