@@ -46,38 +46,36 @@ class Running:
         self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
         self._limits = np.float32(steps), np.float32(most), np.float32(least)
         self._lags, self._emitted = lags, emitted
-        self.arrays: dict[str, Any] = _empty(channels * self._again, neurons, emitted)
+        self._sums = _empty(channels, neurons, emitted)
 
     def fits(self, z: Tensor, emitted: int) -> bool:
         """Whether these images lie as those before them."""
         return (z.shape[1:], z.stride()[1:], emitted) == (self._shape, self._order, self._emitted)
 
     def add(
-        self, z: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
-        offset: Tensor | None,
-    ) -> int:  # fmt: skip
+        self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor
+    ) -> int:
         """Add some images; returns the values of `out` that are not 0.
 
         `constant`: the drive holds for each step, else it is their sum. `a`: the source's activation, or the range that
-        it keeps z in. Shapes: z, a, twin, drive (B, ...); out (B, ...) or (T*B, ...); offset broadcasts against z.
+        it keeps z in. Shapes: z, corrected, a, twin, drive (B, ...); out (B, ...) or (T*B, ...).
         """
-        own = flat(z).numpy()
-        corrected = own if offset is None else flat(z + offset).numpy()
         low, high = a if isinstance(a, tuple) else (None, None)
         source = np.empty(0, np.float32) if isinstance(a, tuple) else flat(laid_out(a, z)).numpy()
-        rows = [flat(laid_out(x, z)).numpy() for x in (twin, drive, out)]
-        before = int(self.arrays["pulses"].sum())
+        own, held, *rows = (flat(laid_out(x, z)).numpy() for x in (z, corrected, twin, drive, out))
+        channels = np.zeros((len(CHANNELS), self._again, self._channels))
+        before, (_, *others) = int(self._sums["pulses"].sum()), self._sums.values()
         accumulate(
-            own, corrected, source, *rows, *self._parameters, self._inner, *self._limits, constant,
-            *self.arrays.values(), self._lags, np.float32(-np.inf if low is None else low),
+            own, held, source, *rows, *self._parameters, self._inner, *self._limits, constant,
+            channels.reshape(len(CHANNELS), -1), *others, self._lags, np.float32(-np.inf if low is None else low),
             np.float32(np.inf if high is None else high),
         )  # fmt: skip
-        return int(self.arrays["pulses"].sum()) - before
+        self._sums["channels"] += channels.sum(1)
+        return int(self._sums["pulses"].sum()) - before
 
     def found(self) -> Sums:
         """Every sum by name."""
-        found = {name: torch.from_numpy(x) for name, x in self.arrays.items()}
-        found["channels"] = found["channels"].view(len(CHANNELS), self._again, self._channels).sum(1)
+        found = {name: torch.from_numpy(x) for name, x in self._sums.items()}
         for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
             found[name] = found[name].as_strided(self._shape, self._order).reshape(-1)
         return found

@@ -89,8 +89,7 @@ class LayerSums:
                 z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
                 least=-self.most if neuron.signed else 0, emitted=emitted, lags=self.full,
             )  # fmt: skip
-        offset = None if neuron.offset is None else neuron.per_channel(neuron.offset, z.ndim)
-        pulses = self._running.add(z, a, twin, drive, constant, tap.output, offset)
+        pulses = self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output)
         fired = events(tap) if tap.static_output else pulses
         self._trains = not tap.static_output
         self._events = [x + y for x, y in zip(self._events, (fired, z.numel(), len(z)), strict=True)]

@@ -2,14 +2,16 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedysnn import calls, convert, crossover, plan
+from speedysnn import analysis, calls, convert, crossover, plan
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.compiled import AVAILABLE
@@ -262,3 +264,24 @@ def test_calls_share_what_they_lay_out_while_weights_stay(tiled, monkeypatch):
         assert len(made) == 3
         monkeypatch.setenv("SPEEDYSNN_TILES", "never")
         assert _apart(ours, snn(x)) < 1e-2
+
+
+def test_measurements_beside_one_another_of_one_network(tiled):
+    """Each leaves while the other may still read what they share; nothing old stays for the next call."""
+    ann = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1))
+    x = torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    snn = convert.to_spiking(ann.append(torch.nn.ReLU()).eval(), x, timesteps=12)  # 85 images are taken at once
+
+    def measured():
+        noise = analysis.measure_noise(snn, (x[:32] for _ in range(8)))
+        return noise.layers.select_dtypes("number").to_numpy(float)
+
+    alone = measured()
+    with ThreadPoolExecutor(3) as pool:
+        beside = list(pool.map(lambda _: measured(), range(6)))
+    for each in beside:
+        np.testing.assert_allclose(each, alone, rtol=1e-9)
+    assert snn.tables.held is None
+    for parameter in snn.parameters():
+        parameter.data.mul_(1.3)
+    assert not np.allclose(measured(), alone, rtol=1e-3, equal_nan=True)
