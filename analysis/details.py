@@ -1,6 +1,7 @@
 """What a layer's row has no room for: histograms, neurons by name, steps and channels."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -26,8 +27,8 @@ class LayerDetail:
         expected: shares of the 66 bins that the uniform law [v_init - 1, v_init] gives `rounding`.
         units: dead and saturated neurons, counted and by name.
         spikes_per_step: events of every step, all images; None where no trains were unrolled.
-        channels: one row a channel: theta, v_init, sqnr_db, in_range, and the error's bias and variance (activation),
-            skew and kurtosis.
+        by_channel: the columns of `channels`: theta, v_init, sqnr_db, in_range, and the error's bias and variance
+            (activation), skew and kurtosis.
     """
 
     layer: str
@@ -37,7 +38,12 @@ class LayerDetail:
     expected: Floats
     units: Units
     spikes_per_step: tuple[int, ...] | None
-    channels: pd.DataFrame
+    by_channel: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def channels(self) -> pd.DataFrame:
+        """One row a channel."""
+        return pd.DataFrame(self.by_channel)
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON data; null for what is undefined or was not measured."""
@@ -60,16 +66,16 @@ def detail_of(found: Found) -> LayerDetail:
     expected = torch.tensor([reached[0], *(reached[1:] - reached[:-1]), weights.any() - reached[-1]])
     rounding, noise = found.sums["bins"][:, :-1].to(torch.float64).numpy()
     steps = None if found.pulses is None else tuple(found.pulses)
-    return LayerDetail(found.name, EDGES, rounding, noise, expected.numpy(), found.units, steps, channels_of(found))
+    return LayerDetail(found.name, EDGES, rounding, noise, expected.numpy(), found.units, steps, _by_channel(found))
 
 
-def channels_of(found: Found) -> pd.DataFrame:
-    """One row a channel."""
+def _by_channel(found: Found) -> dict[str, Any]:
+    """What is known of every channel, column by column."""
     channel, count = found.channel, len(found.channel["e"])
     n = found.n / count
     moments = from_powers(n, torch.stack([channel["e" * k] for k in (1, 2, 3, 4)]).numpy())
     pairs = zip(channel["aa"].tolist(), channel["ee"].tolist(), strict=True)
-    return pd.DataFrame({
+    return {
         "channel": range(count),
         "theta": found.theta.expand(count).numpy(),
         "v_init": found.starts(),
@@ -79,7 +85,7 @@ def channels_of(found: Found) -> pd.DataFrame:
         "variance": moments.variance,
         "skew": moments.skew,
         "kurtosis": moments.kurtosis,
-    })  # fmt: skip
+    }
 
 
 def _short(value: Any) -> Any:

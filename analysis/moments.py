@@ -27,7 +27,7 @@ class Moments:
 
 def histogram(x: Tensor, kept: Tensor) -> Tensor:
     """Counts of values in steps, (BINS + 3,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on, left out."""
-    place = torch.floor((x + 1) * PER_STEP).clamp(-1, BINS).to(torch.int64) + 1
+    place = (x * PER_STEP + (PER_STEP + 1)).clamp(0, BINS + 1).to(torch.int64)  # which cuts off
     return torch.bincount(torch.where(kept, place, BINS + 2).reshape(-1), minlength=BINS + 3)
 
 

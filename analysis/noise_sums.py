@@ -19,7 +19,7 @@ from speedysnn.analysis.processes import gathered, require_alike
 from speedysnn.analysis.readings import Reference
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.rows import row_of
-from speedysnn.analysis.side_by_side import direct_inputs, layer_shapes, read_batch
+from speedysnn.analysis.side_by_side import SideBySide, direct_inputs, layer_shapes
 from speedysnn.analysis.verdict import verdict
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
@@ -89,14 +89,18 @@ class NoiseSums:
     def add(
         self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False
     ) -> "NoiseSums":
-        """Measure these images too; arguments and errors as in `measure_noise`."""
+        """Measure these images too, all or none; arguments and errors as in `measure_noise`."""
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
+        readings: SideBySide | None = None
         with torch.no_grad():
             for batch in track(chunks, "measuring noise", enabled=progress):
                 if self.memory is None:
                     self._plan(layer_shapes(self.snn, batch))
                 assert self.memory is not None
-                read_batch(self.snn, self.reference, batch, self.memory, self.layers, self.outputs)
+                readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers)
+                readings.read(batch)
+        if readings is not None:
+            readings.put_together(self.layers, self.outputs)
         return self
 
     def state(self) -> dict[str, Tensor]:

@@ -29,26 +29,46 @@ class _Sums:
     outputs: OutputSums
 
 
-def read_batch(
-    snn: SpikingNetwork, reference: Reference, batch: Batch, memory: Memory, sums: Mapping[str, LayerSums],
-    outputs: OutputSums,
-) -> None:
-    """One batch in passes. Threads take every second, third, ... one, with sums of their own until all are done."""
-    parallel = device_of(snn).type == "cpu" and reference.module is None
-    stops = list(accumulate(plan.cut(images_in(snn, batch.inputs), memory.images, memory.at_once)))
-    spans = list(zip([0, *stops], stops, strict=False))
-    own = [
-        _Sums({name: layer.fresh() for name, layer in sums.items()}, OutputSums())
-        for _ in range(min(memory.at_once, len(spans)))
-    ]
-    jobs = [partial(_passes, snn, reference, batch, spans[i :: len(own)], each, memory) for i, each in enumerate(own)]
-    with held(snn, stops[-1]):
-        plan.run(jobs, parallel=parallel)
-    while own:
-        each = own.pop(0)
-        for name, layer in each.layers.items():
-            sums[name].merge(layer)
-        outputs.merge(each.outputs)
+class SideBySide:
+    """The readings of batch after batch, whose passes are shared among threads with sums of their own.
+
+    Which pass is whose goes by its place alone, so that the same sums come out of every run.
+
+    Args:
+        snn: the network.
+        reference: what it is compared with.
+        memory: says how large passes are, and how many run at once.
+        layers: empty or not, what sums there are is known by.
+    """
+
+    def __init__(
+        self, snn: SpikingNetwork, reference: Reference, memory: Memory, layers: Mapping[str, LayerSums]
+    ) -> None:
+        self._snn, self._reference, self._memory = snn, reference, memory
+        self._parallel = device_of(snn).type == "cpu" and reference.module is None
+        self._sums = [
+            _Sums({name: layer.fresh() for name, layer in layers.items()}, OutputSums()) for _ in range(memory.at_once)
+        ]
+
+    def read(self, batch: Batch) -> None:
+        """One batch in passes: each thread takes every second, third, ... one."""
+        snn, memory, own = self._snn, self._memory, self._sums
+        stops = list(accumulate(plan.cut(images_in(snn, batch.inputs), memory.images, len(own))))
+        spans = list(zip([0, *stops], stops, strict=False))
+        jobs = [
+            partial(_passes, snn, self._reference, batch, spans[i :: len(own)], sums, memory)
+            for i, sums in enumerate(own[: len(spans)])
+        ]
+        with held(snn, stops[-1]):
+            plan.run(jobs, parallel=self._parallel)
+
+    def put_together(self, layers: Mapping[str, LayerSums], outputs: OutputSums) -> None:
+        """Add what was read to these sums; once."""
+        while self._sums:
+            own = self._sums.pop(0)
+            for name, layer in own.layers.items():
+                layers[name].merge(layer)
+            outputs.merge(own.outputs)
 
 
 def _passes(

@@ -63,7 +63,7 @@ def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
 @summed
 def bin_of(x: Any) -> Any:  # pragma: no cover - compiled
     """An error's place in a histogram, in steps; NaN, of which a comparison is false, counts as beyond it."""
-    return max(-1.0, min(np.float64(BINS), np.floor((x + 1) * PER_STEP))) + 1
+    return max(0.0, min(BINS + 1.0, x * PER_STEP + (PER_STEP + 1)))  # as a whole number, which cuts off
 
 
 @summed

@@ -99,7 +99,6 @@ BESIDE = """
 These runs were told to use no more than AVX2, as on processors without AVX-512 and bfloat16, by
 `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=znver3`. The same study with all that the processor has,
 made with `--out reports/speed/avx512`: [avx512](avx512/README.md).
-The two tables of 224 px here are older than tiles in inference, which gained 1.2 x there.
 """
 TEXT = """# Speed
 
