@@ -79,8 +79,7 @@ def _block(
     off, miss = twin - a, parts[0] + parts[1] + parts[2] + parts[3] - (measured - a)
     held = held.to(torch.float64)
     granular = (held > low) & (held < top) & (held != 0)
-    inverse = 1 / step  # by which the compiled sums multiply
-    g = aimed - held * inverse
+    g = aimed - held / step
     by_channel = (a.abs(), a * a, a, e, e * e, e * e * e, (e * e) ** 2, (drive > low) & (drive < top), granular)
     pairs = ((a, r), (r, r), (off, off), (miss, miss), *((part, e) for part in parts))
     hits = (fired.abs() == most, fired == 0, a == 0, fired != reached)
@@ -91,5 +90,5 @@ def _block(
         "channels": torch.stack([x.to(torch.float64).sum(0) for x in by_channel]),
         "totals": torch.stack([*(torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in pairs), *powers, *lags]),
         "counts": torch.stack([*(x.sum() for x in hits), (when != 0).sum(), when.sum(), torch.tensor(lagged).to(when)]),
-        "bins": torch.stack([histogram(g, granular), histogram(fired - a * inverse, e != 0)]),
+        "bins": torch.stack([histogram(g, granular), histogram(e / step, e != 0)]),
     }  # fmt: skip

@@ -23,13 +23,9 @@ from speedysnn.analysis.sum_rows import (
 
 
 @summed
-def count_of(x: Any, per: Any, start: Any, most: Any, least: Any) -> Any:  # pragma: no cover - compiled
-    """The quantizer's count of a value x in steps theta, as in the neuron's own precision.
-
-    x / theta rounded to float32 is x * per in float64 so rounded, `per` being 1 / theta: a quotient of two float32 is
-    at least 2^-49 of its size from where that rounding changes, and the product is within 2^-52 of it.
-    """
-    return np.float64(min(max(np.floor(np.float32(np.float64(x) * per) + start), least), most))
+def count_of(x: Any, theta: Any, start: Any, most: Any, least: Any) -> Any:  # pragma: no cover - compiled
+    """The quantizer's count of x, in the neuron's own precision."""
+    return np.float64(min(max(np.floor(x / theta + start), least), most))
 
 
 @summed
@@ -74,30 +70,31 @@ def one_if(true: bool) -> float:  # pragma: no cover - compiled
 
 @summed
 def add_block(
-    z: Array, corrected: Array, a: Array, twin: Array, drive: Array, start: Array, factor: Any, share: Any, many: Any,
-    most: Any, least: Any, work: Array, rounded: Array, missed: Array, few: Array, totals: Array, counts: Array,
+    z: Array, corrected: Array, a: Array, twin: Array, drive: Array, theta: Array, start: Array, factor: Any,
+    emitted: Any, many: Any, most: Any, least: Any, work: Array, rounded: Array, missed: Array, few: Array,
+    totals: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add a block's products and counts; its errors, their places in both histograms and its counts are laid down.
 
-    Each part of the error starts where one ends. Nothing is divided: that alone took as long as all else.
+    Each part of the error starts where one ends. In one loop, what is divided takes no longer than the rest beside it.
     """
-    total, per, steps, inverse, error = work[TOTAL], work[PER], work[STEP], work[INVERSE], work[ERROR]
+    total, steps, inverse, error = work[TOTAL], work[STEP], work[INVERSE], work[ERROR]
     ar = rr = tt = mm = ce = de = pe = te = one = two = three = four = 0.0
     saturated = silent = quiet = outside = 0.0
     for j in range(z.size):
-        step, measured, source, held = steps[j], total[j] * share, np.float64(a[j]), np.float64(corrected[j])
+        step, measured, source, held = steps[j], total[j] / emitted, np.float64(a[j]), np.float64(corrected[j])
         low, high = step * least, step * most
-        aimed = count_of(corrected[j] * many, per[j], start[j], most, least)
-        reached = count_of(drive[j] * factor, per[j], start[j], most, least)
+        aimed = count_of(corrected[j] * many, theta[j], start[j], most, least)
+        reached = count_of(drive[j] * factor, theta[j], start[j], most, least)
         fired = np.rint(measured * inverse[j])
         r, target, given, clipped = fired * step, aimed * step, reached * step, min(max(np.float64(z[j]), low), high)
         e, clip, rounding, propagated = r - source, clipped - source, target - clipped, given - target
         temporal, off = r - given, np.float64(twin[j]) - source
         miss = clip + rounding + propagated + temporal - (measured - source)
         inside = (held > low) & (held < high) & (held != 0)
-        gap = aimed - held * inverse[j]
+        gap = aimed - held / step
         few[j], error[j] = np.float32(fired), e
-        missed[j] = np.uint32(np.int32(bin_of(fired - source * inverse[j]) if e != 0 else BINS + 2.0))
+        missed[j] = np.uint32(np.int32(bin_of(e / step) if e != 0 else BINS + 2.0))
         rounded[j] = np.uint32(np.int32(bin_of(gap) if inside else BINS + 2.0))
         g = gap if inside else 0.0
         square = g * g

@@ -40,7 +40,7 @@ def accumulate(
     few, tables = np.empty(BLOCK, np.float32), np.zeros((2, 8, bins.shape[1]), np.int64)
     clipped = np.empty(BLOCK if a.size == 0 else 0, a.dtype)
     ceiling, factor = np.float64(most) / many, many if constant else many / many
-    floor, share = -ceiling if least < 0 else 0.0, 1 / np.float64(emitted)
+    floor = -ceiling if least < 0 else 0.0
     c, left, laid, size = 0, inner, -1, BLOCK
     if inner == 1 and theta.size <= BLOCK:  # every block begins with the first channel
         size = BLOCK - BLOCK % theta.size
@@ -55,8 +55,8 @@ def accumulate(
             spread(c, left, inner, theta, start, step, each, work, m)
             laid = c
         add_block(
-            own, held, source, twin[first : first + m], drive[first : first + m], each[1], factor, share, many, most,
-            least, work, rounded, missed, few, totals, counts,
+            own, held, source, twin[first : first + m], drive[first : first + m], each[0], each[1], factor,
+            np.float64(emitted), many, most, least, work, rounded, missed, few, totals, counts,
         )  # fmt: skip
         tell(rounded[:m], tables[0])
         tell(missed[:m], tables[1])
