@@ -30,13 +30,13 @@ class Running:
         channel_dim: of z.
         theta: of the neurons, () or (C,); `start` v_init alike.
         steps, most, least: T, and the range of a neuron's count.
-        emitted: steps that an output has: T, or 1 for a mean over time.
+        trains: outputs have T steps; else they are means over time, and nothing is known of their steps.
         lags: also sum steps beside one another.
     """
 
     def __init__(
         self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, steps: int, most: int, least: int,
-        emitted: int, lags: bool,
+        trains: bool, lags: bool,
     ) -> None:  # fmt: skip
         self._shape, self._order, neurons = z.shape[1:], z.stride()[1:], z.shape[1:].numel()
         self._channels = channels = z.shape[channel_dim] if z.ndim > 1 else 1
@@ -45,17 +45,18 @@ class Running:
         own = [values(x, torch.float32).expand(channels).repeat(self._again) for x in (theta, start)]
         self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
         self._limits = np.float32(steps), np.float32(most), np.float32(least)
-        self._lags, self._emitted = lags, emitted
-        self._sums = _empty(channels, neurons, emitted)
+        self._lags, self._trains, self._seen = lags, trains, np.zeros(3, np.int64)
+        self._sums = _empty(channels, neurons, steps if trains else 1)
 
-    def fits(self, z: Tensor, emitted: int) -> bool:
+    def fits(self, z: Tensor, trains: bool) -> bool:
         """Whether these images lie as those before them."""
-        return (z.shape[1:], z.stride()[1:], emitted) == (self._shape, self._order, self._emitted)
+        return (z.shape[1:], z.stride()[1:], trains) == (self._shape, self._order, self._trains)
 
     def add(
-        self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor
-    ) -> int:
-        """Add some images; returns the values of `out` that are not 0.
+        self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
+        fired: int | None,
+    ) -> int:  # fmt: skip
+        """Add some images; returns their spike events, `fired` where a mean over time does not show them.
 
         `constant`: the drive holds for each step, else it is their sum. `a`: the source's activation, or the range that
         it keeps z in. Shapes: z, corrected, a, twin, drive (B, ...); out (B, ...) or (T*B, ...).
@@ -71,14 +72,18 @@ class Running:
             np.float32(np.inf if high is None else high),
         )  # fmt: skip
         self._sums["channels"] += channels.sum(1)
-        return int(self._sums["pulses"].sum()) - before
+        fired = int(self._sums["pulses"].sum()) - before if fired is None else fired
+        self._seen += fired, z.numel(), len(z)
+        return fired
 
     def found(self) -> Sums:
         """Every sum by name."""
         found = {name: torch.from_numpy(x) for name, x in self._sums.items()}
         for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
             found[name] = found[name].as_strided(self._shape, self._order).reshape(-1)
-        return found
+        if not self._trains:
+            del found["pulses"]
+        return {**found, "events": torch.from_numpy(self._seen)}
 
 
 def _repeats(channels: int) -> int:

@@ -18,7 +18,7 @@ from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
 
-_UNITS = ("fires", "full", "peak")
+_UNITS = {"fires", "full", "peak"}
 
 
 class LayerSums:
@@ -46,7 +46,6 @@ class LayerSums:
         self.shape: tuple[int, ...] = ()
         self._sums: dict[str, Tensor] = {}
         self._running: Running | None = None
-        self._events, self._trains = [0, 0, 0], True  # of what is running
 
     @property
     def sums(self) -> dict[str, Tensor]:
@@ -68,10 +67,11 @@ class LayerSums:
         if fired is None:
             found = summed_plainly(z, source, twin, tap, self.theta, self.start)
             fired = events(tap) if tap.static_output else int(found["pulses"].sum())
-            self._keep(found, [fired, z.numel(), len(z)], not tap.static_output)
+            if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
+                del found["pulses"]
+            self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
         if self.full:
-            products = self._products(source.analog(z), tap)
-            self._sums = added(self._sums, {name: value.cpu() for name, value in products.items()})
+            self._keep(self._products(source.analog(z), tap))
         self.shape = tuple(z.shape[1:])
         if self.places is not None:  # the sums of all neurons are not to be kept
             self._settle()
@@ -82,34 +82,27 @@ class LayerSums:
         drive, constant = received(tap)
         if not takes(z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output):
             return None
-        neuron, z, emitted = self.neuron, in_rows(z), tap.output.numel() // z.numel()
-        if self._running is None or not self._running.fits(z, emitted):
+        neuron, z, trains = self.neuron, in_rows(z), not tap.static_output
+        if self._running is None or not self._running.fits(z, trains):
             self._settle()
             self._running = Running(
                 z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
-                least=-self.most if neuron.signed else 0, emitted=emitted, lags=self.full,
+                least=-self.most if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
-        pulses = self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output)
-        fired = events(tap) if tap.static_output else pulses
-        self._trains = not tap.static_output
-        self._events = [x + y for x, y in zip(self._events, (fired, z.numel(), len(z)), strict=True)]
-        return fired
+        fired = None if trains else events(tap)
+        return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
 
     def _settle(self) -> None:
         """Put what the compiled sums have added up to the rest."""
         running, self._running = self._running, None
         if running is not None:
-            self._keep(running.found(), self._events, self._trains)
-            self._events = [0, 0, 0]
+            self._keep(running.found())
 
-    def _keep(self, found: dict[str, Tensor], seen: list[int], trains: bool) -> None:
-        """Add a pass's sums: `seen` are its spike events, elements and images."""
-        if not trains:  # so that nothing is known of their steps
-            del found["pulses"]
-        found["events"] = torch.tensor(seen)
+    def _keep(self, found: dict[str, Tensor]) -> None:
+        """Add some sums by name, the neurons' own of those that are sampled."""
         if self.places is not None:
-            chosen = self.places.to(found["fires"].device)
-            found.update({name: found[name].index_select(0, chosen) for name in _UNITS})
+            for name in found.keys() & _UNITS:
+                found[name] = found[name].index_select(0, self.places.to(found[name].device))
         self._sums = added(self._sums, {name: value.cpu() for name, value in found.items()})
 
     def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:
@@ -123,7 +116,7 @@ class LayerSums:
     def fresh(self) -> "LayerSums":
         """Empty sums of the same layer and the same sample of its neurons."""
         out = copy.copy(self)
-        out._sums, out._running, out._events = {}, None, [0, 0, 0]
+        out._sums, out._running = {}, None
         return out
 
     def merge(self, other: "LayerSums") -> None:

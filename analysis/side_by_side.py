@@ -38,7 +38,7 @@ class SideBySide:
         snn: the network.
         reference: what it is compared with.
         memory: says how large passes are, and how many run at once.
-        layers: empty or not, what sums there are is known by.
+        layers: the sums to be made, of which each thread has its own, empty at first.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class SideBySide:
 
     def read(self, batch: Batch) -> None:
         """One batch in passes: each thread takes every second, third, ... one."""
-        snn, memory, own = self._snn, self._memory, self._sums
-        stops = list(accumulate(plan.cut(images_in(snn, batch.inputs), memory.images, len(own))))
+        own = self._sums
+        stops = list(accumulate(plan.cut(images_in(self._snn, batch.inputs), self._memory.images, len(own))))
         spans = list(zip([0, *stops], stops, strict=False))
         jobs = [
-            partial(_passes, snn, self._reference, batch, spans[i :: len(own)], sums, memory)
-            for i, sums in enumerate(own[: len(spans)])
+            partial(self._passes, batch, spans[i :: len(own)], sums) for i, sums in enumerate(own[: len(spans)])
         ]
-        with held(snn, stops[-1]):
+        with held(self._snn, stops[-1]):
             plan.run(jobs, parallel=self._parallel)
 
     def put_together(self, layers: Mapping[str, LayerSums], outputs: OutputSums) -> None:
@@ -70,34 +69,30 @@ class SideBySide:
                 layers[name].merge(layer)
             outputs.merge(own.outputs)
 
+    def _passes(self, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums) -> None:
+        for start, stop in spans:
+            self._pass(part(self._snn, batch, start, stop), sums)
 
-def _passes(
-    snn: SpikingNetwork, reference: Reference, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums,
-    memory: Memory,
-) -> None:  # fmt: skip
-    for start, stop in spans:
-        _read(snn, reference, sums, part(snn, batch, start, stop), memory)
+    def _pass(self, batch: Batch, sums: _Sums) -> None:
+        """What the first two readings leave behind is used up by the third, layer by layer."""
+        snn, sources = self._snn, self._reference.network.neurons
+        drives: dict[str, Tensor] = {}
+        twins: dict[str, Tensor] = {}
+        release = hand_back if self._memory.tight else _nothing
 
+        @sees("total")
+        def spiking(tap: Tap) -> None:
+            layer = sums.layers[tap.name]
+            fired = layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
+            sums.outputs.add_spikes(tap, fired)
+            release()
 
-def _read(snn: SpikingNetwork, reference: Reference, sums: _Sums, batch: Batch, memory: Memory) -> None:
-    """One pass: what the first two readings leave behind is used up by the third, layer by layer."""
-    drives: dict[str, Tensor] = {}
-    twins: dict[str, Tensor] = {}
-    sources = reference.network.neurons
-    release = hand_back if memory.tight else _nothing
-
-    @sees("total")
-    def spiking(tap: Tap) -> None:
-        layer = sums.layers[tap.name]
-        sums.outputs.add_spikes(tap, layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap))
+        analog_out = self._reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
         release()
-
-    analog_out = reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
-    release()
-    twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
-    release()
-    spiking_out = run(snn, "spiking", batch.inputs, spiking)
-    sums.outputs.update(analog_out, twin_out, spiking_out, batch.labels)
+        twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
+        release()
+        spiking_out = run(snn, "spiking", batch.inputs, spiking)
+        sums.outputs.update(analog_out, twin_out, spiking_out, batch.labels)
 
 
 def _nothing() -> None:

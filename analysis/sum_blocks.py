@@ -9,8 +9,8 @@ from speedysnn.analysis.sum_rows import (
     ENDS,
     ERROR,
     INVERSE,
+    MEAN,
     NEXT,
-    OWN,
     PER,
     PER_STEP,
     SQUARE,
@@ -127,7 +127,7 @@ def add_trains(
 ) -> None:  # pragma: no cover - compiled
     """Add products of the train's error against the mean drive, in theta, where that is in range."""
     squares = beside = lagged = 0.0
-    mean, square, product = work[OWN], work[SQUARE], work[NEXT]
+    mean, square, product = work[MEAN], work[SQUARE], work[NEXT]
     for j in range(theta.size):
         mean[j] = np.float64(totalled[j]) / (np.float64(theta[j]) * seen)
     for j in range(theta.size):

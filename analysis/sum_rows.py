@@ -9,7 +9,7 @@ from speedysnn.kernels.compiled import together
 Array = Any
 BLOCK = 4096
 BINS, PER_STEP = 64, 32  # over [-1, 1] steps; one more below, one above, and one for what is left out
-TOTAL, ERROR, OWN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE = range(9)  # rows of `work`
+TOTAL, ERROR, MEAN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE = range(9)  # rows of `work`
 ROWS = INVERSE + 1  # PER is 1 / theta, INVERSE is 1 / step
 
 FILES = sorted(Path(__file__).parent.glob("sum*.py"))

@@ -9,11 +9,11 @@ from speedysnn.kernels.nonzero import tally
 
 @summed
 def add_steps(
-    one: Array, two: Array, three: Array, four: Array, t: int, mean: Array, when: Array
+    one: Array, two: Array, three: Array, four: Array, t: int, total: Array, when: Array
 ) -> None:  # pragma: no cover - compiled
     """Add the steps t to t + 3, in their order; every loop has numbers of one width alone."""
     for j in range(one.size):
-        mean[j] = mean[j] + one[j] + two[j] + three[j] + four[j]
+        total[j] = total[j] + one[j] + two[j] + three[j] + four[j]
     for j in range(one.size):
         late = np.int32(t + 3) if three[j] != 0 else np.int32(t + 4 if four[j] != 0 else 0)
         soon = np.int32(t + 1) if one[j] != 0 else np.int32(t + 2 if two[j] != 0 else 0)
@@ -44,13 +44,13 @@ def over_train(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
     """A block's outputs, four steps at a time; where T is no multiple of four, silent steps follow its last."""
-    mean, square, beside = work[TOTAL], work[SQUARE], work[NEXT]
-    when[:], mean[:m], square[:m], beside[:m] = 0, 0, 0, 0
+    total, square, beside = work[TOTAL], work[SQUARE], work[NEXT]
+    when[:], total[:m], square[:m], beside[:m] = 0, 0, 0, 0
     nothing, steps = np.zeros(m, out.dtype), pulses.size
     for t in range(0, steps, 4):
         one, two = step_of(out, t, steps, first, n, nothing), step_of(out, t + 1, steps, first, n, nothing)
         three, four = step_of(out, t + 2, steps, first, n, nothing), step_of(out, t + 3, steps, first, n, nothing)
-        add_steps(one, two, three, four, t, mean, when)
+        add_steps(one, two, three, four, t, total, when)
         if lags:
             add_lags(one, two, three, four, step_of(out, t - 1, steps, first, n, nothing), square, beside)
     for t in range(steps):
@@ -67,7 +67,7 @@ def over_time(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
     """A block's output over all steps, first step with a spike (0: none), products a step apart; spikes a step."""
-    whole, mean = 0 if lags else m - m % LANES, work[TOTAL]
-    sum_trains(out, first, n, pulses.size, whole, mean, when, pulses)
+    whole, total = 0 if lags else m - m % LANES, work[TOTAL]
+    sum_trains(out, first, n, pulses.size, whole, total, when, pulses)
     if whole < m:
         over_train(out, first + whole, m - whole, n, when[whole:m], work[:, whole:], pulses, lags)

@@ -10,11 +10,11 @@ _HALF = LANES // 2  # of which float64 sums take one each
 
 
 class _Trains(Writer):
-    """Mean, first spike and spikes a step of elements that lie side by side, step by step."""
+    """Sum, first spike and spikes a step of elements that lie side by side, step by step."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
-        self.out, self.mean, self.when, self.pulses = (self.pointer(i) for i in (0, 5, 6, 7))
+        self.out, self.total, self.when, self.pulses = (self.pointer(i) for i in (0, 5, 6, 7))
         self.first, self.n, self.steps, self.many = args[1:5]
         self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
         self.sums = ir.VectorType(ir.DoubleType(), _HALF)
@@ -57,7 +57,7 @@ class _Trains(Writer):
         b.cbranch(b.icmp_signed("<", later, self.steps), stepping, after)
         b.position_at_end(after)
         for k, total in enumerate(added):
-            self.store(total, self.mean, b.add(i, self.number(_HALF * k)))
+            self.store(total, self.total, b.add(i, self.number(_HALF * k)))
         self.store(soonest, self.when, i)
 
 
@@ -82,11 +82,11 @@ if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def sum_trains(
-        _: Any, out: Any, first: Any, n: Any, steps: Any, many: Any, mean: Any, when: Any, pulses: Any
+        _: Any, out: Any, first: Any, n: Any, steps: Any, many: Any, total: Any, when: Any, pulses: Any
     ) -> Any:  # fmt: skip
         """Sums over the steps and first steps with a spike (0: none) of `many` elements, a multiple of LANES.
 
         Row t of `out` begins at t * n, the elements at `first` of it; `pulses` takes their spikes a step.
         """
-        given = (out, first, n, steps, many, mean, when, pulses)
+        given = (out, first, n, steps, many, total, when, pulses)
         return types.void(*given), _sum
