@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.mixed import MixedRun
+from speedysnn.collecting import Collecting
 from speedysnn.data import Batch
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import SpikingNetwork, weights_tuned
@@ -60,8 +61,9 @@ def seen(snn: SpikingNetwork, histograms: bool, piece: Batch) -> dict[str, Layer
         rows = (1 if dim is None else values.shape[dim]) * (2 if neuron.signed else 1)
         out[name] = LayerSeen(total, torch.zeros_like(total), values.numel() // total.numel(), rows)
         if histograms and fitting(snn, name, rows) is None:
-            out[name].histogram = ActivationHistogram(rows)
-            out[name].histogram.add(values, dim, neuron.signed)
+            layer = Collecting(neuron.signed)
+            layer.add(values, dim)
+            out[name].histogram = layer.histogram()
     for name, total in emitted_sums(snn, {}, piece).items():
         out[name].reached = total
     return out

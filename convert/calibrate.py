@@ -1,13 +1,15 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from speedysnn.collecting import Collecting
 from speedysnn.data import iter_batches
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.histogram import ActivationHistogram, count
+from speedysnn.histogram import ActivationHistogram
 from speedysnn.network import Calibration, SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.progress import track
@@ -15,11 +17,6 @@ from speedysnn.tap import Tap, any_order
 from speedysnn.thresholds import CLIP, choose, parse_rule
 
 Threshold = str | dict[str, float | str | Tensor]
-
-
-def rows_in(activation: Tensor, channel_dim: int | None, signed: bool) -> int:
-    """Rows of a layer's histogram."""
-    return (1 if channel_dim is None else activation.shape[channel_dim]) * (2 if signed else 1)
 
 
 def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progress: bool = False) -> int:
@@ -30,23 +27,12 @@ def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progr
     Raises:
         DataError: no data, NaN, or a batch of the wrong shape.
     """
-    histograms = {name: ActivationHistogram(0) for name in snn.neurons}
-    lock = threading.Lock()
+    layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
 
     @any_order
     def observe(tap: Tap) -> None:
-        dim = None if granularity == "layer" or tap.output.ndim < 2 else tap.neuron.channel_dim
-        try:
-            found = count(tap.output, dim, tap.neuron.signed)
-            with lock:  # counting takes long, adding counts does not
-                if not histograms[tap.name].channels:
-                    histograms[tap.name] = ActivationHistogram(rows_in(tap.output, dim, tap.neuron.signed))
-                if found is None:
-                    histograms[tap.name].add(tap.output, dim, tap.neuron.signed)
-                else:
-                    histograms[tap.name].take(found)
-        except DataError as err:
-            raise DataError(f"layer {tap.name!r}: {err}") from None
+        with _named(tap.name):
+            layers[tap.name].add(tap.output, None if granularity == "layer" else tap.neuron.channel_dim)
 
     images, device = 0, _device(snn)
     with torch.no_grad(), snn.reading("analog"):
@@ -59,8 +45,22 @@ def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progr
                 shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
                 raise DataError(f"calibration data: the network does not run on a batch {shapes}: {err}") from None
             images += batch.inputs[0].shape[0]
-    snn.calibration = Calibration(histograms, {})
+    snn.calibration = Calibration({name: _found(name, layer) for name, layer in layers.items()}, {})
     return images
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Faults say which layer's data they are of."""
+    try:
+        yield
+    except DataError as err:
+        raise DataError(f"layer {layer!r}: {err}") from None
+
+
+def _found(name: str, layer: Collecting) -> ActivationHistogram:
+    with _named(name):
+        return layer.histogram()
 
 
 def _device(snn: SpikingNetwork) -> torch.device:

@@ -21,6 +21,7 @@ from speedysnn.bench.networks import make
 from speedysnn.errors import InputError
 from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, cuda, multistep, reference, using
 from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.neurons import Delay, Reading
 from speedysnn.surrogate import SURROGATES
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
@@ -87,13 +88,21 @@ def test_the_compiled_neuron_equals_the_reference(
         assert (mine.double() - theirs.double()).norm() <= tolerance * scale.clamp_min(1e-9)
 
 
-@pytest.mark.parametrize(("part", "cases"), [("some", "48"), pytest.param("all", "144", marks=pytest.mark.nightly)])
-def test_the_triton_neuron_equals_the_reference_in_its_interpreter(part: str, cases: str) -> None:
+CHECKS = {
+    "the neuron, some cases": ("triton_check.main('some')", "48"),
+    "counting": ("triton_counting_check.main()", "72"),
+    "the neuron, all cases": ("triton_check.main('all')", "144"),
+}
+
+
+@pytest.mark.parametrize("name", [*list(CHECKS)[:2], pytest.param(list(CHECKS)[2], marks=pytest.mark.nightly)])
+def test_triton_equals_the_reference_in_its_interpreter(name: str) -> None:
     """In a process of its own: Triton reads its variable once, when kernels are defined."""
     pytest.importorskip("triton")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import triton_check; triton_check.main(sys.argv[2])"
+    call, cases = CHECKS[name]
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import triton_check, triton_counting_check; {call}"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, str(Path(__file__).parent / "material"), part]
+    command = [sys.executable, "-c", code, str(Path(__file__).parent / "material")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == cases, done.stdout
@@ -102,8 +111,10 @@ def test_the_triton_neuron_equals_the_reference_in_its_interpreter(part: str, ca
 KERNELS = {
     "forward": "x theta start factors out",
     "note": "x theta start factors membranes counts",
+    "tally": "x",
     "adjoint": "grad theta start factors shape membranes counts grad_x to_theta to_start",
 }
+FILES = {"tally": "counting"}
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
@@ -117,10 +128,11 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
         pytest.skip("this Triton compiles ahead of time in another way")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(importlib.import_module("speedysnn.kernels.triton_kernels"), name)
+    kernel = getattr(importlib.import_module(f"speedysnn.kernels.triton_{FILES.get(name, 'kernels')}"), name)
     choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "highest": 3,
-               "kind": 2, "signed": signed}  # fmt: skip
-    types = {**dict.fromkeys(KERNELS[name].split(), f"*{real}"), "lo": "fp32", "hi": "fp32"}
+               "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 32, "wide": 64}  # fmt: skip
+    numbers = dict.fromkeys(("table", "peaks", "worst"), "*i32")
+    types = {**dict.fromkeys(KERNELS[name].split(), f"*{real}"), "lo": "fp32", "hi": "fp32", **numbers}
     fixed = {(place,): choices[word] for place, word in enumerate(kernel.arg_names) if word in choices}
     signature = {word: "constexpr" if word in choices else types.get(word, "i32") for word in kernel.arg_names}
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
@@ -230,6 +242,15 @@ def test_compiled_graphs_hold_the_operator_as_one_call() -> None:
 
     assert torch.equal(torch.compile(layer, backend=keep, fullgraph=True)(drive), layer(drive))
     assert sum("multistep" in str(target) for target in graphs[0]) == 1
+
+
+@pytest.mark.parametrize(("reading", "delay"), [("analog", 0), ("quantized", 0), ("spiking", 0), ("spiking", "full")])
+def test_a_network_is_one_graph_to_a_compiler(reading: Reading, delay: Delay) -> None:
+    snn, x = make("digits", 2, 4, None)
+    snn.set_delay(delay)
+    with torch.no_grad(), snn.reading(reading):
+        out = torch.compile(snn, backend="eager", fullgraph=True)(x)
+        assert torch.allclose(out, snn(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.nightly

@@ -19,9 +19,10 @@ from speedysnn.bench.inference import inference
 from speedysnn.bench.networks import make
 from speedysnn.cli.main import run
 from speedysnn.convert.full_precision import full_precision
+from speedysnn.errors import DataError
 from speedysnn.export import to_nir, to_pt2
 from speedysnn.finetune import Config, Stage, TrainConfig
-from speedysnn.kernels import Rule, multistep
+from speedysnn.kernels import Rule, counting_cuda, multistep
 from speedysnn.kernels.quantizer import quantize
 from speedysnn.network import SpikingNetwork
 
@@ -50,6 +51,18 @@ def test_the_triton_neuron_equals_the_reference_on_the_gpu(monkeypatch: pytest.M
     import triton_check
 
     triton_check.main("all", "cuda")
+
+
+def test_counting_on_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
+    import triton_counting_check
+
+    triton_counting_check.main("cuda")
+    assert counting_cuda.takes(torch.rand(2, 3, device=GPU), 3)
+    bad = torch.rand(32, 1, 8, 8)
+    bad[3, 0, 1, 1] = float("nan")
+    with pytest.raises(DataError, match=r"layer '.*': activations hold NaN"):
+        convert.to_spiking(load_digits_net("avg").to(GPU), bad, timesteps=2)
 
 
 @pytest.mark.parametrize("delay", [0, 1, 8])
@@ -176,6 +189,7 @@ def test_torch_compile_gives_the_same_answers() -> None:
         assert torch.allclose(torch.compile(snn)(x), snn(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::speedysnn.export.nir.NIRWarning")
 def test_exports_read_a_network_that_lies_there(digits: tuple[SpikingNetwork, TensorDataset], tmp_path: Path) -> None:
     to_pt2(digits[0], tmp_path / "net.pt2")
     pytest.importorskip("nir")

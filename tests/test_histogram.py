@@ -1,11 +1,15 @@
 """Calibration: the same counts for any order and split, bounded memory, and the thresholds theory predicts."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speedysnn import collecting
+from speedysnn.collecting import Collecting
 from speedysnn.errors import ConversionError, DataError, InputError
 from speedysnn.histogram import BINS, ActivationHistogram
 from speedysnn.thresholds import choose, least_squares, predicted_rate, squared_error
@@ -40,18 +44,18 @@ def test_counting_in_place_equals_counting_rows(seed: int, scale: float, signed:
     x[:, 0], x[:, 1] = -x[:, 0].abs(), x[:, 1] * 1e-9  # a silent channel, and one far below the others
     x = {"first": x, "last": x.contiguous(memory_format=torch.channels_last), "strided": x[:, :, ::2]}[layout]
     channels = 1 if dim is None else x.shape[dim]
-    ours, rows = (ActivationHistogram(channels * (2 if signed else 1)) for _ in range(2))
+    ours, rows = Collecting(signed), ActivationHistogram(channels * (2 if signed else 1))
     values = x.reshape(1, -1) if dim is None else x.movedim(dim, 0).flatten(1)
     together = torch.cat([values, -values]) if signed else values
-    parts = ActivationHistogram(ours.channels)
+    parts = ActivationHistogram(rows.channels)
     for half, piece in zip((x[:2], x[2:] * 3), (together.chunk(2, 1)[0], together.chunk(2, 1)[1] * 3), strict=True):
-        ours.add(half, dim, signed)
+        ours.add(half, dim)
         rows.update(piece)
-        one = ActivationHistogram(ours.channels)
+        one = ActivationHistogram(rows.channels)
         one.update(piece)
         parts = parts.plus(one)
     for name, value in rows.state().items():
-        assert torch.equal(ours.state()[name], value), name
+        assert torch.equal(ours.histogram().state()[name], value), name
         assert torch.equal(parts.state()[name], value), name
 
 
@@ -60,7 +64,30 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
     x = torch.rand(2, 3, 4)
     x[1, 2, 3] = bad
     with pytest.raises(DataError, match="NaN or infinity"):
-        ActivationHistogram(3).add(x, 1)
+        Collecting().add(x, 1)
+
+
+@given(
+    seed=st.integers(0, 10**6), scales=st.lists(st.floats(-6, 6), min_size=2, max_size=8), signed=st.booleans(),
+    threads=st.integers(1, 4), full=st.sampled_from([2**31 - 1, 500, 100]), kept=st.sampled_from([0, 4]),
+)  # fmt: skip
+def test_counts_depend_on_nothing_but_the_values(
+    seed: int, scales: list[float], signed: bool, threads: int, full: int, kept: int
+) -> None:
+    """Whatever comes first, from however many threads, and however soon a table is given up."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = [torch.randn(3, 5, 4, generator=generator) * 10**scale for scale in scales]
+    for piece in pieces[::2]:
+        piece[:, 1] = -piece[:, 1].abs()  # a channel that is silent at first
+    together = torch.cat([piece.movedim(1, 0).flatten(1) for piece in pieces], 1)
+    whole, layer = ActivationHistogram(5 * (1 + signed)), Collecting(signed)
+    whole.update(torch.cat([together, -together]) if signed else together)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(threads) as pool:
+        patch.setattr(collecting, "FULL", full)
+        patch.setattr(collecting, "KEPT", kept)
+        list(pool.map(lambda piece: layer.add(piece, 1), pieces))
+    for name, value in whole.state().items():
+        assert torch.equal(layer.histogram().state()[name], value), name
 
 
 def test_twenty_million_values_in_bounded_memory() -> None:

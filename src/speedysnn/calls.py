@@ -36,7 +36,7 @@ class Call:
         neurons: by name.
         wires: of its graph.
         synchronous: every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them.
-        eventwise: its convolutions.
+        eventwise: its convolutions; None where a compiler follows the call, which is to see torch's own.
     """
 
     snn: SpikingNetwork
@@ -46,7 +46,7 @@ class Call:
     neurons: Mapping[str, IFNeuron]
     wires: Wires
     synchronous: bool
-    eventwise: Eventwise
+    eventwise: Eventwise | None
 
 
 def read(
@@ -62,17 +62,20 @@ def read(
     synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
     steps = 1 if reading != "spiking" or synchronous else snn.timesteps
     passes = _passes(snn, inputs, dynamic, observer, steps)
-    eventwise = Eventwise(sum(passes) * (snn.timesteps if reading == "spiking" else 1), snn.tables, reading)
+    pictures = sum(passes) * (snn.timesteps if reading == "spiking" else 1)
+    eventwise = None if torch.compiler.is_compiling() else Eventwise(pictures, snn.tables, reading)
     call = Call(snn, reading, per_step, observer, neurons, Wires.of(snn.graph), synchronous, eventwise)
     try:
         return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
     finally:
-        eventwise.close()
+        if eventwise is not None:
+            eventwise.close()
 
 
 def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
-    with plan.single_threaded():
-        call.eventwise.prepare(call.snn.tensors)
+    if call.eventwise is not None:
+        with plan.single_threaded():
+            call.eventwise.prepare(call.snn.tensors)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, call, piece) for piece in pieces]

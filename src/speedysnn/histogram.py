@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import DataError
-from speedysnn.kernels.counting import SHIFT, Counted, counted, fold
+from speedysnn.kernels.counting import SHIFT, Counted, fold
 
 SUB_BITS = 4
-_NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
+NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
 OCTAVES = 20
 BINS = OCTAVES * 2**SUB_BITS + 1
 _SHIFT = 23 - SUB_BITS
@@ -58,7 +58,7 @@ class ActivationHistogram:
         """
         flat = values.detach().to("cpu", torch.float32).contiguous()
         if not bool(flat.isfinite().all()):
-            raise DataError(_NOT_FINITE)
+            raise DataError(NOT_FINITE)
         positive = flat > 0
         self.zeros += (~positive).sum(1)
         if not bool(positive.any()):
@@ -73,21 +73,8 @@ class ActivationHistogram:
         added = torch.bincount(index[positive], minlength=self.channels * BINS)
         self.counts += added.view(self.channels, BINS)
 
-    def add(self, x: Tensor, channel_dim: int | None, signed: bool = False) -> None:
-        """Count a layer's activations as they lie in memory, by channel or in one row; `signed` adds negated rows.
-
-        Raises:
-            DataError: NaN or infinity among them.
-        """
-        found = count(x, channel_dim, signed)
-        if found is None:
-            values = x.reshape(1, -1) if channel_dim is None or x.ndim < 2 else x.movedim(channel_dim, 0).flatten(1)
-            self.update(torch.cat([values, -values]) if signed else values)
-        else:
-            self.take(found)
-
     def take(self, found: Counted) -> None:
-        """Add what `count` found."""
+        """Add what a table has counted."""
         zeros, maximum = self.zeros.numpy(), self.maximum.numpy()  # numpy's small steps keep the interpreter's lock
         zeros += found.table[:, 0]
         np.maximum(maximum, found.largest, out=maximum)
@@ -190,15 +177,3 @@ class ActivationHistogram:
         except (KeyError, IndexError) as err:
             raise DataError(f"histogram: incomplete ({err})") from None
         return out
-
-
-def count(x: Tensor, channel_dim: int | None, signed: bool = False) -> Counted | None:
-    """What `ActivationHistogram.take` adds for these activations; None where they are not counted as they lie.
-
-    Raises:
-        DataError: NaN or infinity among them.
-    """
-    found = counted(x, channel_dim, signed, BINS + 2**SUB_BITS)
-    if found is not None and bool(np.isnan(found.largest).any()):
-        raise DataError(_NOT_FINITE)
-    return found

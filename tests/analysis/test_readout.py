@@ -153,7 +153,8 @@ def test_the_choice_keeps_its_promise_and_is_the_lowest(build, digits, allowed, 
     assert chosen.loss == pytest.approx(own.mean())
     assert chosen.loss <= allowed
     assert chosen.loss_error == pytest.approx(own.std() / math.sqrt(len(x)))
-    assert chosen.mean_steps == pytest.approx(numpy_exits(means, measure, chosen.confidence)[0].mean())
+    near = [numpy_exits(means, measure, chosen.confidence * (1 + d))[0].mean() for d in (-1e-9, 1e-9)]
+    assert near[0] - 1e-6 <= chosen.mean_steps <= near[1] + 1e-6  # one image has that confidence, to the last bit or so
     confidences = numpy_confidence(means, measure)
     higher = np.quantile(confidences[confidences > chosen.confidence], np.linspace(0, 1, 30)) if allowed < 0.1 else []
     assert all(loss(value).mean() <= allowed + 0.02 for value in higher)

@@ -28,6 +28,9 @@ from tests.material import tune_job
 
 JOB = Path(__file__).parents[1] / "material" / "tune_job.py"
 FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+FORKS = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(), reason="needs fork, which gradients refuse beside a GPU"
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(JOB.parents[2])}
 
 
@@ -42,7 +45,7 @@ def _one_of_two(out: str) -> None:
     tune_job.main([out])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@FORKS
 def test_two_processes_give_the_result_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Batches of 31 images over two processes: parts of unlike size, in every kind of stage."""
     tune_job.main([str(tmp_path / "one.safetensors")])
@@ -77,7 +80,7 @@ def _job(words: list[str], stdout: int) -> None:
         tune_job.main(words)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@FORKS
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of forks beside threads
 @pytest.mark.parametrize(
     ("seed", "most"), [(0, 1), *(pytest.param(seed, 5, marks=pytest.mark.nightly) for seed in range(1, 11))]

@@ -1,15 +1,11 @@
-"""Counts of a layer's values by channel and float32 code, in one read of memory; compiled."""
+"""Counts of a layer's values by channel and float32 code, where they lie in memory; compiled."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.cpu import spread_over
-from speedysnn.kernels.layout import flat, in_rows
+from speedysnn.kernels.compiled import compiled
 
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
@@ -17,6 +13,7 @@ CODES = 1 << (31 - SHIFT)
 LOWEST, ALL_BUT = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
 NOT_FINITE = 0xFF << 23  # from these bits on, the sign left out, a value is infinite or NaN
 MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
+SPARE = 16  # codes that a table has on either side beyond what its values need: one octave
 BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
 
 
@@ -25,10 +22,10 @@ class Counted:
     """Counts of a tensor's values by row.
 
     Attributes:
-        table: (rows, 2 + codes) int64: values that are not positive, positive ones with codes smaller than `low`, and
+        table: (rows, 2 + codes) int32: values that are not positive, positive ones with codes smaller than `low`, and
             those with code `low`, low + 1, ...
         low: that code.
-        largest: (rows,) float32, largest positive value, 0 if there is none, NaN where anything is not finite.
+        largest: (rows,) float32, largest positive value, 0 if there is none.
     """
 
     table: Array
@@ -132,36 +129,62 @@ def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: 
                 counts[row, min(max(first + k - 2, 0), bins - 1)] += table[row, k]
 
 
-def counted(x: Tensor, channel_dim: int | None, signed: bool, depth: int) -> Counted | None:
-    """A tensor's counts by row and code, down to `depth` codes below each row's largest; None where it does not pay.
+@compiled
+def span(peaks: Array) -> tuple[int, int]:  # pragma: no cover - compiled
+    """Smallest and largest code of positive peaks; the smallest is the larger where there is none."""
+    least, most = CODES, 0
+    for bits in peaks:
+        if bits > 0:
+            least, most = min(least, bits >> SHIFT), max(most, bits >> SHIFT)
+    return least, most
 
-    Rows are channels, or one without `channel_dim`; twice that if `signed`. Positive values below the smallest normal
-    number count as zeros.
+
+class Table:
+    """Counts of a layer's values by row and code while they come in, of one thread at a time.
+
+    Positive values below the smallest normal number count as zeros.
+
+    Args:
+        channels: of the layer, or 1; rows `channels`.. are of negated values if it is `signed`.
+        signed: likewise.
+        depth: codes that are told apart below each row's largest.
     """
-    dim = -1 if channel_dim is None or x.ndim < 2 else channel_dim % x.ndim
-    channels = 1 if dim < 0 else x.shape[dim]
-    rows = channels * (2 if signed else 1)
-    if not AVAILABLE or x.device.type != "cpu" or rows * CODES > MOST or x.numel() == 0:
-        return None
-    x = in_rows(x.detach().to(torch.float32))
-    bits, inner = flat(x).view(torch.int32).numpy(), x.stride(dim) if channels > 1 else 1
-    unit, peaks, tables, sizes = channels if inner == 1 else inner, list[Array](), list[Array](), list[int]()
 
-    def measure(begin: int, end: int) -> None:
-        found = np.zeros((2, channels), np.int32)
-        sizes.append(int(peak(bits, channels, inner, signed, begin * unit, end * unit, found)))
-        peaks.append(found[: rows // channels].reshape(-1))
+    def __init__(self, channels: int, signed: bool, depth: int) -> None:
+        self._channels, self._signed, self._depth = channels, signed, depth
+        self._peaks, self._low = np.zeros((1 + signed, channels), np.int32), CODES
+        self._table = np.zeros((channels * (1 + signed), 2), np.int32)
+        self.seen = 0
 
-    def work(begin: int, end: int) -> None:
-        table = np.zeros((rows, (high - low + 2) | 1), np.int32)  # odd, so that rows lie in other places of a cache
-        tally(bits, channels, inner, signed, begin * unit, end * unit, np.int32(low), table)
-        tables.append(table)
+    @property
+    def cells(self) -> int:
+        """How many numbers it holds."""
+        return int(self._table.size)
 
-    spread_over(bits.size // unit, bits.size, measure)
-    highest = np.maximum.reduce(peaks)
-    codes = highest[highest > 0] >> SHIFT
-    low, high = (max(1, int(codes.min()) - depth), int(codes.max()) + 1) if codes.size else (1, 2)
-    if max(sizes) >= NOT_FINITE:
-        return Counted(np.zeros((rows, 2), np.int64), low, np.full(rows, np.nan, np.float32))
-    spread_over(bits.size // unit, bits.size, work)
-    return Counted(sum(tables[1:], tables[0].astype(np.int64)), low, highest.view(np.float32))
+    def add(self, bits: Array, inner: int, begin: int, end: int) -> bool:
+        """Count values begin..end - 1, float32 as int32; False, and nothing is counted, where one is not finite."""
+        peaks = np.zeros((2, self._channels), np.int32)
+        if peak(bits, self._channels, inner, self._signed, begin, end, peaks) >= NOT_FINITE:
+            return False
+        np.maximum(self._peaks, peaks[: 1 + self._signed], out=self._peaks)
+        self._widen()
+        tally(bits, self._channels, inner, self._signed, begin, end, np.int32(self._low), self._table)
+        self.seen += end - begin
+        return True
+
+    def _widen(self) -> None:
+        """Codes for the present peaks: those before go where they belong, what was counted as smaller stays so."""
+        least, most = span(self._peaks.reshape(-1))
+        codes = self._table.shape[1] - 2
+        high = self._low + codes if codes else 0
+        if least > most or (max(1, least - self._depth) >= self._low and most < high):
+            return
+        low, high = min(self._low, max(1, least - self._depth - SPARE)), max(high, most + 1 + SPARE)
+        wider = np.zeros((len(self._table), (high - low + 2) | 1), np.int32)  # odd: rows lie in other places of a cache
+        first = self._low - low + 2
+        wider[:, :2], wider[:, first : first + codes] = self._table[:, :2], self._table[:, 2:]
+        self._low, self._table = low, wider
+
+    def counted(self) -> Counted:
+        """What has been counted."""
+        return Counted(self._table, self._low, self._peaks.reshape(-1).view(np.float32))

@@ -42,6 +42,12 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
     return found
 
 
+def usable(device: str) -> bool:
+    """Whether Triton is there and computes what it should on such a device."""
+    there = find_spec("triton") is not None and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+    return there and not _fault(device)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _usable(device: str) -> str:
     """What `_fault` finds; torch.compile takes it as it is and does not look into Triton."""
@@ -96,7 +102,7 @@ def forward(
     work = torch.promote_types(drive.dtype, torch.float32)
     th, v0 = values(theta, work), values(v_init, work)
     lo, hi, take_back = _clip(rule)
-    with _on(drive):
+    with on(drive):
         triton_kernels.forward[_grid(where)](
             flat(where.drive), th, v0, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
             th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
@@ -126,7 +132,7 @@ def backward(
         counts = torch.empty(rule.timesteps + 1, where.neurons, **options)
         shape = _shape(rule.width, rule.detach_reset, work, drive.device)
         sizes = (where.neurons, th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay)
-        with _on(drive):
+        with on(drive):
             triton_kernels.note[_grid(where)](
                 flat(where.drive), th, v0, factors, membranes, counts, *sizes, lo, hi, constant, take_back,
                 work == torch.float64, _BLOCK,
@@ -172,5 +178,6 @@ def _shape(width: float, detach_reset: bool, dtype: torch.dtype, device: torch.d
     return torch.tensor([width / 2, 1 / width, float(not detach_reset)], dtype=dtype, device=device)
 
 
-def _on(x: Tensor) -> Any:
+def on(x: Tensor) -> Any:
+    """The block in which kernels go to the tensor's GPU."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.autograd.profiler.record_function("neuron")
