@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from speedysnn.analysis import fused_cuda
 from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
 from speedysnn.analysis.fused import Clip, Running, takes
 from speedysnn.analysis.memory import LayerMemory, places
@@ -45,7 +46,7 @@ class LayerSums:
         self.most = neuron.timesteps * neuron.levels_per_step
         self.shape: tuple[int, ...] = ()
         self._sums: dict[str, Tensor] = {}
-        self._running: Running | None = None
+        self._running: Running | fused_cuda.RunningThere | None = None
 
     @property
     def sums(self) -> dict[str, Tensor]:
@@ -53,8 +54,8 @@ class LayerSums:
         self._settle()
         return self._sums
 
-    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int:
-        """Add one pass; returns its spike events.
+    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int | Tensor:
+        """Add one pass; returns its spike events, which a GPU may still be counting.
 
         Args:
             z: the source's pre-activation, (B, ...).
@@ -77,15 +78,17 @@ class LayerSums:
             self._settle()
         return fired
 
-    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | None:
+    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | Tensor | None:
         """All sums in one read, with the pass's spike events; None where this cannot be done."""
         drive, constant = received(tap)
-        if not takes(z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output):
+        read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
+        kind = Running if takes(*read) else fused_cuda.RunningThere if fused_cuda.takes(*read) else None
+        if kind is None:
             return None
         neuron, z, trains = self.neuron, in_rows(z), not tap.static_output
-        if self._running is None or not self._running.fits(z, trains):
+        if not isinstance(self._running, kind) or not self._running.fits(z, trains):
             self._settle()
-            self._running = Running(
+            self._running = kind(
                 z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
                 least=-self.most if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip

@@ -78,7 +78,7 @@ class SideBySide:
         snn, sources = self._snn, self._reference.network.neurons
         drives: dict[str, Tensor] = {}
         twins: dict[str, Tensor] = {}
-        release = hand_back if self._memory.tight else _nothing
+        release = hand_back if self._memory.tight and device_of(snn).type == "cpu" else _nothing
 
         @sees("total")
         def spiking(tap: Tap) -> None:
@@ -96,7 +96,7 @@ class SideBySide:
 
 
 def _nothing() -> None:
-    """Where memory is not short freed memory is kept for the next layer, which is faster."""
+    """Where memory is not short, or a GPU's, freed memory is kept for the next layer, which is faster."""
 
 
 def layer_shapes(snn: SpikingNetwork, batch: Batch) -> dict[str, tuple[int, ...]]:

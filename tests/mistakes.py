@@ -63,7 +63,7 @@ MISTAKES = {
     "limit 0": (f"{CONVERT} --limit 0", "limit"),
     "limit 0 of analyze": (f"{ANALYZE} --limit 0", "limit"),
     "limit a word": (f"{CONVERT} --limit many", "--limit"),
-    "T 0": (f"{CONVERT} -T 0", "0 is not in the range"),
+    "T 0": (f"{CONVERT} -T 0", "'-T': "),
     "T a word": (f"{CONVERT} -T x", "-T"),
     "T 0 of evaluate": (f"{EVALUATE} -T 4,0", "at least 1"),
     "T nothing": (f"{EVALUATE} -T ,", "-T"),

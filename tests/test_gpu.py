@@ -13,11 +13,13 @@ from torch.utils.data import TensorDataset
 
 import speedysnn
 from speedysnn import analysis, convert, data, finetune
+from speedysnn.analysis import fused_cuda
 from speedysnn.assets.digits import avg_net, load_digits_net
 from speedysnn.bench import cases, growth
 from speedysnn.bench.inference import inference
 from speedysnn.bench.networks import make
 from speedysnn.cli.main import run
+from speedysnn.collecting import Collecting
 from speedysnn.convert.full_precision import full_precision
 from speedysnn.errors import DataError
 from speedysnn.export import to_nir, to_pt2
@@ -59,10 +61,19 @@ def test_counting_on_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch)
 
     triton_counting_check.main("cuda")
     assert counting_cuda.takes(torch.rand(2, 3, device=GPU), 3)
-    bad = torch.rand(32, 1, 8, 8)
+    layer, bad = Collecting(), torch.rand(32, 1, 8, 8, device=GPU)
     bad[3, 0, 1, 1] = float("nan")
-    with pytest.raises(DataError, match=r"layer '.*': activations hold NaN"):
-        convert.to_spiking(load_digits_net("avg").to(GPU), bad, timesteps=2)
+    layer.add(bad, 1)
+    with pytest.raises(DataError, match="activations hold NaN"):
+        layer.histogram()
+
+
+def test_sums_of_a_layer_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
+    import triton_sums_check
+
+    triton_sums_check.main("cuda")
+    assert fused_cuda.takes(torch.rand(2, 3, device=GPU))
 
 
 @pytest.mark.parametrize("delay", [0, 1, 8])

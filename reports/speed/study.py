@@ -2,6 +2,7 @@
 
     python reports/speed/study.py            # about 20 minutes on 2 cores
     python reports/speed/study.py --smoke    # tiny sizes, into --out or a temporary folder
+    python reports/speed/study.py --device cuda --out reports/speed/gpu    # 3 minutes
 
 Every row is a public `speedysnn bench` command; contestants run in turn in one process and ratios are taken round by
 round. bench-*.json, speed.csv, speed.png and README.md beside this file are made anew. Peers run where they are
@@ -36,8 +37,19 @@ RUNS: dict[str, tuple[str, ...]] = {
     "scaling": ("scaling", "--network", "resnet20", "-T", "4", "--rounds", "7"),
     "sizes": ("sizes", "-T", "4", "--batch", "64", "--rounds", "3"),
 }
+ONE = {"resnet20-one": ("inference", "--network", "resnet20", "-T", "8", "--batch", "1", "--rounds", "5")}
 SMOKE = {"neuron": ("neuron", "--neurons", "1000", "--rounds", "1"),
          "digits": ("inference", "--network", "digits", "--batch", "8", "-T", "2", "--rounds", "1")}  # fmt: skip
+
+
+def chosen(device: str, smoke: bool) -> dict[str, tuple[str, ...]]:
+    """The runs; on a GPU, where calling costs more than computing, also of one image and under torch.compile."""
+    if smoke or device == "cpu":
+        return SMOKE if smoke else RUNS
+    return {
+        name: (*words, "--device", device, *(("--compile",) if words[0] == "inference" else ()))
+        for name, words in (RUNS | ONE).items()
+    }
 
 
 def run(out: Path, name: str, arguments: tuple[str, ...], fresh: bool) -> tuple[str, dict[str, Any]]:
@@ -62,11 +74,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write; this folder, or a temporary one with --smoke")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     out: Path = options.out or (Path(tempfile.mkdtemp()) if options.smoke else HERE)
     out.mkdir(parents=True, exist_ok=True)
     rows, sections, drawn = [], [], {}
-    for name, arguments in (SMOKE if options.smoke else RUNS).items():
+    for name, arguments in chosen(options.device, options.smoke).items():
         command, found = run(out, name, arguments, options.fresh or options.smoke)
         where = place(found["machine"])
         for case in found["cases"]:

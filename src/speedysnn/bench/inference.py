@@ -26,7 +26,7 @@ def inference(
         "speedysnn": lambda: snn(x),
     }
     if compiled:
-        calls["speedysnn, torch.compile"] = partial(_in_pieces, torch.compile(snn), x, max(1, size // steps))
+        calls.update(_compiled(snn, x, max(1, size // steps)))
     half = half and _has_half(x.device)
     if half:
         calls["speedysnn, bfloat16"] = partial(_half, lambda: snn(x), x.device)
@@ -43,6 +43,15 @@ def inference(
     for row in rows:
         row["us_per_image_step"] = row["median_s"] / len(x) / steps * 1e6
     return Case(f"inference, T={steps}, batch {len(x)}", next(iter(calls)), rows, notes)
+
+
+def _compiled(snn: SpikingNetwork, x: Tensor, size: int) -> dict[str, Call]:
+    """The network under torch.compile: on the CPU in passes of a size, on a GPU at once and as a replayed graph too."""
+    name = "speedysnn, torch.compile"
+    if x.device.type != "cuda":
+        return {name: partial(_in_pieces, torch.compile(snn), x, size)}
+    replayed = torch.compile(snn, mode="reduce-overhead")
+    return {name: partial(torch.compile(snn), x), f"{name} and CUDA graphs": partial(replayed, x)}
 
 
 def _in_pieces(net: Callable[[Tensor], Tensor], x: Tensor, size: int) -> None:

@@ -30,7 +30,7 @@ def command(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, all contestants in turn in each.")] = 5,
     neurons: Annotated[int, typer.Option("--neurons", min=1, help="Neurons of the single layer.")] = 2_000_000,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Time inference under torch.compile too (needs a C++ compiler).")
+        bool, typer.Option("--compile", help="Time torch.compile too (needs a C++ compiler), on a GPU CUDA graphs.")
     ] = False,
     device: Device = "cpu",
     json: JsonFile = None,

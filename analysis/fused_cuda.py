@@ -1,0 +1,156 @@
+"""Hand a layer's tensors to the sums in Triton, where they lie on a GPU; what these add up stays there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.fused import Clip, Sums
+from speedysnn.analysis.sums import BINS, CHANNELS, PER_STEP
+from speedysnn.kernels import cuda
+from speedysnn.kernels.layout import values
+
+_TILE = 256  # elements that a program looks at together, one a thread: each has thirty sums to keep
+_PROGRAMS = 1024  # at most, about
+_BLOCK = 128  # units of one program
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the sums in Triton can read these."""
+    kinds = {x.device for x in tensors}
+    alike = all(x.dtype == torch.float32 and x.numel() for x in tensors)
+    return len(kinds) == 1 and tensors[0].device.type != "cpu" and alike and cuda.usable(tensors[0].device.type)
+
+
+class RunningThere:
+    """The sums of `LayerSums` on a GPU while they grow; what it is given and finds is that of `fused.Running`."""
+
+    def __init__(
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, steps: int, most: int, least: int,
+        trains: bool, lags: bool,
+    ) -> None:  # fmt: skip
+        self._shape, self._dim, self._trains, self._lags = z.shape[1:], channel_dim, trains, lags
+        self._channels = z.shape[channel_dim] if z.ndim > 1 else 1
+        own = (values(x, torch.float32).expand(self._channels).contiguous() for x in (theta, start))
+        self._theta, self._start = own
+        self._steps, self._most, self._least = float(steps), float(most), float(least)
+        wide = min(_TILE, 1 << (self._channels - 1).bit_length())
+        self._tile, self._across = (_TILE // wide, wide), -(-self._channels // wide)
+        self._sums: dict[str, Tensor] = {}
+        self._seen, self._fired = torch.zeros(2, dtype=torch.int64), torch.zeros((), dtype=torch.int64, device=z.device)
+        units = self._shape.numel()
+        self._units = torch.zeros(3, units, dtype=torch.int32, device=z.device)  # fires, full, and peak's bits
+
+    def fits(self, z: Tensor, trains: bool) -> bool:
+        """Whether these images can be added to those before them."""
+        return (z.shape[1:], trains, z.device) == (self._shape, self._trains, self._units.device)
+
+    def add(
+        self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
+        fired: int | None,
+    ) -> int | Tensor:  # fmt: skip
+        """Add some images; returns their spike events, which the GPU may still be counting."""
+        clip = a if isinstance(a, tuple) else None
+        low, high = clip or (None, None)
+        limits = (-torch.inf if low is None else low, torch.inf if high is None else high, clip is not None)
+        z, held, source, twin, drive, out = (
+            self._rows(x) for x in (z, corrected, z if isinstance(a, tuple) else a, twin, drive, out)
+        )
+        with cuda.on(z):
+            total, when, pulses = self._add_trains(out, drive, 1.0 if constant else self._steps, len(out) // len(z))
+            count = self._add_errors(
+                (z, held, source, twin, drive), total, self._steps if constant else 1.0, len(out) // len(z), limits
+            )
+            self._add_units(z, source, count, limits)
+        self._more("begun", _starts(when.view(len(z), -1)))
+        self._seen += torch.tensor([z.numel(), len(z)])
+        events = pulses.sum() if fired is None else fired
+        self._fired = self._fired + events
+        return events
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(B, ..., C) in this order in memory."""
+        return x.detach().reshape(-1, 1) if x.ndim < 2 else x.detach().movedim(self._dim, -1).contiguous()
+
+    def _grid(self, rows: int) -> tuple[int, int]:
+        return max(1, min(-(-rows // self._tile[0]), _PROGRAMS // self._across)), self._across
+
+    def _add_trains(self, out: Tensor, drive: Tensor, seen: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs over time, (B, ..., C), first steps, and spikes a step, (T,)."""
+        from speedysnn.analysis import triton_sums
+
+        rows = drive.numel() // self._channels
+        grid, device = self._grid(rows), drive.device
+        found = torch.empty(grid[0], 5, self._channels, dtype=torch.float64, device=device)
+        pulses = torch.zeros(grid[0] * grid[1], steps, _TILE, dtype=torch.int32, device=device)
+        total, when = (torch.empty(drive.shape, dtype=kind, device=device) for kind in (torch.float64, torch.int32))
+        triton_sums.trains[grid](
+            out, drive, self._theta, found, pulses, total, when, rows, self._channels, steps, seen,
+            self._least / self._steps, self._most / self._steps, self._lags, *self._tile,
+        )  # fmt: skip
+        each = pulses.sum((0, 2))
+        self._more("trains", found.sum(0))
+        self._more("pulses", each)
+        return total, when, each
+
+    def _add_errors(
+        self, given: tuple[Tensor, ...], total: Tensor, factor: float, emitted: int, limits: tuple[float, float, bool]
+    ) -> Tensor:
+        """Each element's count, (B, ..., C)."""
+        from speedysnn.analysis import triton_sums
+
+        rows = total.numel() // self._channels
+        grid, device = self._grid(rows), total.device
+        found = torch.empty(grid[0], 25, self._channels, dtype=torch.float64, device=device)
+        tables = torch.zeros(grid[0] * grid[1], 2, BINS + 3, dtype=torch.int32, device=device)
+        count = torch.empty(total.shape, device=device)
+        triton_sums.errors[grid](
+            *given, total, self._theta, self._start, found, tables, count, rows, self._channels, float(emitted),
+            self._steps, self._most, self._least, factor, *limits, BINS, PER_STEP, *self._tile, num_warps=_TILE // 32,
+        )  # fmt: skip
+        self._more("errors", found.sum(0))
+        self._more("bins", tables.sum(0))
+        return count
+
+    def _add_units(self, z: Tensor, source: Tensor, count: Tensor, limits: tuple[float, float, bool]) -> None:
+        from speedysnn.analysis import triton_sums
+
+        units = self._units.shape[1]
+        grid = -(-units // _BLOCK), max(1, min(len(z), _PROGRAMS * _BLOCK // units))
+        triton_sums.units[grid](z, source, count, *self._units, len(z), units, self._most, *limits, _BLOCK)
+
+    def _more(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def found(self) -> Sums:
+        """Every sum by name."""
+        sums, count = {name: value.cpu() for name, value in self._sums.items()}, len(CHANNELS)
+        errors, trains, bins = sums["errors"], sums["trains"].sum(1), sums["bins"]
+        lags = trains[3:] if self._lags else torch.zeros(2, dtype=torch.float64)
+        each = torch.cat([errors[21:].sum(1), trains[:3]]).round().to(torch.int64)
+        bins[:, -1] = self._seen[0] - bins.sum(1)
+        out = {
+            "channels": errors[:count],
+            "totals": torch.cat([errors[count:21].sum(1), lags]),
+            "counts": torch.cat([each, sums["begun"]]),
+            "bins": bins,
+            "events": torch.cat([self._fired.reshape(1).cpu(), self._seen]),
+        }
+        fires, full, peak = self._units.cpu()
+        for name, value in (("fires", fires), ("full", full), ("peak", peak.view(torch.float32))):
+            out[name] = self._in_order(value)
+        return {**out, "pulses": sums["pulses"]} if self._trains else out
+
+    def _in_order(self, units: Tensor) -> Tensor:
+        """Units by channel, as an image has them."""
+        if not self._shape:
+            return units
+        places = [size for dim, size in enumerate(self._shape, 1) if dim != self._dim % (len(self._shape) + 1)]
+        return units.view(*places, self._channels).movedim(-1, self._dim - (self._dim > 0)).reshape(-1)
+
+
+def _starts(when: Tensor) -> Tensor:
+    """Images with a spike, and the sum of their first steps; `when` (B, units) with 0 for no spike."""
+    never = torch.iinfo(when.dtype).max
+    first: Any = torch.where(when == 0, never, when).amin(1)
+    return torch.stack([(first != never).sum(), torch.where(first != never, first, 0).sum()])
