@@ -1,5 +1,6 @@
 """Hand a layer's tensors to the sums in Triton, where they lie on a GPU; what these add up stays there."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class RunningThere:
 
     def found(self) -> Sums:
         """Every sum by name."""
-        sums, count = {name: value.cpu() for name, value in self._sums.items()}, len(CHANNELS)
+        sums, count = _here(self._sums | {"fired": self._fired}), len(CHANNELS)
         errors, trains, bins = sums["errors"], sums["trains"].sum(1), sums["bins"]
         lags = trains[3:] if self._lags else torch.zeros(2, dtype=torch.float64)
         each = torch.cat([errors[21:].sum(1), trains[:3]]).round().to(torch.int64)
@@ -134,7 +135,7 @@ class RunningThere:
             "totals": torch.cat([errors[count:21].sum(1), lags]),
             "counts": torch.cat([each, sums["begun"]]),
             "bins": bins,
-            "events": torch.cat([self._fired.reshape(1).cpu(), self._seen]),
+            "events": torch.cat([sums["fired"].reshape(1), self._seen]),
         }
         fires, full, peak = self._units.cpu()
         for name, value in (("fires", fires), ("full", full), ("peak", peak.view(torch.float32))):
@@ -147,6 +148,14 @@ class RunningThere:
             return units
         places = [size for dim, size in enumerate(self._shape, 1) if dim != self._dim % (len(self._shape) + 1)]
         return units.view(*places, self._channels).movedim(-1, self._dim - (self._dim > 0)).reshape(-1)
+
+
+def _here(sums: Mapping[str, Tensor]) -> Sums:
+    """Sums brought from the GPU in one piece; float64 holds whole numbers up to 2^53."""
+    whole = torch.cat([value.to(torch.float64).reshape(-1) for value in sums.values()]).cpu()
+    pieces = whole.split([value.numel() for value in sums.values()])  # type: ignore[no-untyped-call]
+    own = zip(sums.items(), pieces, strict=True)
+    return {name: piece.view(value.shape).to(value.dtype) for (name, value), piece in own}
 
 
 def _starts(when: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat, in_rows
 
 KEPT = 4  # a table stays for the next values where there are so many values to one of its cells: else it costs memory
+DEPTH = BINS + 2**SUB_BITS  # codes below a row's largest, so many as a histogram's window can reach
 FULL = 2**31 - 1  # values that a table's numbers hold
 
 
@@ -73,13 +74,14 @@ class Collecting:
             if self._there is not None and (self._there.device != x.device or self._there.seen + x.numel() > FULL):
                 self._take_there(self._there)
             if self._there is None:
-                self._there = DeviceTable(channels, self._signed, x.device)
+                self._there = DeviceTable(channels, self._signed, DEPTH, x.device)
             self._there.add(x, dim)
 
     def _take_there(self, table: DeviceTable) -> None:
-        if not table.finite():
+        found = table.counted()
+        if found is None:
             raise DataError(NOT_FINITE)
-        self._histogram.take(table.counted())
+        self._histogram.take(found)
         self._there = None
 
     def _taken(self, channels: int, values: int) -> Table:
@@ -87,7 +89,7 @@ class Collecting:
         try:
             table = self._idle.pop()
         except IndexError:
-            return Table(channels, self._signed, BINS + 2**SUB_BITS)
+            return Table(channels, self._signed, DEPTH)
         if table.seen + values <= FULL:
             return table
         self._settle(table)

@@ -4,7 +4,8 @@ from itertools import product
 
 import torch
 
-from speedysnn.kernels import Rule, multistep
+from speedysnn.bench.networks import make
+from speedysnn.kernels import Rule, multistep, using
 
 STEPS = 4
 KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
@@ -46,6 +47,13 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
         assert (mine.double() - theirs.double()).norm() <= tolerance * scale
 
 
+def graph(device: str) -> None:
+    """A network whose neurons run there is one graph to torch.compile."""
+    snn, x = make("digits", STEPS, 4, None, device=torch.device(device))
+    with torch.no_grad(), using("cuda"):
+        assert torch.equal(torch.compile(snn, backend="eager", fullgraph=True)(x), snn(x))
+
+
 def main(part: str, device: str = "cpu") -> None:
     """All cases, or some: every kind, delay and drive once, in types that take turns. Prints how many were compared."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
@@ -53,6 +61,7 @@ def main(part: str, device: str = "cpu") -> None:
     cases = list(enumerate(product(dtypes, range(len(rules)))))
     turn = [dtypes[(rule // 12 + rule // 2) % 3] for rule in range(len(rules))]
     chosen = cases if part == "all" else [(number, case) for number, case in cases if turn[case[1]] == case[0]]
+    graph(device)
     for number, (dtype, rule) in chosen:
         compare(number, dtype, *rules[rule], device)
     print(len(chosen))

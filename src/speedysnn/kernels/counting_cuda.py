@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels import cuda
-from speedysnn.kernels.counting import CODES, NOT_FINITE, SHIFT, Counted
+from speedysnn.kernels.counting import CODES, NOT_FINITE, SHIFT, Counted, span
 from speedysnn.kernels.layout import in_rows
 
 MOST = 2**27  # cells of a table, 512 MiB
@@ -26,14 +26,15 @@ class DeviceTable:
     Args:
         channels: of the layer, or 1; as many rows more are of negated values if it is `signed`.
         signed: likewise.
+        depth: codes that are told apart below each row's largest.
         device: where the values lie.
     """
 
-    def __init__(self, channels: int, signed: bool, device: torch.device) -> None:
+    def __init__(self, channels: int, signed: bool, depth: int, device: torch.device) -> None:
         rows = channels * (1 + signed)
-        self._channels, self._signed, self.device = channels, signed, device
+        self._channels, self._signed, self._depth, self.device = channels, signed, depth, device
         self._table = torch.zeros(rows, CODES, dtype=torch.int32, device=device)
-        self._peaks, self._worst = (torch.zeros(n, dtype=torch.int32, device=device) for n in (rows, 1))
+        self._peaks = torch.zeros(rows + 1, dtype=torch.int32, device=device)  # the last is the largest magnitude
         self.seen = 0
 
     def add(self, x: Tensor, dim: int) -> None:
@@ -48,23 +49,23 @@ class DeviceTable:
         tall = min(_TILE // wide, _power(rows))
         with cuda.on(x):
             triton_counting.tally[-(-rows // tall), -(-width // wide)](
-                x, self._table, self._peaks, self._worst, rows, width, self._channels, CODES, SHIFT, across,
+                x, self._table, self._peaks, self._peaks[-1:], rows, width, self._channels, CODES, SHIFT, across,
                 self._signed, tall, wide,
             )  # fmt: skip
         self.seen += x.numel()
 
-    def finite(self) -> bool:
-        """Whether all values were."""
-        return int(self._worst) < NOT_FINITE
-
-    def counted(self) -> Counted:
-        """What has been counted."""
-        used = torch.nonzero(self._table.any(0)).flatten()
-        low, high = (int(used[0]), int(used[-1]) + 1) if used.numel() else (1, 1)
-        codes: Any = self._table[:, low:high].cpu().numpy()
-        each = self.seen // self._channels
-        rest = np.stack([each - codes.sum(1), np.zeros(len(codes))], 1).astype(np.int32)
-        return Counted(np.concatenate([rest, codes], 1), low, self._peaks.cpu().numpy().view(np.float32))
+    def counted(self) -> Counted | None:
+        """What has been counted; None where a value was not finite. The GPU is waited for twice."""
+        *peaks, worst = self._peaks.cpu().numpy()
+        if worst >= NOT_FINITE:
+            return None
+        largest = np.array(peaks, np.int32)
+        least, most = span(largest)
+        low = max(1, least - self._depth) if least <= most else 1
+        smaller = self._table[:, 1:low].sum(1, keepdim=True)
+        table: Any = torch.cat([smaller, smaller, self._table[:, low : most + 1]], 1).to(torch.int32).cpu().numpy()
+        table[:, 0] = self.seen // self._channels - table[:, 1:].sum(1)
+        return Counted(table, low, largest.view(np.float32))
 
 
 @cache
@@ -73,12 +74,14 @@ def _right(device: str) -> bool:
     if not cuda.usable(device):
         return False
     x = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0))
-    table = DeviceTable(3, True, torch.device(device))
+    table = DeviceTable(3, True, CODES, torch.device(device))
     table.add(x.to(device), 1)
     found, rows = table.counted(), x.movedim(1, 0).flatten(1)
     both = torch.cat([rows, -rows])
     codes = (both.view(torch.int32) >> SHIFT).clamp_min(0) + torch.arange(6)[:, None] * CODES
     expected = torch.bincount(codes.flatten(), minlength=6 * CODES).view(6, CODES).numpy()
+    if found is None:
+        return False
     held = found.table[:, 2:]
     return (
         np.array_equal(expected[:, found.low : found.low + held.shape[1]], held)

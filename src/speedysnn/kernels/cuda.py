@@ -23,12 +23,13 @@ _SLOPES = {
 }
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BLOCK = 512
+INSTALLED = find_spec("triton") is not None  # looked up here, where no compiler follows
 BROKEN = "Triton does not run here"
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
     """Why this backend cannot take a call, or ""."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "Triton is not installed"
     if drive.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the drive is on {drive.device.type}"
@@ -44,7 +45,7 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 def usable(device: str) -> bool:
     """Whether Triton is there and computes what it should on such a device."""
-    there = find_spec("triton") is not None and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+    there = INSTALLED and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
     return there and not _fault(device)
 
 
