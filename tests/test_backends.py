@@ -92,11 +92,12 @@ CHECKS = {
     "the neuron, some cases": ("triton_check.main('some')", "48"),
     "counting": ("triton_counting_check.main()", "72"),
     "sums": ("triton_sums_check.main()", "60"),
+    "the quantizer": ("triton_quantizer_check.main()", "48"),
     "the neuron, all cases": ("triton_check.main('all')", "144"),
 }
 
 
-@pytest.mark.parametrize("name", [*list(CHECKS)[:3], pytest.param(list(CHECKS)[3], marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", [*list(CHECKS)[:-1], pytest.param(list(CHECKS)[-1], marks=pytest.mark.nightly)])
 def test_triton_equals_the_reference_in_its_interpreter(name: str) -> None:
     """In a process of its own: Triton reads its variable once, when kernels are defined."""
     pytest.importorskip("triton")
@@ -117,18 +118,21 @@ KERNELS = {
     "trains": "out drive theta",
     "errors": "z held a twin drive theta start fired",
     "units": "z a fired",
+    "quantizer forward": "z theta start out",
+    "quantizer backward": "grad z theta start to_z sums",
 }
 FILES = {
-    "tally": "kernels.triton_counting", **dict.fromkeys(("trains", "errors", "units"), "analysis.triton_sums")
+    "tally": "kernels.triton_counting", **dict.fromkeys(("trains", "errors", "units"), "analysis.triton_sums"),
+    **dict.fromkeys(("quantizer forward", "quantizer backward"), "kernels.triton_quantizer"),
 }  # fmt: skip
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
-NUMBERS = ("lo", "hi", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest")
+NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest")
 
 
-@pytest.mark.parametrize("name", sorted(KERNELS))
+@pytest.mark.parametrize("key", sorted(KERNELS))
 @pytest.mark.parametrize(("real", "constant", "signed"), [("fp32", False, False), ("fp64", True, False), ("fp32", False, True)])
 def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
-    name: str, real: str, constant: bool, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, real: str, constant: bool, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interpreter takes what the compiler refuses, so that it alone proves nothing of a GPU."""
     compiler = pytest.importorskip("triton.compiler")
@@ -136,14 +140,15 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
         pytest.skip("this Triton compiles ahead of time in another way")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    if name in FILES and real == "fp64":
+    if real == "fp64" and key in ("tally", "trains", "errors", "units"):
         pytest.skip("it takes float32")
-    kernel = getattr(importlib.import_module(f"speedysnn.{FILES.get(name, 'kernels.triton_kernels')}"), name)
+    module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), key.split()[-1]
+    kernel = getattr(module, name)
     choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "highest": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
                "bins": 64, "per": 32, "lags": signed, "clip": not signed}  # fmt: skip
     types = {**dict.fromkeys(WHOLE, "*i32"), **dict.fromkeys(EXACT, "*fp64"), **dict.fromkeys(NUMBERS, "fp32"),
-             **dict.fromkeys(KERNELS[name].split(), f"*{real}")}  # fmt: skip
+             **dict.fromkeys(KERNELS[key].split(), f"*{real}")}  # fmt: skip
     fixed = {(place,): choices[word] for place, word in enumerate(kernel.arg_names) if word in choices}
     signature = {word: "constexpr" if word in choices else types.get(word, "i32") for word in kernel.arg_names}
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)

@@ -68,6 +68,13 @@ def test_counting_on_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch)
         layer.histogram()
 
 
+def test_the_quantizer_in_triton_is_that_of_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
+    import triton_quantizer_check
+
+    triton_quantizer_check.main("cuda")
+
+
 def test_sums_of_a_layer_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
     import triton_sums_check

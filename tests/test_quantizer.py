@@ -18,7 +18,7 @@ def both(z, theta, v_init, steps, highest, signed, grad):
     ours = quantizer_cpu.forward(z, theta, v_init, steps, low, high)
     plain = quantizer.levels(z, theta, v_init, steps, highest, signed) * (theta.to(z.dtype) / steps)
     return (ours, *quantizer_cpu.backward(grad, z, theta, v_init, steps, low, high)), (
-        plain, *quantizer._adjoint(grad, z, theta, v_init, steps, low, high),
+        plain, *quantizer.adjoint(grad, z, theta, v_init, steps, low, high),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.kernels import quantizer_cpu
+from speedysnn.kernels import quantizer_cpu, quantizer_cuda
 from speedysnn.kernels.rule import Rule
 
 
@@ -18,9 +18,7 @@ def levels(
     Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `highest` spikes a step; the
     lower clip is -T N if `signed`.
     """
-    dtype = torch.promote_types(drive.dtype, torch.float32)
-    scaled = drive.to(dtype) * timesteps / theta.to(dtype) + v_init.to(dtype)
-    return torch.floor(scaled).clamp_(-timesteps * highest if signed else 0, timesteps * highest)
+    return _count(drive, theta, v_init, timesteps, -timesteps * highest if signed else 0, timesteps * highest)
 
 
 class _Quantize(torch.autograd.Function):
@@ -40,19 +38,18 @@ class _Quantize(torch.autograd.Function):
         ctx.save_for_backward(drive, theta, v_init)
         ctx.timesteps, ctx.highest, ctx.signed, ctx.scaled = timesteps, highest, signed, scaled
         low, high = -timesteps * highest if signed else 0, timesteps * highest
-        ctx.compiled = quantizer_cpu.takes(drive, theta, v_init)
-        if ctx.compiled:
-            return quantizer_cpu.forward(drive, theta, v_init, timesteps, low, high)
-        count = levels(drive, theta, v_init, timesteps, highest, signed)
-        return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
+        compiled = (kernel for kernel in (quantizer_cpu, quantizer_cuda) if kernel.takes(drive, theta, v_init))
+        ctx.compiled = next(compiled, None)
+        forward = plainly if ctx.compiled is None else ctx.compiled.forward
+        return forward(drive, theta, v_init, timesteps, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         drive, theta, v_init = ctx.saved_tensors
         steps, grad = ctx.timesteps, grads[0]
         low, high = -steps * ctx.highest if ctx.signed else 0, steps * ctx.highest
-        adjoint = quantizer_cpu.backward if ctx.compiled else _adjoint
-        to_drive, to_theta, to_start = adjoint(grad, drive, theta, v_init, steps, low, high)
+        backward = adjoint if ctx.compiled is None else ctx.compiled.backward
+        to_drive, to_theta, to_start = backward(grad, drive, theta, v_init, steps, low, high)
         scale = 1.0
         if ctx.scaled and drive.numel():
             features = drive[0].numel() / theta.numel()
@@ -60,12 +57,23 @@ class _Quantize(torch.autograd.Function):
         return to_drive, to_theta * scale, to_start * scale, None, None, None, None
 
 
-def _adjoint(
+def plainly(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
+    """theta/T clip(floor(T z / theta + v_init), low, high) in plain torch; what compiled kernels are held equal to."""
+    count = _count(drive, theta, v_init, steps, low, high)
+    return (count * (theta.to(count.dtype) / steps)).to(drive.dtype)
+
+
+def _count(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
+    dtype = torch.promote_types(drive.dtype, torch.float32)
+    return torch.floor(drive.to(dtype) * steps / theta.to(dtype) + v_init.to(dtype)).clamp_(low, high)
+
+
+def adjoint(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init in plain torch; what the compiled kernel is held equal to."""
+    """Gradients of drive, theta and v_init in plain torch; what compiled kernels are held equal to."""
     dtype = torch.promote_types(drive.dtype, torch.float32)
-    count = torch.floor(drive.to(dtype) * steps / theta.to(dtype) + v_init.to(dtype)).clamp_(low, high)
+    count = _count(drive, theta, v_init, steps, low, high)
     ratio = drive.to(dtype) / theta.to(dtype)
     inside = (ratio > low / steps) & (ratio < high / steps)
     to_theta = grad * torch.where(inside, count / steps - ratio, ratio.clamp(low / steps, high / steps))

@@ -18,7 +18,8 @@ def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover 
 
 
 @triton.jit
-def _divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
+def divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
+    """IEEE's quotient."""
     return a / b if double else tl.div_rn(a, b)  # plain division of float32 is approximate here
 
 
@@ -40,7 +41,7 @@ def forward(
         if not constant:
             for step in range(tl.where(t == 0, 1, tl.minimum(t + delay, steps)), tl.minimum(t + 1 + delay, steps)):
                 total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
-        level = _divided(total * tl.load(factors + t), th, double) + v0
+        level = divided(total * tl.load(factors + t), th, double) + v0
         s = _spikes(level, count, lo, hi, take_back)
         count += s
         tl.store(out + t * row + at, (s * th).to(out.dtype.element_ty), mask=here)
@@ -79,7 +80,7 @@ def note(
         if not constant:
             for step in range(tl.where(t == 0, 1, tl.minimum(t + delay, steps)), tl.minimum(t + 1 + delay, steps)):
                 total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
-        level = _divided(total * tl.load(factors + t), th, double) + v0
+        level = divided(total * tl.load(factors + t), th, double) + v0
         tl.store(membranes + t * row + at, level - count, mask=here)
         tl.store(counts + t * row + at, count, mask=here)
         count += _spikes(level, count, lo, hi, take_back)

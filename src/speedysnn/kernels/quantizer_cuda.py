@@ -1,0 +1,93 @@
+"""The quantized reading on a GPU, through Triton: one read and one write forward, two reads and one write backward."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from speedysnn.kernels import cuda
+from speedysnn.kernels.layout import Layout, flat, laid_out, plan, rows_first, values
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_BLOCK = 1024
+_TILE, _PROGRAMS = 1024, 1024
+_ONE_THETA = 512  # columns of a layer whose neurons have one theta
+
+
+def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
+    """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
+    if drive.device.type == "cpu" or drive.dtype not in _DTYPES or not drive.numel():
+        return False
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None or not _right(drive.device.type):
+        return False
+    where = plan(drive.detach(), theta, v_init, 1) if rows_first(drive) else None
+    return where is not None and (where.channels == 1 or where.inner == 1)  # channels lie side by side
+
+
+def forward(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
+    """theta/T clip(floor(T z / theta + v_init), low, high); shapes as `speedysnn.kernels.quantizer.quantize`."""
+    from speedysnn.kernels import triton_quantizer
+
+    where, th, v0 = _given(drive, theta, v_init)
+    out = torch.empty_like(where.drive)
+    with cuda.on(drive):
+        triton_quantizer.forward[(-(-where.neurons // _BLOCK),)](
+            flat(where.drive), th, v0, flat(out), where.neurons, _width(where), th.numel(), v0.numel(), float(steps),
+            float(low), float(high), th.dtype == torch.float64, _BLOCK,
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
+    from speedysnn.kernels import triton_quantizer
+
+    where, th, v0 = _given(drive, theta, v_init)
+    out, width = torch.empty_like(where.drive, dtype=grad.dtype), _width(where)
+    wide = min(256, 1 << (width - 1).bit_length())
+    tall, across = _TILE // wide, -(-width // wide)
+    grid = max(1, min(-(-where.neurons // width // tall), _PROGRAMS // across)), across
+    sums = torch.empty(grid[0], 2, width, dtype=th.dtype, device=drive.device)
+    with cuda.on(drive):
+        triton_quantizer.backward[grid](
+            flat(laid_out(grad.detach(), where.drive)), flat(where.drive), th, v0, flat(out), sums, where.neurons,
+            width, th.numel(), v0.numel(), float(steps), float(low), float(high), low / steps, high / steps,
+            th.dtype == torch.float64, tall, wide,
+        )  # fmt: skip
+    to_theta, to_start = sums.sum(0)
+    return out, _reduced(to_theta, theta), _reduced(to_start, v_init)
+
+
+def _given(drive: Tensor, theta: Tensor, v_init: Tensor) -> tuple[Layout, Tensor, Tensor]:
+    where, work = plan(drive.detach(), theta, v_init, 1), torch.promote_types(drive.dtype, torch.float32)
+    assert where is not None
+    return where, values(theta, work), values(v_init, work)
+
+
+def _width(where: Layout) -> int:
+    return _ONE_THETA if where.channels == 1 else where.channels
+
+
+def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
+    total = sums.sum() if parameter.numel() == 1 else sums
+    return total.to(parameter.dtype).reshape(parameter.shape)
+
+
+@cache
+def _right(device: str) -> bool:
+    """Whether Triton is there and its compiled code gives what plain torch does, on trial in a few values."""
+    from speedysnn.kernels import quantizer
+
+    if not cuda.usable(device):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    z, grad = (torch.randn(64, 3, generator=generator) for _ in range(2))
+    theta, start = torch.rand(1, 3, generator=generator) + 0.3, torch.full((1, 3), 0.5)
+    g, x, th, v0 = (value.to(device) for value in (grad, z, theta, start))
+    if not torch.equal(forward(x, th, v0, 4, 0, 4).cpu(), quantizer.plainly(z, theta, start, 4, 0, 4)):
+        return False
+    gradients, ours = quantizer.adjoint(grad, z, theta, start, 4, 0, 4), backward(g, x, th, v0, 4, 0, 4)
+    return all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True))
