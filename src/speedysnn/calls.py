@@ -36,7 +36,7 @@ class Call:
         neurons: by name.
         wires: of its graph.
         synchronous: every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them.
-        eventwise: its convolutions; None where a compiler follows the call, which is to see torch's own.
+        eventwise: its convolutions on the CPU; None where a compiler follows the call, which is to see torch's own.
     """
 
     snn: SpikingNetwork
@@ -63,8 +63,9 @@ def read(
     steps = 1 if reading != "spiking" or synchronous else snn.timesteps
     passes = _passes(snn, inputs, dynamic, observer, steps)
     pictures = sum(passes) * (snn.timesteps if reading == "spiking" else 1)
-    eventwise = None if torch.compiler.is_compiling() else Eventwise(pictures, snn.tables, reading)
-    call = Call(snn, reading, per_step, observer, neurons, Wires.of(snn.graph), synchronous, eventwise)
+    own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
+    eventwise = None if own else Eventwise(pictures, snn.tables, reading)
+    call = Call(snn, reading, per_step, observer, neurons, snn.wires, synchronous, eventwise)
     try:
         return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
     finally:

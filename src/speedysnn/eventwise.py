@@ -6,6 +6,7 @@ its time. Tiles round to some 1e-6, up to ten times what torch does, so that the
 the more exact.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +83,9 @@ class Eventwise:
         weight, bias = tensors["weight"], tensors.get("bias")
         given = (x, weight) if bias is None else (x, weight, bias)
         half = torch.is_autocast_enabled("cpu")
-        if self._wanted == "never" or traced() or _transformed() or not events.takes(x, weight, attrs):
+        if self._wanted == "never" or (self._wanted != "always" and self._little(x, weight)):
+            return None
+        if traced() or _transformed() or not events.takes(x, weight, attrs):
             return None
         if half and (recorded(*given) or torch.get_autocast_dtype("cpu") != torch.bfloat16):
             return None
@@ -97,6 +100,10 @@ class Eventwise:
             return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
         ways = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape))
         return None if ways == Ways() else forward(x, weight, bias, shape, ways)
+
+    def _little(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a layer multiplies too little for any of this, told before its shape is worked out."""
+        return 4 * self.pictures * math.prod(x.shape[2:]) * weight.numel() < WORTH
 
     def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float) -> Ways:
         """How a convolution is done whose gradients are wanted, and how these are."""

@@ -8,6 +8,7 @@ from speedysnn.errors import InputError
 from speedysnn.graph import Graph
 from speedysnn.neurons import IFNeuron
 from speedysnn.owned import holder, key_of, owned
+from speedysnn.wiring import Wires
 
 
 class Parts(nn.Module):
@@ -24,7 +25,7 @@ class Parts(nn.Module):
         copy: bool = True,
     ) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self.wires = graph, Wires.of(graph)
         place = {node.name: position for position, node in enumerate(graph.nodes)}
         owners = sorted(tensors, key=lambda name: place.get(name, len(place)))
         self.layers = nn.ModuleDict({key_of(name): holder(tensors[name], self.BUFFERS, copy) for name in owners})
