@@ -25,7 +25,6 @@ from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.progress import track
-from speedysnn.wiring import last_uses, readout_nodes
 
 _LEAST = 8  # images a pass
 _T = TypeVar("_T")
@@ -54,8 +53,8 @@ class MixedRun(Execution):
     """A pass in which layers are read apart; `neurons` replaces the network's own, which stay as they are."""
 
     def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
-        super().__init__(snn.graph, neurons or snn.neurons, snn.tensors, snn.timesteps)
-        self._snn, self._means, self._last = snn, readout_nodes(snn.graph), last_uses(snn.graph)
+        super().__init__(snn.graph, neurons or snn.neurons, snn.tensors, snn.timesteps, wires=snn.wires)
+        self._snn = snn
         self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
 
     def with_neuron(self, name: str, neuron: IFNeuron) -> "MixedRun":
@@ -129,10 +128,10 @@ class MixedRun(Execution):
             values[node.name] = self.emit(node.name, values[node.inputs[0]], reading)
         elif node.op != "input":
             args = [values[name] for name in node.inputs]
-            if node.name in self._means:
+            if node.name in self.wires.readout_nodes:
                 args = [Value(self.mean(arg)) for arg in args]
             values[node.name] = self._node(node, args)
-        for name in self._last.get(position, ()):
+        for name in self.wires.last_uses.get(position, ()):
             values.pop(name, None)
 
 

@@ -120,7 +120,7 @@ def _laid_out(x: Tensor) -> Tensor:
 
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Layer"]) -> None:
     """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
-    run = Execution(snn.graph, cast(Mapping[str, IFNeuron], layers), snn.tensors, snn.timesteps)
+    run = Execution(snn.graph, cast(Mapping[str, IFNeuron], layers), snn.tensors, snn.timesteps, wires=snn.wires)
     if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
         run.static(images, "quantized")
     else:
@@ -133,7 +133,8 @@ def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Te
     def observe(tap: Tap) -> None:
         means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
 
-    Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observe).static(images, "analog")
+    run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observe, wires=snn.wires)
+    run.static(images, "analog")
     return means
 
 

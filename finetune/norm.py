@@ -42,7 +42,7 @@ def run_training(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
 ) -> Any:
     """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
-    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer)
+    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
         values = run.spiking(ready, per_step=False)

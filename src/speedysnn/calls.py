@@ -174,8 +174,9 @@ def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
         drives[tap.name] = tap.drive
 
     means = [run.mean(value) for value in values]
-    Execution(run.graph, run.neurons, run.tensors, run.timesteps, record).static(means, "quantized")
-    paced = Execution(run.graph, run.neurons, run.tensors, run.timesteps, run.observer, drives)
+    known = Execution(run.graph, run.neurons, run.tensors, run.timesteps, record, wires=run.wires)
+    known.static(means, "quantized")
+    paced = Execution(run.graph, run.neurons, run.tensors, run.timesteps, run.observer, drives, wires=run.wires)
     return paced.spiking(values, per_step=True)
 
 
