@@ -52,8 +52,7 @@ def summed_plainly(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: T
         found = added(found, _block(own, analog, quantized, seen, constant, each, neuron, theta, start))
     step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
     fired, when = torch.round(mean_of(outs) / step), first_steps(outs)
-    begun = torch.tensor(starts(when), device=z.device)
-    found["counts"] = torch.cat([found["counts"], begun])
+    found["counts"] = torch.cat([found["counts"], starts(when)])
     found["pulses"] = torch.stack([torch.count_nonzero(out) for out in outs])
     return {**found, **counted(fired, source.analog(z), neuron.timesteps * neuron.levels_per_step)}
 

@@ -1,18 +1,18 @@
 """Hand a layer's tensors to the sums in Triton, where they lie on a GPU; what these add up stays there."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.analysis.fused import Clip, Sums
+from speedysnn.analysis.latency import starts
 from speedysnn.analysis.sums import BINS, CHANNELS, PER_STEP
 from speedysnn.kernels import cuda
+from speedysnn.kernels.grids import PROGRAMS, shared
 from speedysnn.kernels.layout import values
 
 _TILE = 256  # elements that a program looks at together, one a thread: each has thirty sums to keep
-_PROGRAMS = 1024  # at most, about
 _BLOCK = 128  # units of one program
 
 
@@ -35,8 +35,6 @@ class RunningThere:
         own = (values(x, torch.float32).expand(self._channels).contiguous() for x in (theta, start))
         self._theta, self._start = own
         self._steps, self._most, self._least = float(steps), float(most), float(least)
-        wide = min(_TILE, 1 << (self._channels - 1).bit_length())
-        self._tile, self._across = (_TILE // wide, wide), -(-self._channels // wide)
         self._sums: dict[str, Tensor] = {}
         self._seen, self._fired = torch.zeros(2, dtype=torch.int64), torch.zeros((), dtype=torch.int64, device=z.device)
         units = self._shape.numel()
@@ -51,19 +49,16 @@ class RunningThere:
         fired: int | None,
     ) -> int | Tensor:  # fmt: skip
         """Add some images; returns their spike events, which the GPU may still be counting."""
-        clip = a if isinstance(a, tuple) else None
-        low, high = clip or (None, None)
-        limits = (-torch.inf if low is None else low, torch.inf if high is None else high, clip is not None)
-        z, held, source, twin, drive, out = (
-            self._rows(x) for x in (z, corrected, z if isinstance(a, tuple) else a, twin, drive, out)
-        )
+        clip = isinstance(a, tuple)
+        (low, high), source = (a, z) if isinstance(a, tuple) else ((None, None), a)
+        limits = (-torch.inf if low is None else low, torch.inf if high is None else high, clip)
+        z, held, source, twin, drive, out = (self._rows(x) for x in (z, corrected, source, twin, drive, out))
+        emitted, seen, factor = len(out) // len(z), *((1.0, self._steps) if constant else (self._steps, 1.0))
         with cuda.on(z):
-            total, when, pulses = self._add_trains(out, drive, 1.0 if constant else self._steps, len(out) // len(z))
-            count = self._add_errors(
-                (z, held, source, twin, drive), total, self._steps if constant else 1.0, len(out) // len(z), limits
-            )
+            total, when, pulses = self._add_trains(out, drive, seen, emitted)
+            count = self._add_errors((z, held, source, twin, drive), total, factor, emitted, limits)
             self._add_units(z, source, count, limits)
-        self._more("begun", _starts(when.view(len(z), -1)))
+        self._more("begun", starts(when))
         self._seen += torch.tensor([z.numel(), len(z)])
         events = pulses.sum() if fired is None else fired
         self._fired = self._fired + events
@@ -73,21 +68,18 @@ class RunningThere:
         """(B, ..., C) in this order in memory."""
         return x.detach().reshape(-1, 1) if x.ndim < 2 else x.detach().movedim(self._dim, -1).contiguous()
 
-    def _grid(self, rows: int) -> tuple[int, int]:
-        return max(1, min(-(-rows // self._tile[0]), _PROGRAMS // self._across)), self._across
-
     def _add_trains(self, out: Tensor, drive: Tensor, seen: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs over time, (B, ..., C), first steps, and spikes a step, (T,)."""
         from speedysnn.analysis import triton_sums
 
-        rows = drive.numel() // self._channels
-        grid, device = self._grid(rows), drive.device
+        rows, device = drive.numel() // self._channels, drive.device
+        grid, tile = shared(rows, self._channels, _TILE)
         found = torch.empty(grid[0], 5, self._channels, dtype=torch.float64, device=device)
         pulses = torch.zeros(grid[0] * grid[1], steps, _TILE, dtype=torch.int32, device=device)
         total, when = (torch.empty(drive.shape, dtype=kind, device=device) for kind in (torch.float64, torch.int32))
         triton_sums.trains[grid](
             out, drive, self._theta, found, pulses, total, when, rows, self._channels, steps, seen,
-            self._least / self._steps, self._most / self._steps, self._lags, *self._tile,
+            self._least / self._steps, self._most / self._steps, self._lags, *tile,
         )  # fmt: skip
         each = pulses.sum((0, 2))
         self._more("trains", found.sum(0))
@@ -100,14 +92,14 @@ class RunningThere:
         """Each element's count, (B, ..., C)."""
         from speedysnn.analysis import triton_sums
 
-        rows = total.numel() // self._channels
-        grid, device = self._grid(rows), total.device
+        rows, device = total.numel() // self._channels, total.device
+        grid, tile = shared(rows, self._channels, _TILE)
         found = torch.empty(grid[0], 25, self._channels, dtype=torch.float64, device=device)
         tables = torch.zeros(grid[0] * grid[1], 2, BINS + 3, dtype=torch.int32, device=device)
         count = torch.empty(total.shape, device=device)
         triton_sums.errors[grid](
             *given, total, self._theta, self._start, found, tables, count, rows, self._channels, float(emitted),
-            self._steps, self._most, self._least, factor, *limits, BINS, PER_STEP, *self._tile, num_warps=_TILE // 32,
+            self._steps, self._most, self._least, factor, *limits, BINS, PER_STEP, *tile, num_warps=_TILE // 32,
         )  # fmt: skip
         self._more("errors", found.sum(0))
         self._more("bins", tables.sum(0))
@@ -117,7 +109,7 @@ class RunningThere:
         from speedysnn.analysis import triton_sums
 
         units = self._units.shape[1]
-        grid = -(-units // _BLOCK), max(1, min(len(z), _PROGRAMS * _BLOCK // units))
+        grid = -(-units // _BLOCK), max(1, min(len(z), PROGRAMS * _BLOCK // units))
         triton_sums.units[grid](z, source, count, *self._units, len(z), units, self._most, *limits, _BLOCK)
 
     def _more(self, name: str, value: Tensor) -> None:
@@ -156,10 +148,3 @@ def _here(sums: Mapping[str, Tensor]) -> Sums:
     pieces = whole.split([value.numel() for value in sums.values()])  # type: ignore[no-untyped-call]
     own = zip(sums.items(), pieces, strict=True)
     return {name: piece.view(value.shape).to(value.dtype) for (name, value), piece in own}
-
-
-def _starts(when: Tensor) -> Tensor:
-    """Images with a spike, and the sum of their first steps; `when` (B, units) with 0 for no spike."""
-    never = torch.iinfo(when.dtype).max
-    first: Any = torch.where(when == 0, never, when).amin(1)
-    return torch.stack([(first != never).sum(), torch.where(first != never, first, 0).sum()])

@@ -20,13 +20,12 @@ def first_steps(outs: Sequence[Tensor]) -> Tensor:
     return when
 
 
-def starts(when: Tensor) -> tuple[int, int]:
-    """Images with a spike in the layer, and the sum of their first steps; `when` (B, ...) as `first_steps` gives it."""
+def starts(when: Tensor) -> Tensor:
+    """Images with a spike in the layer, and the sum of their first steps, (2,); `when` (B, ...) as of `first_steps`."""
     never = torch.iinfo(when.dtype).max
     rows = torch.where(when == 0, never, when).reshape(len(when), -1)
     begun = rows.min(1).values if rows.shape[1] else rows.new_full((len(rows),), never)
-    begun = begun[begun != never]
-    return len(begun), int(begun.sum())
+    return torch.stack([(begun != never).sum(), torch.where(begun == never, 0, begun).sum()])
 
 
 def lag_sums(

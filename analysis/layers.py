@@ -92,7 +92,7 @@ class LayerSums:
                 z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
                 least=-self.most if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
-        fired = None if trains else events(tap)
+        fired = None if trains else int(events(tap))
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
 
     def _settle(self) -> None:

@@ -114,10 +114,13 @@ def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, 
     return torch.floor(drive / theta + start).clamp_(-most if neuron.signed else 0, most)
 
 
-def events(tap: Tap) -> int:
-    """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade."""
+def events(tap: Tap) -> int | Tensor:
+    """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade.
+
+    A GPU may still be counting them.
+    """
     if not tap.static_output:
-        return nonzero(tap.output)
+        return nonzero(tap.output) if tap.output.device.type == "cpu" else torch.count_nonzero(tap.output)
     neuron = tap.neuron
     step = neuron.per_channel(neuron.threshold.detach(), tap.output.ndim).to(torch.float64) / neuron.timesteps
     counts = torch.round(tap.output.to(torch.float64) / step).abs()

@@ -7,12 +7,12 @@ come out of every run. Tensors are matrices (rows, channels); what lies beyond t
 import triton
 import triton.language as tl
 
+from speedysnn.kernels.triton_kernels import within
+
 
 @triton.jit
 def _count_of(x, theta, start, most, least):  # pragma: no cover - compiled
-    level = tl.floor(tl.div_rn(x, theta) + start)
-    level = tl.where(level > most, most, level)
-    return tl.where(level < least, least, level).to(tl.float64)
+    return within(tl.floor(tl.div_rn(x, theta) + start), least, most).to(tl.float64)
 
 
 @triton.jit
@@ -107,26 +107,21 @@ def errors(
         pre = tl.load(z + at, mask=here, other=0.0)
         kept = tl.load(held + at, mask=here, other=0.0)
         given = tl.load(drive + at, mask=here, other=0.0)
-        if clip:
-            act = tl.where(pre > highest, highest, pre)
-            act = tl.where(act < lowest, lowest, act)
-        else:
-            act = tl.load(a + at, mask=here, other=0.0)
+        act = within(pre, lowest, highest) if clip else tl.load(a + at, mask=here, other=0.0)
         source, own, inner = tl.where(here, act, 0.0).to(tl.float64), pre.to(tl.float64), kept.to(tl.float64)
         measured = tl.load(total + at, mask=here, other=0.0) / emitted
         n = tl.floor(measured / step + 0.5)
         aimed, reached = _count_of(kept * many, th, v0, most, least), _count_of(given * factor, th, v0, most, least)
-        clipped = tl.where(own < high, own, high)
-        clipped = tl.where(clipped > low, clipped, low)
-        r_, target = n * step, aimed * step
+        clipped, r_, target = within(own, low, high), n * step, aimed * step
         e, cut, rounding = r_ - source, clipped - source, target - clipped
         passed, late = reached * step - target, r_ - reached * step
         off = tl.load(twin + at, mask=here, other=0.0).to(tl.float64) - source
         miss = tl.where(here, cut + rounding + passed + late - (measured - source), 0.0)
         fine = (inner > low) & (inner < high) & (inner != 0) & here
-        _tell(table, aimed - inner / step, fine, bins, per)
+        gap = aimed - inner / step
+        _tell(table, gap, fine, bins, per)
         _tell(table + bins + 3, e / step, (e != 0) & here, bins, per)
-        ee, gap = e * e, tl.where(fine, aimed - inner / step, 0.0)
+        ee, gap = e * e, tl.where(fine, gap, 0.0)
         gg = gap * gap
         c0, c1, c2, c3, c4 = c0 + tl.abs(source), c1 + source * source, c2 + source, c3 + e, c4 + ee
         c5, c6, c7 = c5 + ee * e, c6 + ee * ee, c7 + ((own > low) & (own < high) & here).to(tl.float64)
@@ -179,12 +174,8 @@ def units(
     row = tl.zeros_like(u) + count
     for image in range(tl.program_id(1), images, tl.num_programs(1)):
         n = tl.load(fired + image * row + u, mask=here, other=0.0)
-        if clip:
-            act = tl.load(z + image * row + u, mask=here, other=0.0)
-            act = tl.where(act > highest, highest, act)
-            act = tl.where(act < lowest, lowest, act)
-        else:
-            act = tl.load(a + image * row + u, mask=here, other=0.0)
+        act = tl.load((z if clip else a) + image * row + u, mask=here, other=0.0)
+        act = within(act, lowest, highest) if clip else act
         spiking += (n != 0).to(tl.int32)
         crowded += (tl.abs(n) == most).to(tl.int32)
         largest = tl.where(tl.abs(act) > largest, tl.abs(act), largest)

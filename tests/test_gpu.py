@@ -1,6 +1,7 @@
 """What runs on a GPU gives what the CPU gives; skipped where there is none."""
 
 import copy
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -48,39 +49,26 @@ def digits() -> tuple[SpikingNetwork, TensorDataset]:
     return convert.to_spiking(load_digits_net("avg").to(GPU), images.tensors[0], timesteps=4), images
 
 
-def test_the_triton_neuron_equals_the_reference_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+MATERIAL = {
+    "triton_check": ("all", "cuda"), "triton_counting_check": ("cuda",), "triton_quantizer_check": ("cuda",),
+    "triton_sums_check": ("cuda",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATERIAL)
+def test_triton_gives_what_plain_torch_does_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
-    import triton_check
-
-    triton_check.main("all", "cuda")
+    importlib.import_module(name).main(*MATERIAL[name])
 
 
-def test_counting_on_the_gpu_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
-    import triton_counting_check
-
-    triton_counting_check.main("cuda")
+def test_counts_and_sums_take_what_lies_there() -> None:
     assert counting_cuda.takes(torch.rand(2, 3, device=GPU), 3)
+    assert fused_cuda.takes(torch.rand(2, 3, device=GPU))
     layer, bad = Collecting(), torch.rand(32, 1, 8, 8, device=GPU)
     bad[3, 0, 1, 1] = float("nan")
     layer.add(bad, 1)
     with pytest.raises(DataError, match="activations hold NaN"):
         layer.histogram()
-
-
-def test_the_quantizer_in_triton_is_that_of_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
-    import triton_quantizer_check
-
-    triton_quantizer_check.main("cuda")
-
-
-def test_sums_of_a_layer_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "material"))
-    import triton_sums_check
-
-    triton_sums_check.main("cuda")
-    assert fused_cuda.takes(torch.rand(2, 3, device=GPU))
 
 
 @pytest.mark.parametrize("delay", [0, 1, 8])

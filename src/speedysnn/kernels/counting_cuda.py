@@ -9,6 +9,7 @@ from torch import Tensor
 
 from speedysnn.kernels import cuda
 from speedysnn.kernels.counting import CODES, NOT_FINITE, SHIFT, Counted, span
+from speedysnn.kernels.grids import power
 from speedysnn.kernels.layout import in_rows
 
 MOST = 2**27  # cells of a table, 512 MiB
@@ -45,8 +46,8 @@ class DeviceTable:
         inner = x.numel() if dim < 0 else x.stride(dim)
         across = inner == 1 and self._channels > 1
         width = self._channels if across else inner
-        rows, wide = x.numel() // width, min(_TILE, _power(width))
-        tall = min(_TILE // wide, _power(rows))
+        rows, wide = x.numel() // width, min(_TILE, power(width))
+        tall = min(_TILE // wide, power(rows))
         with cuda.on(x):
             triton_counting.tally[-(-rows // tall), -(-width // wide)](
                 x, self._table, self._peaks, self._peaks[-1:], rows, width, self._channels, CODES, SHIFT, across,
@@ -56,10 +57,10 @@ class DeviceTable:
 
     def counted(self) -> Counted | None:
         """What has been counted; None where a value was not finite. The GPU is waited for twice."""
-        *peaks, worst = self._peaks.cpu().numpy()
-        if worst >= NOT_FINITE:
+        peaks: Any = self._peaks.cpu().numpy()
+        if peaks[-1] >= NOT_FINITE:
             return None
-        largest = np.array(peaks, np.int32)
+        largest = peaks[:-1]
         least, most = span(largest)
         low = max(1, least - self._depth) if least <= most else 1
         smaller = self._table[:, 1:low].sum(1, keepdim=True)
@@ -88,8 +89,3 @@ def _right(device: str) -> bool:
         and np.array_equal(expected[:, 0], found.table[:, 0])
         and np.array_equal(both.amax(1).numpy(), found.largest)
     )
-
-
-def _power(n: int) -> int:
-    """The power of two that is n, or the next."""
-    return 1 << (n - 1).bit_length()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, values
+from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
 from speedysnn.kernels.rule import Rule
 from speedysnn.kernels.sequence_back import backward as back
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
@@ -91,18 +91,13 @@ def backward(
             lambda begin, end, i: back(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
         )
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
-    return grad_x.to(drive.dtype), _reduced(to_theta, theta), _reduced(to_start, v_init)
+    return grad_x.to(drive.dtype), reduced(to_theta, theta), reduced(to_start, v_init)
 
 
 def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
     where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
     assert where is not None
     return where
-
-
-def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
-    total = sums.sum() if parameter.numel() == 1 else sums
-    return total.to(parameter.dtype).reshape(parameter.shape)
 
 
 def _work(drive: Tensor) -> torch.dtype:

@@ -31,7 +31,7 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
     """Why this backend cannot take a call, or ""."""
     if not INSTALLED:
         return "Triton is not installed"
-    if drive.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if not _reaches(drive.device.type):
         return f"the drive is on {drive.device.type}"
     if drive.dtype not in _DTYPES:
         return f"{drive.dtype} is not one of its types"
@@ -45,8 +45,12 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 def usable(device: str) -> bool:
     """Whether Triton is there and computes what it should on such a device."""
-    there = INSTALLED and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
-    return there and not _fault(device)
+    return INSTALLED and _reaches(device) and not _fault(device)
+
+
+def _reaches(device: str) -> bool:
+    """Whether Triton's programs run on tensors of such a device."""
+    return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -95,6 +95,12 @@ def values(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (x if x.dtype == dtype else x.to(dtype)).detach().reshape(-1)
 
 
+def reduced(sums: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter's gradient from sums by channel: one for each of its values, or their total for a single one."""
+    total = sums.sum() if parameter.numel() == 1 else sums
+    return total.to(parameter.dtype).reshape(parameter.shape)
+
+
 def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
     """The dimension theta and v_init run along, -1 for a single value, None for anything else."""
     found = -1

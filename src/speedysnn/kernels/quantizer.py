@@ -1,12 +1,14 @@
 """The quantized reading: what T steps count under constant drive, with the gradient of a learned step size."""
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.kernels import quantizer_cpu, quantizer_cuda
+from speedysnn.kernels.dispatch import traced
 from speedysnn.kernels.rule import Rule
 
 
@@ -38,8 +40,7 @@ class _Quantize(torch.autograd.Function):
         ctx.save_for_backward(drive, theta, v_init)
         ctx.timesteps, ctx.highest, ctx.signed, ctx.scaled = timesteps, highest, signed, scaled
         low, high = -timesteps * highest if signed else 0, timesteps * highest
-        compiled = (kernel for kernel in (quantizer_cpu, quantizer_cuda) if kernel.takes(drive, theta, v_init))
-        ctx.compiled = next(compiled, None)
+        ctx.compiled = None if traced() else _compiled(drive, theta, v_init)
         forward = plainly if ctx.compiled is None else ctx.compiled.forward
         return forward(drive, theta, v_init, timesteps, low, high)
 
@@ -55,6 +56,11 @@ class _Quantize(torch.autograd.Function):
             features = drive[0].numel() / theta.numel()
             scale = 1 / math.sqrt(max(1.0, features) * steps)
         return to_drive, to_theta * scale, to_start * scale, None, None, None, None
+
+
+def _compiled(drive: Tensor, theta: Tensor, v_init: Tensor) -> ModuleType | None:
+    """The compiled kernels that take a call."""
+    return next((own for own in (quantizer_cpu, quantizer_cuda) if own.takes(drive, theta, v_init)), None)
 
 
 def plainly(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.kernels.blocks import gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import share
-from speedysnn.kernels.layout import array, laid_out, plan, values
+from speedysnn.kernels.layout import array, laid_out, plan, reduced, values
 from speedysnn.kernels.sequence import block_size, period_of
 
 Array = Any
@@ -82,7 +81,6 @@ def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
     """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
     return (
         AVAILABLE and drive.device.type == "cpu" and drive.dtype in _DTYPES and drive.numel() > 0
-        and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
         and theta.dtype in _DTYPES and plan(drive[:1], theta, v_init, 1) is not None
     )  # fmt: skip
 
@@ -114,12 +112,7 @@ def backward(
         lambda begin, end, i: _backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
     )  # fmt: skip
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
-    return out, _reduced(to_theta, theta), _reduced(to_start, v_init)
-
-
-def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
-    total = sums.sum() if parameter.numel() == 1 else sums
-    return total.to(parameter.dtype).reshape(parameter.shape)
+    return out, reduced(to_theta, theta), reduced(to_start, v_init)
 
 
 def _kind(drive: Tensor) -> Any:

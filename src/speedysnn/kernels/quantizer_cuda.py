@@ -4,14 +4,14 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn.kernels import cuda
-from speedysnn.kernels.layout import Layout, flat, laid_out, plan, rows_first, values
+from speedysnn.kernels.grids import shared
+from speedysnn.kernels.layout import Layout, flat, laid_out, plan, reduced, rows_first, values
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BLOCK = 1024
-_TILE, _PROGRAMS = 1024, 1024
+_TILE = 1024
 _ONE_THETA = 512  # columns of a layer whose neurons have one theta
 
 
@@ -19,7 +19,7 @@ def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
     """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
     if drive.device.type == "cpu" or drive.dtype not in _DTYPES or not drive.numel():
         return False
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None or not _right(drive.device.type):
+    if not _right(drive.device.type):
         return False
     where = plan(drive.detach(), theta, v_init, 1) if rows_first(drive) else None
     return where is not None and (where.channels == 1 or where.inner == 1)  # channels lie side by side
@@ -47,18 +47,16 @@ def backward(
 
     where, th, v0 = _given(drive, theta, v_init)
     out, width = torch.empty_like(where.drive, dtype=grad.dtype), _width(where)
-    wide = min(256, 1 << (width - 1).bit_length())
-    tall, across = _TILE // wide, -(-width // wide)
-    grid = max(1, min(-(-where.neurons // width // tall), _PROGRAMS // across)), across
+    grid, tile = shared(-(-where.neurons // width), width, _TILE)
     sums = torch.empty(grid[0], 2, width, dtype=th.dtype, device=drive.device)
     with cuda.on(drive):
         triton_quantizer.backward[grid](
             flat(laid_out(grad.detach(), where.drive)), flat(where.drive), th, v0, flat(out), sums, where.neurons,
             width, th.numel(), v0.numel(), float(steps), float(low), float(high), low / steps, high / steps,
-            th.dtype == torch.float64, tall, wide,
+            th.dtype == torch.float64, *tile,
         )  # fmt: skip
     to_theta, to_start = sums.sum(0)
-    return out, _reduced(to_theta, theta), _reduced(to_start, v_init)
+    return out, reduced(to_theta, theta), reduced(to_start, v_init)
 
 
 def _given(drive: Tensor, theta: Tensor, v_init: Tensor) -> tuple[Layout, Tensor, Tensor]:
@@ -69,11 +67,6 @@ def _given(drive: Tensor, theta: Tensor, v_init: Tensor) -> tuple[Layout, Tensor
 
 def _width(where: Layout) -> int:
     return _ONE_THETA if where.channels == 1 else where.channels
-
-
-def _reduced(sums: Tensor, parameter: Tensor) -> Tensor:
-    total = sums.sum() if parameter.numel() == 1 else sums
-    return total.to(parameter.dtype).reshape(parameter.shape)
 
 
 @cache

@@ -8,10 +8,15 @@ import triton.language as tl
 
 
 @triton.jit
+def within(x, low, high):  # pragma: no cover - compiled
+    """Every value between two limits; NaN stays."""
+    x = tl.where(x > high, high, x)
+    return tl.where(x < low, low, x)
+
+
+@triton.jit
 def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover - compiled
-    s = tl.floor(level) - count
-    s = tl.where(s > hi, hi, s)
-    s = tl.where(s < lo, lo, s)
+    s = within(tl.floor(level) - count, lo, hi)
     if take_back:
         s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
     return s

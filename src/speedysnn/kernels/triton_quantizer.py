@@ -7,14 +7,12 @@ the order of plain torch.
 import triton
 import triton.language as tl
 
-from speedysnn.kernels.triton_kernels import divided
+from speedysnn.kernels.triton_kernels import divided, within
 
 
 @triton.jit
 def _count(x, theta, start, many, low, high, double: tl.constexpr):  # pragma: no cover - compiled
-    n = tl.floor(divided(x * many, theta, double) + start)
-    n = tl.where(n < low, low, n)
-    return tl.where(n > high, high, n)
+    return within(tl.floor(divided(x * many, theta, double) + start), low, high)
 
 
 @triton.jit
