@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from speedysnn.calls import accept
 from speedysnn.executor import Execution
-from speedysnn.finetune.matching import layer_distance
+from speedysnn.finetune.objectives import layer_distance
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.operators import OPERATORS
@@ -50,8 +50,12 @@ def run_blocks(snn: SpikingNetwork, inputs: Sequence[Tensor], visit: Visit, befo
 
 
 def local_gradients(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, Tensor], total: Tensor,
-    parameters: Sequence[nn.Parameter], last: Callable[[Any], Tensor],
+    snn: SpikingNetwork,
+    inputs: Sequence[Tensor],
+    source: Mapping[str, Tensor],
+    total: Tensor,
+    parameters: Sequence[nn.Parameter],
+    last: Callable[[Any], Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(loss, gradients) of mean over layers sum (r - a)^2 / sum a^2, each layer's going to its own block only.
 
@@ -165,5 +169,3 @@ def _remove_bias(
     if (neuron.quantized(drive) - goal).square().sum() >= error:
         neuron.v_init.copy_(old)
     return None
-
-

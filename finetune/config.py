@@ -1,18 +1,105 @@
 """What to train, how long and how fast: frozen data that goes to JSON and back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from speedysnn.errors import InputError
-from speedysnn.finetune.keeping import KEEPS
-from speedysnn.finetune.stages import Stage, stages_of
-from speedysnn.neurons import THRESHOLD_RULES
+from speedysnn.kernels import parse_spikes
+from speedysnn.neurons import THRESHOLD_RULES, Delay, Reading
 
+KINDS = ("quantized", "spiking", "blockwise")
 GROUPS = ("thresholds", "v_init", "biases", "weights")
 RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}
 PRECISIONS = ("float32", "bfloat16")
+KEEPS = ("loss", "agreement", "accuracy", "last")
 BUDGETS = ("spikes", "synops")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; what is None is the network's own.
+
+    Attributes:
+        kind: "quantized" (the twin, one pass an image), "spiking" (through time), or "blockwise" (every layer towards
+            the source's activations by itself, no gradient between layers: first in closed form, then Adam).
+        epochs: passes over the training data; 0 is allowed for "blockwise", which then is the closed form alone.
+        timesteps: T of this stage; on the way from another T every theta is scaled by the ratio of the calibrated
+            thetas at both.
+        delay: look-ahead in steps, or "full".
+        spikes: spike kind.
+        rate: factor on all learning rates.
+    """
+
+    kind: str
+    epochs: int
+    timesteps: int | None = None
+    delay: Delay | None = None
+    spikes: str | None = None
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        if self.kind not in KINDS:
+            raise InputError(f"stage: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.epochs < (0 if self.kind == "blockwise" else 1):
+            raise InputError(f"stage {self.kind}: epochs: expected at least 1 (0 in blockwise), got {self.epochs}")
+        if self.timesteps is not None and self.timesteps < 1:
+            raise InputError(f"stage {self.kind}: T: expected at least 1, got {self.timesteps}")
+        if self.delay is not None and self.delay != "full" and self.delay < 0:
+            raise InputError(f"stage {self.kind}: delay: expected at least 0, or full, got {self.delay}")
+        if self.spikes is not None:
+            parse_spikes(self.spikes)
+        if not self.rate > 0:
+            raise InputError(f"stage {self.kind}: rate: expected a positive number, got {self.rate}")
+
+    @property
+    def reading(self) -> Reading:
+        """What is trained and judged; a blockwise stage works on the twin."""
+        return "spiking" if self.kind == "spiking" else "quantized"
+
+    def __str__(self) -> str:
+        given = {"T": self.timesteps, "delay": self.delay, "spikes": self.spikes}
+        more = [f"{key}={value}" for key, value in given.items() if value is not None]
+        more += [f"rate={self.rate:g}"] if self.rate != 1 else []
+        return ",".join([f"{self.kind}:{self.epochs}", *more])
+
+    @staticmethod
+    def parse(text: str) -> "Stage":
+        """A stage from text, `KIND:EPOCHS[,T=8][,delay=1][,spikes=ternary][,rate=0.5]`.
+
+        Raises:
+            InputError: it is written another way.
+        """
+        head, *rest = (part.strip() for part in text.split(","))
+        kind, _, epochs = head.partition(":")
+        options = dict(part.partition("=")[::2] for part in rest)
+        known = {"T": "timesteps", "delay": "delay", "spikes": "spikes", "rate": "rate"}
+        wrong = [key for key in options if key not in known]
+        try:
+            if wrong:
+                raise ValueError(wrong[0])
+            values: dict[str, Any] = {known[key]: _value(key, value) for key, value in options.items()}
+            return Stage(kind, int(epochs), **values)
+        except ValueError as err:
+            raise InputError(
+                f"stage {text!r}: expected KIND:EPOCHS[,T=N][,delay=N|full][,spikes=KIND][,rate=X] ({err})"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage as JSON data."""
+        return asdict(self)
+
+
+def _value(key: str, value: str) -> Any:
+    if key == "spikes" or (key == "delay" and value == "full"):
+        return value
+    return float(value) if key == "rate" else int(value)
+
+
+def stages_of(data: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """The stages in the JSON data of settings."""
+    return tuple(Stage(**stage) for stage in data.get("stages", ()))
 
 
 @dataclass(frozen=True)

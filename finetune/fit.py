@@ -13,20 +13,18 @@ from torch import Tensor, nn
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
-from speedysnn.finetune.checkpoint import RunState
+from speedysnn.finetune.checkpoint import Origin, RunState
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.log import Log
 from speedysnn.finetune.loop import Trainer
-from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
-from speedysnn.finetune.origin import Origin
 from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.result import Log, changes, record, result_of
 from speedysnn.finetune.result import Result as Result
-from speedysnn.finetune.result import changes, record, result_of
 from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
+from speedysnn.finetune.step import Need
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
 
@@ -109,7 +107,12 @@ def fit(
 
 
 def run_all(
-    trainer: Trainer, *, folder: str | Path | None, resume: bool, log: str | Path | None, on_epoch: Report | None,
+    trainer: Trainer,
+    *,
+    folder: str | Path | None,
+    resume: bool,
+    log: str | Path | None,
+    on_epoch: Report | None,
     **options: Any,
 ) -> tuple[RunState, pd.DataFrame]:
     """Begin or resume the run in `folder` and finish it; returns its state and the table of layers."""

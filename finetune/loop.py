@@ -1,5 +1,6 @@
-"""The training loop: one epoch, one evaluation."""
+"""The training loop: one epoch, one evaluation, and the checks that stop a run that goes wrong."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,26 +10,72 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from speedysnn.data import Batch
-from speedysnn.errors import InputError
+from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune.augment import augmentation, mix
-from speedysnn.finetune.average import Average
-from speedysnn.finetune.config import Config
+from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.events import Events
-from speedysnn.finetune.guard import check_loss
-from speedysnn.finetune.log import Log
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.memory import Need
-from speedysnn.finetune.objectives import Objective, aim_of, answers_of, beside
-from speedysnn.finetune.parameters import keep_in_range
-from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.objectives import Objective, aim_of, answers_of, beside, outputs_and_layers
+from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range
+from speedysnn.finetune.penalties import Budget, Events
+from speedysnn.finetune.result import Log
 from speedysnn.finetune.samples import gather
-from speedysnn.finetune.schedule import chunked, seed_of, set_rate
-from speedysnn.finetune.stages import Stage
-from speedysnn.finetune.step import Step, logits
+from speedysnn.finetune.step import Need, Step, logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.progress import track
+
+
+def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
+    """Batches of `size`; a last one with fewer than `least` images joins the one before."""
+    chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if len(chunks) > 1 and len(chunks[-1]) < least:
+        chunks[-2:] = [chunks[-2] + chunks[-1]]
+    return chunks
+
+
+def seed_of(seed: int, stage: int, epoch: int) -> int:
+    """The generator's seed of an epoch."""
+    return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> float:
+    """Linear rise, then a cosine to zero; a function of progress alone, so that resuming needs no state."""
+    if progress < warmup:
+        factor = max(progress / warmup, 0.02)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return factor
+
+
+_AWAY = 10.0
+
+
+def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = False) -> None:
+    """Refuse a loss or a gradient that is not finite, and a whole epoch's loss ten times that of the stage's first.
+
+    Raises:
+        TrainingError: naming the stage, the epoch and the layer.
+    """
+    here = f"{place.stage.kind} stage, epoch {place.epoch + 1}"
+    kept = "The best state so far is kept in the network; lower the learning rate, or set clip"
+    bad = bad_gradients(snn)
+    if not math.isfinite(loss) or bad:
+        where = f"; first in the gradient of {bad[0]}" if bad else ""
+        raise TrainingError(f"{here}: the loss or a gradient is NaN or infinite{where}. {kept}")
+    first = place.first_loss
+    if whole and first is not None and loss > _AWAY * max(first, 1e-6):
+        raise TrainingError(
+            f"{here}: the loss runs away: {loss:.4g} after {first:.4g} in the stage's first epoch; the largest "
+            f"gradient is that of {_steepest(snn)}. {kept}"
+        )
+
+
+def _steepest(snn: SpikingNetwork) -> str:
+    norms = {name: float(p.grad.norm()) for name, p in snn.named_parameters() if p.grad is not None}
+    return max(norms, key=lambda name: norms[name], default="no parameter")
+
 
 _EVAL_BATCH = 64
 

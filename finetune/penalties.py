@@ -1,13 +1,15 @@
-"""Terms beside the objective: a budget of spikes, and membranes that end outside [0, theta)."""
+"""Spikes counted and limited: a budget, a penalty on membranes that end outside [0, theta), and the held-out count."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from speedysnn.finetune.matching import mean_output
-from speedysnn.tap import Tap
+from speedysnn.finetune.objectives import mean_output
+from speedysnn.kernels.nonzero import nonzero
+from speedysnn.tap import Tap, any_order, sees
 
 
 def spikes_of(tap: Tap) -> Tensor:
@@ -123,3 +125,31 @@ class Rates:
     def membrane(self) -> Tensor:
         """Mean over layers."""
         return torch.stack(self.membranes).mean()
+
+
+class Events:
+    """Counts spikes (of either sign) and neurons times images, plain and weighted by fan-out, in `sums`."""
+
+    def __init__(self, fan_out: Mapping[str, float]) -> None:
+        self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
+
+    @any_order
+    @sees("nothing")
+    def count(self, tap: Tap) -> None:
+        """Add a layer's spikes and neurons: an observer, from any thread and in any order."""
+        neuron = tap.neuron
+        if tap.static_output:
+            events, neurons = float(neuron.counts(tap.drive).abs().sum()), tap.output.numel()
+        else:
+            events, neurons = _grades(tap), tap.output.numel() // neuron.timesteps
+        weight = self._fan_out.get(tap.name, 1.0)
+        with self._lock:
+            for i, value in enumerate((events, neurons, weight * events, weight * neurons)):
+                self.sums[i] += value
+
+
+def _grades(tap: Tap) -> float:
+    """Spikes of a train, one of grade n as n of them."""
+    if tap.neuron.levels_per_step == 1:
+        return float(nonzero(tap.output))
+    return float(spikes_of(tap))

@@ -1,12 +1,18 @@
-"""What a run of tuning did: its history, what changed in every layer, and its entry in the provenance."""
+"""What a run did: its history as tables and log files, what changed in every layer, and its entry in the provenance."""
 
+import csv
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
+from speedysnn._replace import replace_file
+from speedysnn.errors import TrainingError
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
@@ -71,3 +77,59 @@ def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
 def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
     """The run's result."""
     return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)
+
+
+EPOCHS, STEPS = "epochs.csv", "steps.csv"
+_STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
+
+
+class Log:
+    """Writes `epochs.csv` (one row an epoch) and `steps.csv` (one row a step), and TensorBoard events beside them.
+
+    Both files are replaced whole after every epoch, so a run that was killed leaves whole files.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, keep: int = 0) -> None:
+        self.folder, self.steps = folder, list[dict[str, Any]]()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if keep and (folder / STEPS).is_file():
+                with (folder / STEPS).open(newline="", encoding="utf-8") as file:
+                    self.steps = [row for row in csv.DictReader(file) if int(row["run_epoch"]) < keep]
+        except (OSError, KeyError, ValueError) as err:
+            raise TrainingError(f"{folder}: the log cannot be written or read ({err}); choose another folder") from None
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder), purge_step=keep or None)
+
+    def step(self, run_epoch: int, values: Mapping[str, Any]) -> None:
+        """One optimizer step of the run's epoch number `run_epoch`."""
+        self.steps.append({"run_epoch": run_epoch, **{key: values[key] for key in _STEP_COLUMNS}})
+
+    def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The rows so far; the last one is new."""
+        _replace(self.folder / EPOCHS, pd.DataFrame(list(history)))
+        _replace(self.folder / STEPS, pd.DataFrame(self.steps, columns=["run_epoch", *_STEP_COLUMNS]))
+        if self._board is None:
+            return
+        for key, value in history[-1].items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(f"{history[-1]['stage']}/{key}", value, len(history) - 1)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _replace(path: Path, frame: pd.DataFrame) -> None:
+    try:
+        replace_file(path, frame.to_csv(index=False).encode())
+    except OSError as err:
+        raise TrainingError(f"{path}: the log cannot be written ({err.strerror or err})") from None

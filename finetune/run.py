@@ -1,7 +1,7 @@
-"""The stages of a run, one after the other, from wherever its state stands."""
+"""The stages of a run, one after the other, from wherever its state stands, and which epoch's state each keeps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.errors import TrainingError
+from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.average import Average
 from speedysnn.finetune.blockwise import settle
 from speedysnn.finetune.checkpoint import RunState
-from speedysnn.finetune.config import Config
-from speedysnn.finetune.keeping import score
+from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.parameters import optimizer, trainable
-from speedysnn.finetune.stages import Stage, carry_thresholds, setting
+from speedysnn.finetune.objectives import outputs_and_layers
+from speedysnn.finetune.optimization import Average, optimizer, trainable
 from speedysnn.network import SpikingNetwork
+from speedysnn.thresholds import CLIP, choose
+
+_OVER = 100.0  # a state within the budget is better than any above it
+_TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
+
+
+def score(keep: str, held_out: Mapping[str, float | None], epoch: int, over: float) -> float:
+    """Higher is better: minus the held-out loss, the agreement, the accuracy, or the epoch; less 100 times `over`.
+
+    Args:
+        keep: one of KEEPS.
+        held_out: held_out_loss, held_out_agreement and held_out_accuracy.
+        epoch: its number.
+        over: share by which the spikes exceed their budget.
+
+    Raises:
+        InputError: accuracy without labels in the held-out part, agreement without a teacher.
+    """
+    loss = held_out["held_out_loss"]
+    assert loss is not None
+    figure: float | None
+    if keep == "loss":
+        figure = -loss
+    elif keep == "last":
+        figure = float(epoch)
+    else:
+        figure = held_out[f"held_out_{keep}"]
+        if figure is None:
+            lack = "the held-out images have no labels" if keep == "accuracy" else "the objective is labels, no teacher"
+            raise InputError(f"keep: expected 'loss' or 'last', got {keep!r}: {lack}")
+        figure -= _TIE * loss
+    return figure - _OVER * over
+
 
 Report = Callable[[dict[str, Any]], None]
 Groups = dict[str, dict[str, torch.nn.Parameter]]
@@ -139,6 +169,47 @@ class Run:
     def _keep(self) -> None:
         if self.keep is not None and self.trainer.engine.main:
             self.keep()
+
+
+@contextmanager
+def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
+    """The network at the stage's T, look-ahead and spike kind; its own come back afterwards, thetas stay."""
+    before = {name: (neuron.delay, neuron.spikes) for name, neuron in snn.neurons.items()}
+    steps = snn.timesteps
+    try:
+        if stage.timesteps is not None:
+            snn.timesteps = stage.timesteps
+        if stage.delay is not None:
+            snn.set_delay(stage.delay)
+        if stage.spikes is not None:
+            snn.set_spikes(stage.spikes)
+        yield
+    finally:
+        snn.timesteps = steps
+        for name, neuron in snn.neurons.items():
+            neuron.delay, neuron.spikes = before[name]
+        snn.reset()
+
+
+def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
+    """Theta <- theta theta_c(after) / theta_c(before), theta_c(T) the calibrated one at T; what was learnt stays.
+
+    Layers with a given threshold or a learned clip, and networks without histograms, keep theirs.
+    """
+    if before == after:
+        return
+    for name, neuron in snn.neurons.items():
+        rule, hist = snn.calibration.rules.get(name, "given"), snn.calibration.histograms.get(name)
+        if rule in ("given", CLIP) or hist is None:
+            continue
+        old, new = (
+            choose(hist, rule, neuron.v_init, steps, neuron.levels_per_step, signed=neuron.signed, layer=name)
+            for steps in (before, after)
+        )
+        ratio = (new / old).to(neuron.threshold)
+        if neuron.granularity == "layer":
+            ratio = ratio.log().mean().exp()
+        neuron.set_threshold(neuron.threshold.detach() * ratio)
 
 
 @contextmanager

@@ -4,9 +4,10 @@ Objectives are means over images and the layer-wise term is a sum over them, so 
 so do the parts that several processes do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,104 @@ from torch import Tensor, nn
 from speedysnn import plan
 from speedysnn.calls import images_at_once
 from speedysnn.errors import TrainingError
-from speedysnn.finetune import memory
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.matching import Recorder, layer_distance, powers
-from speedysnn.finetune.objectives import Objective, aim_of
+from speedysnn.finetune.objectives import Objective, Recorder, aim_of, layer_distance, powers
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.tap import Tap
+
+_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a training step.
+
+    Attributes:
+        image: kept for the backward pass of one image.
+        state: gradients, the optimizer's two moments and the best state, for all trained parameters.
+        images: images under way at once.
+        free: bytes that were free before; None where that cannot be known.
+    """
+
+    image: int
+    state: int
+    images: int
+    free: int | None
+
+    @property
+    def peak(self) -> int:
+        """What the step adds to the memory in use."""
+        return self.state + self.images * self.image
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {self.free / 2**20:,.0f} MiB free"
+        each = f"{self.images} images at once, {self.image / 2**20:.1f} MiB each"
+        return f"a step needs about {self.peak / 2**20:,.0f} MiB{free}: {each}"
+
+
+def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:
+    """Bytes that one image keeps for its backward pass, from a forward pass over the first image of a batch."""
+    seen: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in snn.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    first = [x.narrow(x.ndim - len(shape) - 1, 0, 1) for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+    with torch.enable_grad(), snn.reading(reading), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = snn(*first)
+    del out
+    return sum(seen.values())
+
+
+def state_bytes(parameters: Iterable[Tensor], workers: int) -> int:
+    """Gradients of every piece under way, two moments and the best state."""
+    return (workers + 3) * sum(p.numel() * p.element_size() for p in parameters)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had, within the limits of a container; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [value for value in (_available(), _left()) if value is not None]
+    return min(free, default=None)
+
+
+def fitting(need: int, state: int, free: int | None, workers: int) -> int | None:
+    """Images a piece so that all pieces under way fit; at least one, None where nothing limits them."""
+    if free is None or need == 0:
+        return None
+    return max(1, int(_SHARE * max(0, free - state)) // need // workers)
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _left() -> int | None:
+    for limit, used in zip(_LIMITS, _USED, strict=True):
+        try:
+            most, now = Path(limit).read_text(encoding="ascii").strip(), Path(used).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if most.isdecimal() and now.isdecimal():
+            return max(0, int(most) - int(now))
+    return None
+
 
 Gradients = Sequence[Tensor | None]
 _TIMES = 2  # what a plain pass takes: what is kept for the way back fits no cache, and every piece's own cost is larger
@@ -45,7 +134,7 @@ class Step:
     config: Config
     reading: Reading
     parameters: Sequence[nn.Parameter]
-    tell: Callable[[str, memory.Need], None] | None = None
+    tell: Callable[[str, Need], None] | None = None
     local: bool = False
     aim: Objective | None = None
     budget: Budget | None = None
@@ -109,13 +198,13 @@ class Step:
         if not self._size:
             steps = self.snn.timesteps if self.reading == "spiking" else 1
             device = inputs[0].device
-            image = memory.saved_bytes(self.snn, inputs, self.reading)
-            state, free = memory.state_bytes(self.parameters, parts), memory.free_bytes(device)
+            image = saved_bytes(self.snn, inputs, self.reading)
+            state, free = state_bytes(self.parameters, parts), free_bytes(device)
             fits = images_at_once(self.snn, steps, inputs[0])
             size = fits if self.snn.images_per_pass or images <= fits else min(_TIMES * fits, -(-images // parts))
-            most = memory.fitting(image, state, free, parts)
+            most = fitting(image, state, free, parts)
             self._size = size if most is None else min(size, most)
-            need = memory.Need(image, state, min(images, self._size * parts), free)
+            need = Need(image, state, min(images, self._size * parts), free)
             if self.tell is not None:
                 self.tell(self.reading, need)
             if free is not None and need.peak > free and not self.local:

@@ -1,30 +1,98 @@
 """train: a network learns from labels or a teacher as a spiking one, thresholds and batch-norm included."""
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from speedysnn.calls import accept
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
+from speedysnn.executor import Execution
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.norm import folded, run_training, with_statistics
 from speedysnn.finetune.objectives import aim_of
-from speedysnn.finetune.parameters import optimizer
+from speedysnn.finetune.optimization import optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
 from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits
+from speedysnn.fold import fold_batch_norm
+from speedysnn.graph import Node, map_outputs
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay
+from speedysnn.neurons import Delay, Reading
+from speedysnn.operators import Operator
+from speedysnn.tap import Observer
+
+MOMENTUM = 0.1
+
+
+class TrainingExecution(Execution):
+    """A pass in which batch-norm takes its statistics over all images and steps and updates the running ones.
+
+    The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
+    """
+
+    def _affine(
+        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
+    ) -> Tensor:
+        if node.op != "batch_norm":
+            return super()._affine(operator, node, args, tensors, sparse)
+        return F.batch_norm(
+            args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
+            node.attrs["eps"],
+        )  # fmt: skip
+
+
+def run_training(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
+) -> Any:
+    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
+    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
+    ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
+    if reading == "spiking":
+        values = run.spiking(ready, per_step=False)
+        outputs = {name: run.mean(values[name]) for name in snn.graph.output_names}
+    else:
+        outputs = run.static([run.mean(value) for value in ready], reading)
+    return map_outputs(snn.graph.outputs, outputs)
+
+
+def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any."""
+    own = copy.deepcopy(ann).eval()
+    for module in own.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.running_mean.any():
+            module.momentum = None  # the plain average
+            module.train()
+    with torch.no_grad():
+        own(*inputs)
+    return own.eval()
+
+
+def folded(snn: SpikingNetwork) -> SpikingNetwork:
+    """The same network with its batch-norm in the layers before it; it takes over the neurons."""
+    own = {
+        node.name: {name: value.detach().clone() for name, value in snn.tensors(node.name).items()}
+        for node in snn.graph.nodes
+        if snn.tensors(node.name)
+    }
+    graph = fold_batch_norm(snn.graph, own)
+    device = next(snn.parameters()).device
+    return SpikingNetwork(
+        graph, own, snn.neurons, snn.timesteps, snn.input_shapes, snn.calibration, snn.provenance, copy=False
+    ).to(device)
+
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -171,9 +239,7 @@ def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **opt
     return to_spiking(ready, [tuple(images)] if len(images) > 1 else images[0], timesteps, fold_bn=False, **options)
 
 
-def _optimizer(
-    groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float
-) -> torch.optim.Optimizer:
+def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
     adam = optimizer(groups, config, factor)
     if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.finetune.keeping import KEEPS, score
+from speedysnn.finetune.config import KEEPS
+from speedysnn.finetune.run import score
 from tests.finetune.test_fit import _config, _data, _network
 from tests.finetune.test_train import _config as _train_config
 from tests.finetune.test_train import _data as _train_data

@@ -12,8 +12,8 @@ from speedysnn import convert, finetune
 from speedysnn._claims import claimed
 from speedysnn.errors import ArtifactError, DataError, InputError, TrainingError
 from speedysnn.finetune.augment import AUGMENTATIONS
-from speedysnn.finetune.matching import layer_distance, outputs_and_layers
-from speedysnn.finetune.parameters import grouped
+from speedysnn.finetune.objectives import layer_distance, outputs_and_layers
+from speedysnn.finetune.optimization import grouped
 from speedysnn.network import SpikingNetwork
 
 

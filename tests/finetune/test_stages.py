@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from speedysnn import finetune
 from speedysnn.errors import InputError
-from speedysnn.finetune.stages import Stage, carry_thresholds, setting
+from speedysnn.finetune.config import Stage
+from speedysnn.finetune.run import carry_thresholds, setting
 from tests.finetune.test_fit import _config, _data, _network
 
 stages = st.builds(

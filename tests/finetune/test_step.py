@@ -9,9 +9,8 @@ from torch import nn
 
 from speedysnn import convert, finetune
 from speedysnn.errors import TrainingError
-from speedysnn.finetune import memory
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.objectives import objective
+from speedysnn.finetune import step as memory
+from speedysnn.finetune.objectives import objective, outputs_and_layers
 from speedysnn.finetune.step import Step
 from speedysnn.network import SpikingNetwork
 

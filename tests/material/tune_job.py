@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from speedysnn import convert, finetune
-from speedysnn.finetune.stages import Stage
+from speedysnn.finetune.config import Stage
 
 
 def network():

@@ -9,9 +9,11 @@ from torch.utils.data import ConcatDataset
 from speedysnn import artifact
 from speedysnn.analysis.outputs import settings
 from speedysnn.analysis.synapses import spike_fan_out
-from speedysnn.cli.common import (
+from speedysnn.cli.console import cell, note, percent, say, table, typed, write_json
+from speedysnn.cli.options import (
     Data,
     DelayText,
+    Device,
     JsonFile,
     Keep,
     Limit,
@@ -28,9 +30,7 @@ from speedysnn.cli.common import (
     normalize_of,
     seeded,
 )
-from speedysnn.cli.devices import Device
-from speedysnn.cli.show import cell, note, percent, say, table, typed, write_json
-from speedysnn.cli.targets import check_json, check_network, check_run
+from speedysnn.cli.output_paths import check_json, check_network, check_run
 from speedysnn.data import ImageData
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, Result, Stage, fit

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
-from speedysnn.cli.allocator import keep_freed_memory, own_process
-from speedysnn.cli.interrupts import INTERRUPTED, coming_again, leave_at_once
-from speedysnn.cli.show import fail
-from speedysnn.cli.targets import release
+from speedysnn.cli.console import fail
+from speedysnn.cli.output_paths import release
+from speedysnn.cli.process import INTERRUPTED, coming_again, keep_freed_memory, leave_at_once, own_process
 from speedysnn.errors import SpeedySNNError
 
 MISTAKE, FAULT = 2, 70

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
-from speedysnn.cli.common import (
+from speedysnn.cli.console import say, typed, write_json
+from speedysnn.cli.finetune import AUGMENTS, _line, show
+from speedysnn.cli.options import (
     Checkpoint,
     Classes,
     Data,
     DelayText,
+    Device,
     JsonFile,
     Keep,
     Limit,
@@ -21,16 +24,14 @@ from speedysnn.cli.common import (
     Spikes,
     data_of,
     delay_of,
+    device_of,
     model_of,
     named,
     provenance,
     seeded,
 )  # fmt: skip
-from speedysnn.cli.devices import Device, device_of
-from speedysnn.cli.finetune import AUGMENTS, _line, show
-from speedysnn.cli.show import say, typed, write_json
-from speedysnn.cli.targets import check_json, check_network, check_run
-from speedysnn.finetune.stages import Stage
+from speedysnn.cli.output_paths import check_json, check_network, check_run
+from speedysnn.finetune.config import Stage
 from speedysnn.finetune.train import TrainConfig, train
 
 SHARE = "Share of the labels in the loss; below 1 the network as it is given, read as it is, teaches the rest."

@@ -9,7 +9,7 @@ from torch import nn
 
 from speedysnn import finetune
 from speedysnn.errors import InputError
-from speedysnn.finetune.average import Average
+from speedysnn.finetune.optimization import Average
 from tests.finetune.test_fit import _config, _data, _network
 
 

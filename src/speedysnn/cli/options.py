@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they load what the options name."""
+"""Options that several commands share, and how the commands load what the options name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,36 @@ import typer
 from speedysnn import artifact
 from speedysnn._usercode import FILE, MODULE, kind_of
 from speedysnn.analysis.readings import leaves, run
-from speedysnn.cli.devices import device_of
-from speedysnn.cli.show import note
+from speedysnn.cli.console import note
 from speedysnn.data import HANDLERS, ImageData, iter_batches, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
 from speedysnn.sources import MODELS, Source, load_model
+
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:N.")]
+
+
+def device_of(text: str) -> torch.device:
+    """The device named.
+
+    Raises:
+        InputError: another word, or a device that is not there.
+    """
+    kind, colon, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {text!r}")
+    if kind == "cpu":
+        return torch.device(kind)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= there:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise InputError(
+            f"--device: got {text!r}, but torch {torch.__version__} ({built}) finds {there} GPU{'s' * (there != 1)}; "
+            "take --device cpu, or install a driver and a torch that fit"
+        )
+    return torch.device(text)
+
 
 Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
 Model = Annotated[
