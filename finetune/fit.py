@@ -169,7 +169,7 @@ def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -
     """
     if teacher is not None:
         return _Teacher(teacher) if isinstance(teacher, SpikingNetwork) else teacher
-    layers = config.match or any(stage.kind == "blockwise" for stage in config.plan)
+    layers = config.layer_match_weight or any(stage.kind == "blockwise" for stage in config.plan)
     if weights_tuned(snn) and (config.objective != "labels" or layers):
         raise TrainingError(
             "the network's weights were tuned before, so its analog reading is not the source network any more; give "

@@ -167,7 +167,10 @@ class Trainer:
         """The teacher as a network whose layers can be matched."""
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
-            raise InputError("match: expected a teacher with the same layers: a SpikingNetwork, or none at all")
+            raise InputError(
+                "layer_match_weight: expected a teacher with the same layers: a SpikingNetwork, or none at all; "
+                "set it to 0 to train towards the teacher's outputs alone"
+            )
         return network
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None) -> tuple[Batch, list[Tensor], list[int]]:
@@ -225,7 +228,7 @@ class Trainer:
         one = Step(self.snn, config, stage.reading, chosen, tell, local, self.aim, self.budget, self.engine)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
-            target, source = self.goals(indices, batch, inputs, layers=local or bool(config.match))
+            target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))
             return one.run(inputs, target, source, images)
 
         return run

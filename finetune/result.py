@@ -26,7 +26,7 @@ class Result:
     Attributes:
         history: one row an epoch; epoch 0 of a stage is the state before it.
         best_epoch: epoch of the last stage whose state was kept, 0 if none was better than the start.
-        best_score: its held-out figure, by `Config.keep` (far less where it exceeds the budget); higher is better.
+        best_score: its held-out figure, by `Config.monitor` (far less where it exceeds the budget); higher is better.
         seconds: wall time of this call.
         config: the settings.
         layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on

@@ -24,11 +24,11 @@ _OVER = 100.0  # a state within the budget is better than any above it
 _TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
 
 
-def score(keep: str, held_out: Mapping[str, float | None], epoch: int, over: float) -> float:
+def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, over: float) -> float:
     """Higher is better: minus the held-out loss, the agreement, the accuracy, or the epoch; less 100 times `over`.
 
     Args:
-        keep: one of KEEPS.
+        monitor: one of MONITORS.
         held_out: held_out_loss, held_out_agreement and held_out_accuracy.
         epoch: its number.
         over: share by which the spikes exceed their budget.
@@ -39,15 +39,17 @@ def score(keep: str, held_out: Mapping[str, float | None], epoch: int, over: flo
     loss = held_out["held_out_loss"]
     assert loss is not None
     figure: float | None
-    if keep == "loss":
+    if monitor == "loss":
         figure = -loss
-    elif keep == "last":
+    elif monitor == "last":
         figure = float(epoch)
     else:
-        figure = held_out[f"held_out_{keep}"]
+        figure = held_out[f"held_out_{monitor}"]
         if figure is None:
-            lack = "the held-out images have no labels" if keep == "accuracy" else "the objective is labels, no teacher"
-            raise InputError(f"keep: expected 'loss' or 'last', got {keep!r}: {lack}")
+            lack = (
+                "the held-out images have no labels" if monitor == "accuracy" else "the objective is labels, no teacher"
+            )
+            raise InputError(f"monitor: expected 'loss' or 'last', got {monitor!r}: {lack}")
         figure -= _TIE * loss
     return figure - _OVER * over
 
@@ -81,7 +83,7 @@ class Run:
         own = snn.timesteps
         for index in range(self.state.stage, len(plan)):
             before = own if index == 0 else plan[index - 1].timesteps or own
-            with setting(snn, plan[index]), threshold_rule(snn, self.trainer.config.threshold_rule):
+            with setting(snn, plan[index]), threshold_gradient(snn, self.trainer.config.threshold_gradient):
                 self._stage(index, before)
         carry_thresholds(snn, plan[-1].timesteps or own, own)
 
@@ -150,7 +152,7 @@ class Run:
             scores = trainer.evaluate(stage.reading)
             took = time.monotonic() - begin
             over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-            found = score(trainer.config.keep, scores, epoch, over)
+            found = score(trainer.config.monitor, scores, epoch, over)
             if found > state.best_score:
                 state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {
@@ -213,16 +215,16 @@ def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
 
 
 @contextmanager
-def threshold_rule(snn: SpikingNetwork, rule: str) -> Iterator[None]:
+def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
     """Every neuron with this gradient of theta; its own comes back afterwards."""
-    before = {name: neuron.threshold_rule for name, neuron in snn.neurons.items()}
+    before = {name: neuron.threshold_gradient for name, neuron in snn.neurons.items()}
     try:
         for neuron in snn.neurons.values():
-            neuron.threshold_rule = rule
+            neuron.threshold_gradient = rule
         yield
     finally:
         for name, neuron in snn.neurons.items():
-            neuron.threshold_rule = before[name]
+            neuron.threshold_gradient = before[name]
 
 
 def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:

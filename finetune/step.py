@@ -234,7 +234,7 @@ class Step:
             ours = self.snn(*inputs, observer=watch if recorder or rates else None)
         loss = self._distance(_wide(ours), target) * share
         if recorder is not None:
-            loss = loss + config.match * layer_distance(recorder.outputs, source, total)
+            loss = loss + config.layer_match_weight * layer_distance(recorder.outputs, source, total)
         if rates is not None and config.membrane:
             loss = loss + config.membrane * share * rates.membrane
         rate, shown = loss.new_zeros(()), loss.detach()  # the budget's weight changes, so its penalty is not shown

@@ -17,7 +17,7 @@ from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.executor import Execution
-from speedysnn.finetune.config import Config
+from speedysnn.finetune.config import Config, with_old_names
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.objectives import aim_of
@@ -97,6 +97,7 @@ def folded(snn: SpikingNetwork) -> SpikingNetwork:
 OPTIMIZERS = ("adamw", "sgd")
 
 
+@with_old_names
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """Settings of `finetune.train`: those of `Config`, towards labels; towards a teacher as well where one is given.
@@ -111,6 +112,7 @@ class TrainConfig(Config):
     epochs_quantized: int = 0
     epochs_spiking: int = 30
     objective: str = "labels"
+    layer_match_weight: float = 0.0
     optimizer: str = "adamw"
     calibration: int = 256
 
@@ -118,9 +120,9 @@ class TrainConfig(Config):
         """Refuse what could not train."""
         super().__post_init__()
         others = any(stage.kind == "blockwise" for stage in self.plan)
-        if others or self.match or self.membrane or self.budget_of != "spikes":
+        if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes":
             raise InputError(
-                "train: expected quantized or spiking stages and neither match, membrane nor a budget of synops; for "
+                "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of synops; for "
                 "those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
@@ -180,7 +182,7 @@ def train(
 
     It may be untrained, or a source network that goes on learning with its levels and batch-norm in place. Batch-norm
     trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one process) and
-    keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.keep` says which epoch
+    keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.monitor` says which epoch
     counts, by default that of the lowest held-out loss.
 
     Args:

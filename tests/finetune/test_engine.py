@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.finetune.config import KEEPS
+from speedysnn.finetune.config import MONITORS
 from speedysnn.finetune.run import score
 from tests.finetune.test_fit import _config, _data, _network
 from tests.finetune.test_train import _config as _train_config
@@ -165,9 +165,9 @@ def test_patience_ends_a_stage() -> None:
     assert len(result.history) < 20
 
 
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", MONITORS)
 def test_the_state_that_is_asked_for_is_kept(keep) -> None:
-    config = _config(epochs_quantized=4, epochs_spiking=0, learning_rates={"weights": 0.05}, keep=keep)
+    config = _config(epochs_quantized=4, epochs_spiking=0, learning_rates={"weights": 0.05}, monitor=keep)
     x, snn = _data()[0], _network()
     y = snn.read("analog", x).argmax(1).detach()
     result = finetune.fit(snn, (x, y), (x[:40], y[:40]), config=config)
@@ -182,9 +182,9 @@ def test_the_state_that_is_asked_for_is_kept(keep) -> None:
 
 def test_a_figure_that_is_not_there_keeps_no_state() -> None:
     with pytest.raises(InputError, match="held-out images have no labels"):
-        finetune.fit(_network(), _data()[0], config=_config(keep="accuracy"))
-    with pytest.raises(InputError, match="keep: expected one of loss, agreement, accuracy, last, got 'best'"):
-        _config(keep="best")
+        finetune.fit(_network(), _data()[0], config=_config(monitor="accuracy"))
+    with pytest.raises(InputError, match="monitor: expected one of loss, agreement, accuracy, last, got 'best'"):
+        _config(monitor="best")
     scores = {"held_out_loss": 0.5, "held_out_agreement": 0.75, "held_out_accuracy": 0.5}
     assert score("agreement", scores, 3, 0.0) > score("agreement", {**scores, "held_out_loss": 0.6}, 3, 0.0)
     assert score("last", scores, 3, 0.1) < score("last", scores, 1, 0.0)

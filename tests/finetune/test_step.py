@@ -29,7 +29,7 @@ def gradients(snn: SpikingNetwork, reading: Any, match: float, pieces: int) -> t
     target = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
     source = outputs_and_layers(copy.deepcopy(snn), (X,), "analog")[1] if match else {}
     parameters = list(snn.parameters())
-    step = Step(snn, finetune.Config(match=match), reading, parameters)
+    step = Step(snn, finetune.Config(layer_match_weight=match), reading, parameters)
     loss = step.run((X,), target, {name: x.detach() for name, x in source.items()})
     return float(loss), [p.grad.clone() for p in parameters if p.grad is not None]
 

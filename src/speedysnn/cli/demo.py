@@ -47,7 +47,12 @@ def command(
     before = measure_noise(snn, test)
     note(f"3/4 tuning thresholds and weights without labels: {QUANTIZED} epochs quantized, {SPIKING} through time")
     config = Config(
-        epochs_quantized=QUANTIZED, epochs_spiking=SPIKING, batch_size=BATCH, augment="shift", match=1.0, seed=seed
+        epochs_quantized=QUANTIZED,
+        epochs_spiking=SPIKING,
+        batch_size=BATCH,
+        augment="shift",
+        layer_match_weight=1.0,
+        seed=seed,
     )
     fit(snn, train, config=config, on_epoch=_line)
     artifact.save(snn, folder / "tuned.snn")

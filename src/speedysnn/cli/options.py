@@ -71,8 +71,13 @@ SourceNet = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use this many images, chosen by the seed.")]
-Keep = Annotated[
-    str, typer.Option(help="Whose epoch's state is kept, on held-out images: loss, agreement, accuracy; or last.")
+Monitor = Annotated[
+    str,
+    typer.Option(
+        "--monitor",
+        "--keep",
+        help="Whose epoch's state is kept, on held-out images: loss, agreement, accuracy; or last.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 JsonFile = Annotated[
