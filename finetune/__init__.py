@@ -4,6 +4,7 @@ from speedysnn.finetune.config import Config as Config
 from speedysnn.finetune.config import Stage as Stage
 from speedysnn.finetune.fit import fit as fit
 from speedysnn.finetune.objectives import OBJECTIVES as OBJECTIVES
+from speedysnn.finetune.objectives import Target as Target
 from speedysnn.finetune.result import Result as Result
 from speedysnn.finetune.train import TrainConfig as TrainConfig
 from speedysnn.finetune.train import train as train

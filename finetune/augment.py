@@ -1,6 +1,7 @@
 """Augmentation of image batches (B, C, H, W) by name; the teacher sees the same images, so labels are not needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
-from speedysnn.finetune.objectives import columns
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -40,9 +40,16 @@ def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _drawn(x: Tensor, generator: torch.Generator, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """A torchvision transform of every image by itself, its draws taken from the generator; torch's own are left."""
+    with _own_seed(generator):
+        return torch.stack([transform(image) for image in x])
+
+
+@contextmanager
+def _own_seed(generator: torch.Generator) -> Iterator[None]:
+    """Torch's own generator seeded by a draw of this one; it is what it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        return torch.stack([transform(image) for image in x])
+        yield
 
 
 def affine(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,16 +101,26 @@ def augmentation(name: str) -> Augment:
 
 
 def mix(
-    x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None
+    x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None, classes: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """(images, labels), each image mixed with another, weights from Beta(alpha, alpha) per image (Zhang et al. 2018).
+    """Every image mixed with its neighbour in the batch, by a weight from Beta(alpha, alpha) (Zhang et al. 2018).
 
-    Labels (B,) become (B, 3), see `objectives.columns`.
+    torchvision's `MixUp` does it, its draw taken from the generator; torch's own generator is left as it was.
+
+    Args:
+        x: a batch of images in random order, (B, ...).
+        alpha: of the distribution; 0 leaves the batch as it is.
+        generator: draws the weight, the same one with labels and without.
+        labels: classes, (B,).
+        classes: number of classes, for labels.
+
+    Returns:
+        The images, and the labels as probabilities of the classes (B, classes), None where none were given.
     """
     if alpha <= 0:
         return x, labels
-    draws = torch._sample_dirichlet(torch.full((x.shape[0], 2), alpha), generator=generator)[:, 0]
-    weight = draws.view(-1, *[1] * (x.ndim - 1)).to(x)
-    partner = torch.randperm(x.shape[0], generator=generator)
-    mixed = weight * x + (1 - weight) * x[partner]
-    return mixed, None if labels is None else columns(labels, labels[partner], draws)
+    images = x.reshape(len(x), 1, 1, -1)  # the transform takes batches of images alone, of any size
+    given = torch.zeros(len(x), dtype=torch.long) if labels is None else labels.long().cpu()
+    with _own_seed(generator):
+        mixed, shares = _v2().MixUp(alpha=alpha, num_classes=classes if labels is not None else 1)(images, given)
+    return mixed.reshape(x.shape), None if labels is None else shares

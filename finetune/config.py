@@ -201,8 +201,8 @@ class Config:
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
-        monitor: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher or
-            most "accuracy" (of equal ones that with less loss), or the "last".
+        monitor: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher
+            or most "accuracy" (of equal ones that with less loss), or the "last".
         average: decay of a running average of the trained state over steps, which is judged and kept in place of the
             state itself (0.99 averages about the last hundred steps); 0 for none.
         patience: epochs without a better held-out score after which a stage ends; None for never.

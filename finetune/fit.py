@@ -70,8 +70,10 @@ def fit(
         teacher: maps the inputs to logits; a `SpikingNetwork` is read analog; by default the network's own analog
             reading before tuning, which a network whose weights were tuned before no longer has.
         config: the settings.
-        objective: (outputs, targets, temperature) -> mean loss over images, in place of the one named in `config`; the
-            targets are the teacher's outputs, or labels where that name is "labels".
+        objective: (outputs, target, temperature) -> mean loss over images, in place of the one named in `config`; the
+            target is always a `finetune.Target`, with the teacher's outputs in `target.logits` (None where the named
+            objective is "labels") and in `target.labels` the labels (None where that objective and `label_weight` use
+            none).
         fan_out: synapses that a spike of each layer reaches, by neuron name (`analysis.spike_fan_out`), for
             `budget_of="synops"`.
         folder: where the state is kept after every epoch.

@@ -14,7 +14,7 @@ from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.objectives import Objective, aim_of, answers_of, beside, outputs_and_layers
+from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
 from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range
 from speedysnn.finetune.penalties import Budget, Events
 from speedysnn.finetune.result import Log
@@ -113,40 +113,54 @@ class Trainer:
     config: Config
     progress: bool
     on_memory: Callable[[str, Need], None] | None = None
-    aim: Objective | None = None
+    loss_fn: Objective | None = None
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
     log: Log | None = None
     average: Average = field(default_factory=Average)
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _example: Tensor | None = field(default=None, init=False)
 
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.snn.parameters()).device
 
-    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """What the objective compares with: labels, or the teacher's output for the same images and what is beside."""
+    @property
+    def _labels_count(self) -> bool:
+        """Whether the loss uses labels."""
+        return self.config.objective == "labels" or bool(self.config.label_weight)
+
+    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Target:
+        """What the objective compares with: the teacher's outputs for the same images, labels, or both.
+
+        Args:
+            batch: the images and their labels.
+            inputs: the images where the network computes.
+
+        Returns:
+            The parts that the loss uses.
+        """
         if self.config.objective == "labels":
-            return self._labels(batch)
+            return Target(labels=self._labels(batch))
         with torch.no_grad():
-            return self._beside(logits(self.teacher(*inputs)), batch)
+            return self._with_labels(logits(self.teacher(*inputs)), batch)
 
     def _labels(self, batch: Batch) -> Tensor:
-        """(B,), or (B, 3) where images are mixed."""
+        """Classes (B,), or their probabilities (B, classes) where images are mixed."""
         if batch.labels is None:
             what = f"label_weight {self.config.label_weight}" if self.config.label_weight else "objective 'labels'"
             raise InputError(f"{what}: the training data has none; use 'kl' alone, which needs none")
         return batch.labels.to(self.device)
 
-    def _beside(self, answers: Tensor, batch: Batch) -> Tensor:
-        """The teacher's answers, and the labels beside them where they count too."""
-        return beside(answers, self._labels(batch)) if self.config.label_weight else answers
+    def _with_labels(self, answers: Tensor, batch: Batch) -> Target:
+        """The teacher's outputs, and the labels where they count too."""
+        return Target(answers, self._labels(batch) if self.config.label_weight else None)
 
     def goals(
         self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor], *, layers: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(targets, the source's activations by neuron if asked for); the teacher runs at most once.
+    ) -> tuple[Target, dict[str, Tensor]]:
+        """(target, the source's activations by neuron if asked for); the teacher runs at most once.
 
         Where images come unchanged it answers once for each.
         """
@@ -156,12 +170,13 @@ class Trainer:
             with torch.no_grad():
                 out, activations = outputs_and_layers(network, inputs, "analog")
             own = config.objective == "labels" or network is not getattr(self.teacher, "snn", None)
-            return self.target(batch, inputs) if own else self._beside(logits(out), batch), activations
+            return self.target(batch, inputs) if own else self._with_labels(logits(out), batch), activations
         if config.objective == "labels" or config.augment != "none" or config.mixup:
             return self.target(batch, inputs), {}
         if any(i not in self._answers for i in indices):
-            self._answers.update(zip(indices, self.target(batch, inputs).cpu(), strict=True))
-        return torch.stack([self._answers[i] for i in indices]).to(self.device), {}
+            self._answers.update(zip(indices, self.target(batch, inputs).teacher().cpu(), strict=True))
+        answers = torch.stack([self._answers[i] for i in indices]).to(self.device)
+        return self._with_labels(answers, batch), {}
 
     def matched(self) -> SpikingNetwork:
         """The teacher as a network whose layers can be matched."""
@@ -181,13 +196,34 @@ class Trainer:
         batch = gather(self.train if generator is not None else self.held_out, indices)
         if generator is not None:
             augmented = augmentation(self.config.augment)(batch.inputs[0], generator)
-            images, mixed = mix(augmented, self.config.mixup, generator, batch.labels)
-            batch = Batch((images, *batch.inputs[1:]), mixed)
+            batch = self._mixed(Batch((augmented, *batch.inputs[1:]), batch.labels), generator)
         own = self.engine.own(len(indices))
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(batch.inputs, self.snn.input_shapes, strict=True)]
         inputs = [x.narrow(dim, own.start, own.stop - own.start) for x, dim in zip(batch.inputs, dims, strict=True)]
         labels = None if batch.labels is None else batch.labels[own]
         return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
+
+    def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with its first input mixed, and with it the labels where they count; others are dropped."""
+        if not self.config.mixup:
+            return batch
+        labels = batch.labels if self._labels_count else None
+        classes = 0
+        if labels is not None:
+            outputs = self._outputs(batch)
+            require_classes(labels, outputs)
+            classes = outputs.shape[1]
+        images, mixed = mix(batch.inputs[0], self.config.mixup, generator, labels, classes)
+        return Batch((images, *batch.inputs[1:]), mixed)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """The network's outputs for the first image of a batch, computed once in a run: their shape is what counts."""
+        if self._example is None:
+            shapes = self.snn.input_shapes
+            one = [x.narrow(x.ndim - len(s) - 1, 0, 1) for x, s in zip(batch.inputs, shapes, strict=True)]
+            with torch.no_grad(), self.snn.reading("quantized"):
+                self._example = logits(self.snn(*(x.to(self.device) for x in one)))
+        return self._example
 
     def epoch(self, place: Place, optimizer: torch.optim.Optimizer) -> float:
         """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
@@ -225,7 +261,7 @@ class Trainer:
         stage, config = place.stage, self.config
         local = stage.kind == "blockwise"
         tell = self.on_memory if place.epoch == 0 else None
-        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.aim, self.budget, self.engine)
+        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.loss_fn, self.budget, self.engine)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))
@@ -235,7 +271,7 @@ class Trainer:
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
         """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
-        compute = aim_of(self.config, self.aim)
+        compute = loss_of(self.config, self.loss_fn)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0
         spikes = Events(self.budget.fan_out if self.budget is not None else {})
@@ -247,7 +283,7 @@ class Trainer:
                 target = self.target(batch, inputs)
                 with self.engine.autocast(self.device):
                     ours = logits(self.snn(*inputs, observer=spikes.count)).float()
-                reference = ours if self.config.objective == "labels" else answers_of(target, ours)
+                reference = ours if target.logits is None else target.logits
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
                 if batch.labels is not None:

@@ -19,7 +19,7 @@ from speedysnn.errors import TrainingError
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.objectives import Objective, Recorder, aim_of, layer_distance, powers
+from speedysnn.finetune.objectives import Objective, Recorder, Target, layer_distance, loss_of, powers
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
@@ -125,7 +125,7 @@ class Step:
 
     Attributes:
         local: every layer towards the source by itself (`blockwise`).
-        aim: objective in place of the named one.
+        loss_fn: objective in place of the named one.
         budget: limit on the spikes, or None.
         engine: the processes that share the work.
     """
@@ -136,19 +136,19 @@ class Step:
     parameters: Sequence[nn.Parameter]
     tell: Callable[[str, Need], None] | None = None
     local: bool = False
-    aim: Objective | None = None
+    loss_fn: Objective | None = None
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
     _size: int = field(default=0, init=False)
 
     def run(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], images: int | None = None
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], images: int | None = None
     ) -> Tensor:
         """The batch's loss; its gradients go to the parameters' `grad`, in place of what was there.
 
         Args:
             inputs: this process's part of the batch.
-            target: what the objective compares its outputs with.
+            target: what the objective compares its outputs with, of as many images.
             source: the source's activations for it, empty without matching.
             images: images of the whole batch; by default this part is the whole.
         """
@@ -169,7 +169,7 @@ class Step:
         return torch.tensor(loss, device=device)
 
     def _pieces(
-        self, inputs: Sequence[Tensor], dims: Sequence[int], target: Tensor, source: Mapping[str, Tensor],
+        self, inputs: Sequence[Tensor], dims: Sequence[int], target: Target, source: Mapping[str, Tensor],
         total: Tensor, images: int,
     ) -> list[tuple[Tensor, Gradients, Tensor]]:  # fmt: skip
         device, own = inputs[0].device, inputs[0].shape[dims[0]]
@@ -179,7 +179,7 @@ class Step:
         one = self._local if self.local else self._piece
         calls = [
             partial(one, piece, goal, layers, total, len(goal) / images)
-            for piece, goal, layers in zip(pieces, torch.split(target, sizes), _apart(source, sizes), strict=True)
+            for piece, goal, layers in zip(pieces, target.split(sizes), _apart(source, sizes), strict=True)
         ]
         with self.snn.reading(self.reading):
             return plan.run(calls, parallel=device.type == "cpu")
@@ -214,11 +214,11 @@ class Step:
                 )
         return self._size
 
-    def _distance(self, ours: Any, target: Tensor) -> Tensor:
-        return aim_of(self.config, self.aim)(logits(ours), target, self.config.temperature)
+    def _distance(self, ours: Any, target: Target) -> Tensor:
+        return loss_of(self.config, self.loss_fn)(logits(ours), target, self.config.temperature)
 
     def _piece(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
         config = self.config
         recorder = Recorder() if source else None
@@ -245,7 +245,7 @@ class Step:
         return shown, gradients, rate.detach()
 
     def _local(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
         with torch.enable_grad(), self.engine.autocast(inputs[0].device):
             loss, gradients = local_gradients(

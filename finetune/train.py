@@ -20,7 +20,7 @@ from speedysnn.executor import Execution
 from speedysnn.finetune.config import Config, with_old_names
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.objectives import aim_of
+from speedysnn.finetune.objectives import loss_of
 from speedysnn.finetune.optimization import optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
@@ -122,8 +122,8 @@ class TrainConfig(Config):
         others = any(stage.kind == "blockwise" for stage in self.plan)
         if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes":
             raise InputError(
-                "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of synops; for "
-                "those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of "
+                "synops; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -140,7 +140,7 @@ class _Whole(Trainer):
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
         """The whole batch in one piece."""
-        aim = aim_of(self.config, self.aim)
+        loss_fn = loss_of(self.config, self.loss_fn)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             for parameter in chosen:
@@ -150,7 +150,7 @@ class _Whole(Trainer):
             observer = rates.take if rates is not None else None
             with self.engine.autocast(self.device):
                 ours = logits(run_training(self.snn, inputs, place.stage.reading, observer))
-            loss = aim(ours.float(), target, self.config.temperature)
+            loss = loss_fn(ours.float(), target, self.config.temperature)
             total = loss
             if rates is not None and self.budget is not None:
                 rate = rates.rate

@@ -195,7 +195,7 @@ def test_a_loss_that_runs_away_stops_with_the_best_state() -> None:
 
     def growing(ours, target, temperature):
         calls.append(1)
-        return (ours - target).square().mean() * 1.3 ** len(calls)
+        return (ours - target.logits).square().mean() * 1.3 ** len(calls)
 
     with pytest.raises(TrainingError, match=r"loss runs away.*largest gradient is that of (layers|_neurons)"):
         finetune.fit(snn, _data()[0], config=_config(epochs_quantized=20), objective=growing)
@@ -225,7 +225,10 @@ def test_any_callable_serves_as_objective() -> None:
 
     def own(ours, target, temperature):
         calls.append(ours.shape)
-        return (ours - target).abs().mean()
+        assert target.logits.shape == ours.shape
+        assert target.labels is None or target.labels.shape == ours.shape[:1]
+        return (ours - target.logits).abs().mean()
 
     finetune.fit(_network(), _data()[0], config=_config(), objective=own)
     assert calls
+    finetune.fit(_network(), _data(), config=_config(label_weight=0.5), objective=own)

@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_refused_before_the_first_epoch(tmp_path: Path
 def test_nan_stops_with_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:
     snn = _network()
     before = copy.deepcopy(snn.state_dict())
-    monkeypatch.setitem(finetune.OBJECTIVES, "broken", lambda ours, target, _: (ours - target).square().mean() * float("nan"))
+    monkeypatch.setitem(finetune.OBJECTIVES, "broken", lambda ours, target, _: (ours - target.logits).square().mean() * float("nan"))
     with pytest.raises(TrainingError, match="NaN or infinite"):
         finetune.fit(snn, _data()[0], config=_config(objective="broken"))
     for name, value in snn.state_dict().items():
@@ -256,7 +256,7 @@ def test_a_second_tuning_needs_the_source_as_teacher() -> None:
         target = source(x)
     with torch.no_grad():
         ours = snn(x)
-    loss = finetune.OBJECTIVES["kl"](ours, target, 1.0)
+    loss = finetune.OBJECTIVES["kl"](ours, finetune.Target(target), 1.0)
     assert loss.item() == pytest.approx(-result.best_score, rel=1e-4)
 
 
