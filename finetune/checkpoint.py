@@ -73,7 +73,7 @@ def _figures(x: Tensor) -> list[float]:
 
 
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/4"
+SCHEMA = "speedysnn-run/5"
 
 
 @dataclass
@@ -188,7 +188,11 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
             document = json.loads((file.metadata() or {})["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         if document["schema"] != SCHEMA:
-            raise TrainingError(f"{path}: expected the schema {SCHEMA!r}, got {document['schema']!r}")
+            raise TrainingError(
+                f"{path}: expected a run of this version ({SCHEMA}), got {document['schema']!r}: another version of "
+                "speedysnn made it and trains in other steps, so it cannot be resumed; finish it with that version, or "
+                "start again without resume"
+            )
         if odd := Origin.from_json(document["origin"]).odd(origin):
             raise TrainingError(
                 f"{path}: expected what the run there began with, got {odd}; resume with the same, or choose "
@@ -199,10 +203,8 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
             kind, name = key.split(":", 1)
             parts[kind][name] = value
         snn.load_state_dict(parts["net"])
-        device = next(snn.parameters()).device
-        values = {name: value.to(device) for name, value in parts["average"].items()}
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
-                        Average(values, document["average_steps"]))  # fmt: skip
+                        Average.restored(snn, parts["average"], document["average_steps"]))  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -15,7 +15,7 @@ from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
-from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range
+from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range, rate_schedule
 from speedysnn.finetune.penalties import Budget, Events
 from speedysnn.finetune.result import Log
 from speedysnn.finetune.samples import gather
@@ -38,18 +38,7 @@ def seed_of(seed: int, stage: int, epoch: int) -> int:
     return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, progress: float, warmup: float) -> float:
-    """Linear rise, then a cosine to zero; a function of progress alone, so that resuming needs no state."""
-    if progress < warmup:
-        factor = max(progress / warmup, 0.02)
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    return factor
-
-
-_AWAY = 10.0
+_AWAY = 10.0  # times the first epoch's loss
 
 
 def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = False) -> None:
@@ -233,16 +222,17 @@ class Trainer:
         chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.least)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
         one = self.step(place, chosen)
+        schedule = rate_schedule(optimizer, place.epoch, stage.epochs, len(chunks), config.warmup)
         done = 0
         status = lambda: f"loss {total / max(done, 1):.4f}"  # noqa: E731 - it reads the names above
         for number, indices in enumerate(track(chunks, str(place), enabled=self.progress, status=status)):
             batch, inputs, own = self.batch(indices, generator)
-            factor = set_rate(optimizer, (place.epoch + number / len(chunks)) / stage.epochs, config.warmup)
-            loss = one(batch, inputs, own, len(indices))
+            loss, factor = one(batch, inputs, own, len(indices)), schedule.lr_lambdas[0](schedule.last_epoch)
             check_loss(self.snn, float(loss), place)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
+            schedule.step()
             keep_in_range(self.snn)
             self.average.update(self.snn, config.average)
             total, done = total + float(loss) * len(indices), done + len(indices)

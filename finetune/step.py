@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be had, within the limits of a container; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [value for value in (_available(), _left()) if value is not None]
+    free = [value for value in (psutil.virtual_memory().available, _container_left()) if value is not None]
     return min(free, default=None)
 
 
@@ -95,16 +96,8 @@ def fitting(need: int, state: int, free: int | None, workers: int) -> int | None
     return max(1, int(_SHARE * max(0, free - state)) // need // workers)
 
 
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
-
-
-def _left() -> int | None:
+def _container_left() -> int | None:
+    """Bytes within the limit of a container (cgroup), which psutil does not know; None where there is none."""
     for limit, used in zip(_LIMITS, _USED, strict=True):
         try:
             most, now = Path(limit).read_text(encoding="ascii").strip(), Path(used).read_text(encoding="ascii").strip()

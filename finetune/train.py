@@ -245,5 +245,5 @@ def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, facto
     adam = optimizer(groups, config, factor)
     if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam
-    kept = [{k: group[k] for k in ("params", "lr", "peak", "weight_decay")} for group in adam.param_groups]
+    kept = [{k: group[k] for k in ("params", "lr", "initial_lr", "weight_decay")} for group in adam.param_groups]
     return torch.optim.SGD(kept, momentum=0.9)
