@@ -88,6 +88,23 @@ def fit(
             that cannot be written to.
         ArtifactError: another run is writing into `folder` or `log` now.
         DataError: no data.
+
+    Returns:
+        The run's history, its best epoch, and what changed in every layer.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert, finetune
+        >>> seed, images = torch.manual_seed(0), torch.rand(64, 8)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> snn = convert.to_spiking(ann, images, timesteps=2)
+        >>> config = finetune.Config(epochs_quantized=3, epochs_spiking=1)
+        >>> result = finetune.fit(snn, images, config=config)  # no labels: towards the source's outputs
+        >>> result.history.stage.tolist()
+        ['quantized', 'quantized', 'quantized', 'quantized', 'spiking', 'spiking']
+        >>> loss = result.history[result.history.stage == "quantized"].held_out_loss
+        >>> bool(loss.min() < loss.iloc[0])
+        True
     """
     config = config or Config()
     check_names(config)

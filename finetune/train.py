@@ -207,6 +207,21 @@ def train(
         ArtifactError: another run is writing into `folder` or `log` now.
         InputError: no labels or no teacher where the objective needs them, more classes than outputs, or several
             processes.
+
+    Returns:
+        The spiking network, batch-norm folded, and what its training did.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import finetune
+        >>> seed, x = torch.manual_seed(0), torch.randn(128, 8)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> config = finetune.TrainConfig(epochs_spiking=3, learning_rates={"weights": 0.01})
+        >>> snn, result = finetune.train(ann, (x, (x[:, 0] > 0).long()), timesteps=2, config=config)
+        >>> snn.timesteps, len(result.history)
+        (2, 4)
+        >>> bool(result.history.held_out_loss.min() < result.history.held_out_loss.iloc[0])
+        True
     """
     config = config or TrainConfig()
     check_names(config)

@@ -1,6 +1,7 @@
 """The engine: two processes give one process's result, a killed run resumes to the same bits, logs, early stopping."""
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -15,7 +16,8 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
@@ -128,6 +130,17 @@ def test_training_from_scratch_resumes_to_the_same_weights(tmp_path: Path) -> No
     assert len(result.history) == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_of_another_version_says_that_it_cannot_be_resumed(tmp_path: Path) -> None:
+    finetune.fit(_network(), _data()[0], config=_config(epochs_quantized=1, epochs_spiking=0), folder=tmp_path)
+    path = tmp_path / "run.safetensors"
+    with safe_open(path, framework="pt") as file:
+        run = json.loads(file.metadata()["run"])
+    save_file(load_file(path), path, {"run": json.dumps({**run, "schema": "speedysnn-run/4"})})
+    with pytest.raises(TrainingError, match="'speedysnn-run/4': another version of speedysnn .* cannot be resumed"):
+        finetune.fit(_network(), _data()[0], config=_config(epochs_quantized=1, epochs_spiking=0), folder=tmp_path,
+                     resume=True)  # fmt: skip
 
 
 def test_logs_hold_every_epoch_and_step(tmp_path: Path) -> None:
