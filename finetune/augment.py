@@ -14,18 +14,30 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def none(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The images as they are."""
+    """The images as they are.
+
+    Returns:
+        The same images.
+    """
     return x
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
+    """Each image mirrored left to right with probability one half.
+
+    Returns:
+        The images, of the same shape.
+    """
     chosen = torch.rand(x.shape[0], generator=generator) < 0.5
     return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)).to(x.device), x.flip(-1), x)
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its size in both directions, its border repeated."""
+    """Each image moved by up to an eighth of its size in both directions, its border repeated.
+
+    Returns:
+        The images, of the same shape.
+    """
     reach = max(1, x.shape[-1] // 8)
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     offsets = torch.randint(0, 2 * reach + 1, (x.shape[0], 2), generator=generator).tolist()
@@ -34,7 +46,11 @@ def shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, the usual augmentation of small natural images."""
+    """Mirrored and moved, the usual augmentation of small natural images.
+
+    Returns:
+        The images, of the same shape.
+    """
     return shift(flip(x, generator), generator)
 
 
@@ -53,13 +69,21 @@ def _own_seed(generator: torch.Generator) -> Iterator[None]:
 
 
 def affine(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2)."""
+    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2).
+
+    Returns:
+        The images, of the same shape.
+    """
     transform = _v2().RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))
     return _drawn(x, generator, transform)
 
 
 def erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2)."""
+    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2).
+
+    Returns:
+        The images, of the same shape.
+    """
     return _drawn(flip_crop(x, generator), generator, _v2().RandomErasing(0.5))
 
 
@@ -67,6 +91,9 @@ def trivial(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrored and moved, then one random change of geometry or colour an image (torchvision v2, TrivialAugmentWide).
 
     The transform works on 8 bits a channel: black and white are taken from the batch's extremes of each channel.
+
+    Returns:
+        The images, of the same shape and range.
     """
     transform = _v2().TrivialAugmentWide()
     x = flip_crop(x, generator)
@@ -91,6 +118,9 @@ AUGMENTATIONS: dict[str, Augment] = {
 
 def augmentation(name: str) -> Augment:
     """The named augmentation.
+
+    Returns:
+        What augments a batch: (images, generator) -> images.
 
     Raises:
         InputError: no augmentation has that name.

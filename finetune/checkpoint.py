@@ -36,7 +36,11 @@ class Origin:
 
     @staticmethod
     def of(snn: SpikingNetwork, config: Config) -> "Origin":
-        """What a run of this network with these settings begins with."""
+        """What a run of this network with these settings begins with.
+
+        Returns:
+            What another run can be compared with.
+        """
         digest = hashlib.sha256(json.dumps([config.to_json(), snn.timesteps], sort_keys=True).encode())
         for name, neuron in snn.neurons.items():
             digest.update(repr((name, neuron.spikes, neuron.delay, neuron.surrogate, neuron.width)).encode())
@@ -44,15 +48,27 @@ class Origin:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Origin":
-        """What `to_json` wrote."""
+        """What `to_json` wrote.
+
+        Returns:
+            What was written.
+        """
         return Origin(str(data["settings"]), {str(k): [float(x) for x in v] for k, v in data["tensors"].items()})
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
+        """As JSON data.
+
+        Returns:
+            Digest and figures.
+        """
         return {"settings": self.settings, "tensors": dict(self.tensors)}
 
     def odd(self, other: "Origin") -> str | None:
-        """In words what differs in another, None where they are the same run's."""
+        """In words what differs in another, None where they are the same run's.
+
+        Returns:
+            The first difference in words, or None.
+        """
         if self.settings != other.settings:
             return "other settings, T, spikes or look-ahead"
         if self.tensors.keys() != other.tensors.keys():
@@ -104,12 +120,20 @@ class RunState:
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
+    """A copy of all parameters and buffers.
+
+    Returns:
+        Tensors by name.
+    """
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter tensors under "index.name"."""
+    """The optimizer's per-parameter tensors under "index.name".
+
+    Returns:
+        Tensors by the parameter's index and their own name.
+    """
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": torch.as_tensor(value).clone() for index, own in state.items()
             for name, value in own.items()}  # fmt: skip
@@ -176,6 +200,9 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
 
 def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
     """Load the run's state into the network and return where it stands.
+
+    Returns:
+        Where the run stands; the network holds its tensors.
 
     Raises:
         TrainingError: there is no state, it is damaged, or it belongs to other settings or another network.

@@ -113,7 +113,11 @@ def _value(key: str, value: str) -> Any:
 
 
 def stages_of(data: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """The stages in the JSON data of settings."""
+    """The stages in the JSON data of settings.
+
+    Returns:
+        The stages, none where the data names none.
+    """
     return tuple(Stage(**stage) for stage in data.get("stages", ()))
 
 
@@ -286,7 +290,11 @@ class Config:
                 raise InputError(f"{name}: expected a positive number, got {value}")
 
     def rate(self, group: str) -> float:
-        """Peak learning rate of a parameter group."""
+        """Peak learning rate of a parameter group.
+
+        Returns:
+            The rate given, or the default of the group.
+        """
         return float(self.learning_rates.get(group, RATES[group]))
 
     @property

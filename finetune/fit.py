@@ -134,7 +134,11 @@ def run_all(
     on_epoch: Report | None,
     **options: Any,
 ) -> tuple[RunState, pd.DataFrame]:
-    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers."""
+    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers.
+
+    Returns:
+        The run's state, and one row a layer.
+    """
     if resume and folder is None:
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
@@ -168,6 +172,9 @@ def check_names(config: Config) -> None:
 def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | None:
     """The limit on the spikes that the settings ask for.
 
+    Returns:
+        The limit, or None where there is none.
+
     Raises:
         TrainingError: it counts synaptic operations and no fan-outs were given.
     """
@@ -182,6 +189,9 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
 
 def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
     """The module whose outputs are the aim: the given one, a spiking network read analog, or the network itself before.
+
+    Returns:
+        A frozen module.
 
     Raises:
         TrainingError: none is given and the network's own weights were tuned before.

@@ -26,7 +26,11 @@ from speedysnn.progress import track
 
 
 def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
-    """Batches of `size`; a last one with fewer than `least` images joins the one before."""
+    """Batches of `size`; a last one with fewer than `least` images joins the one before.
+
+    Returns:
+        The batches, each a list of indices.
+    """
     chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
     if len(chunks) > 1 and len(chunks[-1]) < least:
         chunks[-2:] = [chunks[-2] + chunks[-1]]
@@ -34,7 +38,11 @@ def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
 
 
 def seed_of(seed: int, stage: int, epoch: int) -> int:
-    """The generator's seed of an epoch."""
+    """The generator's seed of an epoch.
+
+    Returns:
+        A seed that no other epoch of the run has.
+    """
     return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
 
 
@@ -168,7 +176,11 @@ class Trainer:
         return self._with_labels(answers, batch), {}
 
     def matched(self) -> SpikingNetwork:
-        """The teacher as a network whose layers can be matched."""
+        """The teacher as a network whose layers can be matched.
+
+        Returns:
+            The teacher's network.
+        """
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
             raise InputError(
@@ -215,7 +227,11 @@ class Trainer:
         return self._example
 
     def epoch(self, place: Place, optimizer: torch.optim.Optimizer) -> float:
-        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
+        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone.
+
+        Returns:
+            The mean loss over images.
+        """
         config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed_of(config.seed, place.index, place.epoch))
@@ -247,7 +263,11 @@ class Trainer:
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss."""
+        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss.
+
+        Returns:
+            A function that computes one batch.
+        """
         stage, config = place.stage, self.config
         local = stage.kind == "blockwise"
         tell = self.on_memory if place.epoch == 0 else None
@@ -260,7 +280,11 @@ class Trainer:
         return run
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
-        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
+        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron.
+
+        Returns:
+            The figures by name, None where one is not known.
+        """
         compute = loss_of(self.config, self.loss_fn)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0

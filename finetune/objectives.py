@@ -225,7 +225,11 @@ class Recorder:
 
 
 def mean_output(tap: Tap) -> Tensor:
-    """A neuron's output averaged over its steps, (B, ...)."""
+    """A neuron's output averaged over its steps, (B, ...).
+
+    Returns:
+        One value a neuron and image.
+    """
     out = tap.output
     return out if tap.static_output else out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
 
@@ -233,7 +237,11 @@ def mean_output(tap: Tap) -> Tensor:
 def outputs_and_layers(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
-    """(output, every neuron's mean output) for a batch, in the present reading or the one given."""
+    """(output, every neuron's mean output) for a batch, in the present reading or the one given.
+
+    Returns:
+        The outputs, and every neuron's mean output by name.
+    """
     recorder = Recorder()
     with snn.reading(reading or snn.present_reading):
         out = snn(*inputs, observer=recorder)
@@ -241,7 +249,11 @@ def outputs_and_layers(
 
 
 def powers(source: Mapping[str, Tensor]) -> Tensor:
-    """Sum of squares of every layer's source activation over the batch, (layers,)."""
+    """Sum of squares of every layer's source activation over the batch, (layers,).
+
+    Returns:
+        One sum a layer.
+    """
     sums = [x.square().sum().clamp_min(torch.finfo(x.dtype).tiny) for x in source.values()]
     return torch.stack(sums) if sums else torch.zeros(0)
 
@@ -251,6 +263,9 @@ def layer_distance(ours: Mapping[str, Tensor], source: Mapping[str, Tensor], tot
 
     `total` holds the denominators of the whole batch where these images are a part of it. The distance is the mean
     noise-to-signal power ratio: 0.1 stands for an SQNR of 10 dB.
+
+    Returns:
+        One number, 0 where all layers agree.
     """
     total = powers(source) if total is None else total
     return torch.stack([(ours[name] - x).square().sum() for name, x in source.items()]).div(total).mean()

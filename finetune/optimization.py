@@ -16,7 +16,11 @@ _BIASES = ("bias",)
 
 
 def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
-    """All parameters by group and name."""
+    """All parameters by group and name.
+
+    Returns:
+        Parameters by group, then by name.
+    """
     out: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUPS}
     for name, parameter in snn.named_parameters():
         last = name.rsplit(".", 1)[-1]
@@ -49,7 +53,11 @@ def trainable(snn: SpikingNetwork, config: Config) -> Iterator[dict[str, dict[st
 
 
 def optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
-    """Adam with one parameter group a group, in a fixed order; decay on weights only."""
+    """Adam with one parameter group a group, in a fixed order; decay on weights only.
+
+    Returns:
+        The optimizer, at the peak rates.
+    """
     return torch.optim.AdamW(
         [
             {
@@ -72,7 +80,11 @@ def keep_in_range(snn: SpikingNetwork) -> None:
 
 
 def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
-    """Names of parameters whose gradient is NaN or infinite."""
+    """Names of parameters whose gradient is NaN or infinite.
+
+    Returns:
+        The names, none where all is well.
+    """
     given = {name: parameter.grad for name, parameter in snn.named_parameters() if parameter.grad is not None}
     if not given or bool(nn.utils.get_total_norm(list(given.values())).isfinite()):  # a GPU is waited for once
         return []

@@ -13,7 +13,11 @@ from speedysnn.tap import Tap, any_order, sees
 
 
 def spikes_of(tap: Tap) -> Tensor:
-    """Spikes of either sign that a layer emitted for a batch, one differentiable number."""
+    """Spikes of either sign that a layer emitted for a batch, one differentiable number.
+
+    Returns:
+        One number.
+    """
     neuron = tap.neuron
     positive = not neuron.signed and (tap.static_output or neuron.spikes == "binary")
     out = tap.output if positive else tap.output.abs()
@@ -24,7 +28,11 @@ def spikes_of(tap: Tap) -> Tensor:
 
 
 def neurons_of(tap: Tap) -> int:
-    """Neurons of a layer times images."""
+    """Neurons of a layer times images.
+
+    Returns:
+        A count.
+    """
     return tap.output.numel() // (1 if tap.static_output else tap.neuron.timesteps)
 
 
@@ -33,6 +41,9 @@ def membrane_penalty(tap: Tap) -> Tensor:
 
     u = sum_t x[t] / theta + v_init - n counts where it is below 0 after a spike (fired too early) and where it is 1 or
     more with spikes left (fired too late); a saturated neuron's is clipping, a silent one's below 0 is right.
+
+    Returns:
+        One number with a gradient.
     """
     if tap.static_output:
         return tap.output.new_zeros(())
@@ -73,7 +84,11 @@ class Budget:
     doublings: int = 0
 
     def rates(self) -> "Rates":
-        """What counts r in one pass under this limit."""
+        """What counts r in one pass under this limit.
+
+        Returns:
+            A fresh counter.
+        """
         return Rates(self.fan_out, self.factor > 0)
 
     @property
@@ -91,7 +106,11 @@ class Budget:
         self.doublings = sum(rate > self.limit for rate in rates[1:])
 
     def excess(self, rate: float) -> float:
-        """max(0, r / limit - 1)."""
+        """max(0, r / limit - 1).
+
+        Returns:
+            0 where the budget is met.
+        """
         return max(0.0, rate / self.limit - 1)
 
 

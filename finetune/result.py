@@ -49,7 +49,11 @@ class Result:
 
 
 def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """One row a layer: theta's ratio, v_init and spikes a neuron before and after, NaN where nothing was known."""
+    """One row a layer: theta's ratio, v_init and spikes a neuron before and after, NaN where nothing was known.
+
+    Returns:
+        A table.
+    """
     rows = []
     for name, new in after.items():
         old = before.get(name, {})
@@ -75,7 +79,11 @@ def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
 
 
 def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
-    """The run's result."""
+    """The run's result.
+
+    Returns:
+        What the caller of `fit` or `train` gets.
+    """
     return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)
 
 

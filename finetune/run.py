@@ -33,6 +33,9 @@ def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, over: 
         epoch: its number.
         over: share by which the spikes exceed their budget.
 
+    Returns:
+        The figure that decides which state is kept.
+
     Raises:
         InputError: accuracy without labels in the held-out part, agreement without a teacher.
     """
@@ -228,7 +231,11 @@ def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
 
 
 def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Every layer's mean log theta, mean v_init and spikes a neuron on up to 64 held-out images, by name."""
+    """Every layer's mean log theta, mean v_init and spikes a neuron on up to 64 held-out images, by name.
+
+    Returns:
+        By layer: log_theta, v_init and spikes_per_neuron.
+    """
     count = min(64, len(trainer.held_out))  # type: ignore[arg-type]
     rates: dict[str, float] = {}
 

@@ -59,7 +59,11 @@ class Need:
 
 
 def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:
-    """Bytes that one image keeps for its backward pass, from a forward pass over the first image of a batch."""
+    """Bytes that one image keeps for its backward pass, from a forward pass over the first image of a batch.
+
+    Returns:
+        Bytes.
+    """
     seen: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in snn.parameters()}
 
@@ -77,12 +81,20 @@ def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading)
 
 
 def state_bytes(parameters: Iterable[Tensor], workers: int) -> int:
-    """Gradients of every piece under way, two moments and the best state."""
+    """Gradients of every piece under way, two moments and the best state.
+
+    Returns:
+        Bytes.
+    """
     return (workers + 3) * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had, within the limits of a container; None where the system does not say."""
+    """Memory that can still be had, within the limits of a container; None where the system does not say.
+
+    Returns:
+        Bytes, or None.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [value for value in (psutil.virtual_memory().available, _container_left()) if value is not None]
@@ -90,7 +102,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fitting(need: int, state: int, free: int | None, workers: int) -> int | None:
-    """Images a piece so that all pieces under way fit; at least one, None where nothing limits them."""
+    """Images a piece so that all pieces under way fit; at least one, None where nothing limits them.
+
+    Returns:
+        A number of images, or None.
+    """
     if free is None or need == 0:
         return None
     return max(1, int(_SHARE * max(0, free - state)) // need // workers)
@@ -144,6 +160,9 @@ class Step:
             target: what the objective compares its outputs with, of as many images.
             source: the source's activations for it, empty without matching.
             images: images of the whole batch; by default this part is the whole.
+
+        Returns:
+            The mean loss over the whole batch, one number.
         """
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.snn.input_shapes, strict=True)]
         own = inputs[0].shape[dims[0]]
@@ -249,6 +268,9 @@ class Step:
 
 def logits(output: Any) -> Tensor:
     """The one tensor that the objective compares.
+
+    Returns:
+        The output itself.
 
     Raises:
         TrainingError: the network has several outputs.

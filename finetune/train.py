@@ -57,7 +57,11 @@ class TrainingExecution(Execution):
 def run_training(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
 ) -> Any:
-    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
+    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading.
+
+    Returns:
+        The outputs, nested as the source nests them.
+    """
     run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
@@ -69,7 +73,11 @@ def run_training(
 
 
 def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any."""
+    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
     own = copy.deepcopy(ann).eval()
     for module in own.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.running_mean.any():
@@ -81,7 +89,11 @@ def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
 
 
 def folded(snn: SpikingNetwork) -> SpikingNetwork:
-    """The same network with its batch-norm in the layers before it; it takes over the neurons."""
+    """The same network with its batch-norm in the layers before it; it takes over the neurons.
+
+    Returns:
+        A network that shares no weights with the given one.
+    """
     own = {
         node.name: {name: value.detach().clone() for name, value in snn.tensors(node.name).items()}
         for node in snn.graph.nodes

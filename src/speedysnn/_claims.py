@@ -155,7 +155,11 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def left_beside(target: Path) -> list[Path]:
-    """Folders that `scratch_beside` made for this target and that are still there."""
+    """Folders that `scratch_beside` made for this target and that are still there.
+
+    Returns:
+        Their paths in order.
+    """
     return sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*"))
 
 

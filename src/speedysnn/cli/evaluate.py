@@ -88,6 +88,9 @@ def readouts_of(
 ) -> Readouts:
     """The options as values; `validation` is added by the caller.
 
+    Returns:
+        What else is measured.
+
     Raises:
         InputError: one that is not understood or out of range for one of the T.
     """
@@ -135,7 +138,11 @@ def check_encoder(encoder: str | None, images: ImageData) -> None:
 
 
 def in_time(images: ImageData, timesteps: int, encoder: str | None, seed: int) -> Any:
-    """The images as the network receives them at T: static, encoded, or events put into T steps."""
+    """The images as the network receives them at T: static, encoded, or events put into T steps.
+
+    Returns:
+        What the network takes.
+    """
     if images.timesteps:
         if images.timesteps != timesteps:
             note(f"events of {images.timesteps} steps are averaged to {timesteps}")
@@ -262,7 +269,11 @@ class _Case:
         return "events" if self.images.timesteps else self.given_encoder or "constant"
 
     def rows(self, snn: SpikingNetwork, timesteps: int, delays: list[Delay | None]) -> list[dict[str, Any]]:
-        """One row a look-ahead."""
+        """One row a look-ahead.
+
+        Returns:
+            The figures of each look-ahead as JSON data.
+        """
         snn.timesteps = timesteps
         if self.recalibrate:
             snn.recalibrate()

@@ -44,7 +44,11 @@ def hand_freed_memory_back() -> None:
 
 
 def kept() -> bool:
-    """Whether freed memory is kept."""
+    """Whether freed memory is kept.
+
+    Returns:
+        True once it is.
+    """
     return _kept
 
 
