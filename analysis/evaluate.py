@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.analysis.images import images_in, part, pass_size, passes
-from speedysnn.analysis.outputs import OutputSums, settings
+from speedysnn.analysis.outputs import OutputSums, classes, settings
 from speedysnn.analysis.readings import Reference, leaves, run
 from speedysnn.analysis.strict import plain
 from speedysnn.data import Batch
@@ -62,6 +62,41 @@ class Evaluation:
         return {name: plain(value) for name, value in asdict(self).items()}
 
 
+class PrecisionSums:
+    """How often float32 answers right, and how often another precision gives the same class."""
+
+    def __init__(self) -> None:
+        self.classified = self.labelled = self.correct = self.agreed = 0
+
+    def update(self, exact: Any, reduced: Any, labels: Tensor | None) -> None:
+        """Add the outputs of one pass.
+
+        Args:
+            exact: outputs in float32.
+            reduced: outputs for the same images in the other precision.
+            labels: classes, or None.
+        """
+        right, chosen = classes(exact), classes(reduced)
+        if right is None or chosen is None:
+            return
+        self.classified += len(right)
+        self.agreed += int((right == chosen).sum())
+        if labels is not None:
+            self.labelled += len(right)
+            self.correct += int((right == labels.to(right.device)).sum())
+
+    def figures(self) -> dict[str, float | None]:
+        """Both as fractions.
+
+        Returns:
+            `float32_accuracy` and `float32_agreement`, None where nothing was classified or labelled.
+        """
+        return {
+            "float32_accuracy": self.correct / self.labelled if self.labelled else None,
+            "float32_agreement": self.agreed / self.classified if self.classified else None,
+        }
+
+
 def evaluate(
     snn: SpikingNetwork,
     data: Any,
@@ -88,25 +123,21 @@ def evaluate(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    reference, sums, exact = Reference.of(snn, source), OutputSums(), OutputSums()
-    half = precision != "float32"
+    reference, sums = Reference.of(snn, source), OutputSums()
+    reduced = None if precision == "float32" else PrecisionSums()
     with torch.no_grad():
         for batch in track(passes(snn, data, pass_size(snn), limit=limit), "evaluating", enabled=progress):
-            score(snn, reference.analog(batch.inputs), batch, sums, exact if half else None)
-    plain_figures = exact.figures()
-    return Evaluation(
-        reference=reference.outputs, precision=precision, **settings(snn), **sums.figures(),
-        float32_accuracy=plain_figures["analog_accuracy"] if half else None,
-        float32_agreement=plain_figures["agreement"] if half else None,
-    )  # fmt: skip
+            score(snn, reference.analog(batch.inputs), batch, sums, reduced)
+    lost = {} if reduced is None else reduced.figures()
+    return Evaluation(reference=reference.outputs, precision=precision, **settings(snn), **sums.figures(), **lost)
 
 
 def score(
-    snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, exact: OutputSums | None = None
+    snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, reduced: PrecisionSums | None = None
 ) -> None:
     """Add one batch, cut into passes that fit T, to the sums; `analog` is the reference output of the whole batch.
 
-    With `exact` the spiking reading runs in bfloat16, and `exact` gets it against that in float32.
+    With `reduced` the spiking reading runs in bfloat16 and in float32, and `reduced` compares the two.
     """
     count, size = images_in(snn, batch.inputs), pass_size(snn)
     reference = leaves(analog)
@@ -114,10 +145,10 @@ def score(
         stop = min(count, start + size)
         piece = part(snn, batch, start, stop)
         twin = run(snn, "quantized", piece.inputs)
-        with nullcontext() if exact is None else torch.autocast(piece.inputs[0].device.type, torch.bfloat16):
+        with nullcontext() if reduced is None else torch.autocast(piece.inputs[0].device.type, torch.bfloat16):
             spiking = run(snn, "spiking", piece.inputs, sums.count)
-        if exact is not None:
-            exact.update(run(snn, "spiking", piece.inputs), spiking, spiking, piece.labels)
+        if reduced is not None:
+            reduced.update(run(snn, "spiking", piece.inputs), spiking, piece.labels)
         sums.update(_between(reference, start, stop), twin, spiking, piece.labels)
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from speedysnn.errors import ConversionError
@@ -13,13 +14,7 @@ TOLERANCE = 1e-5
 
 def leaves(value: Any) -> list[Tensor]:
     """The tensors of an output, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in leaves(item)]
-    if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in leaves(item)]
-    return []
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def relative_error(ours: Any, reference: Any) -> float:

@@ -1,6 +1,7 @@
 """Augmentation of image batches (B, C, H, W) by name; the teacher sees the same images, so labels are not needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,24 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
-from speedysnn.finetune.objectives import columns
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def none(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The images as they are."""
+    """The images as they are.
+
+    Returns:
+        The same images.
+    """
     return x
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
+    """Each image mirrored left to right with probability one half.
+
+    Returns:
+        The images, of the same shape.
+    """
     chosen = torch.rand(x.shape[0], generator=generator) < 0.5
     return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)).to(x.device), x.flip(-1), x)
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its size in both directions, its border repeated."""
+    """Each image moved by up to an eighth of its size in both directions, its border repeated.
+
+    Returns:
+        The images, of the same shape.
+    """
     reach = max(1, x.shape[-1] // 8)
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     offsets = torch.randint(0, 2 * reach + 1, (x.shape[0], 2), generator=generator).tolist()
@@ -34,25 +46,44 @@ def shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, the usual augmentation of small natural images."""
+    """Mirrored and moved, the usual augmentation of small natural images.
+
+    Returns:
+        The images, of the same shape.
+    """
     return shift(flip(x, generator), generator)
 
 
 def _drawn(x: Tensor, generator: torch.Generator, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """A torchvision transform of every image by itself, its draws taken from the generator; torch's own are left."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
+    with _own_seed(generator):
         return torch.stack([transform(image) for image in x])
 
 
+@contextmanager
+def _own_seed(generator: torch.Generator) -> Iterator[None]:
+    """Torch's own generator seeded by a draw of this one; it is what it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        yield
+
+
 def affine(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2)."""
+    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2).
+
+    Returns:
+        The images, of the same shape.
+    """
     transform = _v2().RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))
     return _drawn(x, generator, transform)
 
 
 def erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2)."""
+    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2).
+
+    Returns:
+        The images, of the same shape.
+    """
     return _drawn(flip_crop(x, generator), generator, _v2().RandomErasing(0.5))
 
 
@@ -60,6 +91,9 @@ def trivial(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrored and moved, then one random change of geometry or colour an image (torchvision v2, TrivialAugmentWide).
 
     The transform works on 8 bits a channel: black and white are taken from the batch's extremes of each channel.
+
+    Returns:
+        The images, of the same shape and range.
     """
     transform = _v2().TrivialAugmentWide()
     x = flip_crop(x, generator)
@@ -85,6 +119,9 @@ AUGMENTATIONS: dict[str, Augment] = {
 def augmentation(name: str) -> Augment:
     """The named augmentation.
 
+    Returns:
+        What augments a batch: (images, generator) -> images.
+
     Raises:
         InputError: no augmentation has that name.
     """
@@ -94,16 +131,26 @@ def augmentation(name: str) -> Augment:
 
 
 def mix(
-    x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None
+    x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None, classes: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """(images, labels), each image mixed with another, weights from Beta(alpha, alpha) per image (Zhang et al. 2018).
+    """Every image mixed with its neighbour in the batch, by a weight from Beta(alpha, alpha) (Zhang et al. 2018).
 
-    Labels (B,) become (B, 3), see `objectives.columns`.
+    torchvision's `MixUp` does it, its draw taken from the generator; torch's own generator is left as it was.
+
+    Args:
+        x: a batch of images in random order, (B, ...).
+        alpha: of the distribution; 0 leaves the batch as it is.
+        generator: draws the weight, the same one with labels and without.
+        labels: classes, (B,).
+        classes: number of classes, for labels.
+
+    Returns:
+        The images, and the labels as probabilities of the classes (B, classes), None where none were given.
     """
     if alpha <= 0:
         return x, labels
-    draws = torch._sample_dirichlet(torch.full((x.shape[0], 2), alpha), generator=generator)[:, 0]
-    weight = draws.view(-1, *[1] * (x.ndim - 1)).to(x)
-    partner = torch.randperm(x.shape[0], generator=generator)
-    mixed = weight * x + (1 - weight) * x[partner]
-    return mixed, None if labels is None else columns(labels, labels[partner], draws)
+    images = x.reshape(len(x), 1, 1, -1)  # the transform takes batches of images alone, of any size
+    given = torch.zeros(len(x), dtype=torch.long) if labels is None else labels.long().cpu()
+    with _own_seed(generator):
+        mixed, shares = _v2().MixUp(alpha=alpha, num_classes=classes if labels is not None else 1)(images, given)
+    return mixed.reshape(x.shape), None if labels is None else shares

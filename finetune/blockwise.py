@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from speedysnn.calls import accept
 from speedysnn.executor import Execution
-from speedysnn.finetune.matching import layer_distance
+from speedysnn.finetune.objectives import layer_distance
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.operators import OPERATORS
@@ -42,6 +42,9 @@ def run_blocks(snn: SpikingNetwork, inputs: Sequence[Tensor], visit: Visit, befo
     """The quantized reading's output; `visit` sees each layer's name, drive and output with their gradients.
 
     `before` sees the name and the drive before the layer answers, so that it may change the layer.
+
+    Returns:
+        The outputs, nested as the source nests them.
     """
     run = _Blocks(snn, visit, before)
     values = [accept(snn, x, i) for i, x in enumerate(inputs)]
@@ -50,13 +53,20 @@ def run_blocks(snn: SpikingNetwork, inputs: Sequence[Tensor], visit: Visit, befo
 
 
 def local_gradients(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, Tensor], total: Tensor,
-    parameters: Sequence[nn.Parameter], last: Callable[[Any], Tensor],
+    snn: SpikingNetwork,
+    inputs: Sequence[Tensor],
+    source: Mapping[str, Tensor],
+    total: Tensor,
+    parameters: Sequence[nn.Parameter],
+    last: Callable[[Any], Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(loss, gradients) of mean over layers sum (r - a)^2 / sum a^2, each layer's going to its own block only.
 
     `last` is the objective of the output, for what comes after the last neuron. `total` holds sum a^2 of the whole
     batch, in the order of `source`.
+
+    Returns:
+        The loss, and a gradient (or None) for each of the parameters.
     """  # fmt: skip
     gradients: list[Tensor | None] = [None] * len(parameters)
     losses: list[Tensor] = []
@@ -85,6 +95,9 @@ def settle(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, T
     every theta by itself. Then the mean error of a channel is taken from the bias of the weights that feed this layer
     alone, or, where there are none, from v_init (dv = -T gap / theta, within [0, 1]). A change that does not lower the
     layer's squared error is taken back.
+
+    Returns:
+        By layer, how much its SQNR rose in dB.
     """
     gained: dict[str, float] = {}
     feeders = _feeders(snn)
@@ -165,5 +178,3 @@ def _remove_bias(
     if (neuron.quantized(drive) - goal).square().sum() >= error:
         neuron.v_init.copy_(old)
     return None
-
-

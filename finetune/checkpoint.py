@@ -1,5 +1,6 @@
-"""The state of a run in one safetensors file, replaced atomically after every epoch; no pickle."""
+"""The state of a run in one safetensors file, without pickle, replaced after every epoch, and what it began with."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,81 @@ from torch import Tensor
 
 from speedysnn._claims import claimed, take_away, try_writing
 from speedysnn.errors import TrainingError
-from speedysnn.finetune.average import Average
-from speedysnn.finetune.origin import Origin
+from speedysnn.finetune.config import Config
+from speedysnn.finetune.optimization import Average
 from speedysnn.network import SpikingNetwork
 
+CLOSE = 1e-4  # of a tensor's summed magnitudes: another processor calibrates thresholds that differ in their last bits
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The settings of a run, exactly, and the network it began with, up to rounding.
+
+    Attributes:
+        settings: a digest of the settings, T, spikes and look-ahead.
+        tensors: of each tensor by name: its size, summed magnitudes and two weighted sums.
+    """
+
+    settings: str
+    tensors: Mapping[str, list[float]]
+
+    @staticmethod
+    def of(snn: SpikingNetwork, config: Config) -> "Origin":
+        """What a run of this network with these settings begins with.
+
+        Returns:
+            What another run can be compared with.
+        """
+        digest = hashlib.sha256(json.dumps([config.to_json(), snn.timesteps], sort_keys=True).encode())
+        for name, neuron in snn.neurons.items():
+            digest.update(repr((name, neuron.spikes, neuron.delay, neuron.surrogate, neuron.width)).encode())
+        return Origin(digest.hexdigest(), {name: _figures(x) for name, x in sorted(snn.state_dict().items())})
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Origin":
+        """What `to_json` wrote.
+
+        Returns:
+            What was written.
+        """
+        return Origin(str(data["settings"]), {str(k): [float(x) for x in v] for k, v in data["tensors"].items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data.
+
+        Returns:
+            Digest and figures.
+        """
+        return {"settings": self.settings, "tensors": dict(self.tensors)}
+
+    def odd(self, other: "Origin") -> str | None:
+        """In words what differs in another, None where they are the same run's.
+
+        Returns:
+            The first difference in words, or None.
+        """
+        if self.settings != other.settings:
+            return "other settings, T, spikes or look-ahead"
+        if self.tensors.keys() != other.tensors.keys():
+            return "a network of other layers"
+        for name, own in self.tensors.items():
+            theirs = other.tensors[name]
+            far = any(not abs(a - b) <= CLOSE * own[1] for a, b in zip(own[1:], theirs[1:], strict=True))
+            if own[0] != theirs[0] or far:
+                return f"another network ({name!r} differs)"
+        return None
+
+
+def _figures(x: Tensor) -> list[float]:
+    """Size, summed magnitudes, and the sums of the values and of them under weights that no order of them repeats."""
+    values = x.detach().cpu().to(torch.float64).reshape(-1)
+    weights = torch.arange(values.numel(), dtype=torch.float64).cos()
+    return [values.numel(), float(values.abs().sum()), float(values.sum()), float(values @ weights)]
+
+
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/4"
+SCHEMA = "speedysnn-run/5"
 
 
 @dataclass
@@ -50,12 +120,20 @@ class RunState:
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
+    """A copy of all parameters and buffers.
+
+    Returns:
+        Tensors by name.
+    """
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter tensors under "index.name"."""
+    """The optimizer's per-parameter tensors under "index.name".
+
+    Returns:
+        Tensors by the parameter's index and their own name.
+    """
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": torch.as_tensor(value).clone() for index, own in state.items()
             for name, value in own.items()}  # fmt: skip
@@ -123,6 +201,9 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
 def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
     """Load the run's state into the network and return where it stands.
 
+    Returns:
+        Where the run stands; the network holds its tensors.
+
     Raises:
         TrainingError: there is no state, it is damaged, or it belongs to other settings or another network.
     """
@@ -134,7 +215,11 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
             document = json.loads((file.metadata() or {})["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         if document["schema"] != SCHEMA:
-            raise TrainingError(f"{path}: expected the schema {SCHEMA!r}, got {document['schema']!r}")
+            raise TrainingError(
+                f"{path}: expected a run of this version ({SCHEMA}), got {document['schema']!r}: another version of "
+                "speedysnn made it and trains in other steps, so it cannot be resumed; finish it with that version, or "
+                "start again without resume"
+            )
         if odd := Origin.from_json(document["origin"]).odd(origin):
             raise TrainingError(
                 f"{path}: expected what the run there began with, got {odd}; resume with the same, or choose "
@@ -145,10 +230,8 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
             kind, name = key.split(":", 1)
             parts[kind][name] = value
         snn.load_state_dict(parts["net"])
-        device = next(snn.parameters()).device
-        values = {name: value.to(device) for name, value in parts["average"].items()}
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
-                        Average(values, document["average_steps"]))  # fmt: skip
+                        Average.restored(snn, parts["average"], document["average_steps"]))  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

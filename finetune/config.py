@@ -1,30 +1,188 @@
 """What to train, how long and how fast: frozen data that goes to JSON and back."""
 
+import functools
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from speedysnn.errors import InputError
-from speedysnn.finetune.keeping import KEEPS
-from speedysnn.finetune.stages import Stage, stages_of
-from speedysnn.neurons import THRESHOLD_RULES
+from speedysnn.kernels import parse_spikes
+from speedysnn.neurons import THRESHOLD_GRADIENTS, Delay, Reading
 
+KINDS = ("quantized", "spiking", "blockwise")
 GROUPS = ("thresholds", "v_init", "biases", "weights")
 RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}
 PRECISIONS = ("float32", "bfloat16")
+MONITORS = ("loss", "agreement", "accuracy", "last")
 BUDGETS = ("spikes", "synops")
+OLD_NAMES = {"match": "layer_match_weight", "keep": "monitor", "threshold_rule": "threshold_gradient"}
+Settings = TypeVar("Settings", bound="Config")
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage; what is None is the network's own.
+
+    Attributes:
+        kind: "quantized" (the twin, one pass an image), "spiking" (through time), or "blockwise" (every layer towards
+            the source's activations by itself, no gradient between layers: first in closed form, then Adam).
+        epochs: passes over the training data; 0 is allowed for "blockwise", which then is the closed form alone.
+        timesteps: T of this stage; on the way from another T every theta is scaled by the ratio of the calibrated
+            thetas at both.
+        delay: look-ahead in steps, or "full".
+        spikes: spike kind.
+        rate: factor on all learning rates.
+    """
+
+    kind: str
+    epochs: int
+    timesteps: int | None = None
+    delay: Delay | None = None
+    spikes: str | None = None
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        if self.kind not in KINDS:
+            raise InputError(f"stage: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.epochs < (0 if self.kind == "blockwise" else 1):
+            raise InputError(f"stage {self.kind}: epochs: expected at least 1 (0 in blockwise), got {self.epochs}")
+        if self.timesteps is not None and self.timesteps < 1:
+            raise InputError(f"stage {self.kind}: T: expected at least 1, got {self.timesteps}")
+        if self.delay is not None and self.delay != "full" and self.delay < 0:
+            raise InputError(f"stage {self.kind}: delay: expected at least 0, or full, got {self.delay}")
+        if self.spikes is not None:
+            parse_spikes(self.spikes)
+        if not self.rate > 0:
+            raise InputError(f"stage {self.kind}: rate: expected a positive number, got {self.rate}")
+
+    @property
+    def reading(self) -> Reading:
+        """What is trained and judged; a blockwise stage works on the twin."""
+        return "spiking" if self.kind == "spiking" else "quantized"
+
+    def __str__(self) -> str:
+        given = {"T": self.timesteps, "delay": self.delay, "spikes": self.spikes}
+        more = [f"{key}={value}" for key, value in given.items() if value is not None]
+        more += [f"rate={self.rate:g}"] if self.rate != 1 else []
+        return ",".join([f"{self.kind}:{self.epochs}", *more])
+
+    @staticmethod
+    def parse(text: str) -> "Stage":
+        """A stage from text, `KIND:EPOCHS[,T=8][,delay=1][,spikes=ternary][,rate=0.5]`.
+
+        Args:
+            text: the stage as the command line writes it.
+
+        Returns:
+            The stage; what is not written is the network's own.
+
+        Raises:
+            InputError: it is written another way.
+
+        Example:
+            >>> from speedysnn import finetune
+            >>> finetune.Stage.parse("spiking:2,T=8,delay=full")
+            Stage(kind='spiking', epochs=2, timesteps=8, delay='full', spikes=None, rate=1.0)
+        """
+        head, *rest = (part.strip() for part in text.split(","))
+        kind, _, epochs = head.partition(":")
+        options = dict(part.partition("=")[::2] for part in rest)
+        known = {"T": "timesteps", "delay": "delay", "spikes": "spikes", "rate": "rate"}
+        wrong = [key for key in options if key not in known]
+        try:
+            if wrong:
+                raise ValueError(wrong[0])
+            values: dict[str, Any] = {known[key]: _value(key, value) for key, value in options.items()}
+            return Stage(kind, int(epochs), **values)
+        except ValueError as err:
+            raise InputError(
+                f"stage {text!r}: expected KIND:EPOCHS[,T=N][,delay=N|full][,spikes=KIND][,rate=X] ({err})"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage as JSON data."""
+        return asdict(self)
+
+
+def _value(key: str, value: str) -> Any:
+    if key == "spikes" or (key == "delay" and value == "full"):
+        return value
+    return float(value) if key == "rate" else int(value)
+
+
+def stages_of(data: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """The stages in the JSON data of settings.
+
+    Returns:
+        The stages, none where the data names none.
+    """
+    return tuple(Stage(**stage) for stage in data.get("stages", ()))
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(
+        f"finetune.Config: {old!r} is now called {new!r}; the old name goes in the next minor version",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
+def _old_setting(old: str) -> property:
+    """A setting under the name that it had before."""
+
+    def read(self: "Config") -> Any:
+        _warn_of_old_name(old, OLD_NAMES[old])
+        return getattr(self, OLD_NAMES[old])
+
+    return property(read)
+
+
+def with_old_names(cls: type[Settings]) -> type[Settings]:
+    """A settings class whose old keywords (`OLD_NAMES`) still work, with a warning.
+
+    Args:
+        cls: a dataclass.
+
+    Returns:
+        The same class.
+    """
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def init(self: Settings, *args: Any, **given: Any) -> None:
+        for old in OLD_NAMES.keys() & given.keys():
+            new = OLD_NAMES[old]
+            if new in given:
+                raise InputError(f"{new}: expected one value, got {given[new]!r} and, as {old}, {given[old]!r}")
+            _warn_of_old_name(old, new)
+            given[new] = given.pop(old)
+        plain(self, *args, **given)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@with_old_names
+@dataclass(frozen=True)
 class Config:
     """Settings of `finetune.fit`.
+
+    Example:
+        >>> from speedysnn import finetune
+        >>> config = finetune.Config(stages=(finetune.Stage.parse("quantized:8"), finetune.Stage.parse("spiking:2")))
+        >>> config.layer_match_weight, config.monitor
+        (1.0, 'loss')
+        >>> finetune.Config.from_json(config.to_json()) == config
+        True
 
     Attributes:
         epochs_quantized: epochs on the quantized reading: one pass an image, the gradient of a learned step size.
         epochs_spiking: epochs on the spiking reading, through time, at the network's own look-ahead and spike kind.
         stages: the stages one by one, in place of the two counts above; a curriculum over T, look-ahead or spikes.
         train: which of "thresholds", "v_init", "biases", "weights" train; the rest stays as it is.
-        threshold_rule: gradient of theta in a spiking stage: "surrogate" (through time, amplitude and reset paths),
+        threshold_gradient: gradient of theta in a spiking stage: "surrogate" (through time, amplitude and reset paths),
             "step" (the learned step size's, on the spike count) or "mixed" (their mean).
         learning_rates: peak rate of each group (Adam); of thresholds it is relative, since log theta is trained.
         spiking_rate: factor on all rates in the spiking stage.
@@ -33,7 +191,10 @@ class Config:
         temperature: of the softmax in "kl".
         label_weight: share of the labels' cross-entropy in the loss, the objective to the teacher has the rest (Hinton
             et al. 2015); 0 needs no labels.
-        match: weight of the layer-wise term that draws every neuron's mean output to the source's activation.
+        layer_match_weight: weight of the layer-wise term that draws every neuron's mean output to the source's
+            activation. It is on by default, as on the command line: in reports/finetune every seed of weight 5 ends
+            below every seed of weight 0 (1 has a spread that covers both), and it costs one pass of the source a step;
+            0 is needed beside a teacher with other layers.
         budget: most spikes a neuron and image (mean over the network), None for no limit.
         budget_of: "spikes", or "synops": every layer's spikes then weigh by its fan-out (see `fit`).
         budget_weight: weight of the penalty max(0, spikes / budget - 1), which doubles after every epoch above it.
@@ -44,8 +205,8 @@ class Config:
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
         warmup: fraction of a stage's steps in which the rate rises; it then falls to zero along a cosine.
-        keep: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher or
-            most "accuracy" (of equal ones that with less loss), or the "last".
+        monitor: whose state a stage ends in: the epoch of least held-out "loss", of most "agreement" with the teacher
+            or most "accuracy" (of equal ones that with less loss), or the "last".
         average: decay of a running average of the trained state over steps, which is judged and kept in place of the
             state itself (0.99 averages about the last hundred steps); 0 for none.
         patience: epochs without a better held-out score after which a stage ends; None for never.
@@ -58,14 +219,14 @@ class Config:
     epochs_spiking: int = 2
     stages: tuple[Stage, ...] = ()
     train: tuple[str, ...] = GROUPS
-    threshold_rule: str = "surrogate"
+    threshold_gradient: str = "surrogate"
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     spiking_rate: float = 1.0
     weight_decay: float = 0.0
     objective: str = "kl"
     temperature: float = 1.0
     label_weight: float = 0.0
-    match: float = 0.0
+    layer_match_weight: float = 1.0
     budget: float | None = None
     budget_of: str = "spikes"
     budget_weight: float = 1.0
@@ -76,11 +237,14 @@ class Config:
     holdout: float = 0.1
     clip: float | None = 1.0
     warmup: float = 0.1
-    keep: str = "loss"
+    monitor: str = "loss"
     average: float = 0.0
     patience: int | None = None
     precision: str = "float32"
     seed: int = 0
+    match = _old_setting("match")
+    keep = _old_setting("keep")
+    threshold_rule = _old_setting("threshold_rule")
 
     def __post_init__(self) -> None:
         """Refuse what could not train."""
@@ -102,13 +266,18 @@ class Config:
         self._check_numbers()
 
     def _check_words(self) -> None:
-        known_words = {"threshold_rule": THRESHOLD_RULES, "precision": PRECISIONS, "budget_of": BUDGETS, "keep": KEEPS}
+        known_words = {
+            "threshold_gradient": THRESHOLD_GRADIENTS,
+            "precision": PRECISIONS,
+            "budget_of": BUDGETS,
+            "monitor": MONITORS,
+        }
         for name, known in known_words.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("match", "mixup", "membrane", "weight_decay"):
+        for name in ("layer_match_weight", "mixup", "membrane", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.average < 1:
@@ -121,7 +290,11 @@ class Config:
                 raise InputError(f"{name}: expected a positive number, got {value}")
 
     def rate(self, group: str) -> float:
-        """Peak learning rate of a parameter group."""
+        """Peak learning rate of a parameter group.
+
+        Returns:
+            The rate given, or the default of the group.
+        """
         return float(self.learning_rates.get(group, RATES[group]))
 
     @property
@@ -140,5 +313,10 @@ class Config:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Config":
-        """The settings written by `to_json`."""
+        """The settings written by `to_json`, by this version or by one with the old names.
+
+        Returns:
+            Settings equal to those written.
+        """
+        data = {OLD_NAMES.get(name, name): value for name, value in data.items()}
         return cls(**{**data, "train": tuple(data["train"]), "stages": stages_of(data)})

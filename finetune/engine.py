@@ -30,15 +30,27 @@ class Engine:
         self._half = precision == "bfloat16"
 
     def device(self, present: torch.device) -> torch.device:
-        """Where this process computes: its own device of several, else where the network is."""
+        """Where this process computes: its own device of several, else where the network is.
+
+        Returns:
+            A device of torch.
+        """
         return present if self._accelerator is None else torch.device(self._accelerator.device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Automatic mixed precision where it was asked for."""
+        """Automatic mixed precision where it was asked for.
+
+        Returns:
+            A context in which torch chooses precisions, or one that changes nothing.
+        """
         return torch.autocast(device.type, torch.bfloat16) if self._half else nullcontext()
 
     def own(self, count: int) -> slice:
-        """This process's part of `count` images."""
+        """This process's part of `count` images.
+
+        Returns:
+            A slice of the batch.
+        """
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
@@ -52,7 +64,11 @@ class Engine:
             x.copy_(values.view_as(x))
 
     def total(self, numbers: Sequence[float], device: torch.device) -> list[float]:
-        """Sums over the processes."""
+        """Sums over the processes.
+
+        Returns:
+            One sum a number, the same in every process.
+        """
         if self._accelerator is None:
             return list(numbers)
         packed = torch.tensor(numbers, dtype=torch.float64, device=device)

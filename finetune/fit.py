@@ -13,20 +13,18 @@ from torch import Tensor, nn
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
-from speedysnn.finetune.checkpoint import RunState
+from speedysnn.finetune.checkpoint import Origin, RunState
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.log import Log
 from speedysnn.finetune.loop import Trainer
-from speedysnn.finetune.memory import Need
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
-from speedysnn.finetune.origin import Origin
 from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.result import Log, changes, record, result_of
 from speedysnn.finetune.result import Result as Result
-from speedysnn.finetune.result import changes, record, result_of
 from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
+from speedysnn.finetune.step import Need
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
 
@@ -72,8 +70,10 @@ def fit(
         teacher: maps the inputs to logits; a `SpikingNetwork` is read analog; by default the network's own analog
             reading before tuning, which a network whose weights were tuned before no longer has.
         config: the settings.
-        objective: (outputs, targets, temperature) -> mean loss over images, in place of the one named in `config`; the
-            targets are the teacher's outputs, or labels where that name is "labels".
+        objective: (outputs, target, temperature) -> mean loss over images, in place of the one named in `config`; the
+            target is always a `finetune.Target`, with the teacher's outputs in `target.logits` (None where the named
+            objective is "labels") and in `target.labels` the labels (None where that objective and `label_weight` use
+            none).
         fan_out: synapses that a spike of each layer reaches, by neuron name (`analysis.spike_fan_out`), for
             `budget_of="synops"`.
         folder: where the state is kept after every epoch.
@@ -88,6 +88,23 @@ def fit(
             that cannot be written to.
         ArtifactError: another run is writing into `folder` or `log` now.
         DataError: no data.
+
+    Returns:
+        The run's history, its best epoch, and what changed in every layer.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert, finetune
+        >>> seed, images = torch.manual_seed(0), torch.rand(64, 8)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> snn = convert.to_spiking(ann, images, timesteps=2)
+        >>> config = finetune.Config(epochs_quantized=3, epochs_spiking=1)
+        >>> result = finetune.fit(snn, images, config=config)  # no labels: towards the source's outputs
+        >>> result.history.stage.tolist()
+        ['quantized', 'quantized', 'quantized', 'quantized', 'spiking', 'spiking']
+        >>> loss = result.history[result.history.stage == "quantized"].held_out_loss
+        >>> bool(loss.min() < loss.iloc[0])
+        True
     """
     config = config or Config()
     check_names(config)
@@ -109,10 +126,19 @@ def fit(
 
 
 def run_all(
-    trainer: Trainer, *, folder: str | Path | None, resume: bool, log: str | Path | None, on_epoch: Report | None,
+    trainer: Trainer,
+    *,
+    folder: str | Path | None,
+    resume: bool,
+    log: str | Path | None,
+    on_epoch: Report | None,
     **options: Any,
 ) -> tuple[RunState, pd.DataFrame]:
-    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers."""
+    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers.
+
+    Returns:
+        The run's state, and one row a layer.
+    """
     if resume and folder is None:
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
@@ -146,6 +172,9 @@ def check_names(config: Config) -> None:
 def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | None:
     """The limit on the spikes that the settings ask for.
 
+    Returns:
+        The limit, or None where there is none.
+
     Raises:
         TrainingError: it counts synaptic operations and no fan-outs were given.
     """
@@ -161,12 +190,15 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
 def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
     """The module whose outputs are the aim: the given one, a spiking network read analog, or the network itself before.
 
+    Returns:
+        A frozen module.
+
     Raises:
         TrainingError: none is given and the network's own weights were tuned before.
     """
     if teacher is not None:
         return _Teacher(teacher) if isinstance(teacher, SpikingNetwork) else teacher
-    layers = config.match or any(stage.kind == "blockwise" for stage in config.plan)
+    layers = config.layer_match_weight or any(stage.kind == "blockwise" for stage in config.plan)
     if weights_tuned(snn) and (config.objective != "labels" or layers):
         raise TrainingError(
             "the network's weights were tuned before, so its analog reading is not the source network any more; give "

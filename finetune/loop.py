@@ -1,5 +1,6 @@
-"""The training loop: one epoch, one evaluation."""
+"""The training loop: one epoch, one evaluation, and the checks that stop a run that goes wrong."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,26 +10,69 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from speedysnn.data import Batch
-from speedysnn.errors import InputError
+from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune.augment import augmentation, mix
-from speedysnn.finetune.average import Average
-from speedysnn.finetune.config import Config
+from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.events import Events
-from speedysnn.finetune.guard import check_loss
-from speedysnn.finetune.log import Log
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.memory import Need
-from speedysnn.finetune.objectives import Objective, aim_of, answers_of, beside
-from speedysnn.finetune.parameters import keep_in_range
-from speedysnn.finetune.penalties import Budget
+from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
+from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range, rate_schedule
+from speedysnn.finetune.penalties import Budget, Events
+from speedysnn.finetune.result import Log
 from speedysnn.finetune.samples import gather
-from speedysnn.finetune.schedule import chunked, seed_of, set_rate
-from speedysnn.finetune.stages import Stage
-from speedysnn.finetune.step import Step, logits
+from speedysnn.finetune.step import Need, Step, logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.progress import track
+
+
+def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
+    """Batches of `size`; a last one with fewer than `least` images joins the one before.
+
+    Returns:
+        The batches, each a list of indices.
+    """
+    chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if len(chunks) > 1 and len(chunks[-1]) < least:
+        chunks[-2:] = [chunks[-2] + chunks[-1]]
+    return chunks
+
+
+def seed_of(seed: int, stage: int, epoch: int) -> int:
+    """The generator's seed of an epoch.
+
+    Returns:
+        A seed that no other epoch of the run has.
+    """
+    return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
+
+
+_AWAY = 10.0  # times the first epoch's loss
+
+
+def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = False) -> None:
+    """Refuse a loss or a gradient that is not finite, and a whole epoch's loss ten times that of the stage's first.
+
+    Raises:
+        TrainingError: naming the stage, the epoch and the layer.
+    """
+    here = f"{place.stage.kind} stage, epoch {place.epoch + 1}"
+    kept = "The best state so far is kept in the network; lower the learning rate, or set clip"
+    bad = bad_gradients(snn)
+    if not math.isfinite(loss) or bad:
+        where = f"; first in the gradient of {bad[0]}" if bad else ""
+        raise TrainingError(f"{here}: the loss or a gradient is NaN or infinite{where}. {kept}")
+    first = place.first_loss
+    if whole and first is not None and loss > _AWAY * max(first, 1e-6):
+        raise TrainingError(
+            f"{here}: the loss runs away: {loss:.4g} after {first:.4g} in the stage's first epoch; the largest "
+            f"gradient is that of {_steepest(snn)}. {kept}"
+        )
+
+
+def _steepest(snn: SpikingNetwork) -> str:
+    norms = {name: float(p.grad.norm()) for name, p in snn.named_parameters() if p.grad is not None}
+    return max(norms, key=lambda name: norms[name], default="no parameter")
+
 
 _EVAL_BATCH = 64
 
@@ -66,40 +110,54 @@ class Trainer:
     config: Config
     progress: bool
     on_memory: Callable[[str, Need], None] | None = None
-    aim: Objective | None = None
+    loss_fn: Objective | None = None
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
     log: Log | None = None
     average: Average = field(default_factory=Average)
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _example: Tensor | None = field(default=None, init=False)
 
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.snn.parameters()).device
 
-    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Tensor:
-        """What the objective compares with: labels, or the teacher's output for the same images and what is beside."""
+    @property
+    def _labels_count(self) -> bool:
+        """Whether the loss uses labels."""
+        return self.config.objective == "labels" or bool(self.config.label_weight)
+
+    def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Target:
+        """What the objective compares with: the teacher's outputs for the same images, labels, or both.
+
+        Args:
+            batch: the images and their labels.
+            inputs: the images where the network computes.
+
+        Returns:
+            The parts that the loss uses.
+        """
         if self.config.objective == "labels":
-            return self._labels(batch)
+            return Target(labels=self._labels(batch))
         with torch.no_grad():
-            return self._beside(logits(self.teacher(*inputs)), batch)
+            return self._with_labels(logits(self.teacher(*inputs)), batch)
 
     def _labels(self, batch: Batch) -> Tensor:
-        """(B,), or (B, 3) where images are mixed."""
+        """Classes (B,), or their probabilities (B, classes) where images are mixed."""
         if batch.labels is None:
             what = f"label_weight {self.config.label_weight}" if self.config.label_weight else "objective 'labels'"
             raise InputError(f"{what}: the training data has none; use 'kl' alone, which needs none")
         return batch.labels.to(self.device)
 
-    def _beside(self, answers: Tensor, batch: Batch) -> Tensor:
-        """The teacher's answers, and the labels beside them where they count too."""
-        return beside(answers, self._labels(batch)) if self.config.label_weight else answers
+    def _with_labels(self, answers: Tensor, batch: Batch) -> Target:
+        """The teacher's outputs, and the labels where they count too."""
+        return Target(answers, self._labels(batch) if self.config.label_weight else None)
 
     def goals(
         self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor], *, layers: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(targets, the source's activations by neuron if asked for); the teacher runs at most once.
+    ) -> tuple[Target, dict[str, Tensor]]:
+        """(target, the source's activations by neuron if asked for); the teacher runs at most once.
 
         Where images come unchanged it answers once for each.
         """
@@ -109,18 +167,26 @@ class Trainer:
             with torch.no_grad():
                 out, activations = outputs_and_layers(network, inputs, "analog")
             own = config.objective == "labels" or network is not getattr(self.teacher, "snn", None)
-            return self.target(batch, inputs) if own else self._beside(logits(out), batch), activations
+            return self.target(batch, inputs) if own else self._with_labels(logits(out), batch), activations
         if config.objective == "labels" or config.augment != "none" or config.mixup:
             return self.target(batch, inputs), {}
         if any(i not in self._answers for i in indices):
-            self._answers.update(zip(indices, self.target(batch, inputs).cpu(), strict=True))
-        return torch.stack([self._answers[i] for i in indices]).to(self.device), {}
+            self._answers.update(zip(indices, self.target(batch, inputs).teacher().cpu(), strict=True))
+        answers = torch.stack([self._answers[i] for i in indices]).to(self.device)
+        return self._with_labels(answers, batch), {}
 
     def matched(self) -> SpikingNetwork:
-        """The teacher as a network whose layers can be matched."""
+        """The teacher as a network whose layers can be matched.
+
+        Returns:
+            The teacher's network.
+        """
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
-            raise InputError("match: expected a teacher with the same layers: a SpikingNetwork, or none at all")
+            raise InputError(
+                "layer_match_weight: expected a teacher with the same layers: a SpikingNetwork, or none at all; "
+                "set it to 0 to train towards the teacher's outputs alone"
+            )
         return network
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None) -> tuple[Batch, list[Tensor], list[int]]:
@@ -131,32 +197,58 @@ class Trainer:
         batch = gather(self.train if generator is not None else self.held_out, indices)
         if generator is not None:
             augmented = augmentation(self.config.augment)(batch.inputs[0], generator)
-            images, mixed = mix(augmented, self.config.mixup, generator, batch.labels)
-            batch = Batch((images, *batch.inputs[1:]), mixed)
+            batch = self._mixed(Batch((augmented, *batch.inputs[1:]), batch.labels), generator)
         own = self.engine.own(len(indices))
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(batch.inputs, self.snn.input_shapes, strict=True)]
         inputs = [x.narrow(dim, own.start, own.stop - own.start) for x, dim in zip(batch.inputs, dims, strict=True)]
         labels = None if batch.labels is None else batch.labels[own]
         return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
 
+    def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with its first input mixed, and with it the labels where they count; others are dropped."""
+        if not self.config.mixup:
+            return batch
+        labels = batch.labels if self._labels_count else None
+        classes = 0
+        if labels is not None:
+            outputs = self._outputs(batch)
+            require_classes(labels, outputs)
+            classes = outputs.shape[1]
+        images, mixed = mix(batch.inputs[0], self.config.mixup, generator, labels, classes)
+        return Batch((images, *batch.inputs[1:]), mixed)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """The network's outputs for the first image of a batch, computed once in a run: their shape is what counts."""
+        if self._example is None:
+            shapes = self.snn.input_shapes
+            one = [x.narrow(x.ndim - len(s) - 1, 0, 1) for x, s in zip(batch.inputs, shapes, strict=True)]
+            with torch.no_grad(), self.snn.reading("quantized"):
+                self._example = logits(self.snn(*(x.to(self.device) for x in one)))
+        return self._example
+
     def epoch(self, place: Place, optimizer: torch.optim.Optimizer) -> float:
-        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone."""
+        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone.
+
+        Returns:
+            The mean loss over images.
+        """
         config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed_of(config.seed, place.index, place.epoch))
         chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.least)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
         one = self.step(place, chosen)
+        schedule = rate_schedule(optimizer, place.epoch, stage.epochs, len(chunks), config.warmup)
         done = 0
         status = lambda: f"loss {total / max(done, 1):.4f}"  # noqa: E731 - it reads the names above
         for number, indices in enumerate(track(chunks, str(place), enabled=self.progress, status=status)):
             batch, inputs, own = self.batch(indices, generator)
-            factor = set_rate(optimizer, (place.epoch + number / len(chunks)) / stage.epochs, config.warmup)
-            loss = one(batch, inputs, own, len(indices))
+            loss, factor = one(batch, inputs, own, len(indices)), schedule.lr_lambdas[0](schedule.last_epoch)
             check_loss(self.snn, float(loss), place)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(chosen, config.clip)
             optimizer.step()
+            schedule.step()
             keep_in_range(self.snn)
             self.average.update(self.snn, config.average)
             total, done = total + float(loss) * len(indices), done + len(indices)
@@ -171,21 +263,29 @@ class Trainer:
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss."""
+        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss.
+
+        Returns:
+            A function that computes one batch.
+        """
         stage, config = place.stage, self.config
         local = stage.kind == "blockwise"
         tell = self.on_memory if place.epoch == 0 else None
-        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.aim, self.budget, self.engine)
+        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.loss_fn, self.budget, self.engine)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
-            target, source = self.goals(indices, batch, inputs, layers=local or bool(config.match))
+            target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))
             return one.run(inputs, target, source, images)
 
         return run
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
-        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron."""
-        compute = aim_of(self.config, self.aim)
+        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron.
+
+        Returns:
+            The figures by name, None where one is not known.
+        """
+        compute = loss_of(self.config, self.loss_fn)
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0
         spikes = Events(self.budget.fan_out if self.budget is not None else {})
@@ -197,7 +297,7 @@ class Trainer:
                 target = self.target(batch, inputs)
                 with self.engine.autocast(self.device):
                     ours = logits(self.snn(*inputs, observer=spikes.count)).float()
-                reference = ours if self.config.objective == "labels" else answers_of(target, ours)
+                reference = ours if target.logits is None else target.logits
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
                 if batch.labels is not None:

@@ -1,17 +1,23 @@
-"""Terms beside the objective: a budget of spikes, and membranes that end outside [0, theta)."""
+"""Spikes counted and limited: a budget, a penalty on membranes that end outside [0, theta), and the held-out count."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from speedysnn.finetune.matching import mean_output
-from speedysnn.tap import Tap
+from speedysnn.finetune.objectives import mean_output
+from speedysnn.kernels.nonzero import nonzero
+from speedysnn.tap import Tap, any_order, sees
 
 
 def spikes_of(tap: Tap) -> Tensor:
-    """Spikes of either sign that a layer emitted for a batch, one differentiable number."""
+    """Spikes of either sign that a layer emitted for a batch, one differentiable number.
+
+    Returns:
+        One number.
+    """
     neuron = tap.neuron
     positive = not neuron.signed and (tap.static_output or neuron.spikes == "binary")
     out = tap.output if positive else tap.output.abs()
@@ -22,7 +28,11 @@ def spikes_of(tap: Tap) -> Tensor:
 
 
 def neurons_of(tap: Tap) -> int:
-    """Neurons of a layer times images."""
+    """Neurons of a layer times images.
+
+    Returns:
+        A count.
+    """
     return tap.output.numel() // (1 if tap.static_output else tap.neuron.timesteps)
 
 
@@ -31,6 +41,9 @@ def membrane_penalty(tap: Tap) -> Tensor:
 
     u = sum_t x[t] / theta + v_init - n counts where it is below 0 after a spike (fired too early) and where it is 1 or
     more with spikes left (fired too late); a saturated neuron's is clipping, a silent one's below 0 is right.
+
+    Returns:
+        One number with a gradient.
     """
     if tap.static_output:
         return tap.output.new_zeros(())
@@ -71,7 +84,11 @@ class Budget:
     doublings: int = 0
 
     def rates(self) -> "Rates":
-        """What counts r in one pass under this limit."""
+        """What counts r in one pass under this limit.
+
+        Returns:
+            A fresh counter.
+        """
         return Rates(self.fan_out, self.factor > 0)
 
     @property
@@ -89,7 +106,11 @@ class Budget:
         self.doublings = sum(rate > self.limit for rate in rates[1:])
 
     def excess(self, rate: float) -> float:
-        """max(0, r / limit - 1)."""
+        """max(0, r / limit - 1).
+
+        Returns:
+            0 where the budget is met.
+        """
         return max(0.0, rate / self.limit - 1)
 
 
@@ -123,3 +144,31 @@ class Rates:
     def membrane(self) -> Tensor:
         """Mean over layers."""
         return torch.stack(self.membranes).mean()
+
+
+class Events:
+    """Counts spikes (of either sign) and neurons times images, plain and weighted by fan-out, in `sums`."""
+
+    def __init__(self, fan_out: Mapping[str, float]) -> None:
+        self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
+
+    @any_order
+    @sees("nothing")
+    def count(self, tap: Tap) -> None:
+        """Add a layer's spikes and neurons: an observer, from any thread and in any order."""
+        neuron = tap.neuron
+        if tap.static_output:
+            events, neurons = float(neuron.counts(tap.drive).abs().sum()), tap.output.numel()
+        else:
+            events, neurons = _grades(tap), tap.output.numel() // neuron.timesteps
+        weight = self._fan_out.get(tap.name, 1.0)
+        with self._lock:
+            for i, value in enumerate((events, neurons, weight * events, weight * neurons)):
+                self.sums[i] += value
+
+
+def _grades(tap: Tap) -> float:
+    """Spikes of a train, one of grade n as n of them."""
+    if tap.neuron.levels_per_step == 1:
+        return float(nonzero(tap.output))
+    return float(spikes_of(tap))

@@ -1,12 +1,18 @@
-"""What a run of tuning did: its history, what changed in every layer, and its entry in the provenance."""
+"""What a run did: its history as tables and log files, what changed in every layer, and its entry in the provenance."""
 
+import csv
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
+from speedysnn._replace import replace_file
+from speedysnn.errors import TrainingError
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
@@ -20,7 +26,7 @@ class Result:
     Attributes:
         history: one row an epoch; epoch 0 of a stage is the state before it.
         best_epoch: epoch of the last stage whose state was kept, 0 if none was better than the start.
-        best_score: its held-out figure, by `Config.keep` (far less where it exceeds the budget); higher is better.
+        best_score: its held-out figure, by `Config.monitor` (far less where it exceeds the budget); higher is better.
         seconds: wall time of this call.
         config: the settings.
         layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on
@@ -43,7 +49,11 @@ class Result:
 
 
 def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """One row a layer: theta's ratio, v_init and spikes a neuron before and after, NaN where nothing was known."""
+    """One row a layer: theta's ratio, v_init and spikes a neuron before and after, NaN where nothing was known.
+
+    Returns:
+        A table.
+    """
     rows = []
     for name, new in after.items():
         old = before.get(name, {})
@@ -69,5 +79,65 @@ def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
 
 
 def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
-    """The run's result."""
+    """The run's result.
+
+    Returns:
+        What the caller of `fit` or `train` gets.
+    """
     return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)
+
+
+EPOCHS, STEPS = "epochs.csv", "steps.csv"
+_STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
+
+
+class Log:
+    """Writes `epochs.csv` (one row an epoch) and `steps.csv` (one row a step), and TensorBoard events beside them.
+
+    Both files are replaced whole after every epoch, so a run that was killed leaves whole files.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, keep: int = 0) -> None:
+        self.folder, self.steps = folder, list[dict[str, Any]]()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if keep and (folder / STEPS).is_file():
+                with (folder / STEPS).open(newline="", encoding="utf-8") as file:
+                    self.steps = [row for row in csv.DictReader(file) if int(row["run_epoch"]) < keep]
+        except (OSError, KeyError, ValueError) as err:
+            raise TrainingError(f"{folder}: the log cannot be written or read ({err}); choose another folder") from None
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder), purge_step=keep or None)
+
+    def step(self, run_epoch: int, values: Mapping[str, Any]) -> None:
+        """One optimizer step of the run's epoch number `run_epoch`."""
+        self.steps.append({"run_epoch": run_epoch, **{key: values[key] for key in _STEP_COLUMNS}})
+
+    def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The rows so far; the last one is new."""
+        _replace(self.folder / EPOCHS, pd.DataFrame(list(history)))
+        _replace(self.folder / STEPS, pd.DataFrame(self.steps, columns=["run_epoch", *_STEP_COLUMNS]))
+        if self._board is None:
+            return
+        for key, value in history[-1].items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(f"{history[-1]['stage']}/{key}", value, len(history) - 1)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _replace(path: Path, frame: pd.DataFrame) -> None:
+    try:
+        replace_file(path, frame.to_csv(index=False).encode())
+    except OSError as err:
+        raise TrainingError(f"{path}: the log cannot be written ({err.strerror or err})") from None

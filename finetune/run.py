@@ -1,7 +1,7 @@
-"""The stages of a run, one after the other, from wherever its state stands."""
+"""The stages of a run, one after the other, from wherever its state stands, and which epoch's state each keeps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.errors import TrainingError
+from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.average import Average
 from speedysnn.finetune.blockwise import settle
 from speedysnn.finetune.checkpoint import RunState
-from speedysnn.finetune.config import Config
-from speedysnn.finetune.keeping import score
+from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.parameters import optimizer, trainable
-from speedysnn.finetune.stages import Stage, carry_thresholds, setting
+from speedysnn.finetune.objectives import outputs_and_layers
+from speedysnn.finetune.optimization import Average, optimizer, trainable
 from speedysnn.network import SpikingNetwork
+from speedysnn.thresholds import CLIP, choose
+
+_OVER = 100.0  # a state within the budget is better than any above it
+_TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
+
+
+def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, over: float) -> float:
+    """Higher is better: minus the held-out loss, the agreement, the accuracy, or the epoch; less 100 times `over`.
+
+    Args:
+        monitor: one of MONITORS.
+        held_out: held_out_loss, held_out_agreement and held_out_accuracy.
+        epoch: its number.
+        over: share by which the spikes exceed their budget.
+
+    Returns:
+        The figure that decides which state is kept.
+
+    Raises:
+        InputError: accuracy without labels in the held-out part, agreement without a teacher.
+    """
+    loss = held_out["held_out_loss"]
+    assert loss is not None
+    figure: float | None
+    if monitor == "loss":
+        figure = -loss
+    elif monitor == "last":
+        figure = float(epoch)
+    else:
+        figure = held_out[f"held_out_{monitor}"]
+        if figure is None:
+            lack = (
+                "the held-out images have no labels" if monitor == "accuracy" else "the objective is labels, no teacher"
+            )
+            raise InputError(f"monitor: expected 'loss' or 'last', got {monitor!r}: {lack}")
+        figure -= _TIE * loss
+    return figure - _OVER * over
+
 
 Report = Callable[[dict[str, Any]], None]
 Groups = dict[str, dict[str, torch.nn.Parameter]]
@@ -51,7 +86,7 @@ class Run:
         own = snn.timesteps
         for index in range(self.state.stage, len(plan)):
             before = own if index == 0 else plan[index - 1].timesteps or own
-            with setting(snn, plan[index]), threshold_rule(snn, self.trainer.config.threshold_rule):
+            with setting(snn, plan[index]), threshold_gradient(snn, self.trainer.config.threshold_gradient):
                 self._stage(index, before)
         carry_thresholds(snn, plan[-1].timesteps or own, own)
 
@@ -120,7 +155,7 @@ class Run:
             scores = trainer.evaluate(stage.reading)
             took = time.monotonic() - begin
             over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-            found = score(trainer.config.keep, scores, epoch, over)
+            found = score(trainer.config.monitor, scores, epoch, over)
             if found > state.best_score:
                 state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {
@@ -142,20 +177,65 @@ class Run:
 
 
 @contextmanager
-def threshold_rule(snn: SpikingNetwork, rule: str) -> Iterator[None]:
+def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
+    """The network at the stage's T, look-ahead and spike kind; its own come back afterwards, thetas stay."""
+    before = {name: (neuron.delay, neuron.spikes) for name, neuron in snn.neurons.items()}
+    steps = snn.timesteps
+    try:
+        if stage.timesteps is not None:
+            snn.timesteps = stage.timesteps
+        if stage.delay is not None:
+            snn.set_delay(stage.delay)
+        if stage.spikes is not None:
+            snn.set_spikes(stage.spikes)
+        yield
+    finally:
+        snn.timesteps = steps
+        for name, neuron in snn.neurons.items():
+            neuron.delay, neuron.spikes = before[name]
+        snn.reset()
+
+
+def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
+    """Theta <- theta theta_c(after) / theta_c(before), theta_c(T) the calibrated one at T; what was learnt stays.
+
+    Layers with a given threshold or a learned clip, and networks without histograms, keep theirs.
+    """
+    if before == after:
+        return
+    for name, neuron in snn.neurons.items():
+        rule, hist = snn.calibration.rules.get(name, "given"), snn.calibration.histograms.get(name)
+        if rule in ("given", CLIP) or hist is None:
+            continue
+        old, new = (
+            choose(hist, rule, neuron.v_init, steps, neuron.levels_per_step, signed=neuron.signed, layer=name)
+            for steps in (before, after)
+        )
+        ratio = (new / old).to(neuron.threshold)
+        if neuron.granularity == "layer":
+            ratio = ratio.log().mean().exp()
+        neuron.set_threshold(neuron.threshold.detach() * ratio)
+
+
+@contextmanager
+def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
     """Every neuron with this gradient of theta; its own comes back afterwards."""
-    before = {name: neuron.threshold_rule for name, neuron in snn.neurons.items()}
+    before = {name: neuron.threshold_gradient for name, neuron in snn.neurons.items()}
     try:
         for neuron in snn.neurons.values():
-            neuron.threshold_rule = rule
+            neuron.threshold_gradient = rule
         yield
     finally:
         for name, neuron in snn.neurons.items():
-            neuron.threshold_rule = before[name]
+            neuron.threshold_gradient = before[name]
 
 
 def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Every layer's mean log theta, mean v_init and spikes a neuron on up to 64 held-out images, by name."""
+    """Every layer's mean log theta, mean v_init and spikes a neuron on up to 64 held-out images, by name.
+
+    Returns:
+        By layer: log_theta, v_init and spikes_per_neuron.
+    """
     count = min(64, len(trainer.held_out))  # type: ignore[arg-type]
     rates: dict[str, float] = {}
 

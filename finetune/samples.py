@@ -15,6 +15,9 @@ from speedysnn.errors import DataError
 def as_dataset(data: Any) -> Dataset[Any]:
     """A dataset as it is, a loader's dataset, or tensors and batches put together in memory.
 
+    Returns:
+        A dataset with a length.
+
     Raises:
         DataError: nothing in it, or no length.
     """
@@ -33,7 +36,11 @@ def as_dataset(data: Any) -> Dataset[Any]:
 
 
 def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
-    """The samples of these indices as one batch."""
+    """The samples of these indices as one batch.
+
+    Returns:
+        The inputs, and labels where there are any.
+    """
     if isinstance(dataset, TensorDataset):
         chosen = torch.as_tensor(indices)
         columns: list[Tensor] = [column[chosen] for column in dataset.tensors]
@@ -58,6 +65,9 @@ class Unlabelled(Dataset[tuple[Tensor, ...]]):
 
 def hold_out(data: Any, fraction: float, seed: int) -> tuple[Dataset[Any], Dataset[Any]]:
     """(train, validation): a seeded split.
+
+    Returns:
+        Two datasets with no image in common.
 
     Raises:
         DataError: too few images to hold one out.

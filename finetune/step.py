@@ -4,27 +4,125 @@ Objectives are means over images and the layer-wise term is a sum over them, so 
 so do the parts that several processes do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.calls import images_at_once
 from speedysnn.errors import TrainingError
-from speedysnn.finetune import memory
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.matching import Recorder, layer_distance, powers
-from speedysnn.finetune.objectives import Objective, aim_of
+from speedysnn.finetune.objectives import Objective, Recorder, Target, layer_distance, loss_of, powers
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
 from speedysnn.tap import Tap
+
+_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a training step.
+
+    Attributes:
+        image: kept for the backward pass of one image.
+        state: gradients, the optimizer's two moments and the best state, for all trained parameters.
+        images: images under way at once.
+        free: bytes that were free before; None where that cannot be known.
+    """
+
+    image: int
+    state: int
+    images: int
+    free: int | None
+
+    @property
+    def peak(self) -> int:
+        """What the step adds to the memory in use."""
+        return self.state + self.images * self.image
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {self.free / 2**20:,.0f} MiB free"
+        each = f"{self.images} images at once, {self.image / 2**20:.1f} MiB each"
+        return f"a step needs about {self.peak / 2**20:,.0f} MiB{free}: {each}"
+
+
+def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:
+    """Bytes that one image keeps for its backward pass, from a forward pass over the first image of a batch.
+
+    Returns:
+        Bytes.
+    """
+    seen: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in snn.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    first = [x.narrow(x.ndim - len(shape) - 1, 0, 1) for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+    with torch.enable_grad(), snn.reading(reading), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = snn(*first)
+    del out
+    return sum(seen.values())
+
+
+def state_bytes(parameters: Iterable[Tensor], workers: int) -> int:
+    """Gradients of every piece under way, two moments and the best state.
+
+    Returns:
+        Bytes.
+    """
+    return (workers + 3) * sum(p.numel() * p.element_size() for p in parameters)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had, within the limits of a container; None where the system does not say.
+
+    Returns:
+        Bytes, or None.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [value for value in (psutil.virtual_memory().available, _container_left()) if value is not None]
+    return min(free, default=None)
+
+
+def fitting(need: int, state: int, free: int | None, workers: int) -> int | None:
+    """Images a piece so that all pieces under way fit; at least one, None where nothing limits them.
+
+    Returns:
+        A number of images, or None.
+    """
+    if free is None or need == 0:
+        return None
+    return max(1, int(_SHARE * max(0, free - state)) // need // workers)
+
+
+def _container_left() -> int | None:
+    """Bytes within the limit of a container (cgroup), which psutil does not know; None where there is none."""
+    for limit, used in zip(_LIMITS, _USED, strict=True):
+        try:
+            most, now = Path(limit).read_text(encoding="ascii").strip(), Path(used).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if most.isdecimal() and now.isdecimal():
+            return max(0, int(most) - int(now))
+    return None
+
 
 Gradients = Sequence[Tensor | None]
 _TIMES = 2  # what a plain pass takes: what is kept for the way back fits no cache, and every piece's own cost is larger
@@ -36,7 +134,7 @@ class Step:
 
     Attributes:
         local: every layer towards the source by itself (`blockwise`).
-        aim: objective in place of the named one.
+        loss_fn: objective in place of the named one.
         budget: limit on the spikes, or None.
         engine: the processes that share the work.
     """
@@ -45,23 +143,26 @@ class Step:
     config: Config
     reading: Reading
     parameters: Sequence[nn.Parameter]
-    tell: Callable[[str, memory.Need], None] | None = None
+    tell: Callable[[str, Need], None] | None = None
     local: bool = False
-    aim: Objective | None = None
+    loss_fn: Objective | None = None
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
     _size: int = field(default=0, init=False)
 
     def run(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], images: int | None = None
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], images: int | None = None
     ) -> Tensor:
         """The batch's loss; its gradients go to the parameters' `grad`, in place of what was there.
 
         Args:
             inputs: this process's part of the batch.
-            target: what the objective compares its outputs with.
+            target: what the objective compares its outputs with, of as many images.
             source: the source's activations for it, empty without matching.
             images: images of the whole batch; by default this part is the whole.
+
+        Returns:
+            The mean loss over the whole batch, one number.
         """
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, self.snn.input_shapes, strict=True)]
         own = inputs[0].shape[dims[0]]
@@ -80,7 +181,7 @@ class Step:
         return torch.tensor(loss, device=device)
 
     def _pieces(
-        self, inputs: Sequence[Tensor], dims: Sequence[int], target: Tensor, source: Mapping[str, Tensor],
+        self, inputs: Sequence[Tensor], dims: Sequence[int], target: Target, source: Mapping[str, Tensor],
         total: Tensor, images: int,
     ) -> list[tuple[Tensor, Gradients, Tensor]]:  # fmt: skip
         device, own = inputs[0].device, inputs[0].shape[dims[0]]
@@ -90,7 +191,7 @@ class Step:
         one = self._local if self.local else self._piece
         calls = [
             partial(one, piece, goal, layers, total, len(goal) / images)
-            for piece, goal, layers in zip(pieces, torch.split(target, sizes), _apart(source, sizes), strict=True)
+            for piece, goal, layers in zip(pieces, target.split(sizes), _apart(source, sizes), strict=True)
         ]
         with self.snn.reading(self.reading):
             return plan.run(calls, parallel=device.type == "cpu")
@@ -109,13 +210,13 @@ class Step:
         if not self._size:
             steps = self.snn.timesteps if self.reading == "spiking" else 1
             device = inputs[0].device
-            image = memory.saved_bytes(self.snn, inputs, self.reading)
-            state, free = memory.state_bytes(self.parameters, parts), memory.free_bytes(device)
+            image = saved_bytes(self.snn, inputs, self.reading)
+            state, free = state_bytes(self.parameters, parts), free_bytes(device)
             fits = images_at_once(self.snn, steps, inputs[0])
             size = fits if self.snn.images_per_pass or images <= fits else min(_TIMES * fits, -(-images // parts))
-            most = memory.fitting(image, state, free, parts)
+            most = fitting(image, state, free, parts)
             self._size = size if most is None else min(size, most)
-            need = memory.Need(image, state, min(images, self._size * parts), free)
+            need = Need(image, state, min(images, self._size * parts), free)
             if self.tell is not None:
                 self.tell(self.reading, need)
             if free is not None and need.peak > free and not self.local:
@@ -125,11 +226,11 @@ class Step:
                 )
         return self._size
 
-    def _distance(self, ours: Any, target: Tensor) -> Tensor:
-        return aim_of(self.config, self.aim)(logits(ours), target, self.config.temperature)
+    def _distance(self, ours: Any, target: Target) -> Tensor:
+        return loss_of(self.config, self.loss_fn)(logits(ours), target, self.config.temperature)
 
     def _piece(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
         config = self.config
         recorder = Recorder() if source else None
@@ -145,7 +246,7 @@ class Step:
             ours = self.snn(*inputs, observer=watch if recorder or rates else None)
         loss = self._distance(_wide(ours), target) * share
         if recorder is not None:
-            loss = loss + config.match * layer_distance(recorder.outputs, source, total)
+            loss = loss + config.layer_match_weight * layer_distance(recorder.outputs, source, total)
         if rates is not None and config.membrane:
             loss = loss + config.membrane * share * rates.membrane
         rate, shown = loss.new_zeros(()), loss.detach()  # the budget's weight changes, so its penalty is not shown
@@ -156,7 +257,7 @@ class Step:
         return shown, gradients, rate.detach()
 
     def _local(
-        self, inputs: Sequence[Tensor], target: Tensor, source: Mapping[str, Tensor], total: Tensor, share: float
+        self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
         with torch.enable_grad(), self.engine.autocast(inputs[0].device):
             loss, gradients = local_gradients(
@@ -167,6 +268,9 @@ class Step:
 
 def logits(output: Any) -> Tensor:
     """The one tensor that the objective compares.
+
+    Returns:
+        The output itself.
 
     Raises:
         TrainingError: the network has several outputs.

@@ -1,34 +1,115 @@
 """train: a network learns from labels or a teacher as a spiking one, thresholds and batch-norm included."""
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from speedysnn.calls import accept
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
-from speedysnn.finetune.config import Config
+from speedysnn.executor import Execution
+from speedysnn.finetune.config import Config, with_old_names
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.norm import folded, run_training, with_statistics
-from speedysnn.finetune.objectives import aim_of
-from speedysnn.finetune.parameters import optimizer
+from speedysnn.finetune.objectives import loss_of
+from speedysnn.finetune.optimization import optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
 from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits
+from speedysnn.fold import fold_batch_norm
+from speedysnn.graph import Node, map_outputs
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay
+from speedysnn.neurons import Delay, Reading
+from speedysnn.operators import Operator
+from speedysnn.tap import Observer
+
+MOMENTUM = 0.1
+
+
+class TrainingExecution(Execution):
+    """A pass in which batch-norm takes its statistics over all images and steps and updates the running ones.
+
+    The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
+    """
+
+    def _affine(
+        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
+    ) -> Tensor:
+        if node.op != "batch_norm":
+            return super()._affine(operator, node, args, tensors, sparse)
+        return F.batch_norm(
+            args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
+            node.attrs["eps"],
+        )  # fmt: skip
+
+
+def run_training(
+    snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
+) -> Any:
+    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading.
+
+    Returns:
+        The outputs, nested as the source nests them.
+    """
+    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
+    ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
+    if reading == "spiking":
+        values = run.spiking(ready, per_step=False)
+        outputs = {name: run.mean(values[name]) for name in snn.graph.output_names}
+    else:
+        outputs = run.static([run.mean(value) for value in ready], reading)
+    return map_outputs(snn.graph.outputs, outputs)
+
+
+def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    own = copy.deepcopy(ann).eval()
+    for module in own.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.running_mean.any():
+            module.momentum = None  # the plain average
+            module.train()
+    with torch.no_grad():
+        own(*inputs)
+    return own.eval()
+
+
+def folded(snn: SpikingNetwork) -> SpikingNetwork:
+    """The same network with its batch-norm in the layers before it; it takes over the neurons.
+
+    Returns:
+        A network that shares no weights with the given one.
+    """
+    own = {
+        node.name: {name: value.detach().clone() for name, value in snn.tensors(node.name).items()}
+        for node in snn.graph.nodes
+        if snn.tensors(node.name)
+    }
+    graph = fold_batch_norm(snn.graph, own)
+    device = next(snn.parameters()).device
+    return SpikingNetwork(
+        graph, own, snn.neurons, snn.timesteps, snn.input_shapes, snn.calibration, snn.provenance, copy=False
+    ).to(device)
+
 
 OPTIMIZERS = ("adamw", "sgd")
 
 
+@with_old_names
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """Settings of `finetune.train`: those of `Config`, towards labels; towards a teacher as well where one is given.
@@ -43,6 +124,7 @@ class TrainConfig(Config):
     epochs_quantized: int = 0
     epochs_spiking: int = 30
     objective: str = "labels"
+    layer_match_weight: float = 0.0
     optimizer: str = "adamw"
     calibration: int = 256
 
@@ -50,10 +132,10 @@ class TrainConfig(Config):
         """Refuse what could not train."""
         super().__post_init__()
         others = any(stage.kind == "blockwise" for stage in self.plan)
-        if others or self.match or self.membrane or self.budget_of != "spikes":
+        if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes":
             raise InputError(
-                "train: expected quantized or spiking stages and neither match, membrane nor a budget of synops; for "
-                "those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of "
+                "synops; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
@@ -70,7 +152,7 @@ class _Whole(Trainer):
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
         """The whole batch in one piece."""
-        aim = aim_of(self.config, self.aim)
+        loss_fn = loss_of(self.config, self.loss_fn)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             for parameter in chosen:
@@ -80,7 +162,7 @@ class _Whole(Trainer):
             observer = rates.take if rates is not None else None
             with self.engine.autocast(self.device):
                 ours = logits(run_training(self.snn, inputs, place.stage.reading, observer))
-            loss = aim(ours.float(), target, self.config.temperature)
+            loss = loss_fn(ours.float(), target, self.config.temperature)
             total = loss
             if rates is not None and self.budget is not None:
                 rate = rates.rate
@@ -112,7 +194,7 @@ def train(
 
     It may be untrained, or a source network that goes on learning with its levels and batch-norm in place. Batch-norm
     trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one process) and
-    keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.keep` says which epoch
+    keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.monitor` says which epoch
     counts, by default that of the lowest held-out loss.
 
     Args:
@@ -137,6 +219,21 @@ def train(
         ArtifactError: another run is writing into `folder` or `log` now.
         InputError: no labels or no teacher where the objective needs them, more classes than outputs, or several
             processes.
+
+    Returns:
+        The spiking network, batch-norm folded, and what its training did.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import finetune
+        >>> seed, x = torch.manual_seed(0), torch.randn(128, 8)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> config = finetune.TrainConfig(epochs_spiking=3, learning_rates={"weights": 0.01})
+        >>> snn, result = finetune.train(ann, (x, (x[:, 0] > 0).long()), timesteps=2, config=config)
+        >>> snn.timesteps, len(result.history)
+        (2, 4)
+        >>> bool(result.history.held_out_loss.min() < result.history.held_out_loss.iloc[0])
+        True
     """
     config = config or TrainConfig()
     check_names(config)
@@ -171,11 +268,9 @@ def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **opt
     return to_spiking(ready, [tuple(images)] if len(images) > 1 else images[0], timesteps, fold_bn=False, **options)
 
 
-def _optimizer(
-    groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float
-) -> torch.optim.Optimizer:
+def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
     adam = optimizer(groups, config, factor)
     if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam
-    kept = [{k: group[k] for k in ("params", "lr", "peak", "weight_decay")} for group in adam.param_groups]
+    kept = [{k: group[k] for k in ("params", "lr", "initial_lr", "weight_decay")} for group in adam.param_groups]
     return torch.optim.SGD(kept, momentum=0.9)

@@ -174,7 +174,7 @@ def test_tuning_runs_there_and_resumes_to_the_same_bits(
 
 def test_tuning_in_bfloat16(digits: tuple[SpikingNetwork, TensorDataset]) -> None:
     snn = copy.deepcopy(digits[0])
-    config = Config(stages=(Stage.parse("quantized:1"), Stage.parse("spiking:1")), precision="bfloat16", match=0.0)
+    config = Config(stages=(Stage.parse("quantized:1"), Stage.parse("spiking:1")), precision="bfloat16", layer_match_weight=0.0)
     finetune.fit(snn, digits[1], config=config)
     assert all(bool(value.isfinite().all()) for value in snn.state_dict().values())
 

@@ -18,8 +18,8 @@ BASE = ("quantized:8", "spiking:4")
 # name -> (stages, settings of Config, settings of to_spiking)
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     "default": (BASE, {}, {}),
-    "theta rule: step": (BASE, {"threshold_rule": "step"}, {}),
-    "theta rule: mixed": (BASE, {"threshold_rule": "mixed"}, {}),
+    "theta rule: step": (BASE, {"threshold_gradient": "step"}, {}),
+    "theta rule: mixed": (BASE, {"threshold_gradient": "mixed"}, {}),
     "theta per layer": (BASE, {}, {"granularity": "layer"}),
     "v_init not trained": (BASE, {"train": ("thresholds", "biases", "weights")}, {}),
     "v_init = 0, trained": (BASE, {}, {"v_init": 0.0}),
@@ -34,10 +34,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     "T 8, 4, then 2": (("quantized:4,T=8", "quantized:4", "spiking:1,T=8", "spiking:1,T=4", "spiking:2"), {}, {}),
     "look-ahead full, 1, then 0": (("quantized:8", "spiking:1,delay=full", "spiking:1,delay=1", "spiking:2"), {}, {}),
     "ternary, then binary": (("quantized:8", "spiking:2,spikes=ternary", "spiking:2"), {}, {}),
-    "no layer matching": (BASE, {"match": 0.0}, {}),
-    "layer matching x 5": (BASE, {"match": 5.0}, {}),
+    "no layer matching": (BASE, {"layer_match_weight": 0.0}, {}),
+    "layer matching x 5": (BASE, {"layer_match_weight": 5.0}, {}),
     "mse to the logits": (BASE, {"objective": "mse"}, {}),
-    "labels": (BASE, {"objective": "labels", "match": 0.0}, {}),
+    "labels": (BASE, {"objective": "labels", "layer_match_weight": 0.0}, {}),
     "membrane penalty 0.1": (BASE, {"membrane": 0.1}, {}),
     "no gradient clipping": (BASE, {"clip": None}, {}),
 }
@@ -73,7 +73,7 @@ def _one(
     snn = convert.to_spiking(load_digits_net("avg"), tune.tensors[0], timesteps=STEPS, **conversion)
     teacher = copy.deepcopy(snn)
     config = finetune.Config(
-        **{"stages": tuple(map(Stage.parse, stages)), "match": 1.0, "augment": "shift", "seed": seed, **settings}
+        **{"stages": tuple(map(Stage.parse, stages)), "layer_match_weight": 1.0, "augment": "shift", "seed": seed, **settings}
     )
     begin = time.monotonic()
     result = finetune.fit(snn, tune, held, teacher=teacher, config=config)

@@ -55,7 +55,7 @@ RESIDUAL = {
 }
 TUNED = {"vgg": VGG, "resnet": RESIDUAL}
 SCRATCH = {"vgg": ("quantized:20",), "resnet": ("quantized:28",)}
-KEPT: Any = {"augment": "flip-crop", "keep": "accuracy", "average": 0.998}
+KEPT: Any = {"augment": "flip-crop", "monitor": "accuracy", "average": 0.998}
 COMMON: Any = {**KEPT, "batch_size": 64, "weight_decay": 0.02}
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from speedysnn.finetune.objectives import kl
-from speedysnn.finetune.run import threshold_rule
+from speedysnn.finetune.objectives import Target, kl
+from speedysnn.finetune.run import threshold_gradient
 from speedysnn.network import SpikingNetwork
 
 
@@ -17,8 +17,8 @@ def gradients(snn: SpikingNetwork, x: Tensor, rule: str, reading: str = "spiking
     with torch.no_grad(), snn.reading("analog"):
         target = snn(x)
     names, parameters = zip(*((name, n.log_threshold) for name, n in snn.neurons.items()), strict=True)
-    with threshold_rule(snn, rule), snn.reading(reading):  # type: ignore[arg-type]
-        loss = kl(snn(x), target, 1.0)
+    with threshold_gradient(snn, rule), snn.reading(reading):  # type: ignore[arg-type]
+        loss = kl(snn(x), Target(target), 1.0)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 

@@ -250,7 +250,8 @@ Source network {ann} % on the 846 lossless test images (standard error about 1 p
 reading; training images are the lossless subset (4,194 of them) and, for the first row, two copies of it and 49,534 JPEG
 images as further inputs; 466 lossless images are held out, with their JPEG versions. Loss: KL to the teacher and 5 x layer
 matching, flip and crop; "mixtures" takes six copies of the lossless images and 25,000 JPEG ones an epoch (at delay 0: two
-copies alone) and mixes pairs (alpha 0.2). Minutes are those of a row's own stages. "Before" is the untuned network at the
+copies alone) and mixes pairs (alpha 0.2; in these runs each image had its own weight and partner, while `mixup` now is
+torchvision's, with one weight a batch). Minutes are those of a row's own stages. "Before" is the untuned network at the
 same setting. "Batch-norm in place" is `finetune.train` that starts from the source network itself, its batch-norm not yet
 folded, towards the source's logits, mixtures, no layer matching, a running average of the weights (0.998); at delay 0 its
 last three epochs run through time; "longer" takes four copies and all JPEG images an epoch, and "three more epochs" goes on

@@ -110,7 +110,7 @@ def tune(
         training = images.training(row.copies, min(64 if smoke else row.more, len(images.further)))
         about: Any = {
             "stages": tuple(map(Stage.parse, ("quantized:1",) if smoke else row.stages)), "augment": "flip-crop",
-            "train": row.train, "mixup": row.mixup, "keep": row.keep, "average": row.average, "match": row.match,
+            "train": row.train, "mixup": row.mixup, "monitor": row.keep, "average": row.average, "layer_match_weight": row.match,
             "temperature": row.temperature,
         }  # fmt: skip
         run: Any = {"teacher": teacher, "folder": state, "resume": resume, "log": runs / f"log-{name}", "progress": True,
@@ -130,7 +130,7 @@ def tune(
 
 def set_to(snn: SpikingNetwork, row: Row) -> None:
     """The network at the row's T, look-ahead and spikes, thresholds carried along."""
-    finetune.stages.carry_thresholds(snn, snn.timesteps, row.timesteps)
+    finetune.run.carry_thresholds(snn, snn.timesteps, row.timesteps)
     snn.timesteps = row.timesteps
     snn.set_delay(row.delay)
     snn.set_spikes(row.spikes)

@@ -18,7 +18,7 @@ import torch
 
 from speedysnn import analysis, convert
 from speedysnn.bench.peak import peak_bytes
-from speedysnn.cli import allocator
+from speedysnn.cli import process
 from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
@@ -32,9 +32,9 @@ def row(what: str, limit: int, threads: int, setting: str) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if setting == "command":
-        allocator.own_process()
-        allocator.keep_freed_memory()
-        allocator.hand_freed_memory_back()
+        process.own_process()
+        process.keep_freed_memory()
+        process.hand_freed_memory_back()
     images = torch.randn(IMAGES, 3, 224, 224)
     snn = convert.to_spiking(load_model("torchvision:resnet50").model.eval(), images[:2], timesteps=4)
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+
+from filelock import FileLock, Timeout
 
 from speedysnn.errors import ArtifactError
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # where there is none, nothing is claimed
-    fcntl = None
-
 __all__ = ["claimed", "exchange", "left_beside", "scratch_beside", "take_away", "try_writing"]
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # of flock, on some network file systems
+LOCK = ".lock"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _lent: set[Path] = set()
 
@@ -32,8 +30,8 @@ def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]
     """Hold `path` for this process; the system lets go when the process ends, however it ends.
 
     The claim is a locked file .NAME.lock beside the path, which may not exist yet; both that file and folders made
-    for it are gone afterwards, where nothing else came into them. Where nothing can be written there, the folder itself
-    is locked.
+    for it are gone afterwards, where nothing else came into them. Where nothing can be written there, the locked file
+    lies in the system's folder for temporary files.
 
     Args:
         path: a file or folder.
@@ -51,17 +49,20 @@ def claimed(path: Path, what: str = "", *, lend: bool = False) -> Iterator[None]
     with ExitStack() as after:
         after.callback(take_away, [folder for folder in target.parents if not folder.exists()])
         lock = target.parent / f".{target.name}.lock"
-        made: list[Path] = [lock]
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle = _locked(lock)
-        except OSError:
-            made, handle = [], _locked_folder(target)
-        if handle is None:
-            raise ArtifactError(f"{what}{path}: another run is writing there now; wait for it, or choose another name")
-        if handle:
-            after.callback(os.close, handle)
-            after.callback(take_away, made)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                held = _locked(lock)
+            except OSError:
+                lock = _elsewhere(target)
+                held = _hold(lock)
+        except _TakenError:
+            raise ArtifactError(
+                f"{what}{path}: another run is writing there now; wait for it, or choose another name"
+            ) from None
+        if held is not None:
+            after.callback(held.release)
+            after.callback(take_away, [lock])
         if lend:
             _lent.add(target)
             after.callback(_lent.discard, target)
@@ -85,43 +86,47 @@ def take_away(paths: Iterable[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _locked(lock: Path) -> int | None:
-    """A descriptor of the lock file, held; None where another holds it; 0 where nothing can be held here."""
-    while fcntl is not None:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not _hold(handle):
-            os.close(handle)
+class _TakenError(Exception):
+    """Another process, or another claim of this one, holds the lock."""
+
+
+def _locked(lock: Path) -> FileLock | None:
+    """The file, made and locked; None on a file system that knows no locks.
+
+    Raises:
+        OSError: it cannot be made.
+        _TakenError: another holds it.
+    """
+    held = FileLock(lock, thread_local=False)
+    while True:
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            if lock.exists():
+                raise _TakenError from None  # else its holder took it away meanwhile
+        except NotImplementedError:
             return None
-        with suppress(FileNotFoundError):
-            if lock.stat().st_ino == os.fstat(handle).st_ino:
-                return handle
-        os.close(handle)  # its holder took it away meanwhile
-    return 0
+        except OSError as err:
+            if err.errno in _NO_LOCKS:
+                take_away([lock])
+                return None
+            raise
+        else:
+            return held
 
 
-def _locked_folder(folder: Path) -> int | None:
-    """The same for the folder itself; whoever writes into it says what is wrong where it cannot be opened."""
+def _hold(lock: Path) -> FileLock | None:
+    """`_locked`; None also where the file cannot be made."""
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        return _locked(lock)
     except OSError:
-        return 0
-    if _hold(handle):
-        return handle
-    os.close(handle)
-    return None
+        return None
 
 
-def _hold(handle: int) -> bool:
-    """Whether the open file or folder could be locked; True too on a file system that knows no locks."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+def _elsewhere(target: Path) -> Path:
+    """A lock file for a path beside which nothing can be written; whoever writes there says what is wrong."""
+    digest = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:32]
+    return Path(tempfile.gettempdir()) / f"speedysnn-{digest}.lock"
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -150,7 +155,11 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def left_beside(target: Path) -> list[Path]:
-    """Folders that `scratch_beside` made for this target and that are still there."""
+    """Folders that `scratch_beside` made for this target and that are still there.
+
+    Returns:
+        Their paths in order.
+    """
     return sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*"))
 
 
@@ -175,13 +184,14 @@ def _prefix(target: Path) -> str:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[bool]:
-    """Lock the folder, if no other process has."""
+    """Lock a file in the folder, if no other process has."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
+        held = _locked(folder / LOCK)
+    except (OSError, _TakenError):
         yield False
         return
     try:
-        yield _hold(handle)
+        yield True
     finally:
-        os.close(handle)
+        if held is not None:
+            held.release()

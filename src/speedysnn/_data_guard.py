@@ -19,6 +19,9 @@ PACKED = 1032  # deflate makes nothing smaller than by this factor
 def require_file(path: Path, what: str, spec: str) -> Path:
     """The path, if it is a file with something in it.
 
+    Returns:
+        The same path.
+
     Raises:
         DataError: missing, a folder, or empty.
     """

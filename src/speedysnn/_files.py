@@ -21,7 +21,11 @@ _PACKED = 200  # a zip archive of weights never shrinks them as far as this
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ as the home folder; as it came where there is no such user, or no file can have that name."""
+    """The path with ~ as the home folder; as it came where there is no such user, or no file can have that name.
+
+    Returns:
+        The path.
+    """
     try:
         return Path(path).expanduser()
     except (RuntimeError, ValueError):
@@ -66,6 +70,9 @@ def require_file(file: Path, what: str) -> None:
 def start_of(file: Path, what: str) -> bytes:
     """The file's first bytes, once it is sure that they are no web page and no pointer to the real file.
 
+    Returns:
+        At most 512 bytes.
+
     Raises:
         SourceError: the file cannot be opened, or is one of those.
     """
@@ -87,7 +94,11 @@ def start_of(file: Path, what: str) -> bytes:
 
 
 def checksum(files: Iterable[Path]) -> str:
-    """The sha256 of the files' bytes one after the other, as hexadecimal digits."""
+    """The sha256 of the files' bytes one after the other, as hexadecimal digits.
+
+    Returns:
+        64 digits.
+    """
     digest = hashlib.sha256()
     for each in files:
         with each.open("rb") as handle:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from speedysnn import plan
@@ -187,11 +188,7 @@ def _finish(run: Execution, values: Mapping[str, Value], per_step: bool) -> Any:
 
 def join(pieces: Sequence[Any], dim: int) -> Any:
     """Outputs of one structure, concatenated leaf by leaf."""
-    if isinstance(pieces[0], Tensor):
-        return torch.cat(list(pieces), dim)
-    if isinstance(pieces[0], dict):
-        return {key: join([piece[key] for piece in pieces], dim) for key in pieces[0]}
-    return tuple(join([piece[i] for piece in pieces], dim) for i in range(len(pieces[0])))
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves, dim), *pieces)
 
 
 def channels_last(x: Tensor) -> Tensor:

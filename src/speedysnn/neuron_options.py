@@ -9,7 +9,7 @@ from speedysnn.errors import InputError
 
 Reading = Literal["analog", "quantized", "spiking"]
 Delay = int | Literal["full"]
-THRESHOLD_RULES = ("surrogate", "step", "mixed")
+THRESHOLD_GRADIENTS = ("surrogate", "step", "mixed")
 
 
 def log_threshold(threshold: float | Tensor) -> Tensor:

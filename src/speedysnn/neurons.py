@@ -7,7 +7,7 @@ from speedysnn.errors import InputError
 from speedysnn.kernels import Rule, multistep, over_time, parse_spikes, with_total
 from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
-from speedysnn.neuron_options import THRESHOLD_RULES as THRESHOLD_RULES
+from speedysnn.neuron_options import THRESHOLD_GRADIENTS as THRESHOLD_GRADIENTS
 from speedysnn.neuron_options import Delay as Delay
 from speedysnn.neuron_options import Reading as Reading
 from speedysnn.neuron_options import check_range, check_steps
@@ -74,7 +74,7 @@ class IFNeuron(NeuronParameters):
         self.spikes, self.surrogate, self.width = spikes, surrogate, width
         self.detach_reset, self.ceiling, self.floor, self.steps = detach_reset, ceiling, floor, steps
         self.scaled_gradient = True
-        self.threshold_rule = "surrogate"
+        self.threshold_gradient = "surrogate"
         self.reading: Reading = "spiking"
         self.timesteps, self.delay = timesteps, delay
         parse_spikes(spikes)
@@ -83,6 +83,15 @@ class IFNeuron(NeuronParameters):
         check_steps(timesteps, delay)
         check_range(floor, ceiling, steps)
         self.reset()
+
+    @property
+    def threshold_rule(self) -> str:
+        """The name that `threshold_gradient` had before; it goes in the next minor version."""
+        return self.threshold_gradient
+
+    @threshold_rule.setter
+    def threshold_rule(self, value: str) -> None:
+        self.threshold_gradient = value
 
     @property
     def levels_per_step(self) -> int:
@@ -147,9 +156,9 @@ class IFNeuron(NeuronParameters):
         """Theta * s[t] for all steps, (T*B, ...); `over`: the input is needed no more and may be written over."""
         x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
-        if self.threshold_rule == "surrogate" or not torch.is_grad_enabled():
+        if self.threshold_gradient == "surrogate" or not torch.is_grad_enabled():
             return multistep(x, theta, start, self.rule, constant=constant, over=over)
-        share = 0.5 if self.threshold_rule == "mixed" else 1.0
+        share = 0.5 if self.threshold_gradient == "mixed" else 1.0
         through_time = (1 - share) * theta + share * theta.detach()
         out = multistep(x, through_time, start, self.rule, constant=constant)
         drive = x if constant else x.view(self.timesteps, -1, *x.shape[1:]).mean(0)

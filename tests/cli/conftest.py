@@ -157,14 +157,14 @@ def there(material, tmp_path, monkeypatch):
 @pytest.fixture
 def printed():
     """A function that gives what rich prints in a table of some width."""
-    from speedysnn.cli import show
+    from speedysnn.cli import console
 
     def at(width, *arguments, **options):
-        before, show.out = show.out, show.Console(file=io.StringIO(), width=width, highlight=False)
+        before, console.out = console.out, console.Console(file=io.StringIO(), width=width, highlight=False)
         try:
-            show.table(*arguments, **options)
-            return show.out.file.getvalue()
+            console.table(*arguments, **options)
+            return console.out.file.getvalue()
         finally:
-            show.out = before
+            console.out = before
 
     return at

@@ -8,8 +8,8 @@ import speedysnn
 from speedysnn import artifact, data
 from speedysnn.analysis import evaluate, measure_noise
 from speedysnn.cli import demo
-from speedysnn.cli.common import named
 from speedysnn.cli.main import run
+from speedysnn.cli.options import named
 from speedysnn.finetune import Config
 
 NET = "speedysnn.assets.digits:load_digits_net"

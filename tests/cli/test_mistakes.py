@@ -49,7 +49,7 @@ def test_a_bug_is_code_70_and_says_so(here, capfd, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("speedysnn.cli.common.artifact.load", broken)
+    monkeypatch.setattr("speedysnn.cli.options.artifact.load", broken)
     assert run(EVALUATE.split()) == 70
     err = capfd.readouterr().err
     assert "ZeroDivisionError: oh. This is a fault of speedysnn's own" in err
@@ -91,6 +91,6 @@ def test_an_interrupt_is_code_130(here, capfd, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("speedysnn.cli.common.artifact.load", stopped)
+    monkeypatch.setattr("speedysnn.cli.options.artifact.load", stopped)
     assert run(EVALUATE.split()) == 130
     assert capfd.readouterr().err == "error: interrupted\n"

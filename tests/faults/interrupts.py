@@ -61,7 +61,7 @@ def handlers_are_kept() -> None:
     """A program that handles Ctrl-C itself keeps its handler; importing with Python's own gives that back."""
     signal.signal(signal.SIGINT, handler := lambda *_: print("mine"))
     import speedysnn.cli
-    from speedysnn.cli.interrupts import leaving_at_once
+    from speedysnn.cli.process import leaving_at_once
 
     assert speedysnn.cli.main
     assert signal.getsignal(signal.SIGINT) is handler

@@ -100,19 +100,25 @@ def test_a_lent_claim_lets_one_call_pass(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_no_lock_can_be_made_the_folder_itself_is_held(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "run"
+def test_where_no_lock_can_be_made_it_lies_elsewhere(tmp_path: Path, tmp_path_factory, monkeypatch) -> None:
+    path, elsewhere = tmp_path / "run", tmp_path_factory.mktemp("elsewhere")
     path.mkdir()
 
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(_claims, "_locked", refuse)
+    locked = _claims._locked
+    monkeypatch.setattr(_claims, "_locked", lambda lock: refuse(lock) if lock.parent == tmp_path else locked(lock))
+    monkeypatch.setattr(_claims.tempfile, "tempdir", str(elsewhere))
     with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
         pass
     with _claims.claimed(path), _claims.claimed(tmp_path / "none"):
-        pass
+        assert len(list(elsewhere.iterdir())) == 2
     assert list(tmp_path.iterdir()) == [path]
+    assert list(elsewhere.iterdir()) == []
+    monkeypatch.setattr(_claims, "_locked", refuse)
+    with _claims.claimed(path):
+        pass
 
 
 def test_folders_change_names_also_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from speedysnn import finetune
 from speedysnn.finetune.blockwise import local_gradients, run_blocks, settle
-from speedysnn.finetune.matching import outputs_and_layers, powers
-from speedysnn.finetune.stages import Stage
+from speedysnn.finetune.config import Stage
+from speedysnn.finetune.objectives import outputs_and_layers, powers
 from tests.finetune.test_fit import _config, _data, _network
 
 

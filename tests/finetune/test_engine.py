@@ -1,6 +1,7 @@
 """The engine: two processes give one process's result, a killed run resumes to the same bits, logs, early stopping."""
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -15,11 +16,13 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.finetune.keeping import KEEPS, score
+from speedysnn.finetune.config import MONITORS
+from speedysnn.finetune.run import score
 from tests.finetune.test_fit import _config, _data, _network
 from tests.finetune.test_train import _config as _train_config
 from tests.finetune.test_train import _data as _train_data
@@ -129,6 +132,17 @@ def test_training_from_scratch_resumes_to_the_same_weights(tmp_path: Path) -> No
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_run_of_another_version_says_that_it_cannot_be_resumed(tmp_path: Path) -> None:
+    finetune.fit(_network(), _data()[0], config=_config(epochs_quantized=1, epochs_spiking=0), folder=tmp_path)
+    path = tmp_path / "run.safetensors"
+    with safe_open(path, framework="pt") as file:
+        run = json.loads(file.metadata()["run"])
+    save_file(load_file(path), path, {"run": json.dumps({**run, "schema": "speedysnn-run/4"})})
+    with pytest.raises(TrainingError, match="'speedysnn-run/4': another version of speedysnn .* cannot be resumed"):
+        finetune.fit(_network(), _data()[0], config=_config(epochs_quantized=1, epochs_spiking=0), folder=tmp_path,
+                     resume=True)  # fmt: skip
+
+
 def test_logs_hold_every_epoch_and_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     result = finetune.fit(_network(), _data()[0], config=_config(), log=tmp_path)
@@ -164,9 +178,9 @@ def test_patience_ends_a_stage() -> None:
     assert len(result.history) < 20
 
 
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", MONITORS)
 def test_the_state_that_is_asked_for_is_kept(keep) -> None:
-    config = _config(epochs_quantized=4, epochs_spiking=0, learning_rates={"weights": 0.05}, keep=keep)
+    config = _config(epochs_quantized=4, epochs_spiking=0, learning_rates={"weights": 0.05}, monitor=keep)
     x, snn = _data()[0], _network()
     y = snn.read("analog", x).argmax(1).detach()
     result = finetune.fit(snn, (x, y), (x[:40], y[:40]), config=config)
@@ -181,9 +195,9 @@ def test_the_state_that_is_asked_for_is_kept(keep) -> None:
 
 def test_a_figure_that_is_not_there_keeps_no_state() -> None:
     with pytest.raises(InputError, match="held-out images have no labels"):
-        finetune.fit(_network(), _data()[0], config=_config(keep="accuracy"))
-    with pytest.raises(InputError, match="keep: expected one of loss, agreement, accuracy, last, got 'best'"):
-        _config(keep="best")
+        finetune.fit(_network(), _data()[0], config=_config(monitor="accuracy"))
+    with pytest.raises(InputError, match="monitor: expected one of loss, agreement, accuracy, last, got 'best'"):
+        _config(monitor="best")
     scores = {"held_out_loss": 0.5, "held_out_agreement": 0.75, "held_out_accuracy": 0.5}
     assert score("agreement", scores, 3, 0.0) > score("agreement", {**scores, "held_out_loss": 0.6}, 3, 0.0)
     assert score("last", scores, 3, 0.1) < score("last", scores, 1, 0.0)
@@ -194,7 +208,7 @@ def test_a_loss_that_runs_away_stops_with_the_best_state() -> None:
 
     def growing(ours, target, temperature):
         calls.append(1)
-        return (ours - target).square().mean() * 1.3 ** len(calls)
+        return (ours - target.logits).square().mean() * 1.3 ** len(calls)
 
     with pytest.raises(TrainingError, match=r"loss runs away.*largest gradient is that of (layers|_neurons)"):
         finetune.fit(snn, _data()[0], config=_config(epochs_quantized=20), objective=growing)
@@ -224,7 +238,10 @@ def test_any_callable_serves_as_objective() -> None:
 
     def own(ours, target, temperature):
         calls.append(ours.shape)
-        return (ours - target).abs().mean()
+        assert target.logits.shape == ours.shape
+        assert target.labels is None or target.labels.shape == ours.shape[:1]
+        return (ours - target.logits).abs().mean()
 
     finetune.fit(_network(), _data()[0], config=_config(), objective=own)
     assert calls
+    finetune.fit(_network(), _data(), config=_config(label_weight=0.5), objective=own)

@@ -12,8 +12,8 @@ from speedysnn import convert, finetune
 from speedysnn._claims import claimed
 from speedysnn.errors import ArtifactError, DataError, InputError, TrainingError
 from speedysnn.finetune.augment import AUGMENTATIONS
-from speedysnn.finetune.matching import layer_distance, outputs_and_layers
-from speedysnn.finetune.parameters import grouped
+from speedysnn.finetune.objectives import layer_distance, outputs_and_layers
+from speedysnn.finetune.optimization import grouped
 from speedysnn.network import SpikingNetwork
 
 
@@ -34,7 +34,7 @@ def _network(**options: Any) -> SpikingNetwork:
 
 
 def _config(**options: Any) -> finetune.Config:
-    base = {"epochs_quantized": 2, "epochs_spiking": 2, "batch_size": 40, "holdout": 0.25}
+    base = {"epochs_quantized": 2, "epochs_spiking": 2, "batch_size": 40, "holdout": 0.25, "layer_match_weight": 0.0}
     return finetune.Config(**{**base, **options})
 
 
@@ -100,7 +100,7 @@ def test_same_seed_same_result() -> None:
 def test_matching_layers_brings_them_closer_to_the_source(epochs: tuple[int, int]) -> None:
     snn, x = _network(), _data()[0]
     source = copy.deepcopy(snn)
-    config = _config(match=10.0, epochs_quantized=epochs[0], epochs_spiking=epochs[1])
+    config = _config(layer_match_weight=10.0, epochs_quantized=epochs[0], epochs_spiking=epochs[1])
 
     def distance() -> float:
         return layer_distance(outputs_and_layers(snn, (x,))[1], outputs_and_layers(source, (x,), "analog")[1]).item()
@@ -114,7 +114,7 @@ def test_matching_layers_brings_them_closer_to_the_source(epochs: tuple[int, int
 def test_matching_needs_a_teacher_with_the_same_layers() -> None:
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     with pytest.raises(InputError, match="match"):
-        finetune.fit(_network(), _data()[0], teacher=teacher, config=_config(match=1.0))
+        finetune.fit(_network(), _data()[0], teacher=teacher, config=_config(layer_match_weight=1.0))
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 5])
@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_refused_before_the_first_epoch(tmp_path: Path
 def test_nan_stops_with_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:
     snn = _network()
     before = copy.deepcopy(snn.state_dict())
-    monkeypatch.setitem(finetune.OBJECTIVES, "broken", lambda ours, target, _: (ours - target).square().mean() * float("nan"))
+    monkeypatch.setitem(finetune.OBJECTIVES, "broken", lambda ours, target, _: (ours - target.logits).square().mean() * float("nan"))
     with pytest.raises(TrainingError, match="NaN or infinite"):
         finetune.fit(snn, _data()[0], config=_config(objective="broken"))
     for name, value in snn.state_dict().items():
@@ -251,12 +251,12 @@ def test_a_second_tuning_needs_the_source_as_teacher() -> None:
     with pytest.raises(TrainingError, match="before tuning"):
         finetune.fit(snn, _data()[0], config=_config(epochs_spiking=0))
     x = _data()[0]
-    result = finetune.fit(snn, x, validation=x, teacher=source, config=_config(epochs_quantized=0, match=1.0))
+    result = finetune.fit(snn, x, validation=x, teacher=source, config=_config(epochs_quantized=0, layer_match_weight=1.0))
     with torch.no_grad(), source.reading("analog"):
         target = source(x)
     with torch.no_grad():
         ours = snn(x)
-    loss = finetune.OBJECTIVES["kl"](ours, target, 1.0)
+    loss = finetune.OBJECTIVES["kl"](ours, finetune.Target(target), 1.0)
     assert loss.item() == pytest.approx(-result.best_score, rel=1e-4)
 
 
@@ -272,7 +272,7 @@ def test_history_is_recorded_in_the_network() -> None:
 
 
 @pytest.mark.parametrize("options", [{"objective": "labels", "mixup": 0.1}, {"label_weight": 0.5, "mixup": 0.4},
-                                     {"label_weight": 0.5, "match": 1.0}, {"label_weight": 0.5}])  # fmt: skip
+                                     {"label_weight": 0.5, "layer_match_weight": 1.0}, {"label_weight": 0.5}])  # fmt: skip
 def test_labels_beside_the_teacher_train(options: dict[str, Any]) -> None:
     snn = _network()
     result = finetune.fit(snn, _data(), config=_config(epochs_quantized=15, epochs_spiking=0, **options))

@@ -12,7 +12,7 @@ from tests.finetune.test_fit import _config, _data, _network
 def _gradient(rule: str, spikes: str = "binary", *, constant: bool = False, scaled: bool = True):
     torch.manual_seed(0)
     neuron = IFNeuron(torch.tensor([0.7, 1.3]), timesteps=4, spikes=spikes)
-    neuron.threshold_rule, neuron.scaled_gradient = rule, scaled
+    neuron.threshold_gradient, neuron.scaled_gradient = rule, scaled
     x = torch.randn(3 if constant else 12, 2, 5, 5).requires_grad_()
     weight = torch.randn(12, 2, 5, 5)
     out = neuron.spiking(x, constant=constant)
@@ -45,9 +45,9 @@ def test_the_mean_of_both_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize("rule", ["surrogate", "step", "mixed"])
 def test_thresholds_alone_lower_the_loss(rule) -> None:
     x, snn = _data()[0], _network(threshold="max")
-    config = _config(train=("thresholds",), epochs_quantized=0, epochs_spiking=10, threshold_rule=rule,
+    config = _config(train=("thresholds",), epochs_quantized=0, epochs_spiking=10, threshold_gradient=rule,
                      learning_rates={"thresholds": 3e-2})  # fmt: skip
     result = finetune.fit(snn, x, validation=x, config=config)
     held = result.history.held_out_loss
     assert held.min() < 0.9 * held.iloc[0]
-    assert {neuron.threshold_rule for neuron in snn.neurons.values()} == {"surrogate"}
+    assert {neuron.threshold_gradient for neuron in snn.neurons.values()} == {"surrogate"}

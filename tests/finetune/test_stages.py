@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from speedysnn import finetune
 from speedysnn.errors import InputError
-from speedysnn.finetune.stages import Stage, carry_thresholds, setting
+from speedysnn.finetune.config import Stage
+from speedysnn.finetune.run import carry_thresholds, setting
 from tests.finetune.test_fit import _config, _data, _network
 
 stages = st.builds(
@@ -67,7 +68,7 @@ def test_a_curriculum_runs_at_its_settings_and_ends_at_the_networks_own() -> Non
     plan = ("blockwise:0", "quantized:2,T=8", "quantized:1", "spiking:1,delay=full", "spiking:1,delay=1,spikes=ternary",
             "spiking:1,rate=0.5")  # fmt: skip
     snn = _network()
-    result = finetune.fit(snn, _data()[0], config=_config(stages=tuple(map(Stage.parse, plan)), match=1.0))
+    result = finetune.fit(snn, _data()[0], config=_config(stages=tuple(map(Stage.parse, plan)), layer_match_weight=1.0))
     rows = result.history.groupby("stage_index").agg({"stage": "first", "timesteps": "first", "epoch": "max"})
     assert rows.stage.tolist() == [text.split(":")[0] for text in plan]
     assert rows.timesteps.tolist() == [2, 8, 2, 2, 2, 2]

@@ -9,9 +9,8 @@ from torch import nn
 
 from speedysnn import convert, finetune
 from speedysnn.errors import TrainingError
-from speedysnn.finetune import memory
-from speedysnn.finetune.matching import outputs_and_layers
-from speedysnn.finetune.objectives import objective
+from speedysnn.finetune import step as memory
+from speedysnn.finetune.objectives import Target, objective, outputs_and_layers
 from speedysnn.finetune.step import Step
 from speedysnn.network import SpikingNetwork
 
@@ -30,8 +29,8 @@ def gradients(snn: SpikingNetwork, reading: Any, match: float, pieces: int) -> t
     target = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
     source = outputs_and_layers(copy.deepcopy(snn), (X,), "analog")[1] if match else {}
     parameters = list(snn.parameters())
-    step = Step(snn, finetune.Config(match=match), reading, parameters)
-    loss = step.run((X,), target, {name: x.detach() for name, x in source.items()})
+    step = Step(snn, finetune.Config(layer_match_weight=match), reading, parameters)
+    loss = step.run((X,), Target(target), {name: x.detach() for name, x in source.items()})
     return float(loss), [p.grad.clone() for p in parameters if p.grad is not None]
 
 
@@ -55,7 +54,7 @@ def test_pieces_add_up_to_the_batch(reading: str, match: float) -> None:
 def test_gradients_are_those_of_autograd() -> None:
     snn = network()
     target = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
-    objective("kl")(snn(X), target, 1.0).backward()
+    objective("kl")(snn(X), Target(target), 1.0).backward()
     expected = [p.grad.clone() for p in snn.parameters() if p.grad is not None]
     _, ours = gradients(snn, "spiking", 0.0, 30)
     for a, b in zip(ours, expected, strict=True):
@@ -80,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_split_or_refused(monkeypatch: pytest.Monke
     need = memory.saved_bytes(snn, (X,), "spiking")
     parameters = list(snn.parameters())
     state = memory.state_bytes(parameters, torch.get_num_threads())
-    target = torch.zeros(30, 4)
+    target = Target(torch.zeros(30, 4))
     monkeypatch.setattr(memory, "free_bytes", lambda _: state + 10 * need)
     Step(snn, finetune.Config(), "spiking", parameters, lambda *told_of: told.append(told_of)).run((X,), target, {})
     reading, size = told[0]
@@ -105,7 +104,9 @@ def test_the_teacher_answers_once_where_images_come_unchanged() -> None:
 
     def asked(**options: Any) -> int:
         teacher = Counting()
-        config = finetune.Config(epochs_quantized=3, epochs_spiking=0, batch_size=8, holdout=0.2, **options)
+        config = finetune.Config(
+            epochs_quantized=3, epochs_spiking=0, batch_size=8, holdout=0.2, layer_match_weight=0.0, **options
+        )
         finetune.fit(network(), X, teacher=teacher, config=config)
         return teacher.images
 

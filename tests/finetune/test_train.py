@@ -9,8 +9,7 @@ from torch import nn
 from speedysnn import finetune
 from speedysnn.data import load
 from speedysnn.errors import InputError
-from speedysnn.finetune import norm
-from speedysnn.finetune.train import _start
+from speedysnn.finetune.train import _start, folded, run_training
 from speedysnn.neurons import Reading
 
 
@@ -45,8 +44,8 @@ def test_folding_changes_no_output() -> None:
     snn = _start(_net(), torch.utils.data.TensorDataset(*_data()), 4, _config())
     with torch.no_grad():
         for _ in range(3):
-            norm.run_training(snn, [x[:50] + 0.2])
-        plain = norm.folded(snn)
+            run_training(snn, [x[:50] + 0.2])
+        plain = folded(snn)
         for reading in ("analog", "spiking"):
             with snn.reading(reading), plain.reading(reading):
                 torch.testing.assert_close(plain(x), snn(x), rtol=1e-5, atol=1e-5)
@@ -71,7 +70,7 @@ def test_statistics_are_those_of_the_whole_batch_over_time(reading: Reading) -> 
     own = snn.tensors(conv)
     drive = torch.nn.functional.conv2d(x, own["weight"], own["bias"], padding=1).mean((0, 2, 3))
     with torch.no_grad():
-        norm.run_training(snn, [x], reading)
+        run_training(snn, [x], reading)
     torch.testing.assert_close(snn.tensors(name)["mean"], 0.9 * before + 0.1 * drive, rtol=1e-4, atol=1e-5)
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from speedysnn import artifact, convert
 from speedysnn.finetune import checkpoint as runs
+from speedysnn.finetune.checkpoint import Origin
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.origin import Origin
 from tests.material.networks import Small, randomise
 
 USER = "from torch import nn\n\ndef make(num_classes=3):\n    return nn.Linear(4, num_classes)\n\nnumber = 3\n"

@@ -14,8 +14,8 @@ import speedysnn
 from speedysnn import data
 from speedysnn.artifact import NETWORK, WEIGHTS
 from speedysnn.finetune import checkpoint as runs
+from speedysnn.finetune.checkpoint import Origin
 from speedysnn.finetune.config import Config
-from speedysnn.finetune.origin import Origin
 from speedysnn.programs import load_onnx, load_program
 from speedysnn.sources import load_model, read_checkpoint
 from tests.fuzz import mutate, pickles

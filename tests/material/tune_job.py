@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from speedysnn import convert, finetune
-from speedysnn.finetune.stages import Stage
+from speedysnn.finetune.config import Stage
 
 
 def network():
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = finetune.Config(
-        stages=(Stage("blockwise", 1), Stage("quantized", 2, timesteps=4), Stage("spiking", 2)), match=1.0, batch_size=31,
+        stages=(Stage("blockwise", 1), Stage("quantized", 2, timesteps=4), Stage("spiking", 2)), layer_match_weight=1.0, batch_size=31,
         augment="flip-crop", budget=0.6, membrane=0.1, average=0.9,
     )  # fmt: skip
     snn = network()

@@ -15,6 +15,7 @@ from speedysnn.bench.peak import add_peaks
 from speedysnn.bench.peers import available, installed
 from speedysnn.convert.calibrate import collect
 from speedysnn.finetune.config import Config
+from speedysnn.finetune.objectives import Target
 from speedysnn.finetune.step import Step
 from speedysnn.kernels import Rule, multistep
 from speedysnn.network import SpikingNetwork
@@ -70,7 +71,7 @@ def training(snn: SpikingNetwork, x: Tensor, rounds: int, *, memory: bool = True
     step = Step(snn, Config(objective="mse"), "spiking", [p for p in snn.parameters() if p.requires_grad])
     size = best_pass(lambda size: _source_steps(snn, x, target, size, 1), x)
     calls: dict[str, Call] = {
-        "speedysnn": lambda: step.run((x,), target, {}),
+        "speedysnn": lambda: step.run((x,), Target(target), {}),
         f"{snn.timesteps} x ANN, {size} at a time": partial(_source_steps, snn, x, target, size, snn.timesteps),
     }
     found, notes = available(snn, x[: min(32, len(x))], learning=True)

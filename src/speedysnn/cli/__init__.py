@@ -1,6 +1,6 @@
 """The command line: one file a command, thin; every mistake ends in one clear line and exit code 2."""
 
-from speedysnn.cli.interrupts import leaving_at_once
+from speedysnn.cli.process import leaving_at_once
 
 with leaving_at_once():  # torch takes seconds
     from speedysnn.cli.main import app as app

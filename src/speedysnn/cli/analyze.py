@@ -10,10 +10,11 @@ from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure
 from speedysnn.analysis.budget import DEFAULT_MIB
 from speedysnn.analysis.extras import Extras
 from speedysnn.analysis.verdict import named
-from speedysnn.cli.allocator import hand_freed_memory_back
-from speedysnn.cli.common import (
+from speedysnn.cli.console import cell, percent, say, table, write_json
+from speedysnn.cli.options import (
     Data,
     DelayText,
+    Device,
     JsonFile,
     Limit,
     Network,
@@ -32,9 +33,8 @@ from speedysnn.cli.common import (
     several,
     steps_of,
 )
-from speedysnn.cli.devices import Device
-from speedysnn.cli.show import cell, percent, say, table, write_json
-from speedysnn.cli.targets import check_json, check_report
+from speedysnn.cli.output_paths import check_json, check_report
+from speedysnn.cli.process import hand_freed_memory_back
 from speedysnn.data import ImageData
 from speedysnn.errors import InputError
 
@@ -62,8 +62,11 @@ def command(
     detail: Annotated[bool, typer.Option("--full", help="Also measure correlations across channels.")] = False,
     memory: Annotated[
         float | None,
-        typer.Option("--memory", help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out; where short, neurons and "
-                     "--sensitivity's images are sampled by the seed. Freed memory is then handed back at once."),
+        typer.Option(
+            "--memory",
+            help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out; where short, neurons and "
+            "--sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
+        ),
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
@@ -104,9 +107,13 @@ def command(
     noise = replace(noise, verdict=named(noise.verdict, **names))
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
-        None if sensitivity is None else replace(
-            measure_sensitivity(snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=limit_mib,
-                                seed=seed), names=names
+        None
+        if sensitivity is None
+        else replace(
+            measure_sensitivity(
+                snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=limit_mib, seed=seed
+            ),
+            names=names,
         ),
         measure_cost(snn, images, progress=True) if cost else None,
     )

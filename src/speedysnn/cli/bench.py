@@ -10,11 +10,10 @@ import torch
 import typer
 
 from speedysnn._replace import replace_file
-from speedysnn.cli import allocator
-from speedysnn.cli.common import JsonFile, Overwrite, network_of
-from speedysnn.cli.devices import Device, device_of
-from speedysnn.cli.show import note, say, table, write_json
-from speedysnn.cli.targets import check_file, check_json
+from speedysnn.cli import process
+from speedysnn.cli.console import note, say, table, write_json
+from speedysnn.cli.options import Device, JsonFile, Overwrite, device_of, network_of
+from speedysnn.cli.output_paths import check_file, check_json
 from speedysnn.errors import InputError
 
 CASES = ("neuron", "inference", "training", "measuring", "scaling", "sizes")
@@ -59,10 +58,10 @@ def command(
     found: list[Case] = []
     for case, kept in _in_order(chosen):
         if kept:
-            allocator.keep_freed_memory()
-            if case == "neuron" and not allocator.kept():
+            process.keep_freed_memory()
+            if case == "neuron" and not process.kept():
                 continue
-        note(f"timing {case}{KEPT * allocator.kept()}")
+        note(f"timing {case}{KEPT * process.kept()}")
         found.append(_run(case, network, timesteps, batch, pixels, rounds, neurons, compiled, place))
         found[-1].name += KEPT * (case == "neuron" and kept)
         if json != "-":
@@ -82,7 +81,14 @@ def _in_order(chosen: Collection[str]) -> list[tuple[str, bool]]:
 
 
 def _run(
-    case: str, network: str, steps: int, batch: int, pixels: int | None, rounds: int, neurons: int, compiled: bool,
+    case: str,
+    network: str,
+    steps: int,
+    batch: int,
+    pixels: int | None,
+    rounds: int,
+    neurons: int,
+    compiled: bool,
     device: torch.device,
 ) -> Any:
     from speedysnn.bench import cases, growth
@@ -116,7 +122,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(), "accelerator": gpu, "freed_memory_kept": allocator.kept(),
+            "threads": torch.get_num_threads(), "accelerator": gpu, "freed_memory_kept": process.kept(),
             "packages": facts()}  # fmt: skip
 
 

@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
-from speedysnn.cli.common import (
+from speedysnn.cli.console import cell, say, table, typed, write_json
+from speedysnn.cli.options import (
     AllowHybrid,
     Checkpoint,
     Classes,
     Data,
+    Device,
     JsonFile,
     KeepAnalog,
     Model,
@@ -19,14 +21,13 @@ from speedysnn.cli.common import (
     Seed,
     data_of,
     delay_of,
+    device_of,
     model_of,
     named,
     provenance,
     seeded,
 )
-from speedysnn.cli.devices import Device, device_of
-from speedysnn.cli.show import cell, say, table, typed, write_json
-from speedysnn.cli.targets import check_json, check_network
+from speedysnn.cli.output_paths import check_json, check_network
 from speedysnn.convert import to_spiking
 from speedysnn.network import SpikingNetwork
 from speedysnn.thresholds import parse_rule

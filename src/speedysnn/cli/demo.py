@@ -12,9 +12,9 @@ from speedysnn import artifact, data
 from speedysnn.analysis import NoiseReport, measure_noise
 from speedysnn.analysis.verdict import named
 from speedysnn.assets.digits import load_digits_net
-from speedysnn.cli.common import Seed, seeded
-from speedysnn.cli.show import cell, note, percent, say, table
-from speedysnn.cli.targets import check_report
+from speedysnn.cli.console import cell, note, percent, say, table
+from speedysnn.cli.options import Seed, seeded
+from speedysnn.cli.output_paths import check_report
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, fit
@@ -47,7 +47,12 @@ def command(
     before = measure_noise(snn, test)
     note(f"3/4 tuning thresholds and weights without labels: {QUANTIZED} epochs quantized, {SPIKING} through time")
     config = Config(
-        epochs_quantized=QUANTIZED, epochs_spiking=SPIKING, batch_size=BATCH, augment="shift", match=1.0, seed=seed
+        epochs_quantized=QUANTIZED,
+        epochs_spiking=SPIKING,
+        batch_size=BATCH,
+        augment="shift",
+        layer_match_weight=1.0,
+        seed=seed,
     )
     fit(snn, train, config=config, on_epoch=_line)
     artifact.save(snn, folder / "tuned.snn")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from speedysnn.cli.common import DelayText, Overwrite, Spikes, configure, network_of
-from speedysnn.cli.show import note, say
+from speedysnn.cli.console import note, say
+from speedysnn.cli.options import DelayText, Overwrite, Spikes, configure, network_of
 from speedysnn.errors import InputError
 from speedysnn.export.nir import NIRWarning, check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2

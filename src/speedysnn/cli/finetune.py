@@ -9,12 +9,14 @@ from torch.utils.data import ConcatDataset
 from speedysnn import artifact
 from speedysnn.analysis.outputs import settings
 from speedysnn.analysis.synapses import spike_fan_out
-from speedysnn.cli.common import (
+from speedysnn.cli.console import cell, note, percent, say, table, typed, write_json
+from speedysnn.cli.options import (
     Data,
     DelayText,
+    Device,
     JsonFile,
-    Keep,
     Limit,
+    Monitor,
     Network,
     NormalizeNet,
     Overwrite,
@@ -28,9 +30,7 @@ from speedysnn.cli.common import (
     normalize_of,
     seeded,
 )
-from speedysnn.cli.devices import Device
-from speedysnn.cli.show import cell, note, percent, say, table, typed, write_json
-from speedysnn.cli.targets import check_json, check_network, check_run
+from speedysnn.cli.output_paths import check_json, check_network, check_run
 from speedysnn.data import ImageData
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, Result, Stage, fit
@@ -57,13 +57,18 @@ def command(
     stage: Annotated[list[str] | None, typer.Option(help=STAGE)] = None,
     train: Annotated[str, typer.Option(help=f"What trains: some of {ALL}.")] = ALL,
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
-    match: Annotated[float, typer.Option(help="Weight of matching every layer to the source's activations.")] = 1.0,
+    layer_match_weight: Annotated[
+        float, typer.Option("--layer-match-weight", "--match", help="Weight of matching every layer to the source's.")
+    ] = Config.layer_match_weight,
     temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = 1.0,
     average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
     label_weight: Annotated[float, typer.Option(help="Share of the labels' cross-entropy in the loss.")] = 0.0,
-    threshold_rule: Annotated[str, typer.Option(help="Gradient of theta through time: surrogate, step or mixed.")] = (
-        "surrogate"
-    ),
+    threshold_gradient: Annotated[
+        str,
+        typer.Option(
+            "--threshold-gradient", "--threshold-rule", help="Gradient of theta through time: surrogate, step or mixed."
+        ),
+    ] = ("surrogate"),
     budget: Annotated[float | None, typer.Option(help="Most spikes a neuron and image, mean over the network.")] = None,
     budget_of: Annotated[str, typer.Option(help="What the budget counts: spikes, or synops (weighted by fan-out).")] = (
         "spikes"
@@ -74,7 +79,7 @@ def command(
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
     more_data: Annotated[list[str] | None, typer.Option(help="Further inputs to train on, labels unused.")] = None,
-    keep: Keep = "loss",
+    monitor: Monitor = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
     source: Annotated[Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")] = None,
@@ -114,12 +119,12 @@ def command(
         temperature=temperature,
         label_weight=label_weight,
         average=average,
-        threshold_rule=threshold_rule,
-        match=match,
+        threshold_gradient=threshold_gradient,
+        layer_match_weight=layer_match_weight,
         budget=budget,
         budget_of=budget_of,
         membrane=membrane,
-        keep=keep,
+        monitor=monitor,
         patience=patience,
         precision=precision,
         augment=augment,

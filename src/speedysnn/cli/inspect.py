@@ -8,7 +8,8 @@ import torch
 import typer
 from rich.markup import escape
 
-from speedysnn.cli.common import (
+from speedysnn.cli.console import say, table, write_json
+from speedysnn.cli.options import (
     AllowHybrid,
     Checkpoint,
     Classes,
@@ -20,8 +21,7 @@ from speedysnn.cli.common import (
     data_of,
     model_of,
 )
-from speedysnn.cli.show import say, table, write_json
-from speedysnn.cli.targets import check_json
+from speedysnn.cli.output_paths import check_json
 from speedysnn.convert import Report, Row
 from speedysnn.convert import inspect as inspect_network
 from speedysnn.data import iter_batches

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
-from speedysnn.cli.allocator import keep_freed_memory, own_process
-from speedysnn.cli.interrupts import INTERRUPTED, coming_again, leave_at_once
-from speedysnn.cli.show import fail
-from speedysnn.cli.targets import release
+from speedysnn.cli.console import fail
+from speedysnn.cli.output_paths import release
+from speedysnn.cli.process import INTERRUPTED, coming_again, keep_freed_memory, leave_at_once, own_process
 from speedysnn.errors import SpeedySNNError
 
 MISTAKE, FAULT = 2, 70
@@ -58,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     The exit code is 0, 1 (inspect found problems), 2 (a mistake), 70 (a fault of this package) or 130 (interrupted).
+
+    Returns:
+        The exit code, where arguments were given; else the process ends with it.
     """
     if arguments is not None:
         with coming_again():
@@ -75,7 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and turn whatever happens into an exit code."""
+    """Run one command and turn whatever happens into an exit code.
+
+    Returns:
+        The exit code.
+    """
     debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
     try:
         result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")

@@ -6,31 +6,32 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
-from speedysnn.cli.common import (
+from speedysnn.cli.console import say, typed, write_json
+from speedysnn.cli.finetune import AUGMENTS, _line, show
+from speedysnn.cli.options import (
     Checkpoint,
     Classes,
     Data,
     DelayText,
+    Device,
     JsonFile,
-    Keep,
     Limit,
     Model,
+    Monitor,
     Normalize,
     Overwrite,
     Seed,
     Spikes,
     data_of,
     delay_of,
+    device_of,
     model_of,
     named,
     provenance,
     seeded,
 )  # fmt: skip
-from speedysnn.cli.devices import Device, device_of
-from speedysnn.cli.finetune import AUGMENTS, _line, show
-from speedysnn.cli.show import say, typed, write_json
-from speedysnn.cli.targets import check_json, check_network, check_run
-from speedysnn.finetune.stages import Stage
+from speedysnn.cli.output_paths import check_json, check_network, check_run
+from speedysnn.finetune.config import Stage
 from speedysnn.finetune.train import TrainConfig, train
 
 SHARE = "Share of the labels in the loss; below 1 the network as it is given, read as it is, teaches the rest."
@@ -57,7 +58,7 @@ def command(
     average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step; batch-norm takes its statistics over them.")] = 50,
     stage: Annotated[list[str] | None, typer.Option(help="Stages in place of --epochs, quantized or spiking.")] = None,
-    keep: Keep = "loss",
+    monitor: Monitor = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the state is kept after every epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
@@ -85,7 +86,7 @@ def command(
         objective="kl" if taught else "labels", label_weight=label_weight if taught else 0.0, budget=budget,
         epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
         batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
-        keep=keep, mixup=mixup, average=average,
+        monitor=monitor, mixup=mixup, average=average,
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)

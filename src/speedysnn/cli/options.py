@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they load what the options name."""
+"""Options that several commands share, and how the commands load what the options name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,39 @@ import typer
 from speedysnn import artifact
 from speedysnn._usercode import FILE, MODULE, kind_of
 from speedysnn.analysis.readings import leaves, run
-from speedysnn.cli.devices import device_of
-from speedysnn.cli.show import note
+from speedysnn.cli.console import note
 from speedysnn.data import HANDLERS, ImageData, iter_batches, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
 from speedysnn.sources import MODELS, Source, load_model
+
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:N.")]
+
+
+def device_of(text: str) -> torch.device:
+    """The device named.
+
+    Returns:
+        The device, which is there.
+
+    Raises:
+        InputError: another word, or a device that is not there.
+    """
+    kind, colon, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {text!r}")
+    if kind == "cpu":
+        return torch.device(kind)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= there:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise InputError(
+            f"--device: got {text!r}, but torch {torch.__version__} ({built}) finds {there} GPU{'s' * (there != 1)}; "
+            "take --device cpu, or install a driver and a torch that fit"
+        )
+    return torch.device(text)
+
 
 Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
 Model = Annotated[
@@ -48,8 +74,13 @@ SourceNet = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use this many images, chosen by the seed.")]
-Keep = Annotated[
-    str, typer.Option(help="Whose epoch's state is kept, on held-out images: loss, agreement, accuracy; or last.")
+Monitor = Annotated[
+    str,
+    typer.Option(
+        "--monitor",
+        "--keep",
+        help="Whose epoch's state is kept, on held-out images: loss, agreement, accuracy; or last.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 JsonFile = Annotated[
@@ -76,7 +107,11 @@ def announce(*specs: str | None) -> None:
 
 
 def model_of(spec: str, checkpoint: Path | None, num_classes: int | None) -> Source:
-    """The source network with its weights."""
+    """The source network with its weights.
+
+    Returns:
+        The network and where it came from.
+    """
     announce(spec)
     source = load_model(spec, checkpoint=checkpoint, num_classes=num_classes)
     for line in source.notes:
@@ -87,7 +122,11 @@ def model_of(spec: str, checkpoint: Path | None, num_classes: int | None) -> Sou
 
 
 def data_of(spec: str, split: str, normalize: str | None, limit: int | None, seed: int) -> ImageData:
-    """The images of a data spec."""
+    """The images of a data spec.
+
+    Returns:
+        The images.
+    """
     announce(spec)
     return load(spec, split, normalize=normalize, limit=limit, seed=seed)
 
@@ -108,13 +147,21 @@ def check_fits(snn: SpikingNetwork, images: ImageData, labels: bool) -> None:
 
 
 def network_of(path: Path, device: str = "cpu") -> SpikingNetwork:
-    """The saved network, on a device."""
+    """The saved network, on a device.
+
+    Returns:
+        The network, in evaluation mode.
+    """
     place = device_of(device)
     return artifact.load(path).to(place)
 
 
 def reference_of(source: Path | None, snn: SpikingNetwork, device: str = "cpu") -> SpikingNetwork | None:
-    """The network to compare with; without one, a note if the analog reading is not the source network any more."""
+    """The network to compare with; without one, a note if the analog reading is not the source network any more.
+
+    Returns:
+        The network, or None for its own analog reading.
+    """
     if source is not None:
         return network_of(source, device)
     if weights_tuned(snn):
@@ -123,12 +170,19 @@ def reference_of(source: Path | None, snn: SpikingNetwork, device: str = "cpu") 
 
 
 def normalize_of(snn: SpikingNetwork, given: str | None) -> str | None:
-    """The normalisation given, or the one the network was converted with."""
+    """The normalisation given, or the one the network was converted with.
+
+    Returns:
+        A normalisation, or None.
+    """
     return given if given is not None else snn.provenance.get("normalize")
 
 
 def delay_of(text: str) -> Delay:
     """A look-ahead option as a value.
+
+    Returns:
+        A number of steps, or "full".
 
     Raises:
         InputError: neither a whole number of at least 0 nor "full".
@@ -143,6 +197,9 @@ def delay_of(text: str) -> Delay:
 def several(text: str, option: str, parse: Callable[[str], T]) -> list[T]:
     """A comma-separated option as values.
 
+    Returns:
+        The values, at least one.
+
     Raises:
         InputError: nothing in it, or an item that is not what is expected.
     """
@@ -154,6 +211,9 @@ def several(text: str, option: str, parse: Callable[[str], T]) -> list[T]:
 
 def steps_of(text: str) -> int:
     """A number of steps.
+
+    Returns:
+        The number.
 
     Raises:
         InputError: not a whole number of at least 1.
@@ -185,13 +245,21 @@ def seeded(seed: int) -> None:
 
 
 def named(spec: str) -> str:
-    """A spec without folders, fit to be kept with a network."""
+    """A spec without folders, fit to be kept with a network.
+
+    Returns:
+        The spec with file names alone.
+    """
     kind, colon, rest = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
     return f"{Path(kind).name}{colon}{Path(rest).name}"
 
 
 def provenance(source: Source, **more: Any) -> dict[str, Any]:
-    """Where a network came from, as JSON data without paths."""
+    """Where a network came from, as JSON data without paths.
+
+    Returns:
+        What is kept with the network.
+    """
     return {
         "model": named(source.spec),
         "checkpoint": None if source.checkpoint is None else Path(source.checkpoint).name,

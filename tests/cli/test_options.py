@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speedysnn.cli.devices import device_of
+from speedysnn.cli.options import device_of
 from speedysnn.errors import InputError
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from speedysnn import finetune
 from speedysnn.errors import InputError
-from speedysnn.finetune.average import Average
+from speedysnn.finetune.optimization import Average
 from tests.finetune.test_fit import _config, _data, _network
 
 
@@ -47,7 +47,7 @@ def test_a_run_keeps_the_average_and_trains_as_without() -> None:
 
     def run(average: float) -> tuple[dict[str, torch.Tensor], finetune.Result]:
         snn = _network()
-        options = {"epochs_quantized": 3, "epochs_spiking": 0, "keep": "last", "average": average}
+        options = {"epochs_quantized": 3, "epochs_spiking": 0, "monitor": "last", "average": average}
         result = finetune.fit(snn, _data()[0], config=_config(**options))
         return copy.deepcopy(snn.state_dict()), result
 

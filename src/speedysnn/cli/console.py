@@ -20,7 +20,11 @@ GAP = 2  # characters between two columns
 
 
 def fail(message: str, code: int) -> int:
-    """Print one error on stderr and give the exit code back."""
+    """Print one error on stderr and give the exit code back.
+
+    Returns:
+        The exit code.
+    """
     text = escape(" ".join(message.split("\r")).strip())
     err.print(f"[bold red]error:[/] {text}", soft_wrap=True)
     return code
@@ -37,7 +41,11 @@ def say(message: str = "", style: str = "") -> None:
 
 
 def cell(value: Any, digits: int = 2) -> str:
-    """A value as a table shows it: a dash for what is not known."""
+    """A value as a table shows it: a dash for what is not known.
+
+    Returns:
+        Text that rich prints as it is.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
@@ -46,12 +54,20 @@ def cell(value: Any, digits: int = 2) -> str:
 
 
 def typed(*words: object) -> str:
-    """Words of a command as a shell takes them."""
+    """Words of a command as a shell takes them.
+
+    Returns:
+        The words quoted where a shell needs it.
+    """
     return shlex.join(str(word) for word in words)
 
 
 def percent(value: Any) -> str:
-    """A fraction in per cent."""
+    """A fraction in per cent.
+
+    Returns:
+        Two digits after the point, or a dash.
+    """
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 

@@ -1,0 +1,49 @@
+"""Settings: their old names still work, and what an earlier version wrote still loads."""
+
+import inspect
+
+import pytest
+
+from speedysnn import finetune
+from speedysnn.cli.finetune import command
+from speedysnn.errors import InputError
+from speedysnn.finetune.config import OLD_NAMES
+from tests.finetune.test_fit import _network
+
+GIVEN = {"match": 0.0, "keep": "last", "threshold_rule": "step"}
+
+
+@pytest.mark.parametrize("kind", [finetune.Config, finetune.TrainConfig])
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_old_names_are_taken_with_a_warning(kind, old: str) -> None:
+    new = OLD_NAMES[old]
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is now called '{new}'"):
+        config = kind(**{old: GIVEN[old]})
+    assert config == kind(**{new: GIVEN[old]})
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(config, old) == GIVEN[old]
+    with pytest.raises(InputError, match=f"{new}: expected one value"):
+        kind(**{old: GIVEN[old], new: GIVEN[old]})
+
+
+def test_settings_written_under_the_old_names_load() -> None:
+    config = finetune.Config(layer_match_weight=2.0, monitor="agreement", threshold_gradient="mixed")
+    back = {new: old for old, new in OLD_NAMES.items()}
+    written = {back.get(name, name): value for name, value in config.to_json().items()}
+    assert set(OLD_NAMES) < set(written)
+    assert finetune.Config.from_json(written) == config == finetune.Config.from_json(config.to_json())
+
+
+def test_the_command_line_begins_with_the_same_settings() -> None:
+    given = inspect.signature(command).parameters
+    config = finetune.Config()
+    names = ("layer_match_weight", "monitor", "threshold_gradient", "epochs_quantized", "epochs_spiking", "temperature",
+             "average", "label_weight", "membrane", "batch_size", "mixup", "augment", "precision")  # fmt: skip
+    assert {name: given[name].default for name in names} == {name: getattr(config, name) for name in names}
+    assert config.layer_match_weight == 1.0
+
+
+def test_a_neuron_knows_its_gradient_under_the_old_name() -> None:
+    neuron = next(iter(_network().neurons.values()))
+    neuron.threshold_rule = "mixed"
+    assert neuron.threshold_gradient == neuron.threshold_rule == "mixed"
