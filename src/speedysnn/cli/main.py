@@ -10,6 +10,7 @@ import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.allocator import keep_freed_memory, own_process
+from speedysnn.cli.common import refresh_listings
 from speedysnn.cli.interrupts import INTERRUPTED, coming_again, leave_at_once
 from speedysnn.cli.show import fail
 from speedysnn.cli.targets import release
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run one command and turn whatever happens into an exit code."""
+    refresh_listings()
     debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
     try:
         result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")
