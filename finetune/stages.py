@@ -9,7 +9,7 @@ from speedysnn.errors import InputError
 from speedysnn.kernels import parse_spikes
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay, Reading
-from speedysnn.thresholds import CLIP, choose
+from speedysnn.thresholds import CLIP
 
 KINDS = ("quantized", "spiking", "blockwise")
 
@@ -123,13 +123,11 @@ def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
     if before == after:
         return
     for name, neuron in snn.neurons.items():
-        rule, hist = snn.calibration.rules.get(name, "given"), snn.calibration.histograms.get(name)
-        if rule in ("given", CLIP) or hist is None:
+        if snn.calibration.rules.get(name) == CLIP:
             continue
-        old, new = (
-            choose(hist, rule, neuron.v_init, steps, neuron.levels_per_step, signed=neuron.signed, layer=name)
-            for steps in (before, after)
-        )
+        old, new = (snn.calibration.theta(name, neuron, steps) for steps in (before, after))
+        if old is None or new is None:
+            continue
         ratio = (new / old).to(neuron.threshold)
         if neuron.granularity == "layer":
             ratio = ratio.log().mean().exp()
