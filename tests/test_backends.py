@@ -126,7 +126,8 @@ FILES = {
     **dict.fromkeys(("quantizer forward", "quantizer backward"), "kernels.triton_quantizer"),
 }  # fmt: skip
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
-NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest")
+NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest",
+           "timesteps", "min_count", "max_count")
 
 
 @pytest.mark.parametrize("key", sorted(KERNELS))
@@ -144,7 +145,7 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
         pytest.skip("it takes float32")
     module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), key.split()[-1]
     kernel = getattr(module, name)
-    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "highest": 3,
+    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "max_spikes": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
                "bins": 64, "per": 32, "lags": signed, "clip": not signed}  # fmt: skip
     types = {**dict.fromkeys(WHOLE, "*i32"), **dict.fromkeys(EXACT, "*fp64"), **dict.fromkeys(NUMBERS, "fp32"),

@@ -102,12 +102,12 @@ class IFNeuron(NeuronParameters):
     @property
     def rule(self) -> Rule:
         """The firing rule as a backend needs it."""
-        lowest, highest = parse_spikes(self.spikes)
+        min_spikes, max_spikes = parse_spikes(self.spikes)
         return Rule(
             self.timesteps,
             self.lookahead,
-            lowest,
-            highest,
+            min_spikes,
+            max_spikes,
             self.surrogate,
             self.width,
             self.detach_reset,

@@ -123,13 +123,14 @@ def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
     """The levels of a step, and the surrogate's width, half of it, its inverse and pi."""
     number = _numpy(dtype)
     shape = [rule.width, rule.width / 2, 1 / rule.width, np.pi]
-    return np.arange(rule.highest + 1, dtype=number), np.array(shape, number)
+    return np.arange(rule.max_spikes + 1, dtype=number), np.array(shape, number)
 
 
 @lru_cache(maxsize=256)
 def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
     number = _numpy(dtype)
-    return number(-rule.highest if rule.signed else 0), number(rule.highest), rule.lowest < 0 and not rule.signed
+    low = number(-rule.max_spikes if rule.signed else 0)
+    return low, number(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 
 @cache

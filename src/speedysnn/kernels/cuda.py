@@ -144,7 +144,7 @@ def backward(
             )  # fmt: skip
             triton_kernels.adjoint[_grid(where)](
                 flat(outputs), th, v0, factors, shape, membranes, counts, flat(grad_x), flat(to_theta), flat(to_start),
-                *sizes, rule.highest, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
+                *sizes, rule.max_spikes, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
             )  # fmt: skip
     return (
         grad_x.to(drive.dtype),
@@ -168,7 +168,8 @@ def _grid(where: Layout) -> tuple[int]:
 
 
 def _clip(rule: Rule) -> tuple[float, float, bool]:
-    return float(-rule.highest if rule.signed else 0), float(rule.highest), rule.lowest < 0 and not rule.signed
+    low = float(-rule.max_spikes if rule.signed else 0)
+    return low, float(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 
 @lru_cache(maxsize=256)
