@@ -10,11 +10,11 @@ from speedysnn.kernels.compiled import compiled
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
 CODES = 1 << (31 - SHIFT)
-LOWEST, ALL_BUT = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
+SIGN_BIT, MAGNITUDE_BITS = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
 NOT_FINITE = 0xFF << 23  # from these bits on, the sign left out, a value is infinite or NaN
-MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
+MAX_CELLS = 2**21  # cells of a table; beyond it the table would cost more than the values
 SPARE = 16  # codes that a table has on either side beyond what its values need: one octave
-BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
+COUNT_BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
     """The largest magnitude's bits."""
     most = np.int32(0)
     for j in range(bits.size):
-        most = max(most, bits[j] & ALL_BUT)
+        most = max(most, bits[j] & MAGNITUDE_BITS)
     return most
 
 
 @compiled
 def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
     """Values looked at together: whole rows of channels, or neighbours of one channel."""
-    return channels * max(1, BLOCK // channels) if inner == 1 else min(inner, BLOCK)
+    return channels * max(1, COUNT_BLOCK // channels) if inner == 1 else min(inner, COUNT_BLOCK)
 
 
 @compiled
@@ -69,7 +69,7 @@ def peak(
             most = max(most, size_of(part))
             raise_to(part, np.int32(0), high[0])
             if signed:
-                raise_to(part, LOWEST, high[1])
+                raise_to(part, SIGN_BIT, high[1])
             i += part.size
         for j in range(block):
             at = j % channels if inner == 1 else c
@@ -92,7 +92,7 @@ def add(
 
 
 @compiled
-def tally(
+def count_bins(
     bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, low: Any, table: Array
 ) -> None:  # pragma: no cover - compiled
     """Count values begin..end - 1, whole rows of channels or whole channels; rows `channels`.. are of negated values.
@@ -112,7 +112,7 @@ def tally(
             part = bits[i : min(run, i + block)]
             add(part, np.int32(0), low, base, place, flat_)
             if signed:
-                add(part, LOWEST, low, base, place, flat_[channels * apart :])
+                add(part, SIGN_BIT, low, base, place, flat_[channels * apart :])
             i += part.size
         c = (c + 1) % channels
 
@@ -168,7 +168,7 @@ class Table:
             return False
         np.maximum(self._peaks, peaks[: 1 + self._signed], out=self._peaks)
         self._widen()
-        tally(bits, self._channels, inner, self._signed, begin, end, np.int32(self._low), self._table)
+        count_bins(bits, self._channels, inner, self._signed, begin, end, np.int32(self._low), self._table)
         self.seen += end - begin
         return True
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
+from speedysnn.kernels.neuron_code import flags_of
 from speedysnn.kernels.rule import Rule
 from speedysnn.kernels.sequence_back import backward as back
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
@@ -43,15 +44,15 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False,
-    whole: Tensor | None = None,
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False,
+    input_sum: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`.
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`.
 
-    A dense `whole` (B, ...), lying in memory as a step does, takes the drive's sum over the steps.
+    A dense `input_sum` (B, ...) with the strides of one step takes the drive's sum over the steps.
     """
     where = _plan(drive, theta, v_init, rule, constant)
-    if over and not constant:  # step t has read the drive up to a step k >= t when it writes row t
+    if inplace and not constant:  # step t has read the drive up to a step k >= t when it writes row t
         out = where.drive
     else:
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
@@ -61,9 +62,9 @@ def forward(
     arrays = (array(where.drive), *_channels(theta, v_init, work))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16, whole is not None)
-    sums = array(whole) if whole is not None else np.empty(0, _numpy(work))
-    given = (kind, *arrays, *sizes, factors, low, high, sums, where.neurons)
+    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None)
+    sums = array(input_sum) if input_sum is not None else np.empty(0, _numpy(work))
+    given = (flags, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: sequence.forward(*given, begin, end, result))
     return out
 
@@ -84,11 +85,11 @@ def backward(
             where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
             *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
         )  # fmt: skip
-        result, call = array(grad_x), sequence.kind_of(constant, False)
+        result, flags = array(grad_x), flags_of(constant, False)
         share(
             where.neurons,
             rule.timesteps,
-            lambda begin, end, i: back(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+            lambda begin, end, i: back(flags, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
         )
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
     return grad_x.to(drive.dtype), reduced(to_theta, theta), reduced(to_start, v_init)
@@ -145,7 +146,8 @@ def _workers(neurons: int, steps: int) -> int:
 def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
     """Cut the neurons into one piece a thread, at whole blocks; `work` takes its ends and the thread's number."""
     workers = _workers(neurons, steps)
-    _beside([neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons], work)
+    block = sequence.NEURON_BLOCK
+    _beside([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
 
 
 def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:

@@ -92,13 +92,13 @@ def _wrong(device: str) -> str:
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False
 ) -> Tensor:
-    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`."""
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
     from speedysnn.kernels import triton_kernels
 
     where = _plan(drive, theta, v_init, rule, constant)
-    if over and not constant:
+    if inplace and not constant:
         out = where.drive
     else:
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)

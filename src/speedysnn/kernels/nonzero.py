@@ -12,16 +12,16 @@ from speedysnn.kernels.layout import array, dense
 
 Array = Any
 _HALVES = (torch.bfloat16, torch.float16)
-BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
+NONZERO_BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
 
 
 @compiled
 def tally(row: Array) -> int:  # pragma: no cover - compiled
     """Elements of a row that are not zero."""
     total = 0
-    for first in range(0, row.size, BLOCK):
+    for first in range(0, row.size, NONZERO_BLOCK):
         found: Any = np.int32(0)
-        part = row[first : first + BLOCK]
+        part = row[first : first + NONZERO_BLOCK]
         for j in range(part.size):  # from 0 on: an index that might be negative is looked at one by one
             found = np.int32(found + np.int32(part[j] != 0))
         total += found

@@ -24,13 +24,13 @@ class Backend:
         forward: from drive to output.
         backward: its adjoint.
         refuses: why it cannot take a call, "" if it can.
-        over: forward that may write over the drive; None if there is none.
+        inplace: forward that may write over the drive; None if there is none.
     """
 
     forward: Forward
     backward: Backward
     refuses: Refuses
-    over: Forward | None = None
+    inplace: Forward | None = None
 
 
 BACKENDS: dict[str, Backend] = {}
