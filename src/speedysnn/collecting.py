@@ -1,4 +1,4 @@
-"""A layer's histogram while its activations come in: counted where they lie, by whichever thread has them."""
+"""Thread-safe histogram of one layer's activations, counted on the device that holds them."""
 
 import threading
 

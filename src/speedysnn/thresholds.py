@@ -153,7 +153,7 @@ class ThresholdRule:
             InputError: another word than `GRADIENTS`.
         """
         unknown = [need for need in self.needs if need != GRADIENTS]
-        if unknown or isinstance(self.needs, str):
+        if unknown:
             raise InputError(f"threshold rule: needs must be () or ({GRADIENTS!r},), got {self.needs!r}")
 
 
@@ -238,8 +238,8 @@ def rules_help() -> str:
     """
     rows = {name: as_rule(rule) for name, rule in RULES.items()}
     plain = [f'"{name}"' for name, row in rows.items() if row.parse is None]
-    *first, last = [*plain, f'"{CLIP}"', *(row.form or f'"{name}:..."' for name, row in rows.items() if row.parse)]
-    return f"one of {', '.join(first)} or {last}"
+    words = [*plain, f'"{CLIP}"', *(row.form or f'"{name}:..."' for name, row in rows.items() if row.parse)]
+    return f"one of {', '.join(words[:-1])} or {words[-1]}"
 
 
 def needs_of(rule: Rule) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Counts of a layer's values by channel and float32 code, where they lie in memory; compiled."""
+"""Histogram of a layer's values by channel and float32 code, in memory order; compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,14 +35,14 @@ class Counted:
 
 @compiled
 def raise_to(bits: Array, sign: Any, largest: Array) -> None:  # pragma: no cover - compiled
-    """The larger of two values, place by place, their signs turned by `sign`; positive floats come as their bits do."""
+    """Elementwise maximum after flipping signs by `sign`; positive floats sort as their bits do."""
     for j in range(bits.size):
         largest[j] = max(largest[j], bits[j] ^ sign)
 
 
 @compiled
 def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
-    """The largest magnitude's bits."""
+    """Bits of the largest magnitude."""
     most = np.int32(0)
     for j in range(bits.size):
         most = max(most, bits[j] & MAGNITUDE_BITS)
@@ -51,7 +51,7 @@ def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
 
 @compiled
 def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
-    """Values looked at together: whole rows of channels, or neighbours of one channel."""
+    """Values in one block: whole rows of channels, or neighbours of one channel."""
     return channels * max(1, COUNT_BLOCK // channels) if inner == 1 else min(inner, COUNT_BLOCK)
 
 
@@ -119,7 +119,7 @@ def count_bins(
 
 @compiled
 def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: no cover - compiled
-    """Add a table's codes to rows of bins that end below the code `top`; what lies below the first goes there."""
+    """Add a table's codes to rows of bins that end below the code `top`; smaller codes are added to the first bin."""
     bins = counts.shape[1]
     for row in range(table.shape[0]):
         first = low - (top[row] - bins)
@@ -140,7 +140,7 @@ def span(peaks: Array) -> tuple[int, int]:  # pragma: no cover - compiled
 
 
 class Table:
-    """Counts of a layer's values by row and code while they come in, of one thread at a time.
+    """A growing histogram of a layer's values by row and code; not thread-safe.
 
     Positive values below the smallest normal number count as zeros.
 
@@ -158,7 +158,7 @@ class Table:
 
     @property
     def cells(self) -> int:
-        """How many numbers it holds."""
+        """Number of counters."""
         return int(self._table.size)
 
     def add(self, bits: Array, inner: int, begin: int, end: int) -> bool:
@@ -173,7 +173,7 @@ class Table:
         return True
 
     def _widen(self) -> None:
-        """Codes for the present peaks: those before go where they belong, what was counted as smaller stays so."""
+        """Widen the range of codes to the present peaks; values already counted below the range stay there."""
         least, most = span(self._peaks.reshape(-1))
         codes = self._table.shape[1] - 2
         high = self._low + codes if codes else 0

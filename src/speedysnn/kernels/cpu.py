@@ -29,7 +29,7 @@ _SHARE = 65536  # neuron-steps worth a thread
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot take a call, or ""."""
+    """Why this backend cannot run a call, or ""."""
     if not AVAILABLE:
         return "numba is not installed"
     if drive.device.type != "cpu":
@@ -144,20 +144,20 @@ def _workers(neurons: int, steps: int) -> int:
 
 
 def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
-    """Cut the neurons into one piece a thread, at whole blocks; `work` takes its ends and the thread's number."""
+    """Divide the neurons among threads at whole blocks; calls work(begin, end, thread)."""
     workers = _workers(neurons, steps)
     block = sequence.NEURON_BLOCK
     _beside([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
 
 
 def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
-    """Cut items of `size` values in all into one piece a thread."""
+    """Divide items, `size` values in all, among threads; calls work(begin, end)."""
     workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
     _beside([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
 
 
 def _beside(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
-    """The pieces between the bounds, each in a thread, the first in this one."""
+    """Run the pieces between the bounds, each in a thread, the first in this one."""
     if len(bounds) == 2:
         work(bounds[0], bounds[1], 0)
         return

@@ -28,7 +28,7 @@ BROKEN = "Triton does not run here"
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot take a call, or ""."""
+    """Why this backend cannot run a call, or ""."""
     if not INSTALLED:
         return "Triton is not installed"
     if not _reaches(drive.device.type):

@@ -110,14 +110,14 @@ def recorded(*tensors: Tensor) -> bool:
 
 
 def traced() -> bool:
-    """Whether torch.compile or another tracer follows what is run."""
+    """Whether torch.compile or another tracer records what runs."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def _run(
     name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool
 ) -> Tensor:
-    """Through the custom operator where a tracer follows the call; its bookkeeping costs as much as a small layer."""
+    """Run through the custom operator only if a tracer follows: its overhead equals a small layer's work."""
     inputs = (drive, theta, v_init)
     if traced() or torch._C._are_functorch_transforms_active():
         return operator.multistep(*inputs, name, rule, constant)

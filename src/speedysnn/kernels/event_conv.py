@@ -1,4 +1,4 @@
-"""A convolution that multiplies only its input's events, or is done by tiles: an autograd function."""
+"""A convolution as an autograd function: over the input's nonzero values alone, by Winograd tiles, or by torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from speedysnn.kernels.packed import Packed, pack
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Sizes of a 2-d convolution and of what it reads and gives, rows before columns."""
+    """Sizes of a 2-d convolution, of its input and of its output, rows before columns."""
 
     channels: tuple[int, int]
     kernel: Size
@@ -26,24 +26,24 @@ class ConvShape:
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, attrs: Mapping[str, Any]) -> "ConvShape":
-        """Of a node's attributes and tensors."""
+        """The sizes of a node, from its attributes and tensors."""
         kernel, stride, padding = pair(weight.shape[2:]), pair(attrs["stride"]), pair(attrs["padding"])
         size = output_size(pair(x.shape[2:]), kernel, stride, padding)
         return cls((weight.shape[1], weight.shape[0]), kernel, stride, padding, size)
 
     @property
     def places(self) -> int:
-        """Output pixels."""
+        """Number of output pixels."""
         return self.size[0] * self.size[1]
 
     def numbers(self) -> tuple[int, ...]:
-        """What tells a convolution from others, but for the size of the picture."""
+        """The numbers that identify a convolution, without the size of the picture."""
         return (*self.channels, *self.kernel, *self.stride, *self.padding)
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a convolution and its gradients are found; None: by torch.
+    """Which implementation computes a convolution and its gradients; None means torch.
 
     Attributes:
         plan: the convolution by events.
@@ -88,7 +88,7 @@ def input_gradient(
 
 
 def _nothing(size: Sequence[int]) -> Tensor:
-    """In the place of what was read, where torch looks at its size alone."""
+    """A stand-in for the input where torch reads its size alone."""
     return torch.empty(size, memory_format=torch.channels_last)
 
 
@@ -139,7 +139,7 @@ class _Convolution(torch.autograd.Function):
 def _twice(
     grad: Tensor, x: Tensor | None, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that have gradients again, which torch alone gives.
+    """Differentiable gradients, which torch alone provides.
 
     Raises:
         TrainingError: what the convolution read was kept as bits.

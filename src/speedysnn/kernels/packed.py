@@ -1,4 +1,4 @@
-"""Spikes kept for the backward pass as bits, with the one value that every channel's have: a thirty-second part."""
+"""Binary spikes packed into bits for the backward pass, with one amplitude a channel: 1/32 of the memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +34,14 @@ class Packed:
     shape: torch.Size
 
     def unpacked(self) -> Tensor:
-        """The spikes, bit for bit, but that no zero has a sign."""
+        """The spikes as they were, except that -0.0 becomes 0.0."""
         out = torch.empty(self.shape, memory_format=torch.channels_last)
         _unpack(self.words.numpy(), self.values.numpy(), flat(out).numpy())
         return out
 
 
 def pack(x: Tensor) -> Packed | None:
-    """Binary spikes as bits; None of what is not binary, or not laid out for it."""
+    """Pack binary spikes; None if the values are not binary or their layout does not fit."""
     fits = x.ndim == 4 and x.shape[1] % BIT_LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
     if not AVAILABLE or not fits or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
