@@ -120,7 +120,7 @@ class Counter:
 
     def _neuron_row(self, row: dict[str, Any], node: Node, own: Tensor) -> dict[str, Any]:
         neuron, size = self.snn.neurons[node.name], own.numel()
-        ternary = neuron.rule.lowest < 0
+        ternary = neuron.rule.min_spikes < 0
         row["neurons"] = float(size)
         row["spikes"] = float(self.tally.counts[node.name].sum()) / self.images
         row["updates"] = float(size * self.snn.timesteps)

@@ -1,11 +1,14 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from speedysnn.calibration import GIVEN
 from speedysnn.collecting import Collecting
 from speedysnn.data import iter_batches
 from speedysnn.errors import DataError, InputError, SpeedySNNError
@@ -14,39 +17,131 @@ from speedysnn.network import Calibration, SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.progress import track
 from speedysnn.tap import Tap, any_order
-from speedysnn.thresholds import CLIP, choose, parse_rule
+from speedysnn.thresholds import CLIP, GRADIENTS, RULES, Choose, Rule, ThresholdRule, as_rule, needs_of, parse_rule
 
-Threshold = str | dict[str, float | str | Tensor]
+Entry = float | Tensor | Rule
+Threshold = Rule | dict[str, Entry]
 
 
-def collect(snn: SpikingNetwork, calibration: object, granularity: str, *, progress: bool = False) -> int:
-    """Fill the network's histograms from the analog reading; returns the number of images seen.
+def collect(
+    snn: SpikingNetwork, calibration: object, granularity: str, *, gradients: bool = False, progress: bool = False
+) -> int:
+    """Fill the network's histograms from the analog reading.
 
-    The result does not depend on the order of the data or on how it is split into batches.
+    The counts do not depend on the order of the data or on how it is split into batches. Gradients do, within the error
+    of their random signs; see `speedysnn.thresholds.Request.gradient_histogram`.
+
+    Args:
+        snn: the network.
+        calibration: the data.
+        granularity: "channel" or "layer".
+        gradients: collect squared gradients at the output too, which takes a backward pass for every batch.
+        progress: show a progress bar.
+
+    Returns:
+        The number of images seen.
 
     Raises:
         DataError: no data, NaN, or a batch of the wrong shape.
     """
-    layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
-
-    @any_order
-    def observe(tap: Tap) -> None:
-        with _named(tap.name):
-            layers[tap.name].add(tap.output, None if granularity == "layer" else tap.neuron.channel_dim)
-
+    counting = GradientCount(snn, granularity) if gradients else Count(snn, granularity)
     images, device = 0, _device(snn)
-    with torch.no_grad(), snn.reading("analog"):
+    with snn.reading("analog"):
         for batch in track(iter_batches(calibration), "calibrating", enabled=progress):
             try:
-                snn(*(x.to(device) for x in batch.inputs), observer=observe)
+                counting.add([x.to(device) for x in batch.inputs])
             except SpeedySNNError as err:
                 raise DataError(f"calibration data: {err}") from None
             except RuntimeError as err:
                 shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
                 raise DataError(f"calibration data: the network does not run on a batch {shapes}: {err}") from None
             images += batch.inputs[0].shape[0]
-    snn.calibration = Calibration({name: _found(name, layer) for name, layer in layers.items()}, {})
+    snn.calibration = Calibration(counting.histograms(), {})
     return images
+
+
+class Count:
+    """Histograms of all layers while batches come in, counted by whichever thread runs a part of a batch."""
+
+    def __init__(self, snn: SpikingNetwork, granularity: str) -> None:
+        self._snn, self._granularity = snn, granularity
+        self._layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        """Count what the layers answer to a batch."""
+
+        @any_order
+        def observe(tap: Tap) -> None:
+            with _named(tap.name):
+                by_layer = self._granularity == "layer"
+                self._layers[tap.name].add(tap.output, None if by_layer else tap.neuron.channel_dim)
+
+        with torch.no_grad():
+            self._snn(*inputs, observer=observe)
+
+    def histograms(self) -> dict[str, ActivationHistogram]:
+        """All that has been counted, by layer."""
+        return {name: _found(name, layer) for name, layer in self._layers.items()}
+
+
+class GradientCount:
+    """The same histograms with squared gradients at the output, from one forward and one backward pass a batch.
+
+    The gradient is that of v . y, y the network's output and v random signs: its square is, in expectation over v, the
+    squared norm of the Jacobian's column, the sum over outputs of (dy/dz)^2 (Hutchinson's estimator).
+
+    Reference: hutchinson1989
+    """
+
+    def __init__(self, snn: SpikingNetwork, granularity: str) -> None:
+        self._snn, self._granularity = snn, granularity
+        self._signs = torch.Generator().manual_seed(0)
+        self._layers: dict[str, ActivationHistogram] = {}
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        """Count what the layers answer to a batch, and the gradients there."""
+        taps: list[Tap] = []
+        seen = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        with torch.enable_grad():
+            out = self._snn(*seen, observer=taps.append)
+            total = torch.stack([self._signed_sum(y) for y in tree_leaves(out)]).sum()
+            gradients = torch.autograd.grad(total, [tap.output for tap in taps], allow_unused=True)
+        for tap, gradient in zip(taps, gradients, strict=True):
+            with _named(tap.name):
+                self._count(tap, torch.zeros_like(tap.output) if gradient is None else gradient)
+
+    def _signed_sum(self, y: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, y.shape, generator=self._signs) * 2 - 1
+        return (y * signs.to(y)).sum()
+
+    def _count(self, tap: Tap, gradient: Tensor) -> None:
+        values, slopes = self._rows(tap, tap.output.detach()), self._rows(tap, gradient)
+        if tap.neuron.signed:
+            values, slopes = torch.cat([values, -values]), torch.cat([slopes, slopes])
+        histogram = self._layers.setdefault(tap.name, ActivationHistogram(len(values)))
+        histogram.update(values)
+        histogram.add_gradients(values, slopes)
+
+    def _rows(self, tap: Tap, x: Tensor) -> Tensor:
+        """Values as (C, M), or in one row."""
+        if self._granularity == "layer" or x.ndim < 2:
+            return x.reshape(1, -1)
+        return x.movedim(tap.neuron.channel_dim, 0).flatten(1)
+
+    def histograms(self) -> dict[str, ActivationHistogram]:
+        """All that has been counted, by layer."""
+        return self._layers
+
+
+def needs_gradients(threshold: Threshold) -> bool:
+    """Whether a rule among those that were asked for reads gradients."""
+    rules = threshold.values() if isinstance(threshold, dict) else (threshold,)
+    return any(GRADIENTS in needs_of(rule) for rule in rules if isinstance(rule, str) or callable_rule(rule))
+
+
+def callable_rule(entry: object) -> TypeGuard[ThresholdRule | Choose]:
+    """Whether an entry is a rule rather than a name or a value."""
+    return isinstance(entry, ThresholdRule) or (callable(entry) and not isinstance(entry, Tensor))
 
 
 @contextmanager
@@ -68,7 +163,7 @@ def _device(snn: SpikingNetwork) -> torch.device:
 
 
 def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
-    """Choose every neuron's theta by a named rule, or by its own entry: a value, or another rule.
+    """Choose every neuron's theta by a rule, or by its own entry: a value, or another rule.
 
     A learned clip (of a quantization-trained activation) is theta N whatever the rule, unless the layer has an entry of
     its own. The rule "clip" takes a fixed ceiling (ReLU6) too; layers without one, and those that a dictionary leaves
@@ -78,10 +173,9 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
         InputError: an unknown rule or layer, or a given value of the wrong shape.
         ConversionError: a layer without positive activations.
     """
+    check_rules(threshold)
     given = threshold if isinstance(threshold, dict) else {}
     rule = "mse" if isinstance(threshold, dict) else threshold
-    for name in (rule, *(value for value in given.values() if isinstance(value, str))):
-        parse_rule(name)
     unknown = [name for name in given if name not in snn.neurons]
     if unknown:
         raise InputError(f"threshold: no neuron is called {unknown[0]!r}; there are {', '.join(snn.neurons)}")
@@ -93,20 +187,49 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
         snn.calibration.rules[name] = used
 
 
-def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: float | str | Tensor) -> tuple[Tensor, str]:
-    """Theta (C,), or as given, and the rule it came by."""
-    hist = snn.calibration.histograms[name]
+def check_rules(threshold: Threshold) -> None:
+    """Refuse a rule that is not known, before the calibration data is read.
+
+    Raises:
+        InputError: an unknown name, or a function that is named as a rule of `RULES`.
+    """
+    for entry in threshold.values() if isinstance(threshold, dict) else (threshold,):
+        if isinstance(entry, str):
+            parse_rule(entry)
+        elif callable_rule(entry) and _name_of(entry) in (*RULES, CLIP, GIVEN):
+            raise InputError(
+                f"threshold: the function is called {_name_of(entry)!r}, as a rule of speedysnn.thresholds.RULES is; "
+                "give it another name, under which the network can remember it"
+            )
+
+
+def _name_of(rule: ThresholdRule | Choose) -> str:
+    """The name under which a network remembers a rule that came as a function."""
+    function = rule.choose if isinstance(rule, ThresholdRule) else rule
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tuple[Tensor, str]:
+    """Theta (C,), or as given, and the name of the rule it came by."""
+    calibration = snn.calibration
+    hist = calibration.histograms[name]
     channels = hist.channels // 2 if neuron.signed else hist.channels
-    if not isinstance(entry, str):
+    if callable_rule(entry):
+        rule = _name_of(entry)
+        calibration.functions[rule] = as_rule(entry)
+    elif isinstance(entry, str):
+        if entry == CLIP and neuron.ceiling is not None:
+            return torch.full((channels,), neuron.ceiling / neuron.levels_per_step), CLIP
+        rule = "mse" if entry == CLIP else entry
+    else:
         value = torch.as_tensor(entry, dtype=torch.float32)
         if value.ndim and value.shape != (channels,):
             raise InputError(f"threshold of {name!r}: expected a number or {channels} values, got {tuple(value.shape)}")
-        return value.expand(channels), "given"
-    highest = neuron.levels_per_step
-    if entry == CLIP and neuron.ceiling is not None:
-        return torch.full((channels,), neuron.ceiling / highest), CLIP
-    rule = "mse" if entry == CLIP else entry
-    return choose(hist, rule, neuron.v_init, snn.timesteps, highest, signed=neuron.signed, layer=name), rule
+        return value.expand(channels), GIVEN
+    calibration.rules[name] = rule
+    theta = calibration.theta(name, neuron, snn.timesteps)
+    assert theta is not None
+    return theta, rule
 
 
 def _one(theta: Tensor) -> Tensor:

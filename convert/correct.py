@@ -159,7 +159,7 @@ class _Layer:
         """Q(z) after the correction."""
         return self._settle(lambda: self.neuron.quantized(z))
 
-    def spiking(self, x: Tensor, *, constant: bool = False, over: bool = False) -> Tensor:
+    def spiking(self, x: Tensor, *, constant: bool = False, inplace: bool = False) -> Tensor:
         """Spikes after the correction; the input is needed more than once, so it is never written over."""
         return self._settle(lambda: self.neuron.spiking(x, constant=constant))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.calibrate import Threshold, assign, collect
+from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
 from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
@@ -87,9 +87,11 @@ def to_spiking(
         ann: the trained network, in any mode; it is left as it is.
         calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored.
         timesteps: T.
-        threshold: "mse" (least squared error for this T and v_init), "gaussian", "laplace" or "half-normal" (the same
-            for a fitted law), "max", "percentile:99.9", "clip" (the source's ceiling where there is one, else "mse"),
-            or layer -> value or rule. A learned clip wins over the rule, not over the layer's own entry.
+        threshold: "mse" (least squared error for this T and v_init), "output-mse" (the same, weighed by gradients at
+            the output), "gaussian", "laplace" or "half-normal" (as "mse", for a fitted law), "max", "percentile:99.9",
+            "clip" (the source's ceiling where there is one, else "mse"), a function of a
+            `speedysnn.thresholds.Request`, or layer -> value or rule. A learned clip wins over the rule, not over the
+            layer's own entry.
         granularity: "channel" or "layer".
         v_init: initial membrane as a fraction of theta, 0..1.
         spikes: "binary", "ternary" or "graded:N".
@@ -112,6 +114,7 @@ def to_spiking(
         InputError: an option out of range.
     """
     _check_options(granularity, v_init, correct)
+    check_rules(threshold)
     require_initialised(ann)
     batches = iter_batches(calibration)
     first = next(batches)
@@ -127,7 +130,8 @@ def to_spiking(
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
     kept = Kept(images_for(snn) if correct != "none" else 0)
-    images = collect(snn, kept.passing(chain([first], batches)), granularity, progress=progress)
+    data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
+    images = collect(snn, data, granularity, gradients=gradients, progress=progress)
     assign(snn, threshold, granularity)
     snn.provenance = {
         **(provenance or {}),

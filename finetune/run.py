@@ -18,7 +18,7 @@ from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.objectives import outputs_and_layers
 from speedysnn.finetune.optimization import Average, optimizer, trainable
 from speedysnn.network import SpikingNetwork
-from speedysnn.thresholds import CLIP, choose
+from speedysnn.thresholds import CLIP
 
 _OVER = 100.0  # a state within the budget is better than any above it
 _TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
@@ -204,13 +204,11 @@ def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
     if before == after:
         return
     for name, neuron in snn.neurons.items():
-        rule, hist = snn.calibration.rules.get(name, "given"), snn.calibration.histograms.get(name)
-        if rule in ("given", CLIP) or hist is None:
+        if snn.calibration.rules.get(name) == CLIP:
             continue
-        old, new = (
-            choose(hist, rule, neuron.v_init, steps, neuron.levels_per_step, signed=neuron.signed, layer=name)
-            for steps in (before, after)
-        )
+        old, new = (snn.calibration.theta(name, neuron, steps) for steps in (before, after))
+        if old is None or new is None:
+            continue
         ratio = (new / old).to(neuron.threshold)
         if neuron.granularity == "layer":
             ratio = ratio.log().mean().exp()

@@ -114,7 +114,7 @@ KERNELS = {
     "forward": "x theta start factors out",
     "note": "x theta start factors membranes counts",
     "adjoint": "grad theta start factors shape membranes counts grad_x to_theta to_start",
-    "tally": "x",
+    "count_bins": "x",
     "trains": "out drive theta",
     "errors": "z held a twin drive theta start fired",
     "units": "z a fired",
@@ -122,11 +122,12 @@ KERNELS = {
     "quantizer backward": "grad z theta start to_z sums",
 }
 FILES = {
-    "tally": "kernels.triton_counting", **dict.fromkeys(("trains", "errors", "units"), "analysis.triton_sums"),
+    "count_bins": "kernels.triton_counting", **dict.fromkeys(("trains", "errors", "units"), "analysis.triton_sums"),
     **dict.fromkeys(("quantizer forward", "quantizer backward"), "kernels.triton_quantizer"),
 }  # fmt: skip
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
-NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest")
+NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest",
+           "timesteps", "min_count", "max_count")
 
 
 @pytest.mark.parametrize("key", sorted(KERNELS))
@@ -140,11 +141,11 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     if "constexprs" not in inspect.signature(compiler.ASTSource).parameters:
         pytest.skip("this Triton compiles ahead of time in another way")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    if real == "fp64" and key in ("tally", "trains", "errors", "units"):
+    if real == "fp64" and key in ("count_bins", "trains", "errors", "units"):
         pytest.skip("it takes float32")
     module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), key.split()[-1]
     kernel = getattr(module, name)
-    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "highest": 3,
+    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "max_spikes": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
                "bins": 64, "per": 32, "lags": signed, "clip": not signed}  # fmt: skip
     types = {**dict.fromkeys(WHOLE, "*i32"), **dict.fromkeys(EXACT, "*fp64"), **dict.fromkeys(NUMBERS, "fp32"),

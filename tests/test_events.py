@@ -30,7 +30,7 @@ def _case(channels, outputs, kernel, stride, padding, size, share, seed, images=
 
 def _both(x, weight, bias, attrs):
     wanted = F.conv2d(x, weight, bias, attrs["stride"], attrs["padding"])
-    plan = events.Plan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3])
+    plan = events.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3])
     return wanted, plan.run(x)
 
 
@@ -58,7 +58,7 @@ def test_with_halved_weights_equals_the_convolution_of_theirs(channels, outputs,
     x, weight, bias, attrs = _case(channels, outputs, kernel, (1, 1), (1, 1), size, 0.3, seed)
     x, bias = x.to(kind), bias if biased else None
     wanted = F.conv2d(x.float(), weight.bfloat16().float(), bias, 1, 1)
-    plan = events.Plan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3], half=True)
+    plan = events.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3], half=True)
     got = plan.run(x)
     assert plan.half is (outputs > 8)  # few outputs share a block with those of the next pixels
     exact = wanted if plan.half else F.conv2d(x.float(), weight, bias, 1, 1)
@@ -67,7 +67,7 @@ def test_with_halved_weights_equals_the_convolution_of_theirs(channels, outputs,
 
 
 def test_halved_weights_are_torchs_bfloat16():
-    plan = events.Plan(torch.randn(64, 8, 1, 1), None, (1, 1), (0, 0), 4, half=True)
+    plan = events.EventPlan(torch.randn(64, 8, 1, 1), None, (1, 1), (0, 0), 4, half=True)
     for value in (0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159, float("inf"), 1e-40, 3.4e38):
         bits = torch.full((32,), value)
         words = np.zeros(16, np.uint32)
@@ -80,7 +80,7 @@ def test_halved_weights_are_torchs_bfloat16():
 def test_many_channels_come_in_chunks_and_blocks():
     x, weight, bias, attrs = _case(200, 192, (3, 3), (1, 1), (1, 1), (6, 6), 0.2, 0, images=4)
     wanted, got = _both(x, weight, bias, attrs)
-    plan = events.Plan(weight, bias, (1, 1), (1, 1), 6)
+    plan = events.EventPlan(weight, bias, (1, 1), (1, 1), 6)
     assert plan.chunk < 200
     assert plan.width == max(w for w in range(8, events.WIDEST + 1, 8) if 192 % w == 0)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-6
@@ -123,7 +123,7 @@ def test_what_it_takes(change, takes):
     x, weight, _, attrs = _case(4, change.get("outputs", 8), (3, 3), (1, 1), (1, 1), (6, 6), 0.3, 0)
     x = x.to(change.get("dtype", torch.float32)).contiguous(memory_format=change.get("layout", torch.channels_last))
     attrs |= {key: change[key] for key in ("groups", "dilation", "padding") if key in change}
-    assert events.takes(x, weight, attrs) is takes
+    assert events.supports(x, weight, attrs) is takes
 
 
 def _network():
@@ -139,8 +139,8 @@ def _network():
 def test_a_network_says_the_same_both_ways(monkeypatch):
     snn, x = _network()
     seen = []
-    run = events.Plan.run
-    monkeypatch.setattr(events.Plan, "run", lambda self, x: seen.append(self) or run(self, x))
+    run = events.EventPlan.run
+    monkeypatch.setattr(events.EventPlan, "run", lambda self, x: seen.append(self) or run(self, x))
     with torch.no_grad():
         monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
         usual = snn(x)
@@ -158,8 +158,8 @@ def test_a_network_in_bfloat16_says_the_same_both_ways(monkeypatch):
     x = torch.rand(8, 3, 8, 8)
     snn = convert.to_spiking(ann, x, timesteps=8)
     halves = []
-    run = events.Plan.run
-    monkeypatch.setattr(events.Plan, "run", lambda self, x: halves.append(self.half) or run(self, x))
+    run = events.EventPlan.run
+    monkeypatch.setattr(events.EventPlan, "run", lambda self, x: halves.append(self.half) or run(self, x))
     with torch.no_grad():
         monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
         exact = snn(x)
@@ -201,8 +201,8 @@ def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):
     snn = convert.to_spiking(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)).eval(), x, timesteps=4)
     snn.images_per_pass = 2
     made, before = [], []
-    start, run = events.Plan.__init__, plan.run
-    monkeypatch.setattr(events.Plan, "__init__", lambda self, *args: made.append(0) or start(self, *args))
+    start, run = events.EventPlan.__init__, plan.run
+    monkeypatch.setattr(events.EventPlan, "__init__", lambda self, *args: made.append(0) or start(self, *args))
     monkeypatch.setattr(plan, "run", lambda calls, parallel: before.append(len(made)) or run(calls, parallel=parallel))
     found = []
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):
 def test_gradient_of_the_weights_equals_torchs(channels, outputs, kernel, size, share, seed, data):
     padding = tuple(data.draw(st.integers(0, k - 1)) for k in kernel)
     x, weight, bias, _ = _case(channels, outputs, kernel, (1, 1), padding, size, share, seed, images=5)
-    assert event_gradient.takes(kernel, (1, 1), padding)
+    assert event_gradient.supports(kernel, (1, 1), padding)
     exact = weight.double().requires_grad_()
     y = F.conv2d(x.double(), exact, bias.double(), 1, padding)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last)
@@ -308,7 +308,7 @@ def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):
     x, weight, bias, _ = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
 
     def measured():
-        plan = events.Plan(weight, bias, (1, 1), (1, 1), 8)
+        plan = events.EventPlan(weight, bias, (1, 1), (1, 1), 8)
         return crossover.crossover((16, 16, 3, 3), x, plan.run, lambda some: F.conv2d(some, weight, bias, 1, 1))
 
     first = measured()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedysnn.kernels import quantizer, quantizer_cpu
+from speedysnn.kernels import quantizer, quantizer_cpu, quantizer_reference
 
 SHAPES = {"(B, C)": (5, 3), "(B, C, H, W)": (2, 3, 5, 7), "(B,)": (9,)}
 
@@ -14,11 +14,11 @@ SHAPES = {"(B, C)": (5, 3), "(B, C, H, W)": (2, 3, 5, 7), "(B,)": (9,)}
 def both(z, theta, v_init, steps, highest, signed, grad):
     """(output, gradients) from the compiled kernel and from plain torch."""
     low, high = -steps * highest if signed else 0, steps * highest
-    assert quantizer_cpu.takes(z, theta, v_init)
+    assert quantizer_cpu.supports(z, theta, v_init)
     ours = quantizer_cpu.forward(z, theta, v_init, steps, low, high)
     plain = quantizer.levels(z, theta, v_init, steps, highest, signed) * (theta.to(z.dtype) / steps)
     return (ours, *quantizer_cpu.backward(grad, z, theta, v_init, steps, low, high)), (
-        plain, *quantizer.adjoint(grad, z, theta, v_init, steps, low, high),
+        plain, *quantizer_reference.gradients_reference(grad, z, theta, v_init, steps, low, high),
     )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def test_what_it_does_not_take() -> None:
     """Types and shapes of others go the plain way, with the same values."""
     theta, start = torch.ones(()), torch.full((), 0.5)
     z = torch.linspace(-1, 2, 31)
-    assert not quantizer_cpu.takes(z.bfloat16(), theta, start)
-    assert not quantizer_cpu.takes(z[:0], theta, start)
-    assert not quantizer_cpu.takes(z.view(31, 1).expand(31, 4), torch.rand(31, 4) + 1, start)
+    assert not quantizer_cpu.supports(z.bfloat16(), theta, start)
+    assert not quantizer_cpu.supports(z[:0], theta, start)
+    assert not quantizer_cpu.supports(z.view(31, 1).expand(31, 4), torch.rand(31, 4) + 1, start)
     half = quantizer.quantize(z.bfloat16(), theta, start, 4)
     torch.testing.assert_close(half.float(), quantizer.quantize(z.bfloat16().float(), theta, start, 4))

@@ -1,4 +1,4 @@
-"""A layer's histogram while its activations come in: counted where they lie, by whichever thread has them."""
+"""Thread-safe histogram of one layer's activations, counted on the device that holds them."""
 
 import threading
 
@@ -9,7 +9,7 @@ from speedysnn.errors import DataError
 from speedysnn.histogram import BINS, NOT_FINITE, SUB_BITS, ActivationHistogram
 from speedysnn.kernels import counting_cuda
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.counting import CODES, MOST, Table
+from speedysnn.kernels.counting import CODES, MAX_CELLS, Table
 from speedysnn.kernels.counting_cuda import DeviceTable
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat, in_rows
@@ -44,9 +44,9 @@ class Collecting:
         with self._lock:
             if not self._histogram.channels:
                 self._histogram = ActivationHistogram(rows)
-        if AVAILABLE and x.device.type == "cpu" and rows * CODES <= MOST and x.numel():
+        if AVAILABLE and x.device.type == "cpu" and rows * CODES <= MAX_CELLS and x.numel():
             self._count(in_rows(x.detach().to(torch.float32)), channels, dim)
-        elif x.device.type != "cpu" and counting_cuda.takes(x, rows):
+        elif x.device.type != "cpu" and counting_cuda.supports(x, rows):
             self._count_there(x, channels, dim)
         else:
             values = x.reshape(1, -1) if dim < 0 else x.movedim(dim, 0).flatten(1)

@@ -1,8 +1,13 @@
-"""Data by name: 'digits', 'fashion-mnist', 'cifar10', 'npz:FILE', 'imagefolder:DIR', 'FILE.py:FUNCTION'."""
+"""Data by name: `HANDLERS` is the one table of kinds, from which the command line's help and messages are made too.
+
+A kind of the user's is added with one line, `HANDLERS["noise"] = DataKind(load, "noise:SIZE")`, and wins over a
+built-in one of the same name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +29,63 @@ from speedysnn._usercode import FILE, MODULE, closest, kind_of
 from speedysnn.errors import DataError, InputError
 
 __all__ = [
-    "HANDLERS", "ArrayStore", "Batch", "ImageData", "Loaded", "iter_batches", "load", "loader", "split_holdout",
-    "steps_of",
+    "HANDLERS", "ArrayStore", "Batch", "DataKind", "ImageData", "Loaded", "iter_batches", "kinds_help", "load",
+    "loader", "split_holdout", "steps_of",
 ]  # fmt: skip
 
 SPLITS = ("train", "test")
+LoadData = Callable[[str, str], Loaded]
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """One kind of data of `HANDLERS`.
+
+    Attributes:
+        load: called with what stands after the colon and the split, "train" or "test"; returns a `Loaded`.
+        form: how a user writes it, as 'npz:FILE'; square brackets hold what may be left out.
+        description: what is read, in a few words, for `--help`.
+        whole_text: `load` takes the whole text instead of what stands after the colon.
+    """
+
+    load: LoadData
+    form: str = ""
+    description: str = ""
+    whole_text: bool = False
+
+    def __call__(self, rest: str, split: str) -> Loaded:
+        """Load; a row is called as a function of the user's in its place would be."""
+        return self.load(rest, split)
+
+
+# One row a kind. A function (what stands after the colon, split) -> Loaded may stand for a row that says no more.
+HANDLERS: dict[str, DataKind | LoadData] = {
+    "digits": DataKind(load_digits, "digits", "8 x 8 images that come with the package"),
+    "fashion-mnist": DataKind(load_fashion_mnist, "fashion-mnist[:DIR]", "its idx files"),
+    "cifar10": DataKind(load_cifar10, "cifar10[:DIR]", "its binary batches, or cifar10*.npz"),
+    "npz": DataKind(load_npz, "npz:FILE", "arrays x_train, y_train, x_test, y_test"),
+    "imagefolder": DataKind(load_image_folder, "imagefolder:DIR[@SIZE]", "a folder of images for each class"),
+    FILE: DataKind(from_function, FILE, "called with split=...", whole_text=True),
+    MODULE: DataKind(from_function, MODULE, "the same", whole_text=True),
+}
+
+
+def _row_of(kind: str) -> DataKind:
+    """The row of a kind, its form filled in where there is none."""
+    row = HANDLERS[kind]
+    if not isinstance(row, DataKind):
+        row = DataKind(row)
+    return row if row.form else DataKind(row.load, f"{kind}[:...]", row.description, row.whole_text)
+
+
+def kinds_help() -> str:
+    """Every kind of data that is known now, for the help of an option.
+
+    Returns:
+        The forms of all kinds, in one sentence, with their descriptions in brackets.
+    """
+    rows = [_row_of(kind) for kind in HANDLERS]
+    return ", ".join(f"{row.form} ({row.description})" if row.description else row.form for row in rows) + "."
 
 
 def load(
@@ -45,9 +102,17 @@ def load(
         limit: keep this many samples, chosen at random by `seed`, in that random order.
         seed: of the choice that `limit` makes.
 
+    Returns:
+        The samples of the split, read when they are asked for.
+
     Raises:
         InputError: an argument is not understood or out of range.
         DataError: the data is missing, empty, damaged or of the wrong shape.
+
+    Example:
+        >>> from speedysnn import data
+        >>> data.load("digits", "test", limit=100)
+        ImageData('digits', 100 images (1, 8, 8), 10 classes)
     """
     if split not in SPLITS:
         raise InputError(f"split must be 'train' or 'test', not {split!r}")
@@ -71,7 +136,8 @@ def _found(spec: str, split: str) -> Loaded:
     kind = kind_of(spec, HANDLERS)
     if kind not in HANDLERS:
         raise InputError(_unknown(spec, kind))
-    return HANDLERS[kind](spec if kind in (FILE, MODULE) else spec.partition(":")[2], split)
+    row = _row_of(kind)
+    return row(spec if row.whole_text else spec.partition(":")[2], split)
 
 
 def _unknown(spec: str, kind: str) -> str:
@@ -84,22 +150,8 @@ def _unknown(spec: str, kind: str) -> str:
         hint = f"; did you mean 'imagefolder:{spec}'?"
     else:
         hint = closest(kind, list(HANDLERS))
-    return (
-        f"unknown data {spec!r}{hint}; expected 'digits', 'fashion-mnist[:DIR]', 'cifar10[:DIR]', 'npz:FILE', "
-        f"'imagefolder:DIR[@SIZE]', {FILE!r} or {MODULE!r}"
-    )
-
-
-# One row a kind of data: (what stands after the colon, split) -> Loaded. User functions get the whole text.
-HANDLERS: dict[str, Callable[[str, str], Loaded]] = {
-    "digits": load_digits,
-    "fashion-mnist": load_fashion_mnist,
-    "cifar10": load_cifar10,
-    "npz": load_npz,
-    "imagefolder": load_image_folder,
-    FILE: from_function,
-    MODULE: from_function,
-}
+    *forms, last = (repr(_row_of(known).form) for known in HANDLERS)
+    return f"unknown data {spec!r}{hint}; expected {', '.join(forms)} or {last}"
 
 
 def _shuffled(count: int, seed: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from speedysnn import crossover
 from speedysnn.kernels import event_gradient, events, tiles
 from speedysnn.kernels.dispatch import recorded, traced
-from speedysnn.kernels.event_conv import Shape, Ways, convolve, forward, input_gradient, weight_gradient
+from speedysnn.kernels.event_conv import ConvShape, Ways, convolve, forward, input_gradient, weight_gradient
 from speedysnn.kernels.nonzero import density
 from speedysnn.kernels.tables import Tables
 
@@ -38,7 +38,7 @@ class _Laid:
     """Weights laid out, for calls of so many images together."""
 
     images: int = 0
-    plans: dict[tuple[str, Shape, bool], events.Plan] = field(default_factory=dict)
+    plans: dict[tuple[str, ConvShape, bool], events.EventPlan] = field(default_factory=dict)
     points: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,7 +62,7 @@ class Eventwise:
         self.tables, self.kind = tables or Tables(), kind
         self._laid: _Laid = self.tables.held or _Laid()
         self.pictures = max(pictures, self._laid.images)
-        self._used: set[tuple[str, Shape | None, bool]] = set()  # without a shape: by tiles
+        self._used: set[tuple[str, ConvShape | None, bool]] = set()  # without a shape: by tiles
         self._wanted, self._untiled = os.environ.get(VARIABLE, ""), os.environ.get(TILES) == "never"
 
     def prepare(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
@@ -85,13 +85,13 @@ class Eventwise:
         half = torch.is_autocast_enabled("cpu")
         if self._wanted == "never" or (self._wanted != "always" and self._little(x, weight)):
             return None
-        if traced() or _transformed() or not events.takes(x, weight, attrs):
+        if traced() or _transformed() or not events.supports(x, weight, attrs):
             return None
         if half and (recorded(*given) or torch.get_autocast_dtype("cpu") != torch.bfloat16):
             return None
         if not half and x.dtype != weight.dtype:
             return None
-        shape = Shape.of(x, weight, attrs)
+        shape = ConvShape.of(x, weight, attrs)
         if self._wanted != "always" and self.pictures * shape.places * weight.numel() < WORTH:
             return None
         share = density(x)
@@ -105,7 +105,7 @@ class Eventwise:
         """Whether a layer multiplies too little for any of this, told before its shape is worked out."""
         return 4 * self.pictures * math.prod(x.shape[2:]) * weight.numel() < WORTH
 
-    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float) -> Ways:
+    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float) -> Ways:
         """How a convolution is done whose gradients are wanted, and how these are."""
         seen, tiled, turned, to_weight = x.detach(), self._tiles(shape), None, None
         ways = self._forward(name, seen, weight, bias, shape, share, False, tiled)
@@ -117,7 +117,7 @@ class Eventwise:
         return replace(ways, turned=turned, to_weight=to_weight)
 
     def _forward(
-        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, share: float, half: bool,
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float, half: bool,
         tiled: bool,
     ) -> Ways:  # fmt: skip
         """How the convolution itself is done."""
@@ -133,12 +133,12 @@ class Eventwise:
             self._used.add((name, None, half))
         return Ways(points=points() if tiled else None)
 
-    def _tiles(self, shape: Shape) -> bool:
+    def _tiles(self, shape: ConvShape) -> bool:
         geometry = (shape.kernel, shape.stride, shape.padding)
         worth = self.pictures * shape.places >= PLACES and not self._untiled
-        return worth and self._wanted != "always" and tiles.takes(shape.channels, *geometry, shape.size)
+        return worth and self._wanted != "always" and tiles.supports(shape.channels, *geometry, shape.size)
 
-    def _to_weight(self, x: Tensor, weight: Tensor, shape: Shape, share: float, tiled: bool) -> str | None:
+    def _to_weight(self, x: Tensor, weight: Tensor, shape: ConvShape, share: float, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `Ways`."""
 
         def call(way: str | None, some: Tensor) -> Tensor:
@@ -146,14 +146,15 @@ class Eventwise:
 
         ways = (lambda: "tiles"), call
         dense = "tiles" if tiled and self._quicker("gradient", shape, x, *ways) else None
-        takes = event_gradient.takes(shape.kernel, shape.stride, shape.padding)
+        takes = event_gradient.supports(shape.kernel, shape.stride, shape.padding)
         calls = partial(call, "events"), partial(call, dense)
         sparse = takes and self._pays(f"gradient {dense}", shape, share, x, *calls)
         return "events" if sparse else dense
 
     def _quicker(
-        self, what: str, shape: Shape, x: Tensor, way: Callable[[], Way], call: Callable[[Way | None, Tensor], Tensor]
-    ) -> bool:
+        self, what: str, shape: ConvShape, x: Tensor, way: Callable[[], Way],
+        call: Callable[[Way | None, Tensor], Tensor],
+    ) -> bool:  # fmt: skip
         """Whether `call` takes less time with what `way` gives than with None."""
         with torch.no_grad():
             return crossover.quicker((what, *shape.numbers()), x, lambda some: call(way(), some), partial(call, None))
@@ -167,20 +168,20 @@ class Eventwise:
         return points[name, turned]
 
     def _pays(
-        self, what: str, shape: Shape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
+        self, what: str, shape: ConvShape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
     ) -> bool:
         if self._wanted == "always":
             return True
         with torch.no_grad():
             return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
-    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: Shape, half: bool) -> events.Plan:
+    def _plan(self, name: str, weight: Tensor, bias: Tensor | None, shape: ConvShape, half: bool) -> events.EventPlan:
         key, plans = (name, shape, half), self._laid.plans
         if key not in plans:
             with self._laid.lock:
                 if key not in plans:
                     geometry = shape.stride, shape.padding, shape.size[1]
-                    plans[key] = events.Plan(weight, bias, *geometry, half, self.tables)
+                    plans[key] = events.EventPlan(weight, bias, *geometry, half, self.tables)
         return plans[key]
 
     def close(self) -> None:
@@ -207,7 +208,7 @@ def shared(
             tables.held = None
 
 
-def _ones(x: Tensor, shape: Shape) -> Tensor:
+def _ones(x: Tensor, shape: ConvShape) -> Tensor:
     """Gradients of a convolution's results."""
     return torch.ones(len(x), shape.channels[1], *shape.size).contiguous(memory_format=torch.channels_last)
 
@@ -217,9 +218,9 @@ def _transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def _dense(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
+def _dense(weight: Tensor, shape: ConvShape, points: Tensor | None, x: Tensor) -> Tensor:
     return forward(x, weight, None, shape, Ways(points=points))
 
 
-def _to_input(weight: Tensor, shape: Shape, points: Tensor | None, x: Tensor) -> Tensor:
+def _to_input(weight: Tensor, shape: ConvShape, points: Tensor | None, x: Tensor) -> Tensor:
     return input_gradient(_ones(x, shape), weight, shape, x.shape, points)

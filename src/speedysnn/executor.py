@@ -107,7 +107,7 @@ class Execution:
                 out, received = neuron.spiking_and_total(drive.tensor)
             else:
                 received = self._received(neuron, drive.tensor, seen)
-                out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
+                out = neuron.spiking(drive.tensor, constant=not drive.dynamic, inplace=over)
             self._observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
             return Value(out, True)
         operator, tensors = OPERATORS[node.op], self.tensors(node.name)

@@ -32,6 +32,8 @@ class ActivationHistogram:
         top: (C,) int64, the bin code just above the window.
         zeros: (C,) int64, values at or below zero.
         maximum: (C,) float32, the largest value seen.
+        squared_gradients: (C, BINS) float64, sums over a bin's values of their squared gradient, for rules that need
+            them; None where they were not collected.
     """
 
     def __init__(self, channels: int = 1) -> None:
@@ -39,6 +41,7 @@ class ActivationHistogram:
         self.top = torch.zeros(channels, dtype=torch.int64)
         self.zeros = torch.zeros(channels, dtype=torch.int64)
         self.maximum = torch.zeros(channels)
+        self.squared_gradients: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -65,13 +68,41 @@ class ActivationHistogram:
             return
         peak = flat.amax(1).clamp_min(0)
         self.maximum = torch.maximum(self.maximum, peak)
-        codes = flat.view(torch.int32) >> _SHIFT
         self._raise_top(self._window_top(peak.numpy()))
-        offset = (self.top - (BINS - 1) - 1).to(torch.int32)
-        index = (codes - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
-        index += torch.arange(self.channels)[:, None] * BINS
-        added = torch.bincount(index[positive], minlength=self.channels * BINS)
+        added = torch.bincount(self._cells_of(flat)[positive], minlength=self.channels * BINS)
         self.counts += added.view(self.channels, BINS)
+
+    def add_gradients(self, values: Tensor, gradients: Tensor) -> None:
+        """Add the squared gradients of activations that were counted already, both given as (C, M).
+
+        Raises:
+            DataError: NaN or infinity among the gradients.
+        """
+        flat = values.detach().to("cpu", torch.float32).contiguous()
+        squares = gradients.detach().to("cpu", torch.float64).square()
+        if not bool(squares.isfinite().all()):
+            raise DataError("gradients at the output hold NaN or infinity: check the checkpoint")
+        if self.squared_gradients is None:
+            self.squared_gradients = torch.zeros(self.channels, BINS, dtype=torch.float64)
+        positive = flat > 0
+        cells = self._cells_of(flat)[positive]
+        added = torch.bincount(cells, squares[positive], minlength=self.channels * BINS)
+        self.squared_gradients += added.view(self.channels, BINS)
+
+    def _cells_of(self, flat: Tensor) -> Tensor:
+        """The cells of `counts`, row after row, that positive values (C, M) belong to; of others anything."""
+        offset = (self.top - (BINS - 1) - 1).to(torch.int32)
+        index = ((flat.view(torch.int32) >> _SHIFT) - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
+        first = torch.arange(self.channels)[:, None] * BINS
+        return first.add(index)
+
+    def by_gradient(self) -> "ActivationHistogram | None":
+        """The same bins with the sums of squared gradients for counts; None where these were not collected."""
+        if self.squared_gradients is None:
+            return None
+        out = ActivationHistogram.from_state(self.state())
+        out.counts, out.squared_gradients = self.squared_gradients.clone(), None
+        return out
 
     def take(self, found: Counted) -> None:
         """Add what a table has counted."""
@@ -89,16 +120,15 @@ class ActivationHistogram:
 
     def _raise_top(self, top: Any) -> None:
         """Move rows' windows up to a larger maximum, (C,), merging what falls out below into bin 0."""
-        own, counts = self.top.numpy(), self.counts.numpy()
+        own = self.top.numpy()
         rows = np.flatnonzero(top > own)
         if not rows.size:
             return
         if own.any():  # something positive has been counted
-            old, shift = counts[rows], np.minimum(top[rows] - own[rows], BINS - 1)[:, None]
-            index = np.arange(BINS) + shift
-            new = np.where(index < BINS, np.take_along_axis(old, np.minimum(index, BINS - 1), 1), 0)
-            new[:, :1] = np.take_along_axis(old.cumsum(1), shift, 1)
-            counts[rows] = new
+            shift = np.minimum(top[rows] - own[rows], BINS - 1)[:, None]
+            _shift_bins(self.counts.numpy(), rows, shift)
+            if self.squared_gradients is not None:
+                _shift_bins(self.squared_gradients.numpy(), rows, shift)
         own[rows] = top[rows]
 
     def plus(self, other: "ActivationHistogram") -> "ActivationHistogram":
@@ -110,6 +140,8 @@ class ActivationHistogram:
         a.counts += b.counts
         a.zeros += b.zeros
         a.maximum = torch.maximum(a.maximum, b.maximum)
+        known = a.squared_gradients is not None and b.squared_gradients is not None
+        a.squared_gradients = a.squared_gradients + b.squared_gradients if known else None  # type: ignore[operator]
         return a
 
     def edges(self) -> Tensor:
@@ -139,9 +171,11 @@ class ActivationHistogram:
         out = ActivationHistogram(1)
         target = self.top.max().reshape(1)
         rows = ActivationHistogram(self.channels)
-        rows.counts, rows.top = self.counts.clone(), self.top.clone()
+        rows.counts, rows.top, rows.squared_gradients = self.counts.clone(), self.top.clone(), _copy_of_gradients(self)
         rows._raise_top(target.expand(self.channels).numpy())
         out.counts = rows.counts.sum(0, keepdim=True)
+        if rows.squared_gradients is not None:
+            out.squared_gradients = rows.squared_gradients.sum(0, keepdim=True)
         out.top, out.zeros = target, self.zeros.sum().reshape(1)
         out.maximum = self.maximum.max().reshape(1)
         return out
@@ -154,12 +188,15 @@ class ActivationHistogram:
         out = ActivationHistogram(half)
         out.counts, out.top = rows.counts[:half] + rows.counts[half:], rows.top[:half].clone()
         out.zeros = self.zeros[:half] + self.zeros[half:] - self.total[:half]
+        if rows.squared_gradients is not None:
+            out.squared_gradients = rows.squared_gradients[:half] + rows.squared_gradients[half:]
         out.maximum = torch.maximum(self.maximum[:half], self.maximum[half:])
         return out
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save."""
-        return {"counts": self.counts, "top": self.top, "zeros": self.zeros, "maximum": self.maximum}
+        state = {"counts": self.counts, "top": self.top, "zeros": self.zeros, "maximum": self.maximum}
+        return state if self.squared_gradients is None else {**state, "squared_gradients": self.squared_gradients}
 
     @staticmethod
     def from_state(state: dict[str, Tensor]) -> "ActivationHistogram":
@@ -170,6 +207,8 @@ class ActivationHistogram:
         """
         try:
             out = ActivationHistogram(state["top"].shape[0])
+            if "squared_gradients" in state:
+                out.squared_gradients = torch.zeros(out.channels, BINS, dtype=torch.float64)
             for name, value in out.state().items():
                 if state[name].shape != value.shape or state[name].dtype != value.dtype:
                     raise DataError(f"histogram: {name} has shape {tuple(state[name].shape)}")
@@ -177,3 +216,15 @@ class ActivationHistogram:
         except (KeyError, IndexError) as err:
             raise DataError(f"histogram: incomplete ({err})") from None
         return out
+
+
+def _shift_bins(counts: Any, rows: Any, shift: Any) -> None:
+    """Move some rows of (C, BINS) numbers down by `shift` bins each; what falls out below is added to bin 0."""
+    old, index = counts[rows], np.arange(BINS) + shift
+    new = np.where(index < BINS, np.take_along_axis(old, np.minimum(index, BINS - 1), 1), 0)
+    new[:, :1] = np.take_along_axis(old.cumsum(1), shift, 1)
+    counts[rows] = new
+
+
+def _copy_of_gradients(histogram: ActivationHistogram) -> Tensor | None:
+    return None if histogram.squared_gradients is None else histogram.squared_gradients.clone()

@@ -145,7 +145,7 @@ FITS: dict[str, Callable[[ActivationHistogram, bool], list[tuple[float, float]]]
 
 
 def fitted_threshold(
-    law: str, hist: ActivationHistogram, v_init: Tensor, timesteps: int, highest: int = 1, *, signed: bool = False
+    law: str, hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
 ) -> Tensor:
     """Theta = scale c(T N, v_init) / N with the scale from the histogram's moments, never above the maximum / N.
 
@@ -156,7 +156,7 @@ def fitted_threshold(
     nothing was positive.
     """
     theta = [
-        scale * optimal_scale(law, timesteps * highest, round(float(start), 6), mean, signed) if scale > 0 else 0.0
+        scale * optimal_scale(law, timesteps * max_spikes, round(float(start), 6), mean, signed) if scale > 0 else 0.0
         for (scale, mean), start in zip(FITS[law](hist, signed), v_init.tolist(), strict=True)
     ]
-    return torch.minimum(torch.tensor(theta), hist.maximum) / highest
+    return torch.minimum(torch.tensor(theta), hist.maximum) / max_spikes

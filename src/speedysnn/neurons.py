@@ -111,12 +111,12 @@ class IFNeuron(NeuronParameters):
     @property
     def rule(self) -> Rule:
         """The firing rule as a backend needs it."""
-        lowest, highest = parse_spikes(self.spikes)
+        min_spikes, max_spikes = parse_spikes(self.spikes)
         return Rule(
             self.timesteps,
             self.lookahead,
-            lowest,
-            highest,
+            min_spikes,
+            max_spikes,
             self.surrogate,
             self.width,
             self.detach_reset,
@@ -152,12 +152,12 @@ class IFNeuron(NeuronParameters):
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
         return levels(z, theta, start, self.timesteps, self.levels_per_step, self.signed)
 
-    def spiking(self, x: Tensor, *, constant: bool = False, over: bool = False) -> Tensor:
-        """Theta * s[t] for all steps, (T*B, ...); `over`: the input is needed no more and may be written over."""
+    def spiking(self, x: Tensor, *, constant: bool = False, inplace: bool = False) -> Tensor:
+        """Theta * s[t] for all steps, (T*B, ...); `inplace`: the input may be written over."""
         x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
         if self.threshold_gradient == "surrogate" or not torch.is_grad_enabled():
-            return multistep(x, theta, start, self.rule, constant=constant, over=over)
+            return multistep(x, theta, start, self.rule, constant=constant, inplace=inplace)
         share = 0.5 if self.threshold_gradient == "mixed" else 1.0
         through_time = (1 - share) * theta + share * theta.detach()
         out = multistep(x, through_time, start, self.rule, constant=constant)

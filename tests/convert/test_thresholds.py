@@ -9,12 +9,13 @@ from scipy.stats import expon, norm
 from torch import nn
 
 import speedysnn
-from speedysnn import convert
-from speedysnn.errors import InputError
+from speedysnn import convert, data
+from speedysnn.assets.digits import load_digits_net
+from speedysnn.errors import ConversionError, InputError
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.laws import LAWS, fitted_threshold, law_error, moments, optimal_scale
 from speedysnn.neurons import IFNeuron
-from speedysnn.thresholds import RULES, choose, least_squares, parse_rule
+from speedysnn.thresholds import GRADIENTS, RULES, ThresholdRule, choose, least_squares, parse_rule
 
 HALF = torch.tensor([0.5])
 
@@ -97,8 +98,8 @@ def test_signed_graded_dead_and_bounded(law: str) -> None:
 
 
 def test_rules_have_one_registry() -> None:
-    assert {"mse", "max", "percentile", *LAWS} == set(RULES)
-    assert parse_rule("half-normal") == ("half-normal", 100.0)
+    assert {"mse", "output-mse", "max", "percentile", *LAWS} == set(RULES)
+    assert parse_rule("half-normal") == ("half-normal", None)
     for wrong in ("gauss", "gaussian:3", "clip:2", "normal"):
         with pytest.raises(InputError, match="threshold rule.*gaussian"):
             parse_rule(wrong)
@@ -135,3 +136,89 @@ def test_relu6_keeps_its_ceiling_only_when_asked() -> None:
     snn.set_spikes("binary")
     snn.timesteps = 9
     assert snn.recalibrate().neurons["3"].threshold.item() == pytest.approx(6.0)
+
+
+DEEP = (nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.LeakyReLU(0.2), nn.Linear(12, 3))
+
+
+def jacobian_sums(net: nn.Sequential, layer: int, images: torch.Tensor) -> torch.Tensor:
+    """(features,) sum over images of the squared Jacobian of the outputs by a layer's positive activations."""
+    values = net[: layer + 1](images).detach()
+    jacobian = torch.func.vmap(torch.func.jacrev(net[layer + 1 :]))(values)
+    return (jacobian.square().sum(1) * (values > 0)).sum(0)
+
+
+def test_gradient_histograms_hold_the_squared_jacobian() -> None:
+    torch.manual_seed(0)
+    net, images = nn.Sequential(*DEEP), torch.randn(2048, 8)
+    snn = convert.to_spiking(net, list(images.split(256)), 4, threshold="output-mse")
+    found, plain = snn.calibration.histograms["1"], convert.to_spiking(net, images, 4).calibration.histograms["1"]
+    assert torch.equal(found.counts, plain.counts)
+    assert torch.equal(found.zeros, plain.zeros)
+    torch.testing.assert_close(
+        found.squared_gradients.sum(1), jacobian_sums(net, 1, images).double(), rtol=0.1, atol=0.1
+    )
+
+
+def test_gradients_follow_their_values_when_a_larger_one_comes() -> None:
+    values, gradients = torch.rand(3, 500), torch.randn(3, 500)
+    once, apart = histogram(torch.cat([values, values * 3000], 1)), histogram(values)
+    once.add_gradients(torch.cat([values, values * 3000], 1), torch.cat([gradients, gradients], 1))
+    apart.add_gradients(values, gradients)
+    apart.update(values * 3000)
+    apart.add_gradients(values * 3000, gradients)
+    torch.testing.assert_close(apart.squared_gradients, once.squared_gradients)
+    merged = once.merged()
+    torch.testing.assert_close(merged.squared_gradients.sum(), gradients.double().square().sum() * 2)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_output_mse_lowers_the_error_of_the_output_and_is_kept(granularity: str, tmp_path) -> None:
+    net, test = load_digits_net("max").eval(), data.load("digits", "test", limit=200)
+    train, images = data.load("digits", "train"), torch.stack([test[i][0] for i in range(200)])
+    errors = {}
+    for rule in ("mse", "output-mse"):
+        snn = convert.to_spiking(net, train, 2, threshold=rule, granularity=granularity)
+        with torch.no_grad(), snn.reading("quantized"):
+            errors[rule] = float((snn(images) - net(images)).square().mean())
+    assert errors["output-mse"] < 0.9 * errors["mse"]
+    again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
+    again.timesteps = 8
+    again.recalibrate()
+    fresh = convert.to_spiking(net, train, 8, threshold="output-mse", granularity=granularity)
+    for name, neuron in again.neurons.items():
+        torch.testing.assert_close(neuron.threshold, fresh.neurons[name].threshold)
+
+
+def test_even_gradients_choose_as_mse_does_and_missing_ones_are_refused() -> None:
+    values = torch.rand(4, 3000)
+    hist = histogram(values)
+    with pytest.raises(ConversionError, match="asks for gradients, which were not collected"):
+        choose(hist, "output-mse", HALF, 4)
+    hist.add_gradients(values, torch.tensor([[2.0], [1.0], [0.5], [0.0]]).expand(4, 3000))
+    torch.testing.assert_close(choose(hist, "output-mse", HALF, 4), choose(hist, "mse", HALF, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda request: 3.0, "threshold rule gave float; expected a tensor of 16"),
+        (lambda request: request.histogram.maximum[:5], r"gave shape \(5,\)"),
+        (lambda request: request.histogram.maximum * float("nan"), "16 finite thetas"),
+        (lambda request: request.gradient_histogram().maximum, "needs="),
+    ],
+)
+def test_a_rule_that_gives_no_thresholds_is_refused(given, message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        convert.to_spiking(nn.Sequential(*DEEP), torch.randn(64, 8), threshold={"1": given})
+
+
+def test_functions_are_remembered_by_a_name_that_is_their_own() -> None:
+    def max(request):
+        return request.histogram.maximum
+
+    with pytest.raises(InputError, match="as a rule of speedysnn.thresholds.RULES"):
+        convert.to_spiking(nn.Sequential(*DEEP), torch.randn(64, 8), threshold=max)
+    with pytest.raises(InputError, match="needs must be"):
+        ThresholdRule(max, needs=("samples",))
+    assert ThresholdRule(max, needs=(GRADIENTS,)).needs == ("gradients",)

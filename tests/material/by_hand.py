@@ -11,7 +11,7 @@ def by_hand(snn, readings):
     out = copy.deepcopy(snn)
 
     def steady(neuron, reading):
-        def spiking(x, *, constant=False, over=False):
+        def spiking(x, *, constant=False, inplace=False):
             mean = x if constant else x.reshape(neuron.timesteps, -1, *x.shape[1:]).mean(0)
             held = getattr(neuron, reading)(mean)
             return held.repeat(neuron.timesteps, *[1] * (held.ndim - 1))

@@ -36,7 +36,7 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
         assert torch.equal(ours[0], expected[0])
         again, *rest = (x.to(device, copy=True) for x in (drive, theta, start))
         with torch.no_grad():
-            over = multistep(again, *rest, rule, constant=constant, backend="cuda", over=True)
+            over = multistep(again, *rest, rule, constant=constant, backend="cuda", inplace=True)
         assert torch.equal(over.cpu(), expected[0])
     tolerance = 2e-3 if dtype == torch.bfloat16 else 1e-6
     for mine, theirs in zip(ours[1:], expected[1:], strict=True):

@@ -6,7 +6,7 @@ import torch
 
 from speedysnn.collecting import DEPTH
 from speedysnn.histogram import ActivationHistogram
-from speedysnn.kernels.counting_cuda import DeviceTable, takes
+from speedysnn.kernels.counting_cuda import DeviceTable, supports
 
 LAYOUTS = {
     "first": lambda x: x,
@@ -25,7 +25,7 @@ def compare(number: int, dtype: torch.dtype, layout: str, dim: int | None, signe
     ours, expected = (ActivationHistogram(channels * (1 + signed)) for _ in range(2))
     table = DeviceTable(channels, signed, DEPTH, torch.device(device))
     for part in (x[:1], x[1:] * 3):
-        assert takes(part.to(device), channels)
+        assert supports(part.to(device), channels)
         table.add(part.to(device), along)
         rows = part.reshape(1, -1) if dim is None else part.movedim(along, 0).flatten(1)
         expected.update(torch.cat([rows, -rows]) if signed else rows)

@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from speedysnn.kernels import quantizer, quantizer_cuda
+from speedysnn.kernels import quantizer_cuda, quantizer_reference
 
 SHAPES = {"pictures": (7, 5, 3, 4), "units": (70, 3), "many": (3, 700), "tokens": (5, 4, 6)}
 
@@ -22,10 +22,10 @@ def compare(number: int, dtype: torch.dtype, shape: str, signed: bool, each: boo
     start = torch.rand(view if number % 2 else [1] * len(size), generator=g)
     steps, highest = 1 + number % 9, 1 + number % 3
     low, high = -steps * highest if signed else 0, steps * highest
-    expected = quantizer.plainly(z, theta, start, steps, low, high)
-    gradients = quantizer.adjoint(grad, z, theta, start, steps, low, high)
+    expected = quantizer_reference.quantize_reference(z, theta, start, steps, low, high)
+    gradients = quantizer_reference.gradients_reference(grad, z, theta, start, steps, low, high)
     given = [x.to(device) for x in (grad, z, theta, start)]
-    assert device == "cpu" or quantizer_cuda.takes(*given[1:])
+    assert device == "cpu" or quantizer_cuda.supports(*given[1:])
     ours = quantizer_cuda.forward(*given[1:], steps, low, high)
     assert ours.dtype == dtype
     if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts bfloat16 off where hardware rounds it

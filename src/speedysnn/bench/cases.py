@@ -33,7 +33,7 @@ def neuron(neurons: int, steps: int, rounds: int, device: torch.device | str = "
     rule, work = Rule(steps), drive.clone()
     calls: dict[str, Call] = {
         COPY: lambda: out.copy_(drive),
-        OURS: lambda: multistep(work, one, none, rule, over=True),
+        OURS: lambda: multistep(work, one, none, rule, inplace=True),
         "speedysnn, new output": lambda: multistep(drive, one, none, rule),
         "reference in plain torch": lambda: multistep(drive, one, none, rule, backend="reference"),
     }

@@ -22,6 +22,7 @@ from speedysnn.cli.options import (
     data_of,
     delay_of,
     device_of,
+    listing,
     model_of,
     named,
     provenance,
@@ -30,7 +31,11 @@ from speedysnn.cli.options import (
 from speedysnn.cli.output_paths import check_json, check_network
 from speedysnn.convert import to_spiking
 from speedysnn.network import SpikingNetwork
-from speedysnn.thresholds import parse_rule
+from speedysnn.thresholds import parse_rule, rules_help
+
+
+def _rules_help() -> str:
+    return rules_help().replace('"', "").removeprefix("one of ") + "."
 
 
 def command(
@@ -41,9 +46,7 @@ def command(
     num_classes: Classes = None,
     normalize: Normalize = None,
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Steps T.", min=1)] = 4,
-    threshold: Annotated[
-        str, typer.Option("--threshold", help="mse, max, percentile:Q, gaussian, laplace, half-normal or clip.")
-    ] = "mse",
+    threshold: Annotated[str, listing(_rules_help, "--threshold")] = "mse",
     granularity: Annotated[str, typer.Option("--granularity", help="channel or layer.")] = "channel",
     v_init: Annotated[float, typer.Option("--v-init", help="Initial membrane, a fraction of the threshold.")] = 0.5,
     spikes: Annotated[str, typer.Option("--spikes", help="binary, ternary or graded:N.")] = "binary",

@@ -1,28 +1,29 @@
 """`speedysnn export`: a spiking network in another program's format."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from speedysnn.cli.console import note, say
-from speedysnn.cli.options import DelayText, Overwrite, Spikes, configure, network_of
+from speedysnn.cli.options import DelayText, Overwrite, Spikes, configure, listing, network_of
 from speedysnn.errors import InputError
-from speedysnn.export.nir import NIRWarning, check_nir, to_nir
-from speedysnn.export.pt2 import check_pt2, to_pt2
+from speedysnn.export import EXPORTERS, ExportWarning, export, find_exporter
 
-FORMATS: dict[str, tuple[Callable[[Path, bool], None], Callable[..., Any], str]] = {
-    "pt2": (check_pt2, to_pt2, "torch.export.load({!r}).module()"),
-    "nir": (check_nir, to_nir, "nir.read({!r})"),
-}
+
+def _formats_help() -> str:
+    rows = EXPORTERS.items()
+    return "The format: " + ", ".join(f"{name} ({row.description})" if row.description else name for name, row in rows)
 
 
 def command(
     network: Annotated[Path, typer.Argument(help="A network saved by convert or finetune.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    to: Annotated[str, typer.Option("--to", help="The format: pt2 (torch.export) or nir.")] = "pt2",
+    to: Annotated[str, listing(_formats_help, "--to")] = "pt2",
+    verify: Annotated[
+        str | None, typer.Option("--verify", help="Open the result with this reader and compare; torch for pt2.")
+    ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -32,16 +33,17 @@ def command(
 
     Example: speedysnn export digits.snn --to pt2 -o digits.pt2
     """
-    if to not in FORMATS:
-        raise InputError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    check, write, read = FORMATS[to]
-    check(output, overwrite)
+    if to not in EXPORTERS:
+        raise InputError(f"--to: expected one of {', '.join(EXPORTERS)}, got {to!r}")
+    exporter = find_exporter(to, verify)
+    exporter.check(output, overwrite)
     snn = network_of(network)
     configure(snn, timesteps, delay, spikes)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", NIRWarning)
-        write(snn, output, overwrite=overwrite)
+        warnings.simplefilter("always", ExportWarning)
+        export(snn, output, to, overwrite=overwrite, verify=verify)
     for warning in caught:
-        if issubclass(warning.category, NIRWarning):
+        if issubclass(warning.category, ExportWarning):
             note(f"note: {warning.message}")
-    say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps; {read.format(str(output))}")
+    opened = f"; {exporter.read_hint.format(str(output))}" if exporter.read_hint else ""
+    say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps{opened}")

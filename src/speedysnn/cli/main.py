@@ -10,6 +10,7 @@ import typer
 
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.console import fail
+from speedysnn.cli.options import refresh_listings
 from speedysnn.cli.output_paths import release
 from speedysnn.cli.process import INTERRUPTED, coming_again, keep_freed_memory, leave_at_once, own_process
 from speedysnn.errors import SpeedySNNError
@@ -82,6 +83,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    refresh_listings()
     debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
     try:
         result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")

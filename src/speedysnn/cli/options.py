@@ -6,12 +6,13 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
+from rich.markup import escape
 
 from speedysnn import artifact
 from speedysnn._usercode import FILE, MODULE, kind_of
 from speedysnn.analysis.readings import leaves, run
 from speedysnn.cli.console import note
-from speedysnn.data import HANDLERS, ImageData, iter_batches, load
+from speedysnn.data import HANDLERS, ImageData, iter_batches, kinds_help, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons import Delay
@@ -44,6 +45,22 @@ def device_of(text: str) -> torch.device:
     return torch.device(text)
 
 
+_LISTINGS: list[tuple[Any, Callable[[], str]]] = []
+
+
+def listing(describe: Callable[[], str], *names: str) -> Any:
+    """An option whose help lists a registry; see `refresh_listings`."""
+    option = typer.Option(*names, help=escape(describe()))
+    _LISTINGS.append((option, describe))
+    return option
+
+
+def refresh_listings() -> None:
+    """Write the help of these options anew: a user may have added entries since the commands were imported."""
+    for option, describe in _LISTINGS:
+        option.help = escape(describe())
+
+
 Network = Annotated[Path, typer.Argument(metavar="NET.snn", help="A folder made by `speedysnn convert` or `finetune`.")]
 Model = Annotated[
     str,
@@ -56,12 +73,7 @@ Checkpoint = Annotated[
     typer.Option("--checkpoint", "-c", help="Weights: .pt, .pth, .th or .safetensors; no code in it is run."),
 ]
 Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the last layer.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data", "-d", help="digits, fashion-mnist, cifar10, npz:FILE, imagefolder:DIR, or FILE.py:FUNCTION."
-    ),
-]
+Data = Annotated[str, listing(kinds_help, "--data", "-d")]
 Normalize = Annotated[
     str | None,
     typer.Option("--normalize", help='imagenet, cifar10, none, or "mean,mean,mean/std,std,std"; kept with the net.'),

@@ -1,4 +1,123 @@
-"""Write a spiking network in the formats of other programs."""
+"""Write a spiking network in the formats of other programs.
 
-from speedysnn.export.nir import to_nir as to_nir
-from speedysnn.export.pt2 import to_pt2 as to_pt2
+`EXPORTERS` is the one table of formats, for Python and for `speedysnn export`; an entry of the user's is added with
+one line and wins over a built-in one of the same name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from speedysnn.errors import InputError
+from speedysnn.export._target import ExportWarning as ExportWarning
+from speedysnn.export.nir import check_nir, to_nir
+from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
+from speedysnn.network import SpikingNetwork
+
+__all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_nir", "to_pt2"]
+
+Check = Callable[[Path, bool], None]
+Verify = Callable[[SpikingNetwork, Path], None]
+
+
+class Write(Protocol):
+    """Writes the network to a path; whatever it returns is ignored."""
+
+    def __call__(self, snn: SpikingNetwork, path: Path, *, overwrite: bool) -> Any:
+        """Write, or raise an error of `speedysnn.errors` that says why not."""
+
+
+def _writable_anywhere(path: Path, overwrite: bool) -> None:
+    """Refuse a path where something is already.
+
+    Raises:
+        InputError: something is there while `overwrite` is off.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: something is there already; choose another name, or pass overwrite")
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One format of `EXPORTERS`.
+
+    Attributes:
+        write: called as write(snn, path, overwrite=...).
+        description: the format in a few words, for `speedysnn export --help`.
+        check: called as check(path, overwrite) before any work; it raises where `write` would refuse the path.
+        verify: readers of the format by name, called as verify[name](snn, path) after writing; each raises where what
+            it reads does not answer as the network does.
+        read_hint: how the file is opened, "{!r}" where its path belongs.
+    """
+
+    write: Write
+    description: str = ""
+    check: Check = _writable_anywhere
+    verify: Mapping[str, Verify] = field(default_factory=dict)
+    read_hint: str = ""
+
+
+# One row a format. A new one is its module and its row here.
+EXPORTERS: dict[str, Exporter] = {
+    "pt2": Exporter(to_pt2, "torch.export", check_pt2, {"torch": verify_pt2}, "torch.export.load({!r}).module()"),
+    "nir": Exporter(to_nir, "neuromorphic intermediate representation", check_nir, {}, "nir.read({!r})"),
+}
+
+
+def export(
+    snn: SpikingNetwork, path: str | Path, to: str = "pt2", *, overwrite: bool = False, verify: str | None = None
+) -> Path:
+    """Write a network in a format of `EXPORTERS`.
+
+    Args:
+        snn: the network.
+        path: the file or folder to write.
+        to: the format: "pt2" (torch.export), "nir", or one of the user's.
+        overwrite: replace what is there.
+        verify: a reader of the format that opens the result and compares it with the network, "torch" for pt2. What
+            was written stays where it differs, so that it can be looked into.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        InputError: an unknown format or reader.
+        ArtifactError: the path cannot be written, or what the reader makes of it differs.
+        ConversionError: the format cannot say what the network does.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import convert, export
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=4)
+        >>> file = export.export(snn, Path(tempfile.mkdtemp()) / "net.pt2", to="pt2", verify="torch")
+        >>> torch.export.load(file).module()(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
+    """
+    exporter, target = find_exporter(to, verify), Path(path)
+    exporter.check(target, overwrite)
+    exporter.write(snn, target, overwrite=overwrite)
+    if verify is not None:
+        exporter.verify[verify](snn, target)
+    return target
+
+
+def find_exporter(to: str, verify: str | None = None) -> Exporter:
+    """The row of a format that has the reader.
+
+    Returns:
+        The row of `EXPORTERS`.
+
+    Raises:
+        InputError: no such format, or no such reader of it.
+    """
+    if to not in EXPORTERS:
+        raise InputError(f"export: expected one of the formats {', '.join(EXPORTERS)}, got {to!r}")
+    readers = EXPORTERS[to].verify
+    if verify is not None and verify not in readers:
+        known = f"expected one of {', '.join(readers)}" if readers else "the format has no reader to verify it with"
+        raise InputError(f"export: verify={verify!r} is not known for the format {to!r}; {known}")
+    return EXPORTERS[to]

@@ -1,8 +1,12 @@
-"""Where an export may be written."""
+"""What exporters share: where a file may be written, and the warning about what a reader must know."""
 
 from pathlib import Path
 
 from speedysnn.errors import ArtifactError
+
+
+class ExportWarning(UserWarning):
+    """Something that the reader of an exported file must know; the command line prints it as a note."""
 
 
 def check_target(target: Path, suffix: str, overwrite: bool) -> None:

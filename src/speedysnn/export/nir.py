@@ -11,7 +11,7 @@ from speedysnn._claims import scratch_beside
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.export._fold import Folded, Layer, pair
 from speedysnn.export._refuse import problems
-from speedysnn.export._target import check_target
+from speedysnn.export._target import ExportWarning, check_target
 from speedysnn.network import SpikingNetwork
 
 SUFFIX = ".nir"
@@ -21,7 +21,7 @@ SOFT_RESET = (
 )
 
 
-class NIRWarning(UserWarning):
+class NIRWarning(ExportWarning):
     """Something that a reader of the graph must take from its metadata."""
 
 

@@ -49,11 +49,8 @@ def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) ->
     """
     target = Path(path)
     check_pt2(target, overwrite)
-    generator = torch.Generator().manual_seed(0)
-    inputs = tuple(torch.rand(2, *shape, generator=generator) for shape in snn.input_shapes)
-    device = next(snn.parameters()).device
     with scratch_beside(target.absolute()) as scratch:
-        _write(snn, tuple(x.to(device) for x in inputs), str(scratch / target.name))
+        _write(snn, _random_inputs(snn), str(scratch / target.name))
         (scratch / target.name).replace(target)
     return target
 
@@ -65,6 +62,29 @@ def check_pt2(target: Path, overwrite: bool) -> None:
         ArtifactError: another suffix, a folder, or a file that is there while `overwrite` is off.
     """
     check_target(target, SUFFIX, overwrite)
+
+
+def verify_pt2(snn: SpikingNetwork, target: Path) -> None:
+    """Load the program and compare its answers to random inputs with the network's.
+
+    Raises:
+        ArtifactError: the program cannot be loaded, or its answers differ.
+    """
+    inputs = _random_inputs(snn)
+    with torch.no_grad(), snn.reading("spiking"), using("reference"):
+        expected = snn(*inputs)
+    try:
+        again = torch.export.load(str(target)).module()
+    except (OSError, RuntimeError, ValueError) as err:
+        raise ArtifactError(f"{target}: torch.export cannot load it: {str(err).strip().partition(chr(10))[0]}") from err
+    with torch.no_grad():
+        _require_same(again(*inputs), expected)
+
+
+def _random_inputs(snn: SpikingNetwork) -> tuple[Tensor, ...]:
+    """Two samples for each input, the same at every call, on the network's device."""
+    generator, device = torch.Generator().manual_seed(0), next(snn.parameters()).device
+    return tuple(torch.rand(2, *shape, generator=generator).to(device) for shape in snn.input_shapes)
 
 
 def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
@@ -82,6 +102,10 @@ def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
             raise ArtifactError(f"torch.export cannot write this network: {reason}") from err
         torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         again = torch.export.load(file).module()(*inputs)
+    _require_same(again, expected)
+
+
+def _require_same(again: Any, expected: Any) -> None:
     error = max(_differences(again, expected), default=0.0)
     if not error <= TOLERANCE:
         raise ArtifactError(f"the exported program differs from the network by {error:.1e}, expected {TOLERANCE:.0e}")

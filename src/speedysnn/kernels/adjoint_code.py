@@ -6,7 +6,7 @@ The membranes are computed again on the way forward and kept for one group at a 
 from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.neuron_code import AT_ONCE, LANES, VECTORS, Neurons
+from speedysnn.kernels.neuron_code import AT_ONCE, NEURON_LANES, VECTORS, Neurons
 from speedysnn.kernels.vector_code import intrinsic, ir, types
 
 
@@ -17,7 +17,7 @@ class _Adjoint(Neurons):
         super().__init__(context, builder, types_, args)
         self.grad, self.inverse, self.notes = self.pointer(13), self.pointer(14), self.pointer(18)
         self.half, self.slope, self.keep = (self.everywhere(args[i], self.reals) for i in (15, 16, 17))
-        self.one, self.zero = (ir.Constant(self.reals, [value] * LANES) for value in (1.0, 0.0))
+        self.one, self.zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
         self.fabs = self.function("fabs")
 
     def note(self, t: Any, what: int) -> list[Any]:
@@ -112,16 +112,16 @@ if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def adjoint_all(
-        _: Any, kind: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
-        start: Any, low: Any, high: Any, grad_x: Any, many: Any, grad: Any, inverse: Any, half: Any, slope: Any,
+        _: Any, flags: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
+        start: Any, low: Any, high: Any, grad_x: Any, vectorized: Any, grad: Any, inverse: Any, half: Any, slope: Any,
         keep: Any, notes: Any, to_theta: Any, to_start: Any,
     ) -> Any:  # fmt: skip
-        """Gradients of `many` neurons from `first` on, arguments as those of `fire_all`.
+        """Gradients of `vectorized` neurons from `first` on, arguments as those of `fire_all`.
 
         `inverse` holds 1/theta, the slope is `slope` within `half` of the threshold, `keep` is 0 without a gradient
         through the reset; `notes` has room for 2 * steps * AT_ONCE numbers. grad_x is written at every row; to_theta
         and to_start hold the neurons' own.
         """
-        given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, grad_x, many, grad, inverse,
-                 half, slope, keep, notes, to_theta, to_start)  # fmt: skip
+        given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, grad_x, vectorized, grad,
+                 inverse, half, slope, keep, notes, to_theta, to_start)  # fmt: skip
         return types.void(*given), _adjoint

@@ -5,7 +5,7 @@ from typing import Any
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
 
-LANES = 16  # channels a word
+BIT_LANES = 16  # channels a word
 
 
 class _Bits(Writer):
@@ -13,8 +13,8 @@ class _Bits(Writer):
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
-        self.reals, self.bits = ir.VectorType(self.real, LANES), ir.VectorType(ir.IntType(1), LANES)
-        self.zero = ir.Constant(self.reals, [0.0] * LANES)
+        self.reals, self.bits = ir.VectorType(self.real, BIT_LANES), ir.VectorType(ir.IntType(1), BIT_LANES)
+        self.zero = ir.Constant(self.reals, [0.0] * BIT_LANES)
 
 
 def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -23,15 +23,15 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     x, words, ends = w.pointer(0), w.pointer(3), w.pointer(6)
     first, apart, to, spread, c, many = (args[i] for i in (1, 2, 4, 5, 7, 8))
     places = [c, b.add(c, args[9])]
-    words_, before = ir.VectorType(w.word, LANES), b.block
-    begun, none = [w.vector(ends, place, words_) for place in places], ir.Constant(words_, [2**31 - 1] * LANES)
+    words_, before = ir.VectorType(w.word, BIT_LANES), b.block
+    begun, none = [w.vector(ends, place, words_) for place in places], ir.Constant(words_, [2**31 - 1] * BIT_LANES)
     body, done = w.blocks("body", "done")
     b.branch(body)
     b.position_at_end(body)
     (i,), (high, low) = w.phis(w.index, [w.number(0)], before), w.phis(words_, begun, before)
     value = w.vector(x, b.add(first, b.mul(i, apart)), w.reals)
     fired = b.fcmp_unordered("!=", value, w.zero)
-    b.store(b.bitcast(fired, ir.IntType(LANES)), b.gep(words, [b.add(to, b.mul(i, spread))]))
+    b.store(b.bitcast(fired, ir.IntType(BIT_LANES)), b.gep(words, [b.add(to, b.mul(i, spread))]))
     bits = b.bitcast(value, words_)
     some = b.select(fired, bits, none)
     higher = b.select(b.icmp_signed(">", bits, high), bits, high)

@@ -64,5 +64,5 @@ def _state(files: Iterable[Path]) -> str:
     return found.hexdigest()[:16]
 
 
-OWN = tuple(Path(__file__).parent.glob("*.py"))
+OWN = tuple(Path(__file__).parent.rglob("*.py"))  # with sub-packages: a stale kernel would load silently
 KERNELS = _state(OWN)

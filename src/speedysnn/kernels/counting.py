@@ -1,4 +1,4 @@
-"""Counts of a layer's values by channel and float32 code, where they lie in memory; compiled."""
+"""Histogram of a layer's values by channel and float32 code, in memory order; compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,11 @@ from speedysnn.kernels.compiled import compiled
 Array = Any
 SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
 CODES = 1 << (31 - SHIFT)
-LOWEST, ALL_BUT = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
+SIGN_BIT, MAGNITUDE_BITS = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
 NOT_FINITE = 0xFF << 23  # from these bits on, the sign left out, a value is infinite or NaN
-MOST = 2**21  # cells of a table; beyond it the table would cost more than the values
+MAX_CELLS = 2**21  # cells of a table; beyond it the table would cost more than the values
 SPARE = 16  # codes that a table has on either side beyond what its values need: one octave
-BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
+COUNT_BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Counted:
 
 @compiled
 def raise_to(bits: Array, sign: Any, largest: Array) -> None:  # pragma: no cover - compiled
-    """The larger of two values, place by place, their signs turned by `sign`; positive floats come as their bits do."""
+    """Elementwise maximum after flipping signs by `sign`; positive floats sort as their bits do."""
     for j in range(bits.size):
         largest[j] = max(largest[j], bits[j] ^ sign)
 
 
 @compiled
 def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
-    """The largest magnitude's bits."""
+    """Bits of the largest magnitude."""
     most = np.int32(0)
     for j in range(bits.size):
-        most = max(most, bits[j] & ALL_BUT)
+        most = max(most, bits[j] & MAGNITUDE_BITS)
     return most
 
 
 @compiled
 def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
-    """Values looked at together: whole rows of channels, or neighbours of one channel."""
-    return channels * max(1, BLOCK // channels) if inner == 1 else min(inner, BLOCK)
+    """Values in one block: whole rows of channels, or neighbours of one channel."""
+    return channels * max(1, COUNT_BLOCK // channels) if inner == 1 else min(inner, COUNT_BLOCK)
 
 
 @compiled
@@ -69,7 +69,7 @@ def peak(
             most = max(most, size_of(part))
             raise_to(part, np.int32(0), high[0])
             if signed:
-                raise_to(part, LOWEST, high[1])
+                raise_to(part, SIGN_BIT, high[1])
             i += part.size
         for j in range(block):
             at = j % channels if inner == 1 else c
@@ -92,7 +92,7 @@ def add(
 
 
 @compiled
-def tally(
+def count_bins(
     bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, low: Any, table: Array
 ) -> None:  # pragma: no cover - compiled
     """Count values begin..end - 1, whole rows of channels or whole channels; rows `channels`.. are of negated values.
@@ -112,14 +112,14 @@ def tally(
             part = bits[i : min(run, i + block)]
             add(part, np.int32(0), low, base, place, flat_)
             if signed:
-                add(part, LOWEST, low, base, place, flat_[channels * apart :])
+                add(part, SIGN_BIT, low, base, place, flat_[channels * apart :])
             i += part.size
         c = (c + 1) % channels
 
 
 @compiled
 def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: no cover - compiled
-    """Add a table's codes to rows of bins that end below the code `top`; what lies below the first goes there."""
+    """Add a table's codes to rows of bins that end below the code `top`; smaller codes are added to the first bin."""
     bins = counts.shape[1]
     for row in range(table.shape[0]):
         first = low - (top[row] - bins)
@@ -140,7 +140,7 @@ def span(peaks: Array) -> tuple[int, int]:  # pragma: no cover - compiled
 
 
 class Table:
-    """Counts of a layer's values by row and code while they come in, of one thread at a time.
+    """A growing histogram of a layer's values by row and code; not thread-safe.
 
     Positive values below the smallest normal number count as zeros.
 
@@ -158,7 +158,7 @@ class Table:
 
     @property
     def cells(self) -> int:
-        """How many numbers it holds."""
+        """Number of counters."""
         return int(self._table.size)
 
     def add(self, bits: Array, inner: int, begin: int, end: int) -> bool:
@@ -168,12 +168,12 @@ class Table:
             return False
         np.maximum(self._peaks, peaks[: 1 + self._signed], out=self._peaks)
         self._widen()
-        tally(bits, self._channels, inner, self._signed, begin, end, np.int32(self._low), self._table)
+        count_bins(bits, self._channels, inner, self._signed, begin, end, np.int32(self._low), self._table)
         self.seen += end - begin
         return True
 
     def _widen(self) -> None:
-        """Codes for the present peaks: those before go where they belong, what was counted as smaller stays so."""
+        """Widen the range of codes to the present peaks; values already counted below the range stay there."""
         least, most = span(self._peaks.reshape(-1))
         codes = self._table.shape[1] - 2
         high = self._low + codes if codes else 0

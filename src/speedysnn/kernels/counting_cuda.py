@@ -12,13 +12,13 @@ from speedysnn.kernels.counting import CODES, NOT_FINITE, SHIFT, Counted, span
 from speedysnn.kernels.grids import power
 from speedysnn.kernels.layout import in_rows
 
-MOST = 2**27  # cells of a table, 512 MiB
+MAX_DEVICE_CELLS = 2**27  # cells of a table, 512 MiB
 _TILE = 2048  # values that one program counts, about
 
 
-def takes(x: Tensor, rows: int) -> bool:
+def supports(x: Tensor, rows: int) -> bool:
     """Whether values can be counted where they lie."""
-    return _right(x.device.type) and 0 < rows * CODES <= MOST and x.is_floating_point() and x.numel() > 0
+    return _right(x.device.type) and 0 < rows * CODES <= MAX_DEVICE_CELLS and x.is_floating_point() and x.numel() > 0
 
 
 class DeviceTable:
@@ -49,7 +49,7 @@ class DeviceTable:
         rows, wide = x.numel() // width, min(_TILE, power(width))
         tall = min(_TILE // wide, power(rows))
         with cuda.on(x):
-            triton_counting.tally[-(-rows // tall), -(-width // wide)](
+            triton_counting.count_bins[-(-rows // tall), -(-width // wide)](
                 x, self._table, self._peaks, self._peaks[-1:], rows, width, self._channels, CODES, SHIFT, across,
                 self._signed, tall, wide,
             )  # fmt: skip

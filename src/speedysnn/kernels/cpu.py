@@ -13,6 +13,7 @@ from torch import Tensor
 from speedysnn.kernels import blocks, sequence
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
+from speedysnn.kernels.neuron_code import flags_of
 from speedysnn.kernels.rule import Rule
 from speedysnn.kernels.sequence_back import backward as back
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
@@ -28,7 +29,7 @@ _SHARE = 65536  # neuron-steps worth a thread
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot take a call, or ""."""
+    """Why this backend cannot run a call, or ""."""
     if not AVAILABLE:
         return "numba is not installed"
     if drive.device.type != "cpu":
@@ -43,15 +44,15 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False,
-    whole: Tensor | None = None,
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False,
+    input_sum: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`.
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`.
 
-    A dense `whole` (B, ...), lying in memory as a step does, takes the drive's sum over the steps.
+    A dense `input_sum` (B, ...) with the strides of one step takes the drive's sum over the steps.
     """
     where = _plan(drive, theta, v_init, rule, constant)
-    if over and not constant:  # step t has read the drive up to a step k >= t when it writes row t
+    if inplace and not constant:  # step t has read the drive up to a step k >= t when it writes row t
         out = where.drive
     else:
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
@@ -61,9 +62,9 @@ def forward(
     arrays = (array(where.drive), *_channels(theta, v_init, work))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    kind = sequence.kind_of(constant, take_back, drive.dtype == torch.bfloat16, whole is not None)
-    sums = array(whole) if whole is not None else np.empty(0, _numpy(work))
-    given = (kind, *arrays, *sizes, factors, low, high, sums, where.neurons)
+    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None)
+    sums = array(input_sum) if input_sum is not None else np.empty(0, _numpy(work))
+    given = (flags, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: sequence.forward(*given, begin, end, result))
     return out
 
@@ -84,11 +85,11 @@ def backward(
             where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
             *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
         )  # fmt: skip
-        result, call = array(grad_x), sequence.kind_of(constant, False)
+        result, flags = array(grad_x), flags_of(constant, False)
         share(
             where.neurons,
             rule.timesteps,
-            lambda begin, end, i: back(call, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+            lambda begin, end, i: back(flags, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
         )
     to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
     return grad_x.to(drive.dtype), reduced(to_theta, theta), reduced(to_start, v_init)
@@ -123,13 +124,14 @@ def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
     """The levels of a step, and the surrogate's width, half of it, its inverse and pi."""
     number = _numpy(dtype)
     shape = [rule.width, rule.width / 2, 1 / rule.width, np.pi]
-    return np.arange(rule.highest + 1, dtype=number), np.array(shape, number)
+    return np.arange(rule.max_spikes + 1, dtype=number), np.array(shape, number)
 
 
 @lru_cache(maxsize=256)
 def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
     number = _numpy(dtype)
-    return number(-rule.highest if rule.signed else 0), number(rule.highest), rule.lowest < 0 and not rule.signed
+    low = number(-rule.max_spikes if rule.signed else 0)
+    return low, number(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 
 @cache
@@ -142,19 +144,20 @@ def _workers(neurons: int, steps: int) -> int:
 
 
 def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
-    """Cut the neurons into one piece a thread, at whole blocks; `work` takes its ends and the thread's number."""
+    """Divide the neurons among threads at whole blocks; calls work(begin, end, thread)."""
     workers = _workers(neurons, steps)
-    _beside([neurons * i // workers // sequence.BLOCK * sequence.BLOCK for i in range(workers)] + [neurons], work)
+    block = sequence.NEURON_BLOCK
+    _beside([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
 
 
 def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
-    """Cut items of `size` values in all into one piece a thread."""
+    """Divide items, `size` values in all, among threads; calls work(begin, end)."""
     workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
     _beside([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
 
 
 def _beside(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
-    """The pieces between the bounds, each in a thread, the first in this one."""
+    """Run the pieces between the bounds, each in a thread, the first in this one."""
     if len(bounds) == 2:
         work(bounds[0], bounds[1], 0)
         return

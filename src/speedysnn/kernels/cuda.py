@@ -28,7 +28,7 @@ BROKEN = "Triton does not run here"
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot take a call, or ""."""
+    """Why this backend cannot run a call, or ""."""
     if not INSTALLED:
         return "Triton is not installed"
     if not _reaches(drive.device.type):
@@ -92,13 +92,13 @@ def _wrong(device: str) -> str:
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool = False
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False
 ) -> Tensor:
-    """Theta * s[t], written over the drive where `over` says so; see `speedysnn.kernels.multistep`."""
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
     from speedysnn.kernels import triton_kernels
 
     where = _plan(drive, theta, v_init, rule, constant)
-    if over and not constant:
+    if inplace and not constant:
         out = where.drive
     else:
         out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
@@ -144,7 +144,7 @@ def backward(
             )  # fmt: skip
             triton_kernels.adjoint[_grid(where)](
                 flat(outputs), th, v0, factors, shape, membranes, counts, flat(grad_x), flat(to_theta), flat(to_start),
-                *sizes, rule.highest, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
+                *sizes, rule.max_spikes, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
             )  # fmt: skip
     return (
         grad_x.to(drive.dtype),
@@ -168,7 +168,8 @@ def _grid(where: Layout) -> tuple[int]:
 
 
 def _clip(rule: Rule) -> tuple[float, float, bool]:
-    return float(-rule.highest if rule.signed else 0), float(rule.highest), rule.lowest < 0 and not rule.signed
+    low = float(-rule.max_spikes if rule.signed else 0)
+    return low, float(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 
 @lru_cache(maxsize=256)

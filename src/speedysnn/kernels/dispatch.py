@@ -17,9 +17,9 @@ from speedysnn.kernels.layout import rows_first
 from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
-VARIABLE = "SPEEDYSNN_KERNEL"
-BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, over=True))
-BACKENDS["cuda"] = Backend(cuda.forward, cuda.backward, cuda.refuses, partial(cuda.forward, over=True))
+KERNEL_VARIABLE = "SPEEDYSNN_KERNEL"
+BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, inplace=True))
+BACKENDS["cuda"] = Backend(cuda.forward, cuda.backward, cuda.refuses, partial(cuda.forward, inplace=True))
 
 _using: ContextVar[str | None] = ContextVar("speedysnn_kernel", default=None)
 _told: set[str] = set()
@@ -47,14 +47,14 @@ def multistep(
     *,
     constant: bool = False,
     backend: str | None = None,
-    over: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     """Output theta * s[t] of a layer of neurons for T steps.
 
     Shapes: drive (T*B, ...) time-major, or (B, ...) if `constant`; theta and v_init broadcast against (B, ...);
     result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else that of `using`, else of
-    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward. With `over` the drive is
-    needed no more: a backend may write its output there.
+    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward. With `inplace` the drive
+    is not needed afterwards: a backend may write its output there.
 
     Raises:
         InputError: the drive's first dimension is no multiple of T, or the backend is unknown.
@@ -72,7 +72,7 @@ def multistep(
     for name in _candidates(asked, drive):
         reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
         if not reason:
-            return _run(name, drive, theta, v_init, rule, constant, over)
+            return _run(name, drive, theta, v_init, rule, constant, inplace)
         if asked is not None or reason.startswith(cuda.BROKEN):
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
@@ -83,10 +83,10 @@ def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tupl
     step = drive[: len(drive) // rule.timesteps]
     plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive) and not recorded(drive, theta, v_init)
     if plain and _candidates(_chosen(), drive) == ("cpu",) and not cpu.refuses(drive, theta, v_init, rule):
-        whole = torch.empty_like(step)
-        return cpu.forward(drive, theta, v_init, rule, False, True, whole), whole
-    whole = over_time(drive, rule.timesteps)
-    return multistep(drive, theta, v_init, rule, over=True), whole
+        input_sum = torch.empty_like(step)
+        return cpu.forward(drive, theta, v_init, rule, False, True, input_sum), input_sum
+    input_sum = over_time(drive, rule.timesteps)
+    return multistep(drive, theta, v_init, rule, inplace=True), input_sum
 
 
 def over_time(drive: Tensor, steps: int) -> Tensor:
@@ -101,7 +101,7 @@ def over_time(drive: Tensor, steps: int) -> Tensor:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen() -> str | None:
     """The backend of `using`, else of the environment; torch.compile takes the one at hand while it traces."""
-    return _using.get() or os.environ.get(VARIABLE) or None
+    return _using.get() or os.environ.get(KERNEL_VARIABLE) or None
 
 
 def recorded(*tensors: Tensor) -> bool:
@@ -110,21 +110,21 @@ def recorded(*tensors: Tensor) -> bool:
 
 
 def traced() -> bool:
-    """Whether torch.compile or another tracer follows what is run."""
+    """Whether torch.compile or another tracer records what runs."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def _run(
-    name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, over: bool
+    name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool
 ) -> Tensor:
-    """Through the custom operator where a tracer follows the call; its bookkeeping costs as much as a small layer."""
+    """Run through the custom operator only if a tracer follows: its overhead equals a small layer's work."""
     inputs = (drive, theta, v_init)
     if traced() or torch._C._are_functorch_transforms_active():
         return operator.multistep(*inputs, name, rule, constant)
     if recorded(*inputs):
         return operator.direct(*inputs, name, rule, constant)
     backend = BACKENDS[name]
-    forward = backend.over if over and backend.over is not None else backend.forward
+    forward = backend.inplace if inplace and backend.inplace is not None else backend.forward
     return forward(*inputs, rule, constant)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import LANES, Writer, intrinsic, ir, types
+from speedysnn.kernels.vector_code import VECTOR_LANES, Writer, intrinsic, ir, types
 
 
 def lanes_of_masks() -> Any:
     """(256 * 8,) int32: for every mask of 8 bits the positions of its ones, in order; the rest is not used."""
-    table = np.zeros((256, LANES), np.int32)
+    table = np.zeros((256, VECTOR_LANES), np.int32)
     for mask in range(256):
-        ones = [i for i in range(LANES) if mask >> i & 1]
+        ones = [i for i in range(VECTOR_LANES) if mask >> i & 1]
         table[mask, : len(ones)] = ones
     return table.reshape(-1)
 
@@ -32,11 +32,11 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     i, n = w.phis(w.index, [w.number(0), count], before)
     builder.cbranch(builder.icmp_signed("<", i, groups), body, done)
     builder.position_at_end(body)
-    first = builder.mul(i, w.number(LANES))
+    first = builder.mul(i, w.number(VECTOR_LANES))
     eight = w.vector(values, builder.add(offset, first), w.reals)
-    fired = builder.fcmp_unordered("!=", eight, ir.Constant(w.reals, [0.0] * LANES))
-    mask = builder.bitcast(fired, ir.IntType(LANES))
-    row = builder.mul(builder.zext(mask, w.index), w.number(LANES))
+    fired = builder.fcmp_unordered("!=", eight, ir.Constant(w.reals, [0.0] * VECTOR_LANES))
+    mask = builder.bitcast(fired, ir.IntType(VECTOR_LANES))
+    row = builder.mul(builder.zext(mask, w.index), w.number(VECTOR_LANES))
     base = w.everywhere(builder.trunc(builder.add(column, first), w.word), w.words)
     w.store(builder.add(w.vector(places, row, w.words), base), columns, n)
     ones = builder.zext(builder.ctpop(mask), w.index)
@@ -84,7 +84,8 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     ahead, half = [w.number(place) for place in offsets], signature.args[6].dtype != types.float32
     init, out, inputs, weights, columns = (w.pointer(i) for i in (1, 3, 5, 6, 7))
     begins, ends, values, rows = (w.pointer(i) for i in (8, 9, 10, 11))
-    start, first, runs, width = args[2], args[4], args[12], w.number(LANES * len(signature.args[0]) // (1 + half))
+    start, first, runs = args[2], args[4], args[12]
+    width = w.number(VECTOR_LANES * len(signature.args[0]) // (1 + half))
     before, sums = builder.block, [w.vector(init, builder.add(start, k), kind) for k in ahead]
     run, begin, event, following, done = w.blocks("run", "begin", "event", "following", "done")
     builder.branch(run)
@@ -142,13 +143,13 @@ def _turn(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Eight rows become eight columns: pairs of rows change places in steps of 1, 2 and 4."""
     w, b = Writer(context, builder, signature.args, args), builder
     x, out = w.pointer(0), w.pointer(3)
-    rows = [w.vector(x, b.add(args[1], b.mul(args[2], w.number(i))), w.reals) for i in range(LANES)]
-    kind = ir.VectorType(w.word, LANES)
+    rows = [w.vector(x, b.add(args[1], b.mul(args[2], w.number(i))), w.reals) for i in range(VECTOR_LANES)]
+    kind = ir.VectorType(w.word, VECTOR_LANES)
     for step in (1, 2, 4):
-        low = ir.Constant(kind, [i if not i & step else i - step + LANES for i in range(LANES)])
-        high = ir.Constant(kind, [i + step if not i & step else i + LANES for i in range(LANES)])
+        low = ir.Constant(kind, [i if not i & step else i - step + VECTOR_LANES for i in range(VECTOR_LANES)])
+        high = ir.Constant(kind, [i + step if not i & step else i + VECTOR_LANES for i in range(VECTOR_LANES)])
         turned = list(rows)
-        for i in range(LANES):
+        for i in range(VECTOR_LANES):
             if not i & step:
                 turned[i] = b.shuffle_vector(rows[i], rows[i + step], low)
                 turned[i + step] = b.shuffle_vector(rows[i], rows[i + step], high)

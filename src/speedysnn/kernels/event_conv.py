@@ -1,4 +1,4 @@
-"""A convolution that multiplies only its input's events, or is done by tiles: an autograd function."""
+"""A convolution as an autograd function: over the input's nonzero values alone, by Winograd tiles, or by torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from speedysnn.errors import TrainingError
 from speedysnn.kernels import event_gradient, tiles
-from speedysnn.kernels.events import Plan, Size, output_size, pair
+from speedysnn.kernels.events import EventPlan, Size, output_size, pair
 from speedysnn.kernels.packed import Packed, pack
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a 2-d convolution and of what it reads and gives, rows before columns."""
+class ConvShape:
+    """Sizes of a 2-d convolution, of its input and of its output, rows before columns."""
 
     channels: tuple[int, int]
     kernel: Size
@@ -25,25 +25,25 @@ class Shape:
     size: Size
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor, attrs: Mapping[str, Any]) -> "Shape":
-        """Of a node's attributes and tensors."""
+    def of(cls, x: Tensor, weight: Tensor, attrs: Mapping[str, Any]) -> "ConvShape":
+        """The sizes of a node, from its attributes and tensors."""
         kernel, stride, padding = pair(weight.shape[2:]), pair(attrs["stride"]), pair(attrs["padding"])
         size = output_size(pair(x.shape[2:]), kernel, stride, padding)
         return cls((weight.shape[1], weight.shape[0]), kernel, stride, padding, size)
 
     @property
     def places(self) -> int:
-        """Output pixels."""
+        """Number of output pixels."""
         return self.size[0] * self.size[1]
 
     def numbers(self) -> tuple[int, ...]:
-        """What tells a convolution from others, but for the size of the picture."""
+        """The numbers that identify a convolution, without the size of the picture."""
         return (*self.channels, *self.kernel, *self.stride, *self.padding)
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a convolution and its gradients are found; None: by torch.
+    """Which implementation computes a convolution and its gradients; None means torch.
 
     Attributes:
         plan: the convolution by events.
@@ -52,13 +52,13 @@ class Ways:
         to_weight: the gradient of its weights, by "events" or "tiles".
     """
 
-    plan: Plan | None = None
+    plan: EventPlan | None = None
     points: Tensor | None = None
     turned: Tensor | None = None
     to_weight: str | None = None
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
     """The convolution by events, by tiles or by torch."""
     if ways.plan is not None:
         return ways.plan.run(x)
@@ -67,7 +67,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: 
     return F.conv2d(x, weight, bias, shape.stride, shape.padding)
 
 
-def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: str | None) -> Tensor:
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape, way: str | None) -> Tensor:
     """Gradient of the weights by "events", by "tiles" or by torch."""
     if way == "events":
         return event_gradient.weight_gradient(x, grad, shape.kernel, shape.padding)
@@ -77,7 +77,9 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: Shape, way: 
     return out
 
 
-def input_gradient(grad: Tensor, weight: Tensor, shape: Shape, size: Sequence[int], turned: Tensor | None) -> Tensor:
+def input_gradient(
+    grad: Tensor, weight: Tensor, shape: ConvShape, size: Sequence[int], turned: Tensor | None
+) -> Tensor:
     """Gradient of what the convolution read, (N, C, H, W), by tiles or by torch."""
     if turned is not None:
         return tiles.convolve(grad, turned)
@@ -86,11 +88,11 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Shape, size: Sequence[in
 
 
 def _nothing(size: Sequence[int]) -> Tensor:
-    """In the place of what was read, where torch looks at its size alone."""
+    """A stand-in for the input where torch reads its size alone."""
     return torch.empty(size, memory_format=torch.channels_last)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
     """The convolution, recorded for its gradients.
 
     Args:
@@ -106,7 +108,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, ways: Ways) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
         out = forward(x, weight, bias, shape, ways)
         learns = ctx.needs_input_grad[1]  # else nothing of x but its size is needed
         spikes = pack(x) if learns else None
@@ -135,9 +137,9 @@ class _Convolution(torch.autograd.Function):
 
 
 def _twice(
-    grad: Tensor, x: Tensor | None, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor | None, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that have gradients again, which torch alone gives.
+    """Differentiable gradients, which torch alone provides.
 
     Raises:
         TrainingError: what the convolution read was kept as bits.
@@ -148,7 +150,7 @@ def _twice(
     return by_x, by_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None, None
 
 
-def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]) -> Any:
+def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool, bool]) -> Any:
     if not any(wanted):
         return None, None, None
     return torch.ops.aten.convolution_backward(

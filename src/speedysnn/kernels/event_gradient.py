@@ -16,7 +16,7 @@ from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.event_code import lanes_of_masks
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import flat
-from speedysnn.kernels.vector_code import LANES
+from speedysnn.kernels.vector_code import VECTOR_LANES
 
 Array = Any
 REGISTERS = 12  # vectors of sums that are held at a time
@@ -28,8 +28,8 @@ if AVAILABLE:
     from speedysnn.kernels.event_code import add_taps, pack, turn
 
 
-def takes(kernel: Size, stride: Size, padding: Size) -> bool:
-    """Whether `weight_gradient` can do a convolution that `events.takes`."""
+def supports(kernel: Size, stride: Size, padding: Size) -> bool:
+    """Whether `weight_gradient` can do a convolution that `events.supports`."""
     return stride == (1, 1) and kernel[1] <= REGISTERS and all(p < k for p, k in zip(padding, kernel, strict=True))
 
 
@@ -41,10 +41,10 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Ten
     images, channels, high, wide = x.shape
     outputs, (tall, across) = grad.shape[1], kernel
     width, framed = _width(outputs, across), wide + across - 1
-    area = -(-(high + tall - 1) * framed // LANES) * LANES
+    area = -(-(high + tall - 1) * framed // VECTOR_LANES) * VECTOR_LANES
     group = max(1, min(images, FRAME_BYTES // (4 * area * outputs)))
     chunk = min(channels, max(TILE, EVENT_BYTES // (8 * group * area) // TILE * TILE))
-    span = max(64, (SPAN_BYTES // (4 * width) - (tall - 1) * framed) // LANES * LANES)
+    span = max(64, (SPAN_BYTES // (4 * width) - (tall - 1) * framed) // VECTOR_LANES * VECTOR_LANES)
     sizes = (high, wide, channels, chunk, tall, across, outputs, *padding, *grad.shape[2:], group, framed, area, span)
     inputs, given, parts = flat(x).numpy(), flat(grad).numpy(), dict[int, Array]()
 
@@ -52,7 +52,8 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Ten
         sums = parts[begin] = np.zeros(channels * tall * across * outputs, np.float32)
         frame = torch.zeros(group * area * outputs).numpy()  # torch's memory begins at a cache line
         turned = torch.zeros(chunk * (group * area + APART)).numpy()
-        _add_up((0,) * (width // LANES), (0,) * across, inputs, given, PLACES, sizes, begin, end, frame, turned, sums)
+        vectors = (0,) * (width // VECTOR_LANES)
+        _add_up(vectors, (0,) * across, inputs, given, PLACES, sizes, begin, end, frame, turned, sums)
 
     spread_over(images, x.numel(), work)
     total = sum(torch.from_numpy(parts[begin]) for begin in sorted(parts))
@@ -61,8 +62,8 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Ten
 
 
 def _width(outputs: int, across: int) -> int:
-    most = max(1, REGISTERS // across) * LANES
-    return max(width for width in range(LANES, most + 1, LANES) if outputs % width == 0)
+    most = max(1, REGISTERS // across) * VECTOR_LANES
+    return max(width for width in range(VECTOR_LANES, most + 1, VECTOR_LANES) if outputs % width == 0)
 
 
 @compiled
@@ -85,11 +86,11 @@ def _turn(
     x: Array, base: int, high: int, wide: int, channels: int, some: int, framed: int, room: int, start: int, out: Array
 ) -> None:  # pragma: no cover - compiled
     """An image's values channel by channel, rows `framed` apart."""
-    whole, full = some // LANES * LANES, wide // LANES * LANES
+    whole, full = some // VECTOR_LANES * VECTOR_LANES, wide // VECTOR_LANES * VECTOR_LANES
     for row in range(high):
         at, to = base + row * wide * channels, start + row * framed
-        for c in range(0, whole, LANES):
-            for p in range(0, full, LANES):
+        for c in range(0, whole, VECTOR_LANES):
+            for p in range(0, full, VECTOR_LANES):
                 turn(x, at + p * channels + c, channels, out, c * room + to + p, room)
         for p in range(wide):
             for c in range(whole if p < full else 0, some):
@@ -106,7 +107,7 @@ def _pack(
         count = c * room
         for s in range(used):
             ends[c, s] = count
-            since, groups = s * span, min(span, numbers - s * span) // LANES
+            since, groups = s * span, min(span, numbers - s * span) // VECTOR_LANES
             count = pack(turned, c * room + since, groups, since, masks, places, count)
         ends[c, used] = count
 
@@ -118,7 +119,7 @@ def _add_up(
 ) -> None:  # pragma: no cover - compiled
     """Add images begin..end - 1 to the sums (C, kh, kw, O), rows and columns of the kernel backwards."""
     high, wide, channels, chunk, tall, across, outputs, above, left, rows, columns, group, framed, area, span = sizes
-    width, room, spans = LANES * len(lanes), group * area + APART, -(-group * area // span)
+    width, room, spans = VECTOR_LANES * len(lanes), group * area + APART, -(-group * area // span)
     places = np.empty(chunk * room, np.int32)
     ends = np.zeros((chunk, spans + 1), np.int64)
     for n in range(begin, end, group):

@@ -15,7 +15,7 @@ from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat
 from speedysnn.kernels.tables import Tables
-from speedysnn.kernels.vector_code import LANES
+from speedysnn.kernels.vector_code import VECTOR_LANES
 from speedysnn.kernels.weights import PAIR, lay_out, lay_out_half
 
 Array = Any
@@ -29,7 +29,7 @@ if AVAILABLE:
     from speedysnn.kernels.event_code import add_rows, pack
 
 
-class Plan:
+class EventPlan:
     """A 2-d convolution laid out for events: weights (block, kh, kw, C, width), width neighbouring outputs at a time.
 
     Few channels share a block with those of the next pixels, whose windows overlap: `pixels` outputs of a row then see
@@ -60,7 +60,7 @@ class Plan:
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
         per_channel = (2 if self.half else 4) * self.tall * self.wide * self.width
-        self.chunk = min(self.channels, max(LANES, TABLE_BYTES // per_channel // LANES * LANES))
+        self.chunk = min(self.channels, max(VECTOR_LANES, TABLE_BYTES // per_channel // VECTOR_LANES * VECTOR_LANES))
 
     def _laid_out(self, weight: Array) -> Array:
         sizes = (self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1])
@@ -84,14 +84,14 @@ class Plan:
         out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
         sizes = (high, wide, self.channels, self.chunk, rows, columns // self.pixels, self.tall, self.wide,
                  self.stride[0], self.stride[1] * self.pixels, *self.padding)  # fmt: skip
-        given = ((0,) * (self.width // LANES), flat(x.float()).numpy(), self.table, self.bias, PLACES)
+        given = ((0,) * (self.width // VECTOR_LANES), flat(x.float()).numpy(), self.table, self.bias, PLACES)
         result = flat(out).numpy()
         spread_over(images, x.numel(), lambda begin, end: _convolve(*given, sizes, begin, end, result))
         return out
 
 
-def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
-    """Whether `Plan` can do a convolution, of float32 or of what float32 holds exactly."""
+def supports(x: Tensor, weight: Tensor, attrs: Any) -> bool:
+    """Whether `EventPlan` can do a convolution, of float32 or of what float32 holds exactly."""
     return (
         AVAILABLE
         and x.device.type == "cpu"
@@ -101,7 +101,7 @@ def takes(x: Tensor, weight: Tensor, attrs: Any) -> bool:
         and attrs["groups"] == 1
         and all(size == 1 for size in pair(attrs["dilation"]))
         and not isinstance(attrs["padding"], str)
-        and weight.shape[0] % LANES == 0
+        and weight.shape[0] % VECTOR_LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -125,7 +125,7 @@ def _pixels(outputs: int, wide: int, columns: int) -> int:
 
 
 def _divisor(outputs: int) -> int:
-    return max(width for width in range(LANES, WIDEST + 1, LANES) if outputs % width == 0)
+    return max(width for width in range(VECTOR_LANES, WIDEST + 1, VECTOR_LANES) if outputs % width == 0)
 
 
 @compiled
@@ -136,13 +136,13 @@ def events_of(
     """Where the values of some channels of an image are not zero: pixel in its row * channels + channel, pixel after
     pixel; ends[p + 1] is the number of them up to pixel p.
     """
-    count, groups = 0, chunk // LANES
+    count, groups = 0, chunk // VECTOR_LANES
     ends[0] = 0
     for row in range(high):
         for pixel in range(wide):  # no division by the width, which costs as much as a pixel
             at, column = base + (row * wide + pixel) * channels + first, pixel * channels + first
             count = pack(x, at, groups, column, places, columns, count)
-            for c in range(groups * LANES, chunk):
+            for c in range(groups * VECTOR_LANES, chunk):
                 columns[count] = column + c
                 count += 1 if x[at + c] != 0 else 0
             ends[row * wide + pixel + 1] = count
@@ -154,10 +154,10 @@ def _convolve(
 ) -> None:  # pragma: no cover - compiled
     """Images begin..end - 1; the weights of one block and one chunk of channels serve all of them in turn."""
     high, wide, channels, chunk, rows, columns, tall, window, down, right, above, left = sizes
-    width = LANES * len(lanes)
+    width = VECTOR_LANES * len(lanes)
     unit = table.size // (bias.size // width * tall * window * channels)
     per_image = rows * columns * bias.size
-    active, ends = np.empty(high * wide * chunk + LANES, np.int32), np.empty(high * wide + 1, np.int64)
+    active, ends = np.empty(high * wide * chunk + VECTOR_LANES, np.int32), np.empty(high * wide + 1, np.int64)
     lows, highs = np.empty(tall, np.int64), np.empty(tall, np.int64)
     values, weights = np.empty(tall, np.int64), np.empty(tall, np.int64)
     for block in range(bias.size // width):

@@ -13,7 +13,7 @@ class Layout:
     """A drive as T rows of `neurons` values one after the other; neuron i has theta number (i // inner) % channels.
 
     Attributes:
-        drive: the drive, dense in memory and with the slowest stride first; copied where it was not.
+        drive: the drive, dense in memory and with the slowest stride first; copied if it was not.
         neurons: values of one step.
         channels: how many thetas there are.
         inner: neighbours in memory that share a theta.
@@ -38,19 +38,19 @@ def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | N
 
 
 def in_rows(x: Tensor) -> Tensor:
-    """The tensor dense in memory and with the slowest stride first, copied where it is not."""
+    """The tensor dense in memory with the slowest stride first; copied if it is not."""
     return x if rows_first(x) else x.contiguous()
 
 
 def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
-    """An empty tensor that lies as a kernel's output does, from a drive of T*B rows, or of B where it is constant."""
+    """Allocate an output with the strides the kernel will write, for a drive of T*B rows, or of B if constant."""
     if not rows_first(drive):
         drive = torch.empty_like(drive, memory_format=torch.contiguous_format)
     return like(drive, steps) if constant else torch.empty_like(drive)
 
 
 def dense(x: Tensor) -> bool:
-    """Whether a tensor's values fill one stretch of memory, in whatever order."""
+    """Whether a tensor's values fill one block of memory without gaps, in any order."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return True
     expected = 1
@@ -62,24 +62,24 @@ def dense(x: Tensor) -> bool:
 
 
 def flat(x: Tensor) -> Tensor:
-    """A dense tensor's values in the order in which they lie in memory, (numel,)."""
+    """A view of a dense tensor in memory order, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))
 
 
 def array(x: Tensor) -> Any:
-    """A dense tensor's values in the order in which they lie in memory, half precision as bits, which numpy lacks."""
+    """A dense tensor as a numpy array in memory order; bfloat16 and float16 come as uint16 bits."""
     return (flat(x).view(torch.uint16) if x.dtype.itemsize == 2 else flat(x)).numpy()
 
 
 def like(drive: Tensor, steps: int) -> Tensor:
-    """An empty (steps * B, ...) tensor that lies in memory as a drive (B, ...) does."""
+    """Allocate a (steps * B, ...) tensor with the strides of a drive (B, ...)."""
     return torch.empty_strided(
         (steps * drive.shape[0], *drive.shape[1:]), drive.stride(), dtype=drive.dtype, device=drive.device
     )
 
 
 def laid_out(x: Tensor, example: Tensor) -> Tensor:
-    """The tensor (T*B, ...) lying in memory as the example (B, ...) does, copied where it does not."""
+    """The tensor (T*B, ...) with the strides of the example (B, ...); copied if they differ."""
     if x.stride()[1:] == example.stride()[1:] and (x.shape[0] < 2 or x.stride(0) == _row(example)):
         return x
     size = (_row(example), *example.stride()[1:])
@@ -91,7 +91,7 @@ def _row(x: Tensor) -> int:
 
 
 def values(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A parameter's values, (1,) or (channels,) dense."""
+    """A parameter's values as a flat tensor, (1,) or (channels,)."""
     return (x if x.dtype == dtype else x.to(dtype)).detach().reshape(-1)
 
 

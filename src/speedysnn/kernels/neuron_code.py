@@ -1,16 +1,37 @@
 """Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.vector_code import Writer, cgutils, intrinsic, ir, types
 
-LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
+NEURON_LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
 VECTORS = 1  # at a time
-AT_ONCE = LANES * VECTORS
+AT_ONCE = NEURON_LANES * VECTORS
 AHEAD = 16 * AT_ONCE  # neurons: rows lie too far apart for the processor to see by itself what comes next
-CONSTANT, TAKE_BACK, HALF, TOTALLED = 1, 2, 4, 8  # the kinds of a call, in the length of its first argument less one
+Flag = tuple[int, ...]  # on: one element, off: none; the compiler knows a tuple's length and makes no branch for it
+
+
+class CallFlags(NamedTuple):
+    """What a call of the neuron's kernels is like: each combination gets code of its own.
+
+    Attributes:
+        constant: the drive holds for every step.
+        take_back: a neuron that fired may take a spike back.
+        half: drive and output are bfloat16, given as bits.
+        input_sum: the drive's sum over all steps is wanted too.
+    """
+
+    constant: Flag
+    take_back: Flag
+    half: Flag
+    input_sum: Flag
+
+
+def flags_of(constant: bool, take_back: bool, half: bool = False, input_sum: bool = False) -> CallFlags:
+    """The flags from truth values."""
+    return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum)))
 
 
 class Neurons(Writer):
@@ -18,13 +39,13 @@ class Neurons(Writer):
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
-        kind = len(types_[0]) - 1
-        self.constant, self.take_back = bool(kind & CONSTANT), bool(kind & TAKE_BACK)
-        self.brief, self.totalled = bool(kind & HALF), bool(kind & TOTALLED)
-        self.whole: list[Any] = []
+        flags = dict(zip(types_[0].fields, (len(flag) > 0 for flag in types_[0].types), strict=True))
+        self.constant, self.take_back = flags["constant"], flags["take_back"]
+        self.half_precision, self.with_input_sum = flags["half"], flags["input_sum"]
+        self.input_sum: list[Any] = []
         self.real = context.get_value_type(types_[7].dtype)
-        self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
-        self.ahead = [self.number(LANES * i) for i in range(VECTORS)]
+        self.reals, self.words = ir.VectorType(self.real, NEURON_LANES), ir.VectorType(self.word, NEURON_LANES)
+        self.ahead = [self.number(NEURON_LANES * i) for i in range(VECTORS)]
         self.x, self.factors, self.out = (self.pointer(i) for i in (1, 6, 11))
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
         self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
@@ -33,7 +54,7 @@ class Neurons(Writer):
 
     def function(self, name: str) -> Any:
         """The compiler's own function of a vector, by its name."""
-        full = f"llvm.{name}.v{LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
+        full = f"llvm.{name}.v{NEURON_LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
         return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
     def place(self, t: Any) -> Any:
@@ -50,9 +71,9 @@ class Neurons(Writer):
 
     def inputs(self, index: Any) -> list[Any]:
         """A group's values of the drive, in float32 where they come as the upper halves of it."""
-        if not self.brief:
+        if not self.half_precision:
             return self.load(self.x, index)
-        short = ir.VectorType(ir.IntType(16), LANES)
+        short = ir.VectorType(ir.IntType(16), NEURON_LANES)
         return [self.widened(self.vector(self.x, self.b.add(index, k), short)) for k in self.ahead]
 
     def row(self, t: Any) -> list[Any]:
@@ -70,14 +91,14 @@ class Neurons(Writer):
     ) -> list[Any]:
         """The loop over the steps: fire, keep(t, counts before, what `step` gave), add the row that comes next.
 
-        Returns the counts after the last step; `whole` holds the drive's sum over all steps then.
+        Returns the counts after the last step; `input_sum` holds the drive's sum over all steps then.
         """
         b, before = self.b, self.b.block
         firing, further, after = self.blocks("firing", "further", "after")
         b.branch(firing)
         b.position_at_end(firing)
         (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
-        counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * LANES)] * VECTORS, before)
+        counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * NEURON_LANES)] * VECTORS, before)
         factor = self.everywhere(self.at(self.factors, t), self.reals)
         fired = [self.step(sums[n], factor, own[n], origin[n], counts[n]) for n in range(VECTORS)]
         keep(t, counts, fired)
@@ -87,14 +108,15 @@ class Neurons(Writer):
         self.close([t, *sums, *counts], [later, *self.seen_next(t, sums), *reached], further)
         b.branch(firing)
         b.position_at_end(after)
-        self.whole = sums
+        self.input_sum = sums
         return reached
 
     def write(self, values: list[Any], t: Any) -> None:
         """The group's part of row t of the result."""
         self.fetch_ahead(self.out, t)
         for value, further in zip(values, self.ahead, strict=True):
-            self.store(self.rounded(value) if self.brief else value, self.out, self.b.add(self.place(t), further))
+            kept = self.rounded(value) if self.half_precision else value
+            self.store(kept, self.out, self.b.add(self.place(t), further))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
         """The sums with the next row, where there is one."""
@@ -114,7 +136,7 @@ class Neurons(Writer):
         spikes = b.select(b.fcmp_ordered(">", spikes, high), high, spikes)
         spikes = b.select(b.fcmp_ordered("<", spikes, low), low, spikes)
         if self.take_back:
-            one, zero = (ir.Constant(self.reals, [value] * LANES) for value in (1.0, 0.0))
+            one, zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
             back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
             spikes = b.fsub(spikes, b.select(back, one, zero))
         return level, spikes, b.fadd(count, spikes)
@@ -154,7 +176,7 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w.write([builder.fmul(spikes, theta) for (_, spikes, _), theta in zip(fired, own, strict=True)], t)
 
         w.steps_of(totals, own, origin, keep)
-        for total, further in zip(w.whole if w.totalled else (), w.ahead, strict=False):
+        for total, further in zip(w.input_sum if w.with_input_sum else (), w.ahead, strict=False):
             w.store(total, w.pointer(13), builder.add(w.at_group, further))
 
     w.groups(work)
@@ -165,13 +187,14 @@ if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
-        _: Any, kind: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
-        start: Any, low: Any, high: Any, out: Any, many: Any, whole: Any,
+        _: Any, flags: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
+        start: Any, low: Any, high: Any, out: Any, vectorized: Any, input_sum: Any,
     ) -> Any:  # fmt: skip
-        """Theta * s[t] of all steps for `many` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
+        """Theta * s[t] of all steps for `vectorized` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
 
         Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
-        neurons alone. Of the kind TOTALLED the sum of all rows goes to `whole`; of HALF x and out are bfloat16 as bits.
+        neurons alone. With the flag `input_sum` the sum of all rows goes to the array of that name; with `half` x and
+        out are bfloat16 as bits.
         """
-        given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many, whole)
+        given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, out, vectorized, input_sum)
         return types.void(*given), _fire

@@ -1,4 +1,4 @@
-"""Values of a tensor that are not zero: one read of memory, four values and more at once; compiled."""
+"""Number of nonzero values of a tensor, compiled: one read of memory, several values at once."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from speedysnn.kernels.layout import array, dense
 
 Array = Any
 _HALVES = (torch.bfloat16, torch.float16)
-BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
+NONZERO_BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
 
 
 @compiled
 def tally(row: Array) -> int:  # pragma: no cover - compiled
-    """Elements of a row that are not zero."""
+    """Number of nonzero elements of a row."""
     total = 0
-    for first in range(0, row.size, BLOCK):
+    for first in range(0, row.size, NONZERO_BLOCK):
         found: Any = np.int32(0)
-        part = row[first : first + BLOCK]
+        part = row[first : first + NONZERO_BLOCK]
         for j in range(part.size):  # from 0 on: an index that might be negative is looked at one by one
             found = np.int32(found + np.int32(part[j] != 0))
         total += found
@@ -38,7 +38,7 @@ def tally_some(values: Array, size: int, every: int) -> int:  # pragma: no cover
 
 
 def density(x: Tensor, pictures: int = 8) -> float:
-    """Share of values that are not zero, of at least so many pictures (B, ...) spread over the batch; one call."""
+    """Share of nonzero values in at least `pictures` samples spread over the batch (B, ...)."""
     many = x.shape[0]
     every = max(1, many // pictures)
     size = x.numel() // many if many else 0
@@ -52,7 +52,7 @@ def density(x: Tensor, pictures: int = 8) -> float:
 
 
 def _counts(x: Tensor, further: tuple[torch.dtype, ...] = ()) -> bool:
-    """Whether the compiled count takes a tensor."""
+    """Whether the compiled count supports a tensor."""
     return AVAILABLE and x.device.type == "cpu" and x.dtype in (torch.float32, *further) and dense(x)
 
 

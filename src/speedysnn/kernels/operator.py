@@ -23,14 +23,14 @@ class Backend:
     Attributes:
         forward: from drive to output.
         backward: its adjoint.
-        refuses: why it cannot take a call, "" if it can.
-        over: forward that may write over the drive; None if there is none.
+        refuses: why it cannot run a call, "" if it can.
+        inplace: forward that may write over the drive; None if there is none.
     """
 
     forward: Forward
     backward: Backward
     refuses: Refuses
-    over: Forward | None = None
+    inplace: Forward | None = None
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -104,6 +104,6 @@ class _Direct(torch.autograd.Function):
 
 
 def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
-    """The same with its gradients alone: what a tracer needs of the operator costs as much as a small layer."""
+    """The same with gradients but without the custom operator, whose overhead equals a small layer's work."""
     out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
     return out

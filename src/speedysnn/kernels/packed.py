@@ -1,4 +1,4 @@
-"""Spikes kept for the backward pass as bits, with the one value that every channel's have: a thirty-second part."""
+"""Binary spikes packed into bits for the backward pass, with one amplitude a channel: 1/32 of the memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.kernels.bit_code import LANES
+from speedysnn.kernels.bit_code import BIT_LANES
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.layout import flat
 
@@ -34,19 +34,19 @@ class Packed:
     shape: torch.Size
 
     def unpacked(self) -> Tensor:
-        """The spikes, bit for bit, but that no zero has a sign."""
+        """The spikes as they were, except that -0.0 becomes 0.0."""
         out = torch.empty(self.shape, memory_format=torch.channels_last)
         _unpack(self.words.numpy(), self.values.numpy(), flat(out).numpy())
         return out
 
 
 def pack(x: Tensor) -> Packed | None:
-    """Binary spikes as bits; None of what is not binary, or not laid out for it."""
-    fits = x.ndim == 4 and x.shape[1] % LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    """Pack binary spikes; None if the values are not binary or their layout does not fit."""
+    fits = x.ndim == 4 and x.shape[1] % BIT_LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
     if not AVAILABLE or not fits or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
     numbers, channels = flat(x).numpy(), x.shape[1]
-    words = torch.empty(x.numel() // LANES, dtype=torch.int16)
+    words = torch.empty(x.numel() // BIT_LANES, dtype=torch.int16)
     ends = np.zeros((2, channels), np.int32)
     ends[1] = NONE
     for part in (min(PIXELS * channels, numbers.size), numbers.size):  # most that is not binary is seen at once
@@ -60,20 +60,20 @@ def pack(x: Tensor) -> Packed | None:
 @compiled
 def _pack(x: Array, words: Array, ends: Array) -> None:  # pragma: no cover - compiled
     channels, found = ends.shape[1], ends.reshape(ends.size)
-    spread, pixels = channels // LANES, x.size // channels
+    spread, pixels = channels // BIT_LANES, x.size // channels
     for first in range(0, pixels, PIXELS):
         many = min(PIXELS, pixels - first)
         for g in range(spread):
-            c = g * LANES
+            c = g * BIT_LANES
             pack_run(x, first * channels + c, channels, words, first * spread + g, spread, found, c, many, channels)
 
 
 @compiled
 def _unpack(words: Array, values: Array, out: Array) -> None:  # pragma: no cover - compiled
     channels = values.size
-    spread, pixels = channels // LANES, out.size // channels
+    spread, pixels = channels // BIT_LANES, out.size // channels
     for first in range(0, pixels, PIXELS):
         many = min(PIXELS, pixels - first)
         for g in range(spread):
-            c = g * LANES
+            c = g * BIT_LANES
             unpack_run(words, first * spread + g, spread, values, c, out, first * channels + c, channels, many)

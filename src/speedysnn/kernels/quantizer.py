@@ -9,18 +9,20 @@ from torch import Tensor
 
 from speedysnn.kernels import quantizer_cpu, quantizer_cuda
 from speedysnn.kernels.dispatch import traced
+from speedysnn.kernels.quantizer_reference import count_reference, gradients_reference, quantize_reference
 from speedysnn.kernels.rule import Rule
 
 
 def levels(
-    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1, signed: bool = False
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1, signed: bool = False
 ) -> Tensor:
     """Spikes counted in T steps of constant drive, n = clip(floor(T z / theta + v_init), 0, T N).
 
-    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `highest` spikes a step; the
+    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `max_spikes` spikes a step; the
     lower clip is -T N if `signed`.
     """
-    return _count(drive, theta, v_init, timesteps, -timesteps * highest if signed else 0, timesteps * highest)
+    max_count = timesteps * max_spikes
+    return count_reference(drive, theta, v_init, timesteps, -max_count if signed else 0, max_count)
 
 
 class _Quantize(torch.autograd.Function):
@@ -33,23 +35,23 @@ class _Quantize(torch.autograd.Function):
         theta: Tensor,
         v_init: Tensor,
         timesteps: int,
-        highest: int,
+        max_spikes: int,
         signed: bool,
         scaled: bool,
     ) -> Tensor:
         ctx.save_for_backward(drive, theta, v_init)
-        ctx.timesteps, ctx.highest, ctx.signed, ctx.scaled = timesteps, highest, signed, scaled
-        low, high = -timesteps * highest if signed else 0, timesteps * highest
+        ctx.timesteps, ctx.max_spikes, ctx.signed, ctx.scaled = timesteps, max_spikes, signed, scaled
+        low, high = -timesteps * max_spikes if signed else 0, timesteps * max_spikes
         ctx.compiled = None if traced() else _compiled(drive, theta, v_init)
-        forward = plainly if ctx.compiled is None else ctx.compiled.forward
+        forward = quantize_reference if ctx.compiled is None else ctx.compiled.forward
         return forward(drive, theta, v_init, timesteps, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         drive, theta, v_init = ctx.saved_tensors
         steps, grad = ctx.timesteps, grads[0]
-        low, high = -steps * ctx.highest if ctx.signed else 0, steps * ctx.highest
-        backward = adjoint if ctx.compiled is None else ctx.compiled.backward
+        low, high = -steps * ctx.max_spikes if ctx.signed else 0, steps * ctx.max_spikes
+        backward = gradients_reference if ctx.compiled is None else ctx.compiled.backward
         to_drive, to_theta, to_start = backward(grad, drive, theta, v_init, steps, low, high)
         scale = 1.0
         if ctx.scaled and drive.numel():
@@ -59,33 +61,8 @@ class _Quantize(torch.autograd.Function):
 
 
 def _compiled(drive: Tensor, theta: Tensor, v_init: Tensor) -> ModuleType | None:
-    """The compiled kernels that take a call."""
-    return next((own for own in (quantizer_cpu, quantizer_cuda) if own.takes(drive, theta, v_init)), None)
-
-
-def plainly(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
-    """theta/T clip(floor(T z / theta + v_init), low, high) in plain torch; what compiled kernels are held equal to."""
-    count = _count(drive, theta, v_init, steps, low, high)
-    return (count * (theta.to(count.dtype) / steps)).to(drive.dtype)
-
-
-def _count(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
-    dtype = torch.promote_types(drive.dtype, torch.float32)
-    return torch.floor(drive.to(dtype) * steps / theta.to(dtype) + v_init.to(dtype)).clamp_(low, high)
-
-
-def adjoint(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init in plain torch; what compiled kernels are held equal to."""
-    dtype = torch.promote_types(drive.dtype, torch.float32)
-    count = _count(drive, theta, v_init, steps, low, high)
-    ratio = drive.to(dtype) / theta.to(dtype)
-    inside = (ratio > low / steps) & (ratio < high / steps)
-    to_theta = grad * torch.where(inside, count / steps - ratio, ratio.clamp(low / steps, high / steps))
-    to_start = grad * inside * (theta / steps)
-    sums = (to_theta.sum_to_size(theta.shape).to(theta.dtype), to_start.sum_to_size(v_init.shape).to(v_init.dtype))
-    return grad * inside, *sums
+    """The compiled kernels that support a call, or None."""
+    return next((own for own in (quantizer_cpu, quantizer_cuda) if own.supports(drive, theta, v_init)), None)
 
 
 def quantize(
@@ -93,7 +70,7 @@ def quantize(
     theta: Tensor,
     v_init: Tensor,
     timesteps: int,
-    highest: int = 1,
+    max_spikes: int = 1,
     *,
     signed: bool = False,
     scaled: bool = True,
@@ -108,7 +85,7 @@ def quantize(
 
     Reference: castagnetti2023, esser2020
     """
-    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, highest, signed, scaled)
+    out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, max_spikes, signed, scaled)
     return out
 
 
@@ -148,6 +125,6 @@ def step_gradient(
     scale = share
     if scaled and drive.numel():
         scale /= math.sqrt(max(1.0, drive[0].numel() / theta.numel()) * rule.timesteps)
-    low = -rule.highest if rule.signed else 0
-    result: Tensor = _StepGradient.apply(out, drive, theta, rule.timesteps, low, rule.highest, scale)
+    low = -rule.max_spikes if rule.signed else 0
+    result: Tensor = _StepGradient.apply(out, drive, theta, rule.timesteps, low, rule.max_spikes, scale)
     return result

@@ -13,42 +13,44 @@ from speedysnn.kernels.layout import array, laid_out, plan, reduced, values
 from speedysnn.kernels.sequence import block_size, period_of
 
 Array = Any
-BLOCK = 4096
+QUANTIZER_BLOCK = 4096
 _DTYPES = (torch.float32, torch.float64)
 
 
 @compiled
 def _forward(
-    z: Array, theta: Array, v_init: Array, inner: int, steps: Any, low: Any, high: Any, begin: int, end: int, out: Array
+    z: Array, theta: Array, v_init: Array, inner: int, timesteps: Any, min_count: Any, max_count: Any, begin: int,
+    end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    th, v0, step = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+    th, v0 = np.empty(QUANTIZER_BLOCK, z.dtype), np.empty(QUANTIZER_BLOCK, z.dtype)
+    step = np.empty(QUANTIZER_BLOCK, z.dtype)
     period = period_of(theta, v_init, inner)
-    size = block_size(BLOCK, period)
+    size = block_size(QUANTIZER_BLOCK, period)
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(v_init, first, m, inner, v0)
             for i in range(m):
-                step[i] = th[i] / steps
+                step[i] = th[i] / timesteps
         own, result = z[first : first + m], out[first : first + m]
         for i in range(m):  # from 0 on: an index that might be negative is looked at one by one
-            n = np.floor(own[i] * steps / th[i] + v0[i])
-            n = low if n < low else n
-            n = high if n > high else n
+            n = np.floor(own[i] * timesteps / th[i] + v0[i])
+            n = min_count if n < min_count else n
+            n = max_count if n > max_count else n
             result[i] = n * step[i]
 
 
 @compiled
 def _backward(
-    z: Array, g: Array, theta: Array, v_init: Array, inner: int, channels: int, steps: Any, low: Any, high: Any,
-    begin: int, end: int, out: Array, to_theta: Array, to_start: Array,
+    z: Array, g: Array, theta: Array, v_init: Array, inner: int, channels: int, timesteps: Any, min_count: Any,
+    max_count: Any, begin: int, end: int, out: Array, to_theta: Array, to_start: Array,
 ) -> None:  # pragma: no cover - compiled
-    th, v0 = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
-    a, b = np.zeros(BLOCK), np.zeros(BLOCK)
-    zero, least, most = high - high, low / steps, high / steps
+    th, v0 = np.empty(QUANTIZER_BLOCK, z.dtype), np.empty(QUANTIZER_BLOCK, z.dtype)
+    a, b = np.zeros(QUANTIZER_BLOCK), np.zeros(QUANTIZER_BLOCK)
+    zero, low, high = max_count - max_count, min_count / timesteps, max_count / timesteps
     period = period_of(theta, v_init, inner)
-    size = block_size(BLOCK, period)
+    size = block_size(QUANTIZER_BLOCK, period)
     alike = size % period == 0  # a place has the same channel in every block
     for first in range(begin, end, size):
         m = min(size, end - first)
@@ -59,15 +61,15 @@ def _backward(
         for i in range(m):
             x, grad = own[i], given[i]
             ratio = x / th[i]
-            n = np.floor(x * steps / th[i] + v0[i])
-            n = low if n < low else n
-            n = high if n > high else n
-            inside = (ratio > least) & (ratio < most)
-            outside = most if ratio >= most else least
-            a[i] += grad * (n / steps - ratio if inside else outside)
+            n = np.floor(x * timesteps / th[i] + v0[i])
+            n = min_count if n < min_count else n
+            n = max_count if n > max_count else n
+            inside = (ratio > low) & (ratio < high)
+            outside = high if ratio >= high else low
+            a[i] += grad * (n / timesteps - ratio if inside else outside)
             kept = grad if inside else zero
             result[i] = kept
-            b[i] += kept * (th[i] / steps)
+            b[i] += kept * (th[i] / timesteps)
         if not alike:
             gather(a, first, m, inner, to_theta)
             gather(b, first, m, inner, to_start)
@@ -77,27 +79,27 @@ def _backward(
         gather(b, begin, size, inner, to_start)
 
 
-def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
-    """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
+def supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
+    """Whether these kernels can run a call; `quantizer_reference` runs the others."""
     return (
         AVAILABLE and drive.device.type == "cpu" and drive.dtype in _DTYPES and drive.numel() > 0
         and theta.dtype in _DTYPES and plan(drive[:1], theta, v_init, 1) is not None
     )  # fmt: skip
 
 
-def forward(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
-    """theta/T clip(floor(T z / theta + v_init), low, high); shapes as `speedysnn.kernels.quantizer.quantize`."""
+def forward(drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int) -> Tensor:
+    """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
     where = plan(drive.detach(), theta, v_init, 1)
     assert where is not None
     out, kind = torch.empty_like(where.drive), _kind(drive)
     arrays = (array(where.drive), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
-    rest, result = (where.inner, kind(steps), kind(low), kind(high)), array(out)
+    rest, result = (where.inner, kind(timesteps), kind(min_count), kind(max_count)), array(out)
     share(where.neurons, 1, lambda begin, end, _: _forward(*arrays, *rest, begin, end, result))
     return out
 
 
 def backward(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
     where = plan(drive.detach(), theta, v_init, 1)
@@ -106,7 +108,7 @@ def backward(
     sums = np.zeros((2, torch.get_num_threads(), where.channels))
     outputs = laid_out(grad.detach(), where.drive)
     arrays = (array(where.drive), array(outputs), *(values(x, drive.dtype).numpy() for x in (theta, v_init)))
-    rest, result = (where.inner, where.channels, kind(steps), kind(low), kind(high)), array(out)
+    rest, result = (where.inner, where.channels, kind(timesteps), kind(min_count), kind(max_count)), array(out)
     share(
         where.neurons, 1,
         lambda begin, end, i: _backward(*arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),

@@ -8,6 +8,7 @@ from torch import Tensor
 from speedysnn.kernels import cuda
 from speedysnn.kernels.grids import shared
 from speedysnn.kernels.layout import Layout, flat, laid_out, plan, reduced, rows_first, values
+from speedysnn.kernels.quantizer_reference import gradients_reference, quantize_reference
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BLOCK = 1024
@@ -15,8 +16,8 @@ _TILE = 1024
 _ONE_THETA = 512  # columns of a layer whose neurons have one theta
 
 
-def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
-    """Whether these kernels can take a call; `speedysnn.kernels.quantizer` does the others."""
+def supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
+    """Whether these kernels can run a call; `quantizer_reference` runs the others."""
     if drive.device.type == "cpu" or drive.dtype not in _DTYPES or not drive.numel():
         return False
     if not _right(drive.device.type):
@@ -25,22 +26,22 @@ def takes(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
     return where is not None and (where.channels == 1 or where.inner == 1)  # channels lie side by side
 
 
-def forward(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int) -> Tensor:
-    """theta/T clip(floor(T z / theta + v_init), low, high); shapes as `speedysnn.kernels.quantizer.quantize`."""
+def forward(drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int) -> Tensor:
+    """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
     from speedysnn.kernels import triton_quantizer
 
     where, th, v0 = _given(drive, theta, v_init)
     out = torch.empty_like(where.drive)
     with cuda.on(drive):
         triton_quantizer.forward[(-(-where.neurons // _BLOCK),)](
-            flat(where.drive), th, v0, flat(out), where.neurons, _width(where), th.numel(), v0.numel(), float(steps),
-            float(low), float(high), th.dtype == torch.float64, _BLOCK,
+            flat(where.drive), th, v0, flat(out), where.neurons, _width(where), th.numel(), v0.numel(),
+            float(timesteps), float(min_count), float(max_count), th.dtype == torch.float64, _BLOCK,
         )  # fmt: skip
     return out
 
 
 def backward(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, low: int, high: int
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
     from speedysnn.kernels import triton_quantizer
@@ -52,8 +53,8 @@ def backward(
     with cuda.on(drive):
         triton_quantizer.backward[grid](
             flat(laid_out(grad.detach(), where.drive)), flat(where.drive), th, v0, flat(out), sums, where.neurons,
-            width, th.numel(), v0.numel(), float(steps), float(low), float(high), low / steps, high / steps,
-            th.dtype == torch.float64, *tile,
+            width, th.numel(), v0.numel(), float(timesteps), float(min_count), float(max_count),
+            min_count / timesteps, max_count / timesteps, th.dtype == torch.float64, *tile,
         )  # fmt: skip
     to_theta, to_start = sums.sum(0)
     return out, reduced(to_theta, theta), reduced(to_start, v_init)
@@ -72,15 +73,13 @@ def _width(where: Layout) -> int:
 @cache
 def _right(device: str) -> bool:
     """Whether Triton is there and its compiled code gives what plain torch does, on trial in a few values."""
-    from speedysnn.kernels import quantizer
-
     if not cuda.usable(device):
         return False
     generator = torch.Generator().manual_seed(0)
     z, grad = (torch.randn(64, 3, generator=generator) for _ in range(2))
     theta, start = torch.rand(1, 3, generator=generator) + 0.3, torch.full((1, 3), 0.5)
     g, x, th, v0 = (value.to(device) for value in (grad, z, theta, start))
-    if not torch.equal(forward(x, th, v0, 4, 0, 4).cpu(), quantizer.plainly(z, theta, start, 4, 0, 4)):
+    if not torch.equal(forward(x, th, v0, 4, 0, 4).cpu(), quantize_reference(z, theta, start, 4, 0, 4)):
         return False
-    gradients, ours = quantizer.adjoint(grad, z, theta, start, 4, 0, 4), backward(g, x, th, v0, 4, 0, 4)
+    gradients, ours = gradients_reference(grad, z, theta, start, 4, 0, 4), backward(g, x, th, v0, 4, 0, 4)
     return all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True))

@@ -15,8 +15,8 @@ def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
 
     floor(level) - n, not floor(level - n): whole numbers are subtracted exactly, so no tie is lost in rounding.
     """
-    spikes = (torch.floor(level) - count).clamp_(-rule.highest if rule.signed else 0, rule.highest)
-    if rule.lowest < 0 and not rule.signed:
+    spikes = (torch.floor(level) - count).clamp_(-rule.max_spikes if rule.signed else 0, rule.max_spikes)
+    if rule.min_spikes < 0 and not rule.signed:
         spikes = spikes - ((level < count) & (count > 0)).to(level.dtype)
     return spikes
 
@@ -99,14 +99,14 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
     """Slopes of s at its thresholds, and the same weighted by the threshold's level (its share of theta)."""
     first = slope(rule.surrogate, u - 1, rule.width)
     total, weighted = first, first
-    for level in range(2, rule.highest + 1):
+    for level in range(2, rule.max_spikes + 1):
         term = slope(rule.surrogate, u - level, rule.width)
         total, weighted = total + term, weighted + level * term
     if rule.signed:
-        for level in range(rule.highest):
+        for level in range(rule.max_spikes):
             term = slope(rule.surrogate, u + level, rule.width)
             total, weighted = total + term, weighted - level * term
-    elif rule.lowest < 0:
+    elif rule.min_spikes < 0:
         total = total + torch.where(count > 0, slope(rule.surrogate, u, rule.width), torch.zeros_like(u))
     return total, weighted
 

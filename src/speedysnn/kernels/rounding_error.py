@@ -47,7 +47,7 @@ _compiled: Any = numba.njit(nogil=True)(_errors)
 
 
 def squared_error(
-    edges: Tensor, density: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, highest: int = 1
+    edges: Tensor, density: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
 ) -> Tensor:
     """Summed squared error of the quantizer for every candidate theta, in as many threads as torch uses.
 
@@ -61,7 +61,7 @@ def squared_error(
 
     def work(i: int) -> None:
         rows = slice(bounds[i], bounds[i + 1])
-        _compiled(*(x[rows] for x in arrays), timesteps, timesteps * highest, out[rows])
+        _compiled(*(x[rows] for x in arrays), timesteps, timesteps * max_spikes, out[rows])
 
     if workers == 1:
         work(0)

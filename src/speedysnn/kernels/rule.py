@@ -11,25 +11,25 @@ class Rule:
     """How a neuron fires over T steps.
 
     With S[k] the input summed over the first k steps, n the spikes so far and k = min(t + delay, T), the membrane in
-    units of the threshold is u = (t/k) S[k] / theta + v_init - n, and s = clip(floor(u), 0, highest); with
-    lowest = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be negative,
-    emits s = clip(floor(u), -highest, highest) and its count may fall below zero.
+    units of the threshold is u = (t/k) S[k] / theta + v_init - n, and s = clip(floor(u), 0, max_spikes); with
+    min_spikes = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be
+    negative, emits s = clip(floor(u), -max_spikes, max_spikes) and its count may fall below zero.
 
     Attributes:
         timesteps: T.
         delay: steps of look-ahead d, 0..T; 0 is the soft-reset integrate-and-fire neuron.
-        lowest: 0, or -1 for signed (ternary) spikes.
-        highest: most spikes in one step; 1 is binary.
+        min_spikes: 0, or -1 for signed (ternary) spikes.
+        max_spikes: most spikes in one step; 1 is binary.
         surrogate: name of the spike derivative used in the backward pass.
         width: its width in units of theta.
         detach_reset: no gradient through the reset.
-        signed: the count may be negative; spikes run from -highest to highest.
+        signed: the count may be negative; spikes run from -max_spikes to max_spikes.
     """
 
     timesteps: int
     delay: int = 0
-    lowest: int = 0
-    highest: int = 1
+    min_spikes: int = 0
+    max_spikes: int = 1
     surrogate: str = "rectangle"
     width: float = 1.0
     detach_reset: bool = False
@@ -38,7 +38,7 @@ class Rule:
     def values(self) -> tuple[int | float | str | bool, ...]:
         """The attributes in order, written out: torch.compile does not follow `vars` before torch 2.7."""
         return (
-            self.timesteps, self.delay, self.lowest, self.highest, self.surrogate, self.width, self.detach_reset,
+            self.timesteps, self.delay, self.min_spikes, self.max_spikes, self.surrogate, self.width, self.detach_reset,
             self.signed,
         )  # fmt: skip
 
@@ -59,7 +59,7 @@ class Rule:
 
 
 def parse_spikes(spikes: str) -> tuple[int, int]:
-    """The (lowest, highest) spikes in one step of a kind: "binary", "ternary" or "graded:N".
+    """The (min_spikes, max_spikes) in one step of a kind: "binary", "ternary" or "graded:N".
 
     Raises:
         InputError: another word, or N below 1.

@@ -6,13 +6,13 @@ import numpy as np
 
 from speedysnn.kernels.blocks import add, fire, load, load_half, spread, store_half
 from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK, TOTALLED
+from speedysnn.kernels.neuron_code import AT_ONCE
 
 if AVAILABLE:
     from speedysnn.kernels.neuron_code import fire_all
 
 Array = Any
-BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
+NEURON_BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
 
 
 @compiled
@@ -56,35 +56,34 @@ def total_upto_half(
 
 @compiled
 def forward(
-    kind: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
-    hi: Any, whole: Array, neurons: int, begin: int, end: int, out: Array,
+    flags: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
+    hi: Any, input_sum: Array, neurons: int, begin: int, end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Theta * s[t] of the neurons begin..end - 1, all steps; `kind` tells by its length what `kind_of` says.
+    """Theta * s[t] of the neurons begin..end - 1, all steps; `flags` are those of `neuron_code.CallFlags`.
 
-    Where it says so the drive's sum over all steps goes to `whole`.
+    If the flag `input_sum` is set, the drive's sum over all steps goes to the array of that name.
     """
-    th, v0 = np.empty(BLOCK, theta.dtype), np.empty(BLOCK, theta.dtype)
-    constant, take_back = (len(kind) - 1) & CONSTANT != 0, (len(kind) - 1) & TAKE_BACK != 0
-    half = (len(kind) - 1) & HALF != 0
+    th, v0 = np.empty(NEURON_BLOCK, theta.dtype), np.empty(NEURON_BLOCK, theta.dtype)
+    constant, take_back, half = len(flags.constant) > 0, len(flags.take_back) > 0, len(flags.half) > 0
     period = period_of(theta, start, inner)
-    size = block_size(BLOCK, period)
+    size = block_size(NEURON_BLOCK, period)
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
-        many = m // AT_ONCE * AT_ONCE
+        vectorized = m // AT_ONCE * AT_ONCE
         seen = 1 if constant else min(1 + delay, steps)
-        fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many, whole)
-        if many < m:
-            few(x, first + many, m - many, steps, delay, constant, half, factors, lo, hi, take_back, th[many:],
-                v0[many:], neurons, out, whole)  # fmt: skip
+        fire_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, vectorized, input_sum)
+        if vectorized < m:
+            few(x, first + vectorized, m - vectorized, steps, delay, constant, half, factors, lo, hi, take_back,
+                th[vectorized:], v0[vectorized:], neurons, out, input_sum)  # fmt: skip
 
 
 @compiled
 def few(
     x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array, whole: Array,
+    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array, input_sum: Array,
 ) -> None:  # pragma: no cover - compiled
     """The same for what is left at the end, at most AT_ONCE neurons."""
     total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
@@ -104,10 +103,5 @@ def few(
             store_half(s, m, row)
         else:
             load(s, m, row)
-    if whole.size:
-        load(total, m, whole[first : first + m])
-
-
-def kind_of(constant: bool, take_back: bool, half: bool = False, totalled: bool = False) -> tuple[int, ...]:
-    """A call's kind as a tuple's length, which the compiler knows: code for each, without branches."""
-    return (0,) * (1 + CONSTANT * constant + TAKE_BACK * take_back + HALF * half + TOTALLED * totalled)
+    if input_sum.size:
+        load(total, m, input_sum[first : first + m])

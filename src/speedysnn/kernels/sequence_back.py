@@ -7,13 +7,13 @@ import numpy as np
 from speedysnn.kernels.blocks import RECTANGLE, add, add_slope, adjoint, fire_and_note, gather, spread
 from speedysnn.kernels.compiled import AVAILABLE, compiled
 from speedysnn.kernels.neuron_code import AT_ONCE
-from speedysnn.kernels.sequence import BLOCK, block_size, period_of, total_upto
+from speedysnn.kernels.sequence import NEURON_BLOCK, block_size, period_of, total_upto
 
 if AVAILABLE:
     from speedysnn.kernels.adjoint_code import adjoint_all
 
 Array = Any
-HISTORY = 65536  # numbers of a block's history
+HISTORY_VALUES = 65536  # numbers of a block's history
 
 
 @compiled
@@ -85,13 +85,13 @@ def block_back(
 
 @compiled
 def backward(
-    call: Any, x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
+    flags: Any, x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
     factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
     keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
 ) -> None:  # pragma: no cover - compiled
     """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
     period = period_of(theta, start, inner)
-    size = block_size(max(64, min(BLOCK, HISTORY // steps)), period)
+    size = block_size(max(64, min(NEURON_BLOCK, HISTORY_VALUES // steps)), period)
     state, work = np.empty((6, size), theta.dtype), np.empty((4, size), theta.dtype)
     th, v0, inv, total, to_theta, to_start = state[0], state[1], state[2], state[3], state[4], state[5]
     u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
@@ -106,15 +106,15 @@ def backward(
             spread(start, first, m, inner, v0)
             for i in range(m):
                 inv[i] = hi / hi / th[i]
-        many = m // AT_ONCE * AT_ONCE if simple else 0
-        state[4:, many:m] = 0
-        adjoint_all(call, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, many, grad, inv, shape[1],
-                    shape[2], keep, notes, to_theta, to_start)  # fmt: skip
-        if many < m:
+        vectorized = m // AT_ONCE * AT_ONCE if simple else 0
+        state[4:, vectorized:m] = 0
+        adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
+                    shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
+        if vectorized < m:
             block_back(
-                x, grad, first + many, m - many, neurons, steps, delay, constant, factors, levels, shape, lo, hi,
-                take_back, signed, kind, keep, th[many:], v0[many:], inv[many:], total, work, u, counts, grad_x,
-                to_theta[many:], to_start[many:],
+                x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels, shape,
+                lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:], total, work,
+                u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
             )  # fmt: skip
         if alike:
             add(to_theta, m, found[0])

@@ -1,6 +1,6 @@
-"""Memory for laid-out weights, kept from call to call: pages that are new cost more than what is written to them.
+"""Buffers for packed weights, reused from call to call: touching new memory pages costs more than filling them.
 
-And which layers a kind of call laid out when it last ran, so that the next one can do so before its threads begin.
+It also remembers which layers the last call packed, so that the next call can pack them before its threads start.
 """
 
 import threading
@@ -13,7 +13,7 @@ Array = Any
 
 
 class Tables:
-    """Arrays that are free now, by size and type; copies of it, also in another process, begin with none."""
+    """A pool of free arrays by size and type. A copy, also in another process, starts empty."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, Any], list[Array]] = {}
@@ -22,7 +22,7 @@ class Tables:
         self._lock = threading.Lock()
 
     def take(self, size: int, kind: Any) -> Array:
-        """An array of so many numbers; torch's begin at a line of the cache, so that no vector lies in two."""
+        """Take an array of `size` numbers, aligned to a cache line as torch aligns its memory."""
         with self._lock:
             free = self._free.get((size, np.dtype(kind)))
             if free:
@@ -30,7 +30,7 @@ class Tables:
         return torch.empty(size * np.dtype(kind).itemsize, dtype=torch.uint8).numpy().view(kind)
 
     def give(self, array: Array) -> None:
-        """Take an array back that nobody reads any more."""
+        """Return an array that nobody reads any more."""
         with self._lock:
             self._free.setdefault((array.size, array.dtype), []).append(array)
 

@@ -10,7 +10,7 @@ from typing import Any
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
 
-LANES = 16  # channels at once
+TILE_LANES = 16  # channels at once
 ALIKE = 7  # the point (1, 1): what it holds goes to all results of a tile
 Vectors = list[Any]
 
@@ -20,13 +20,13 @@ class Tiles(Writer):
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
-        self.reals = ir.VectorType(self.real, LANES)
+        self.reals = ir.VectorType(self.real, TILE_LANES)
 
     def plus(self, a: Any, factor: float, b: Any) -> Any:
         """The sum a + factor * b, rounded once where the processor can."""
         if factor in (1.0, -1.0):
             return self.b.fadd(a, b) if factor > 0 else self.b.fsub(a, b)
-        times = self.b.fmul(ir.Constant(self.reals, [factor] * LANES), b, flags=("contract",))
+        times = self.b.fmul(ir.Constant(self.reals, [factor] * TILE_LANES), b, flags=("contract",))
         return self.b.fadd(a, times, flags=("contract",))
 
     def read(self, d: Vectors) -> Vectors:
@@ -95,7 +95,7 @@ def _in_points(size: int, name: str) -> Callable[..., Any]:
             for p, value in enumerate(value for line in points for value in line):
                 w.store(value, out, builder.add(builder.add(to, c), builder.mul(apart, w.number(p))))
 
-        w.count(channels, LANES, work)
+        w.count(channels, TILE_LANES, work)
         return context.get_dummy_value()
 
     return write
@@ -105,14 +105,14 @@ def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Values one after the other, in float32."""
     w = Tiles(context, builder, signature.args, args)
     x, out = w.pointer(0), w.pointer(2)
-    kind = ir.VectorType(ir.IntType(16), LANES) if _brief(signature.args[0]) else w.reals
+    kind = ir.VectorType(ir.IntType(16), TILE_LANES) if _brief(signature.args[0]) else w.reals
     _, since, _, to, many = args
 
     def work(i: Any) -> None:
         value = w.vector(x, builder.add(since, i), kind)
         w.store(value if kind is w.reals else w.widened(value), out, builder.add(to, i))
 
-    w.count(many, LANES, work)
+    w.count(many, TILE_LANES, work)
     return context.get_dummy_value()
 
 
@@ -137,7 +137,7 @@ def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for place, value in zip((p for line in places for p in line), (v for line in tile for v in line), strict=True):
             w.store(w.rounded(value) if brief else value, out, builder.add(place, c))
 
-    w.count(channels, LANES, work)
+    w.count(channels, TILE_LANES, work)
     return context.get_dummy_value()
 
 
@@ -148,10 +148,10 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     left, right, out = (w.pointer(i) for i in (3, 7, 11))
     begin, apart, along, start, down, many, first, further = (args[i] for i in (4, 5, 6, 8, 9, 10, 12, 13))
     ends = [
-        b.add(b.add(first, b.mul(further, w.number(i))), w.number(LANES * j))
+        b.add(b.add(first, b.mul(further, w.number(i))), w.number(TILE_LANES * j))
         for i in range(rows) for j in range(columns)
     ]  # fmt: skip
-    zero = ir.Constant(w.reals, [0.0] * LANES)
+    zero = ir.Constant(w.reals, [0.0] * TILE_LANES)
     sums = [w.vector(out, end, w.reals) if more > 1 else zero for end in ends]
     before = b.block
     body, done = w.blocks("body", "done")
@@ -159,7 +159,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     b.position_at_end(body)
     (k,), held = w.phis(w.index, [w.number(0)], before), w.phis(w.reals, sums, before)
     here, there = b.add(begin, b.mul(k, along)), b.add(start, b.mul(k, down))
-    vectors = [w.vector(right, b.add(there, w.number(LANES * j)), w.reals) for j in range(columns)]
+    vectors = [w.vector(right, b.add(there, w.number(TILE_LANES * j)), w.reals) for j in range(columns)]
     added = []
     for i in range(rows):
         value = w.everywhere(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
@@ -179,7 +179,7 @@ if AVAILABLE:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, many: Any) -> Any:
-        """out[to + i] = x[since + i] for i < many, a multiple of LANES; x may be bfloat16 as bits."""
+        """out[to + i] = x[since + i] for i < many, a multiple of TILE_LANES; x may be bfloat16 as bits."""
         return types.void(x, since, out, to, many), _copy
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -188,7 +188,7 @@ if AVAILABLE:
     ) -> Any:  # fmt: skip
         """out[to + (6 i + j) * apart + c] = (B^T d B)[i, j] for the 6 x 6 values d of every channel c.
 
-        They lie at x[at + i * row + j * column + c]; channels are a multiple of LANES.
+        They lie at x[at + i * row + j * column + c]; channels are a multiple of TILE_LANES.
         """
         return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, "read")
 
@@ -215,7 +215,8 @@ if AVAILABLE:
         start: Any, down: Any, many: Any, out: Any, first: Any, further: Any,
     ) -> Any:  # fmt: skip
         """out[first + i * further + j] = sum over k < many of left[begin + i * apart + k * along] *
-        right[start + k * down + j], for i < len(rows) and j < LANES * len(columns); added to it where len(more) is 2.
+        right[start + k * down + j], for i < len(rows) and j < TILE_LANES * len(columns); added to it where
+        len(more) is 2.
         """
         given = (rows, columns, more, left, begin, apart, along, right, start, down, many, out, first, further)
         return types.void(*given), _multiply

@@ -17,7 +17,7 @@ from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import array
 from speedysnn.kernels.packed import Packed
-from speedysnn.kernels.tile_code import ALIKE, LANES
+from speedysnn.kernels.tile_code import ALIKE, TILE_LANES
 
 if AVAILABLE:
     from speedysnn.kernels.bit_code import unpack_run
@@ -36,10 +36,10 @@ _NOTHING, _NO_WORDS = torch.empty(0), torch.empty(0, dtype=torch.int16)
 FILTERS = torch.kron(_FILTER, _FILTER)  # (36, 9)
 
 
-def takes(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, size: Size) -> bool:
+def supports(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, size: Size) -> bool:
     """Whether a convolution from so many channels to so many, with results of that size, is one of these."""
     plain = AVAILABLE and kernel == (3, 3) and stride == (1, 1) and padding == (1, 1)
-    return plain and not any(c % LANES for c in channels) and not any(s % TILE for s in size)
+    return plain and not any(c % TILE_LANES for c in channels) and not any(s % TILE for s in size)
 
 
 def laid_out(weight: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class _Cut:
             group += 1
         self.block, self.size = block, group * framed
         self.numbers = (channels, outputs, rows, columns, high, wide, group, block)
-        self.in_place = channels == outputs == LANES * len(self.columns)
+        self.in_place = channels == outputs == TILE_LANES * len(self.columns)
 
     def frame(self) -> Array:
         """Zeros around some pictures."""
@@ -144,12 +144,12 @@ def _framed_bits(
 ) -> None:  # pragma: no cover - compiled
     """The same of pictures that are spikes, kept as bits."""
     channels = values.size
-    spread, line = channels // LANES, (columns + 2) * channels
+    spread, line = channels // TILE_LANES, (columns + 2) * channels
     for n in range(images):
         for row in range(rows):
             to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * columns * spread
             for g in range(spread):
-                c = g * LANES
+                c = g * TILE_LANES
                 unpack_run(words, since + g, spread, values, c, out, to + c, channels, columns)
 
 
@@ -178,7 +178,7 @@ def _spread(
 ) -> None:  # pragma: no cover - compiled
     """The results of images begin..end - 1."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
-    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, LANES * len(vectors)
+    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
     for n in range(begin, end, group):
         images = min(group, end - n)
         _framed(x, n, images, rows, columns, channels, frame)
@@ -217,7 +217,7 @@ def _gather(
 ) -> None:  # pragma: no cover - compiled
     """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's behind it."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
-    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, LANES * len(vectors)
+    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
     for n in range(begin, end, group):
         images = min(group, end - n)
         if words.size:

@@ -18,7 +18,7 @@ def _raise(bits, at, inside, peaks, axis: tl.constexpr):  # pragma: no cover - c
 
 
 @triton.jit
-def tally(
+def count_bins(
     x, table, peaks, worst, rows, width, channels, codes: tl.constexpr, shift: tl.constexpr, across: tl.constexpr,
     signed: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled

@@ -94,16 +94,16 @@ def note(
 
 @triton.jit
 def _slopes(
-    u, before, half, inverse, highest: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
+    u, before, half, inverse, max_spikes: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
     signed: tl.constexpr,
 ):  # pragma: no cover - compiled
     slopes, weighted = tl.zeros_like(u), tl.zeros_like(u)
-    for n in tl.static_range(1, highest + 1):
+    for n in tl.static_range(1, max_spikes + 1):
         h = _slope(u - n, half, inverse, kind)
         slopes += h
         weighted += n * h
     if signed:
-        for n in tl.static_range(0, highest):
+        for n in tl.static_range(0, max_spikes):
             h = _slope(u + n, half, inverse, kind)
             slopes += h
             weighted -= n * h
@@ -116,7 +116,7 @@ def _slopes(
 def adjoint(
     grad, theta, start, factors, shape, membranes, counts, grad_x,
     to_theta, to_start, neurons, channels, starts, inner, steps, delay,
-    highest: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
+    max_spikes: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
     block: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Reverse sweep; `shape` holds half the surrogate's width, its inverse, and 0 without a gradient of the reset."""
@@ -134,7 +134,7 @@ def adjoint(
         u = tl.load(membranes + t * row + at, mask=here, other=0.0)
         before = tl.load(counts + t * row + at, mask=here, other=0.0)
         g = tl.load(grad + t * row + at, mask=here, other=0.0)
-        slopes, weighted = _slopes(u, before, half, inverse, highest, kind, take_back, signed)
+        slopes, weighted = _slopes(u, before, half, inverse, max_spikes, kind, take_back, signed)
         at_spike = g + later / th
         to_membrane = at_spike * slopes
         theta_sum += g * (after - before) - at_spike * weighted + to_membrane * (v0 - before)

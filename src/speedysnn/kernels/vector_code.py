@@ -5,7 +5,7 @@ from typing import Any
 
 from speedysnn.kernels.compiled import AVAILABLE
 
-LANES = 8  # numbers a vector
+VECTOR_LANES = 8  # numbers a vector
 ir: Any = None
 types: Any = None
 intrinsic: Any = None
@@ -26,7 +26,7 @@ class Writer:
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         self.context, self.b, self.types, self.args = context, builder, types_, args
         self.index, self.word, self.real = ir.IntType(64), ir.IntType(32), ir.FloatType()
-        self.reals, self.words = ir.VectorType(self.real, LANES), ir.VectorType(self.word, LANES)
+        self.reals, self.words = ir.VectorType(self.real, VECTOR_LANES), ir.VectorType(self.word, VECTOR_LANES)
 
     def blocks(self, *names: str) -> list[Any]:
         """New places to jump to."""
@@ -45,7 +45,7 @@ class Writer:
         return self.b.load(self.b.gep(pointer, [index]))
 
     def vector(self, pointer: Any, index: Any, kind: Any) -> Any:
-        """LANES values of an array from an index on, wherever they lie."""
+        """VECTOR_LANES values of an array from an index on, wherever they lie."""
         where = self.b.bitcast(self.b.gep(pointer, [index]), kind.as_pointer())
         return self.b.load(where, align=_least(kind))
 
@@ -90,12 +90,12 @@ class Writer:
         return b.trunc(bits, ir.VectorType(ir.IntType(16), lanes))
 
     def wide(self, vectors: int) -> tuple[Any, list[int]]:
-        """(kind, where each begins) for LANES * `vectors` numbers: two vectors in one where they pair up.
+        """(kind, where each begins) for VECTOR_LANES * `vectors` numbers: two vectors in one where they pair up.
 
         AVX-512 holds that in one register; other processors take it as the two that it is made of.
         """
-        lanes = LANES if vectors % 2 else 2 * LANES
-        return ir.VectorType(self.real, lanes), list(range(0, LANES * vectors, lanes))
+        lanes = VECTOR_LANES if vectors % 2 else 2 * VECTOR_LANES
+        return ir.VectorType(self.real, lanes), list(range(0, VECTOR_LANES * vectors, lanes))
 
     @staticmethod
     def close(phis: list[Any], values: list[Any], block: Any) -> None:

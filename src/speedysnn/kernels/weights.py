@@ -6,7 +6,7 @@ import numpy as np
 
 from speedysnn.kernels.blocks import to_half
 from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.vector_code import LANES
+from speedysnn.kernels.vector_code import VECTOR_LANES
 
 if AVAILABLE:
     from speedysnn.kernels.event_code import turn
@@ -20,18 +20,18 @@ def _turned(
     weight: Array, read: int, row: int, channels: int, outputs: int, table: Array, write: int, width: int
 ) -> None:  # pragma: no cover - compiled
     """One place of the window, (O, C) with rows that far apart, to (C, width); eight by eight."""
-    many = channels // LANES * LANES
-    for o in range(0, outputs, LANES):
-        for c in range(0, many, LANES):
+    many = channels // VECTOR_LANES * VECTOR_LANES
+    for o in range(0, outputs, VECTOR_LANES):
+        for c in range(0, many, VECTOR_LANES):
             turn(weight, read + o * row + c, row, table, write + c * width + o, width)
         for c in range(many, channels):
-            for i in range(LANES):
+            for i in range(VECTOR_LANES):
                 table[write + c * width + o + i] = weight[read + (o + i) * row + c]
 
 
 @compiled
 def lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pragma: no cover - compiled
-    """Weights (O, kh, kw, C) as `Plan` says."""
+    """Weights (O, kh, kw, C) as `EventPlan` says."""
     outputs, channels, tall, kernel, wide, pixels, right = sizes
     row, together = channels * tall * kernel, min(width, outputs)
     if pixels > 1:
