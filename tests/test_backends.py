@@ -126,7 +126,8 @@ FILES = {
     **dict.fromkeys(("quantizer forward", "quantizer backward"), "kernels.triton_quantizer"),
 }  # fmt: skip
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
-NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest")
+NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest",
+           "timesteps", "max_count", "min_count", "source_floor", "source_ceiling")  # fmt: skip
 
 
 @pytest.mark.parametrize("key", sorted(KERNELS))
