@@ -1,9 +1,6 @@
 """Measure a spiking network's noise: how much, in which layer, from which cause, and what to do about it."""
 
 from speedysnn.analysis import theory as theory
-from speedysnn.analysis.columns import COLUMNS as COLUMNS
-from speedysnn.analysis.columns import OUTPUTS as OUTPUTS
-from speedysnn.analysis.columns import Column as Column
 from speedysnn.analysis.compare import Comparison as Comparison
 from speedysnn.analysis.compare import compare as compare
 from speedysnn.analysis.cost import measure_cost as measure_cost
@@ -30,6 +27,11 @@ from speedysnn.analysis.noise import measure_noise as measure_noise
 from speedysnn.analysis.noise_figures import figure_noise_distribution as figure_noise_distribution
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.result import NoiseReport as NoiseReport
+from speedysnn.analysis.schema import COLUMNS as COLUMNS
+from speedysnn.analysis.schema import OUTPUTS as OUTPUTS
+from speedysnn.analysis.schema import SUMS as SUMS
+from speedysnn.analysis.schema import Column as Column
+from speedysnn.analysis.schema import Sum as Sum
 from speedysnn.analysis.sensitivity import Sensitivity as Sensitivity
 from speedysnn.analysis.sensitivity import measure_sensitivity as measure_sensitivity
 from speedysnn.analysis.sweep import sweep as sweep

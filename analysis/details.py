@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from speedysnn.analysis.layer_totals import LayerTotals
 from speedysnn.analysis.moments import EDGES, Floats, from_powers, law
-from speedysnn.analysis.rows import Found
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
 from speedysnn.analysis.units import Unit, Units
@@ -46,7 +46,11 @@ class LayerDetail:
         return pd.DataFrame(self.by_channel)
 
     def to_json(self) -> dict[str, Any]:
-        """Strict JSON data; null for what is undefined or was not measured."""
+        """Give the details as strict JSON data.
+
+        Returns:
+            Data by name; None for what is undefined or was not measured.
+        """
         units = self.units
         return {
             "rounding": [int(x) for x in self.rounding],
@@ -59,26 +63,30 @@ class LayerDetail:
         }
 
 
-def detail_of(found: Found) -> LayerDetail:
-    """The details of a layer from its sums."""
-    weights = found.channel["granular"].numpy()
-    reached = law(EDGES, found.starts(), weights / max(1.0, float(weights.sum())))
+def detail_of(layer: LayerTotals) -> LayerDetail:
+    """Compute the details of a layer.
+
+    Returns:
+        Histograms, neurons by name, steps and channels.
+    """
+    weights = layer.channel["granular"].numpy()
+    reached = law(EDGES, layer.starts(), weights / max(1.0, float(weights.sum())))
     expected = torch.tensor([reached[0], *(reached[1:] - reached[:-1]), weights.any() - reached[-1]])
-    rounding, noise = found.sums["bins"][:, :-1].to(torch.float64).numpy()
-    steps = None if found.pulses is None else tuple(found.pulses)
-    return LayerDetail(found.name, EDGES, rounding, noise, expected.numpy(), found.units, steps, _by_channel(found))
+    rounding, noise = layer.histogram("rounding"), layer.histogram("noise")
+    steps = None if layer.pulses is None else tuple(layer.pulses)
+    return LayerDetail(layer.name, EDGES, rounding, noise, expected.numpy(), layer.units, steps, _by_channel(layer))
 
 
-def _by_channel(found: Found) -> dict[str, Any]:
+def _by_channel(layer: LayerTotals) -> dict[str, Any]:
     """What is known of every channel, column by column."""
-    channel, count = found.channel, len(found.channel["e"])
-    n = found.n / count
+    channel, count = layer.channel, len(layer.channel["e"])
+    n = layer.n / count
     moments = from_powers(n, torch.stack([channel["e" * k] for k in (1, 2, 3, 4)]).numpy())
     pairs = zip(channel["aa"].tolist(), channel["ee"].tolist(), strict=True)
     return {
         "channel": range(count),
-        "theta": found.theta.expand(count).numpy(),
-        "v_init": found.starts(),
+        "theta": layer.theta.expand(count).numpy(),
+        "v_init": layer.starts(),
         "sqnr_db": [decibels(signal, noise) for signal, noise in pairs],
         "in_range": (channel["in_range"] / n).numpy(),
         "bias": moments.mean,

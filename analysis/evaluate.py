@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answers and what it costs; fields as in `speedysnn.analysis.columns.OUTPUTS`.
+    """What a network answers and what it costs; fields as in `speedysnn.analysis.schema.OUTPUTS`.
 
     Fractions lie in 0..1; None stands for not measured (no labels, or an output that is not (B, classes)).
 

@@ -1,4 +1,4 @@
-"""Hand a layer's tensors to the compiled sums, where they can take them; what these add up stays in numpy arrays."""
+"""Hand a layer's tensors to the compiled sums on the CPU, which add up in numpy arrays."""
 
 import math
 from typing import Any
@@ -7,18 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.sum_trains import LANES
-from speedysnn.analysis.sums import BINS, CHANNELS, COUNTS, TOTALS, accumulate
+from speedysnn.analysis.moments import BINS
+from speedysnn.analysis.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
+from speedysnn.analysis.sum_rows import LANES
+from speedysnn.analysis.sums import accumulate
 from speedysnn.kernels.compiled import AVAILABLE
 from speedysnn.kernels.layout import flat, laid_out, values
 
 Sums = dict[str, Tensor]
 Clip = tuple[float | None, float | None]
-SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: few would make loops short, so they come again
+SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: fewer are repeated, since short loops are slow
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the compiled sums can read these."""
+def supports(*tensors: Tensor) -> bool:
+    """Tell whether the compiled sums can read these tensors.
+
+    Returns:
+        True on the CPU, for float32 that is not empty, where numba is there.
+    """
     return AVAILABLE and all(x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() for x in tensors)
 
 
@@ -29,47 +35,62 @@ class Running:
         z: some of the images, (B, ...), as `in_rows` gives it.
         channel_dim: of z.
         theta: of the neurons, () or (C,); `start` v_init alike.
-        steps, most, least: T, and the range of a neuron's count.
-        trains: outputs have T steps; else they are means over time, and nothing is known of their steps.
-        lags: also sum steps beside one another.
+        timesteps, max_count, min_count: T, and the range of a neuron's count.
+        trains: outputs have T timesteps; else they are means over time, and nothing is known of their timesteps.
+        lags: also sum timesteps beside one another.
     """
 
     def __init__(
-        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, steps: int, most: int, least: int,
-        trains: bool, lags: bool,
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, timesteps: int, max_count: int,
+        min_count: int, trains: bool, lags: bool,
     ) -> None:  # fmt: skip
         self._shape, self._order, neurons = z.shape[1:], z.stride()[1:], z.shape[1:].numel()
         self._channels = channels = z.shape[channel_dim] if z.ndim > 1 else 1
         self._inner = z.stride(channel_dim) if channels > 1 else neurons
         self._again = _repeats(channels) if self._inner == 1 else 1
         own = [values(x, torch.float32).expand(channels).repeat(self._again) for x in (theta, start)]
-        self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / steps)]
-        self._limits = np.float32(steps), np.float32(most), np.float32(least)
+        self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / timesteps)]
+        self._limits = np.float32(timesteps), np.float32(max_count), np.float32(min_count)
         self._lags, self._trains, self._seen = lags, trains, np.zeros(3, np.int64)
-        self._sums = _empty(channels, neurons, steps if trains else 1)
+        self._sums = _empty(channels, neurons, timesteps if trains else 1)
 
     def fits(self, z: Tensor, trains: bool) -> bool:
-        """Whether these images lie as those before them."""
+        """Tell whether these images lie in memory as those before them.
+
+        Returns:
+            True where `add` may take them.
+        """
         return (z.shape[1:], z.stride()[1:], trains) == (self._shape, self._order, self._trains)
 
     def add(
         self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
         fired: int | None,
     ) -> int:  # fmt: skip
-        """Add some images; returns their spike events, `fired` where a mean over time does not show them.
+        """Add some images.
 
-        `constant`: the drive holds for each step, else it is their sum. `a`: the source's activation, or the range that
-        it keeps z in. Shapes: z, corrected, a, twin, drive (B, ...); out (B, ...) or (T*B, ...).
+        Args:
+            z: the source's pre-activation, (B, ...); `corrected` has the neuron's offset in it.
+            corrected: see there.
+            a: the source's activation, (B, ...), or the floor and the ceiling that make it of z.
+            twin: output of the quantized reading, (B, ...).
+            drive: what the neuron integrated, (B, ...).
+            constant: the drive is that of each step, else it is the sum over all of them.
+            out: outputs, (T*B, ...), or their mean over time, (B, ...).
+            fired: the spike events, where a mean over time does not show them.
+
+        Returns:
+            The spike events.
         """
-        low, high = a if isinstance(a, tuple) else (None, None)
+        clip = isinstance(a, tuple)
+        floor, ceiling = a if isinstance(a, tuple) else (None, None)
         source = np.empty(0, np.float32) if isinstance(a, tuple) else flat(laid_out(a, z)).numpy()
         own, held, *rows = (flat(laid_out(x, z)).numpy() for x in (z, corrected, twin, drive, out))
         channels = np.zeros((len(CHANNELS), self._again, self._channels))
         before, (_, *others) = int(self._sums["pulses"].sum()), self._sums.values()
         accumulate(
             own, held, source, *rows, *self._parameters, self._inner, *self._limits, constant,
-            channels.reshape(len(CHANNELS), -1), *others, self._lags, np.float32(-np.inf if low is None else low),
-            np.float32(np.inf if high is None else high),
+            channels.reshape(len(CHANNELS), -1), *others, self._lags, clip,
+            np.float32(-np.inf if floor is None else floor), np.float32(np.inf if ceiling is None else ceiling),
         )  # fmt: skip
         self._sums["channels"] += channels.sum(1)
         fired = int(self._sums["pulses"].sum()) - before if fired is None else fired
@@ -77,7 +98,11 @@ class Running:
         return fired
 
     def found(self) -> Sums:
-        """Every sum by name."""
+        """Give the sums so far.
+
+        Returns:
+            Every sum by name.
+        """
         found = {name: torch.from_numpy(x) for name, x in self._sums.items()}
         for name in ("fires", "full", "peak"):  # units as they lie in memory, put in order
             found[name] = found[name].as_strided(self._shape, self._order).reshape(-1)
@@ -98,7 +123,7 @@ def _empty(channels: int, units: int, emitted: int) -> dict[str, Any]:
         "channels": np.zeros((len(CHANNELS), channels)),
         "totals": np.zeros(len(TOTALS)),
         "counts": np.zeros(len(COUNTS), np.int64),
-        "bins": np.zeros((2, BINS + 3), np.int64),
+        "bins": np.zeros((len(HISTOGRAMS), BINS + 3), np.int64),
         "pulses": np.zeros(emitted, np.int64),
         "fires": np.zeros(units, np.int32),
         "full": np.zeros(units, np.int32),

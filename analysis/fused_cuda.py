@@ -1,4 +1,4 @@
-"""Hand a layer's tensors to the sums in Triton, where they lie on a GPU; what these add up stays there."""
+"""Hand a layer's tensors to the sums in Triton where they lie on a GPU; the sums stay there until asked for."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 from speedysnn.analysis.fused import Clip, Sums
 from speedysnn.analysis.latency import starts
-from speedysnn.analysis.sums import BINS, CHANNELS, PER_STEP
+from speedysnn.analysis.moments import BINS, PER_STEP
+from speedysnn.analysis.schema import CHANNELS, COUNTS, ELEMENT_SUMS, HISTOGRAMS, TOTALS, TRAIN_SUMS
 from speedysnn.kernels import cuda
 from speedysnn.kernels.grids import PROGRAMS, shared
 from speedysnn.kernels.layout import values
@@ -16,39 +17,51 @@ _TILE = 256  # elements that a program looks at together, one a thread: each has
 _BLOCK = 128  # units of one program
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the sums in Triton can read these."""
+def supports(*tensors: Tensor) -> bool:
+    """Tell whether the sums in Triton can read these tensors.
+
+    Returns:
+        True on one GPU that runs Triton, for float32 that is not empty.
+    """
     kinds = {x.device for x in tensors}
     alike = all(x.dtype == torch.float32 and x.numel() for x in tensors)
     return len(kinds) == 1 and tensors[0].device.type != "cpu" and alike and cuda.usable(tensors[0].device.type)
 
 
 class RunningThere:
-    """The sums of `LayerSums` on a GPU while they grow; what it is given and finds is that of `fused.Running`."""
+    """The sums of `LayerSums` on a GPU while they grow; arguments and results are those of `fused.Running`."""
 
     def __init__(
-        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, steps: int, most: int, least: int,
-        trains: bool, lags: bool,
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, timesteps: int, max_count: int,
+        min_count: int, trains: bool, lags: bool,
     ) -> None:  # fmt: skip
         self._shape, self._dim, self._trains, self._lags = z.shape[1:], channel_dim, trains, lags
         self._channels = z.shape[channel_dim] if z.ndim > 1 else 1
         own = (values(x, torch.float32).expand(self._channels).contiguous() for x in (theta, start))
         self._theta, self._start = own
-        self._steps, self._most, self._least = float(steps), float(most), float(least)
+        self._steps, self._max_count, self._min_count = float(timesteps), float(max_count), float(min_count)
         self._sums: dict[str, Tensor] = {}
         self._seen, self._fired = torch.zeros(2, dtype=torch.int64), torch.zeros((), dtype=torch.int64, device=z.device)
         units = self._shape.numel()
         self._units = torch.zeros(3, units, dtype=torch.int32, device=z.device)  # fires, full, and peak's bits
 
     def fits(self, z: Tensor, trains: bool) -> bool:
-        """Whether these images can be added to those before them."""
+        """Tell whether these images can be added to those before them.
+
+        Returns:
+            True where `add` may take them.
+        """
         return (z.shape[1:], trains, z.device) == (self._shape, self._trains, self._units.device)
 
     def add(
         self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
         fired: int | None,
     ) -> int | Tensor:  # fmt: skip
-        """Add some images; returns their spike events, which the GPU may still be counting."""
+        """Add some images; arguments as in `fused.Running.add`.
+
+        Returns:
+            The spike events, which the GPU may still be counting.
+        """
         clip = isinstance(a, tuple)
         (low, high), source = (a, z) if isinstance(a, tuple) else ((None, None), a)
         limits = (-torch.inf if low is None else low, torch.inf if high is None else high, clip)
@@ -74,12 +87,12 @@ class RunningThere:
 
         rows, device = drive.numel() // self._channels, drive.device
         grid, tile = shared(rows, self._channels, _TILE)
-        found = torch.empty(grid[0], 5, self._channels, dtype=torch.float64, device=device)
+        found = torch.empty(grid[0], len(TRAIN_SUMS), self._channels, dtype=torch.float64, device=device)
         pulses = torch.zeros(grid[0] * grid[1], steps, _TILE, dtype=torch.int32, device=device)
         total, when = (torch.empty(drive.shape, dtype=kind, device=device) for kind in (torch.float64, torch.int32))
         triton_sums.trains[grid](
             out, drive, self._theta, found, pulses, total, when, rows, self._channels, steps, seen,
-            self._least / self._steps, self._most / self._steps, self._lags, *tile,
+            self._min_count / self._steps, self._max_count / self._steps, self._lags, *tile,
         )  # fmt: skip
         each = pulses.sum((0, 2))
         self._more("trains", found.sum(0))
@@ -94,12 +107,13 @@ class RunningThere:
 
         rows, device = total.numel() // self._channels, total.device
         grid, tile = shared(rows, self._channels, _TILE)
-        found = torch.empty(grid[0], 25, self._channels, dtype=torch.float64, device=device)
-        tables = torch.zeros(grid[0] * grid[1], 2, BINS + 3, dtype=torch.int32, device=device)
+        found = torch.empty(grid[0], len(ELEMENT_SUMS), self._channels, dtype=torch.float64, device=device)
+        tables = torch.zeros(grid[0] * grid[1], len(HISTOGRAMS), BINS + 3, dtype=torch.int32, device=device)
         count = torch.empty(total.shape, device=device)
         triton_sums.errors[grid](
             *given, total, self._theta, self._start, found, tables, count, rows, self._channels, float(emitted),
-            self._steps, self._most, self._least, factor, *limits, BINS, PER_STEP, *tile, num_warps=_TILE // 32,
+            self._steps, self._max_count, self._min_count, factor, *limits, BINS, PER_STEP, *tile,
+            num_warps=_TILE // 32,
         )  # fmt: skip
         self._more("errors", found.sum(0))
         self._more("bins", tables.sum(0))
@@ -110,22 +124,30 @@ class RunningThere:
 
         units = self._units.shape[1]
         grid = -(-units // _BLOCK), max(1, min(len(z), PROGRAMS * _BLOCK // units))
-        triton_sums.units[grid](z, source, count, *self._units, len(z), units, self._most, *limits, _BLOCK)
+        triton_sums.units[grid](z, source, count, *self._units, len(z), units, self._max_count, *limits, _BLOCK)
 
     def _more(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def found(self) -> Sums:
-        """Every sum by name."""
-        sums, count = _here(self._sums | {"fired": self._fired}), len(CHANNELS)
-        errors, trains, bins = sums["errors"], sums["trains"].sum(1), sums["bins"]
-        lags = trains[3:] if self._lags else torch.zeros(2, dtype=torch.float64)
-        each = torch.cat([errors[21:].sum(1), trains[:3]]).round().to(torch.int64)
+        """Bring the sums so far to the CPU.
+
+        Returns:
+            Every sum by name.
+        """
+        sums = _here(self._sums | {"fired": self._fired})
+        errors, bins = sums["errors"], sums["bins"]
+        total = dict(zip(ELEMENT_SUMS, errors.sum(1), strict=True)) | dict(
+            zip(TRAIN_SUMS, sums["trains"].sum(1), strict=True)
+        )
+        total |= dict(zip(("started", "start"), sums["begun"].to(torch.float64), strict=True))
+        if not self._lags:
+            total |= dict.fromkeys(("lag0", "lag1"), torch.zeros((), dtype=torch.float64))
         bins[:, -1] = self._seen[0] - bins.sum(1)
         out = {
-            "channels": errors[:count],
-            "totals": torch.cat([errors[count:21].sum(1), lags]),
-            "counts": torch.cat([each, sums["begun"]]),
+            "channels": torch.stack([errors[ELEMENT_SUMS.index(name)] for name in CHANNELS]),
+            "totals": torch.stack([total[name] for name in TOTALS]),
+            "counts": torch.stack([total[name] for name in COUNTS]).round().to(torch.int64),
             "bins": bins,
             "events": torch.cat([sums["fired"].reshape(1), self._seen]),
         }

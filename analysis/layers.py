@@ -2,24 +2,25 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from speedysnn.analysis import fused_cuda
-from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plainly
-from speedysnn.analysis.fused import Clip, Running, takes
+from speedysnn.analysis.definition import added, reference_sums, reference_user_sums, rows_of, steps_of
+from speedysnn.analysis.fused import Clip, Running, supports
+from speedysnn.analysis.layer_totals import LayerTotals
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
 from speedysnn.analysis.readings import events, mean_of, received
+from speedysnn.analysis.rows import OWN, totals_of
 from speedysnn.analysis.rows import PARTS as PARTS
-from speedysnn.analysis.rows import Found
+from speedysnn.analysis.schema import UNITS
 from speedysnn.errors import InputError
 from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
-
-_UNITS = {"fires", "full", "peak"}
 
 
 class LayerSums:
@@ -33,7 +34,7 @@ class LayerSums:
     Args:
         name: the layer's.
         neuron: the layer itself.
-        full: also sum the products of every two channels' errors, and of steps beside one another.
+        full: also sum the products of every two channels' errors, and of adjacent steps.
         memory: what the sums may take; None for all neurons.
     """
 
@@ -43,7 +44,7 @@ class LayerSums:
         self.places = None if self.sample is None or memory is None else places(memory.neurons, *self.sample)
         self.theta = neuron.threshold.detach().to(torch.float32)
         self.start = neuron.v_init.detach().to(torch.float32)
-        self.most = neuron.timesteps * neuron.levels_per_step
+        self.max_count = neuron.timesteps * neuron.levels_per_step
         self.shape: tuple[int, ...] = ()
         self._sums: dict[str, Tensor] = {}
         self._running: Running | fused_cuda.RunningThere | None = None
@@ -55,22 +56,27 @@ class LayerSums:
         return self._sums
 
     def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int | Tensor:
-        """Add one pass; returns its spike events, which a GPU may still be counting.
+        """Add one pass.
 
         Args:
             z: the source's pre-activation, (B, ...).
             source: the source's neuron, for its activation.
             twin: what the quantized reading emitted, (B, ...).
             tap: what the spiking reading received and emitted.
+
+        Returns:
+            The pass's spike events, which a GPU may still be counting.
         """
         clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z)
         fired = self._at_once(z, clip, twin, tap)
         if fired is None:
-            found = summed_plainly(z, source, twin, tap, self.theta, self.start)
+            found = reference_sums(z, source, twin, tap, self.theta, self.start)
             fired = events(tap) if tap.static_output else int(found["pulses"].sum())
             if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
                 del found["pulses"]
             self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
+        own = reference_user_sums(z, source, twin, tap, self.theta, self.start)
+        self._keep({OWN + name: value for name, value in own.items()})
         if self.full:
             self._keep(self._products(source.analog(z), tap))
         self.shape = tuple(z.shape[1:])
@@ -82,15 +88,15 @@ class LayerSums:
         """All sums in one read, with the pass's spike events; None where this cannot be done."""
         drive, constant = received(tap)
         read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
-        kind = Running if takes(*read) else fused_cuda.RunningThere if fused_cuda.takes(*read) else None
+        kind = Running if supports(*read) else fused_cuda.RunningThere if fused_cuda.supports(*read) else None
         if kind is None:
             return None
         neuron, z, trains = self.neuron, in_rows(z), not tap.static_output
         if not isinstance(self._running, kind) or not self._running.fits(z, trains):
             self._settle()
             self._running = kind(
-                z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
-                least=-self.most if neuron.signed else 0, trains=trains, lags=self.full,
+                z, neuron.channel_dim, self.theta, self.start, timesteps=neuron.timesteps, max_count=self.max_count,
+                min_count=-self.max_count if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
         fired = None if trains else int(events(tap))
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
@@ -104,7 +110,7 @@ class LayerSums:
     def _keep(self, found: dict[str, Tensor]) -> None:
         """Add some sums by name, the neurons' own of those that are sampled."""
         if self.places is not None:
-            for name in found.keys() & _UNITS:
+            for name in found.keys() & set(UNITS):
                 found[name] = found[name].index_select(0, self.places.to(found[name].device))
         self._sums = added(self._sums, {name: value.cpu() for name, value in found.items()})
 
@@ -112,12 +118,16 @@ class LayerSums:
         """Sums of the compared channels' errors, and of their products."""
         mean = mean_of(steps_of(tap.output, self.neuron.timesteps, tap.static_output))
         error = rows_of(mean - a, self.neuron.channel_dim)
-        most = MOST_CHANNELS if self.memory is None else self.memory.compared
-        error = error[:, compared(error.shape[1], most).to(error.device)]
+        limit = MOST_CHANNELS if self.memory is None else self.memory.compared
+        error = error[:, compared(error.shape[1], limit).to(error.device)]
         return {"gram": gram(error), "gram_sums": error.sum(0)}
 
     def fresh(self) -> "LayerSums":
-        """Empty sums of the same layer and the same sample of its neurons."""
+        """Make empty sums of the same layer and the same sample of its neurons.
+
+        Returns:
+            The empty sums.
+        """
         out = copy.copy(self)
         out._sums, out._running = {}, None
         return out
@@ -127,7 +137,11 @@ class LayerSums:
         self.add_state(other.state())
 
     def state(self) -> dict[str, Tensor]:
-        """All sums as tensors by name, to send to another process; counts are whole numbers, the rest float64."""
+        """Give all sums as tensors, to send to another process.
+
+        Returns:
+            Sums by name; counts are whole numbers, the rest is float64. Empty before the first pass.
+        """
         if not self.sums:
             return {}
         own = {"shape": self.shape, "sample": (self.sample[0], *self.sample[1]) if self.sample else ()}
@@ -156,6 +170,15 @@ class LayerSums:
             )
         self.shape, self._sums = shape, added(own, sums)
 
-    def found(self) -> Found:
-        """The figures' ingredients; `rows.row_of` and `details.detail_of` make a row and the details of them."""
-        return Found(self.name, self.neuron, self.theta, self.start, self.sums, self.shape, self.places)
+    def found(self, reads: Sequence[str] = ()) -> LayerTotals:
+        """Give the sums so far their names; `rows.row_of` and `details.detail_of` compute the figures from them.
+
+        Args:
+            reads: the neuron layers whose spikes reach this one directly.
+
+        Returns:
+            What the columns' functions read.
+        """
+        return totals_of(
+            self.name, self.neuron, self.theta, self.start, self.sums, self.shape, self.places, reads
+        )  # fmt: skip

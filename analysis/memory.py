@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.sums import BINS, CHANNELS, COUNTS, TOTALS
+from speedysnn.analysis.moments import BINS
+from speedysnn.analysis.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
 
 MIB = 2**20
 UNIT = 12  # bytes a neuron: images with spikes, with all it can fire (int32), largest source activation (float32)
@@ -51,7 +52,8 @@ class LayerMemory:
     @property
     def sums_bytes(self) -> int:
         """Of one set of sums: all but the sample's places."""
-        numbers = len(CHANNELS) * self.channels + len(TOTALS) + len(COUNTS) + 2 * (BINS + 3) + 3 + self.steps
+        single = len(TOTALS) + len(COUNTS) + len(HISTOGRAMS) * (BINS + 3) + 3
+        numbers = len(CHANNELS) * self.channels + single + self.steps
         return 8 * (numbers + self.compared * (self.compared + 1) * (self.compared > 0)) + UNIT * self.read
 
     @property

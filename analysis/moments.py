@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speedysnn.analysis.sums import BINS, PER_STEP
-
 Floats = NDArray[np.float64]
+BINS, PER_STEP = 64, 32  # of a histogram over [-1, 1) steps; one bin more below, one above, one for what is left out
 EDGES: Floats = np.arange(BINS + 1) / PER_STEP - 1  # in steps theta/T
 MOST_CHANNELS = 512
 

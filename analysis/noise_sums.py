@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from speedysnn import plan
 from speedysnn.analysis.budget import DEFAULT_MIB, check, planned
-from speedysnn.analysis.columns import COLUMNS
 from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.images import device_of, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
@@ -19,6 +18,7 @@ from speedysnn.analysis.processes import gathered, require_alike
 from speedysnn.analysis.readings import Reference
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.rows import row_of
+from speedysnn.analysis.schema import table_columns
 from speedysnn.analysis.side_by_side import SideBySide, direct_inputs, layer_shapes
 from speedysnn.analysis.verdict import verdict
 from speedysnn.errors import InputError
@@ -146,11 +146,15 @@ class NoiseSums:
         return self._follow()
 
     def report(self) -> NoiseReport:
-        """What the images so far show."""
+        """Compute the figures of the images so far.
+
+        Returns:
+            The report.
+        """
         reads = direct_inputs(self.snn.graph)
-        found = {name: layer.found() for name, layer in self.layers.items()}
-        rows = [{**row_of(layer), "reads": ", ".join(reads[name])} for name, layer in found.items()]
-        layers = pd.DataFrame(rows, columns=list(COLUMNS))
+        found = {name: layer.found(reads[name]) for name, layer in self.layers.items()}
+        columns = table_columns()
+        layers = pd.DataFrame([row_of(layer) for layer in found.values()], columns=list(columns))
         figures = {
             "reference": self.reference.outputs,
             "layer_reference": self.reference.layers,
@@ -158,4 +162,4 @@ class NoiseSums:
             **self.outputs.figures(),
         }
         details = {name: detail_of(layer) for name, layer in found.items()}
-        return NoiseReport(layers, figures, verdict(layers, figures), details, self.memory)
+        return NoiseReport(layers, figures, verdict(layers, figures), details, self.memory, columns)

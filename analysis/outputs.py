@@ -117,7 +117,7 @@ class OutputSums:
                 own[name] += value
 
     def figures(self) -> dict[str, Any]:
-        """The figures by the names of `speedysnn.analysis.columns.OUTPUTS`; None where not measured."""
+        """The figures by the names of `speedysnn.analysis.schema.OUTPUTS`; None where not measured."""
         sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
         gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
         return {

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from speedysnn._replace import replace_set
 from speedysnn.analysis import cost_figures, figures, sensitivity_figures, sketch
-from speedysnn.analysis.columns import COLUMNS, OUTPUTS
 from speedysnn.analysis.extras import Extras
+from speedysnn.analysis.schema import OUTPUTS, format_of
 from speedysnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ _TITLES = {
 OWN = frozenset({f"{name}.png" for name in _TITLES} | {
     "layers.csv", "noise.json", "report.md", "report.html", "sweep.csv", "sensitivity.csv", "gains.csv", "cost.csv"
 })  # fmt: skip
-_PERCENT = frozenset({"saturated", "silent", "source_silent", "bias_share", "accuracy", "twin_accuracy",
-                      "analog_accuracy", "agreement", "twin_agreement"})  # fmt: skip
 
 
 def shown(name: str, value: Any) -> str:
@@ -61,12 +59,12 @@ def shown(name: str, value: Any) -> str:
         return "–"
     if isinstance(value, float) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if name in _PERCENT or name.startswith("share_"):
+    if format_of(name) == "percent":
         return f"{100 * value:.1f} %"
     if name == "count" or (name == "nj" and value >= 1000):
         return f"{value:,.0f}"
     if isinstance(value, float):
-        text = f"{value:.1f}" if name.endswith("_db") or name == "spikes_per_inference" else f"{value:.3g}"
+        text = f"{value:.1f}" if format_of(name) == "decibels" else f"{value:.3g}"
         return text.replace("-", "−", 1) if text.startswith("-") else text
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
@@ -163,7 +161,8 @@ def _context(report: "NoiseReport", extras: Extras) -> dict[str, Any]:
         "memory": "" if report.memory is None else report.memory.sentence(),
         "outputs": report.outputs,
         "output_fields": OUTPUTS,
-        "columns": COLUMNS,
+        "columns": report.columns,
+        "summary": {name: column for name, column in report.columns.items() if column.summary},
         "rows": rows,
         "worst": worst,
         "shown": shown,

@@ -2,49 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from speedysnn.analysis.columns import COLUMNS, OUTPUTS
 from speedysnn.analysis.details import LayerDetail
 from speedysnn.analysis.energy import CostReport
 from speedysnn.analysis.memory import Memory
+from speedysnn.analysis.schema import OUTPUTS, Column, table_columns
 from speedysnn.analysis.strict import plain
 
 if TYPE_CHECKING:
     from speedysnn.analysis.sensitivity import Sensitivity
 
 SCHEMA = "speedysnn-noise/1"
-_CONSTANT = "the error is the same throughout"
-_WHOLE = 'a look-ahead of "full", which is read without its steps'
-_REASONS = {
-    "share_clip": "the layer has no error",
-    "share_round": "the layer has no error",
-    "share_propagated": "the layer has no error",
-    "share_temporal": "the layer has no error",
-    "bias_share": "the layer has no error",
-    "remaining_share": "the layer has no error",
-    "bias_gain_db": "the layer has no error",
-    "noise_skew": _CONSTANT,
-    "noise_kurtosis": _CONSTANT,
-    **dict.fromkeys(("round_mean", "round_variance", "round_ks"), "no value lies inside the range"),
-    **dict.fromkeys(("round_skew", "round_kurtosis"), "fewer than two different values inside the range"),
-    "signal_correlation": "the source activation or the error is the same throughout",
-    "channel_correlation": 'not measured: detail="full" does; or fewer than two channels have an error',
-    "channels_compared": 'not measured: detail="full" does',
-    "step_correlation": 'not measured: detail="full" does; or a single step, no value inside the range, or ' + _WHOLE,
-    "first_spike": "no neuron fired, or " + _WHOLE,
-    "never_fired": _WHOLE,
-    "start_up": "no neuron fired, or " + _WHOLE,
-    "lateness": "a single step, no neuron fired, or " + _WHOLE,
-    "membrane_outside": "only binary spikes without look-ahead have it",
-    "gap_db": "floor and SQNR are both infinite, or one is undefined",
-    "cosine": "the source activation or the spiking output is zero throughout",
-}
-_SILENT = "the source activation is zero throughout"
 _NOT_MEASURED = "not measured: no labels, or an output that is not (B, classes)"
 
 
@@ -58,6 +31,7 @@ class NoiseReport:
         verdict: plain sentences: how far off, which layer, which cause, what to do.
         details: by layer, what its row has no room for: histograms, neurons by name, steps and channels.
         memory: what the measurement held, and which layers' neurons are a sample; None where not measured.
+        columns: what each column of `layers` means and how it is shown, as declared when the report was made.
     """
 
     layers: pd.DataFrame
@@ -65,6 +39,7 @@ class NoiseReport:
     verdict: tuple[str, ...]
     details: Mapping[str, LayerDetail] = field(default_factory=dict)
     memory: Memory | None = None
+    columns: Mapping[str, Column] = field(default_factory=table_columns)
 
     def __repr__(self) -> str:
         """Size and headline."""
@@ -74,9 +49,11 @@ class NoiseReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The report as strict JSON data: "inf" for infinities, null for what is undefined or not measured.
+        """Give the report as strict JSON data.
 
-        Every null has its reason under "reasons", by its path.
+        Returns:
+            Data by name: "inf" for infinities, None for what is undefined or not measured. Every None has its reason
+            under "reasons", by its path.
         """
         rows = [{name: plain(value) for name, value in row.items()} for row in self.layers.to_dict("records")]
         return {
@@ -87,8 +64,8 @@ class NoiseReport:
             "memory": None if self.memory is None else self.memory.to_json(),
             "details": {name: detail.to_json() for name, detail in self.details.items()},
             "reasons": self._reasons(),
-            "columns": {name: asdict(column) for name, column in COLUMNS.items()},
-            "output_fields": {name: asdict(OUTPUTS[name]) for name in self.outputs},
+            "columns": {name: column.to_json() for name, column in self.columns.items()},
+            "output_fields": {name: OUTPUTS[name].to_json() for name in self.outputs},
         }
 
     def _reasons(self) -> dict[str, str]:
@@ -101,7 +78,7 @@ class NoiseReport:
         for index, row in enumerate(self.layers.to_dict("records")):
             for column, figure in row.items():
                 if figure is None or (isinstance(figure, float) and math.isnan(figure)):
-                    out[f"layers[{index}].{column}"] = _REASONS.get(str(column), _SILENT)
+                    out[f"layers[{index}].{column}"] = self.columns[str(column)].missing
         return out
 
     def save(
@@ -121,6 +98,9 @@ class NoiseReport:
             sweep: the table of `analysis.sweep`, written as sweep.csv and drawn in the report.
             sensitivity: of `analysis.measure_sensitivity`; adds sensitivity.csv, gains.csv and their figures.
             cost: of `analysis.measure_cost`; adds cost.csv and its figure.
+
+        Returns:
+            The folder.
 
         Raises:
             InputError: a file is in the way, or the folder cannot be written.

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from speedysnn.analysis.schema import indices
 from speedysnn.analysis.sum_rows import (
     BINS,
     ENDS,
@@ -21,24 +22,35 @@ from speedysnn.analysis.sum_rows import (
     summed,
 )  # fmt: skip
 
+# Places in `totals` and in `counts`.
+AR, RR, TWIN, MISS = indices("ar", "rr", "twin", "miss")
+CLIP, ROUND, PROPAGATED, TEMPORAL = indices("clip", "round", "propagated", "temporal")
+G1, G2, G3, G4, LAG0, LAG1 = indices("g", "gg", "ggg", "gggg", "lag0", "lag1")
+SATURATED, SILENT, SOURCE_SILENT, OUTSIDE = indices("saturated", "silent", "source_silent", "outside")
+FIRED, FIRST, LAGGED = indices("fired", "first", "lagged")
+
 
 @summed
-def count_of(x: Any, theta: Any, start: Any, most: Any, least: Any) -> Any:  # pragma: no cover - compiled
-    """The quantizer's count of x, in the neuron's own precision."""
-    return np.float64(min(max(np.floor(x / theta + start), least), most))
+def count_of(x: Any, theta: Any, start: Any, max_count: Any, min_count: Any) -> Any:  # pragma: no cover - compiled
+    """Quantize x in the neuron's own precision.
+
+    Returns:
+        The count of spikes.
+    """
+    return np.float64(min(max(np.floor(x / theta + start), min_count), max_count))
 
 
 @summed
-def clip_into(x: Array, lowest: Any, highest: Any, out: Array) -> None:  # pragma: no cover - compiled
-    """Every value within its range; NaN stays."""
+def clip_into(x: Array, floor: Any, ceiling: Any, out: Array) -> None:  # pragma: no cover - compiled
+    """Write every value, kept between the floor and the ceiling, to `out`; NaN stays."""
     for j in range(x.size):
-        high = highest if x[j] > highest else x[j]
-        out[j] = lowest if high < lowest else high
+        high = ceiling if x[j] > ceiling else x[j]
+        out[j] = floor if high < floor else high
 
 
 @summed
-def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
-    """Count a block's bins in turn in tables of their own: one that comes again need not wait for itself."""
+def count_bins(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
+    """Count a block's bins in eight tables in turn, so that a bin need not wait for its own last count."""
     one, two, three, four, five, six, seven, eight = (
         tables[0], tables[1], tables[2], tables[3], tables[4], tables[5], tables[6], tables[7],
     )  # fmt: skip
@@ -58,21 +70,29 @@ def tell(place: Array, tables: Array) -> None:  # pragma: no cover - compiled
 
 @summed
 def bin_of(x: Any) -> Any:  # pragma: no cover - compiled
-    """An error's place in a histogram, in steps; NaN, of which a comparison is false, counts as beyond it."""
-    return max(0.0, min(BINS + 1.0, x * PER_STEP + (PER_STEP + 1)))  # as a whole number, which cuts off
+    """Find the bin of an error in steps; NaN, of which a comparison is false, counts as beyond the histogram.
+
+    Returns:
+        The bin and a fraction, which a cast to a whole number cuts off.
+    """
+    return max(0.0, min(BINS + 1.0, x * PER_STEP + (PER_STEP + 1)))
 
 
 @summed
 def one_if(true: bool) -> float:  # pragma: no cover - compiled
-    """A count's addend, as wide as what it is counted beside."""
+    """Turn a condition into a number as wide as the float64 sums beside it.
+
+    Returns:
+        1 or 0.
+    """
     return 1.0 if true else 0.0
 
 
 @summed
 def add_block(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, theta: Array, start: Array, factor: Any,
-    emitted: Any, many: Any, most: Any, least: Any, work: Array, rounded: Array, missed: Array, few: Array,
-    totals: Array, counts: Array,
+    emitted: Any, timesteps: Any, max_count: Any, min_count: Any, work: Array, rounded: Array, missed: Array,
+    few: Array, totals: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add a block's products and counts; its errors, their places in both histograms and its counts are laid down.
 
@@ -83,9 +103,9 @@ def add_block(
     saturated = silent = quiet = outside = 0.0
     for j in range(z.size):
         step, measured, source, held = steps[j], total[j] / emitted, np.float64(a[j]), np.float64(corrected[j])
-        low, high = step * least, step * most
-        aimed = count_of(corrected[j] * many, theta[j], start[j], most, least)
-        reached = count_of(drive[j] * factor, theta[j], start[j], most, least)
+        low, high = step * min_count, step * max_count
+        aimed = count_of(corrected[j] * timesteps, theta[j], start[j], max_count, min_count)
+        reached = count_of(drive[j] * factor, theta[j], start[j], max_count, min_count)
         fired = np.rint(measured * inverse[j])
         r, target, given, clipped = fired * step, aimed * step, reached * step, min(max(np.float64(z[j]), low), high)
         e, clip, rounding, propagated = r - source, clipped - source, target - clipped, given - target
@@ -101,12 +121,24 @@ def add_block(
         ar, rr, tt, mm = plus(ar, source * r), plus(rr, r * r), plus(tt, off * off), plus(mm, miss * miss)
         ce, de, pe, te = plus(ce, clip * e), plus(de, rounding * e), plus(pe, propagated * e), plus(te, temporal * e)
         one, two, three, four = plus(one, g), plus(two, square), plus(three, square * g), plus(four, square * square)
-        saturated, silent = plus(saturated, one_if(abs(fired) == most)), plus(silent, one_if(fired == 0))
+        saturated, silent = plus(saturated, one_if(abs(fired) == max_count)), plus(silent, one_if(fired == 0))
         quiet, outside = plus(quiet, one_if(source == 0)), plus(outside, one_if(fired != reached))
-    for k, value in enumerate((ar, rr, tt, mm, ce, de, pe, te, one, two, three, four)):
-        totals[k] += value
-    for k, value in enumerate((saturated, silent, quiet, outside)):
-        counts[k] += np.int64(value)
+    totals[AR] += ar
+    totals[RR] += rr
+    totals[TWIN] += tt
+    totals[MISS] += mm
+    totals[CLIP] += ce
+    totals[ROUND] += de
+    totals[PROPAGATED] += pe
+    totals[TEMPORAL] += te
+    totals[G1] += one
+    totals[G2] += two
+    totals[G3] += three
+    totals[G4] += four
+    counts[SATURATED] += np.int64(saturated)
+    counts[SILENT] += np.int64(silent)
+    counts[SOURCE_SILENT] += np.int64(quiet)
+    counts[OUTSIDE] += np.int64(outside)
 
 
 @summed
@@ -116,8 +148,8 @@ def add_starts(when: Array, counts: Array) -> None:  # pragma: no cover - compil
     for j in range(when.size):
         fired += when[j] != 0
         first += when[j]
-    counts[4] += fired
-    counts[5] += first
+    counts[FIRED] += fired
+    counts[FIRST] += first
 
 
 @summed
@@ -134,19 +166,20 @@ def add_trains(
         per, d = work[PER, j], mean[j]
         total = work[TOTAL, j] * per
         inside = (d > floor) & (d < ceiling) & (d != 0)
-        each = square[j] * per * per - 2 * d * total + steps * d * d
+        squared = square[j] * per * per - 2 * d * total + steps * d * d
         next_to = product[j] * per * per - d * (2 * total - work[ENDS, j] * per) + (steps - 1) * d * d
         lagged = plus(lagged, 1.0 if inside else 0.0)
-        squares = plus(squares, each if inside else 0.0)
+        squares = plus(squares, squared if inside else 0.0)
         beside = plus(beside, next_to if inside else 0.0)
-    totals[12] += squares
-    totals[13] += beside
-    counts[6] += np.int64(lagged)
+    totals[LAG0] += squares
+    totals[LAG1] += beside
+    counts[LAGGED] += np.int64(lagged)
 
 
 @summed
 def add_units(
-    a: Array, when: Array, position: int, most: Any, few: Array, fires: Array, full: Array, peak: Array, begun: Array
+    a: Array, when: Array, position: int, max_count: Any, few: Array, fires: Array, full: Array, peak: Array,
+    begun: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add a block to every unit's images with a spike, saturated images and source's peak; an image's first spike.
 
@@ -161,7 +194,7 @@ def add_units(
         for j in range(length):
             fired[j] += count[j] != 0
         for j in range(length):
-            saturated[j] += abs(count[j]) == most
+            saturated[j] += abs(count[j]) == max_count
         for j in range(length):
             largest[j] = max(largest[j], abs(source[j]))
         soonest = np.int32(0x7FFFFFFF)

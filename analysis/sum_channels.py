@@ -4,12 +4,22 @@ from typing import Any
 
 import numpy as np
 
+from speedysnn.analysis.schema import indices
 from speedysnn.analysis.sum_rows import ERROR, INVERSE, PER, STEP, Array, plus, summed
+
+# Places in the sums by channel.
+SIZE, POWER, SOURCE = indices("a", "aa", "s")
+E1, E2, E3, E4 = indices("e", "ee", "eee", "eeee")
+IN_RANGE, GRANULAR = indices("in_range", "granular")
 
 
 @summed
 def ahead(c: int, left: int, inner: int, length: int, channels: int) -> int:  # pragma: no cover - compiled
-    """The channel after `length` elements more, of which the first `left` are of channel c."""
+    """Find the channel after `length` more elements, of which the first `left` are of channel c.
+
+    Returns:
+        The channel.
+    """
     if inner == 1:
         return (c + length) % channels
     return c if length < left else (c + 1) % channels
@@ -17,7 +27,11 @@ def ahead(c: int, left: int, inner: int, length: int, channels: int) -> int:  # 
 
 @summed
 def advance(left: int, inner: int, length: int) -> int:  # pragma: no cover - compiled
-    """Elements of that channel that are still to come."""
+    """Find how many elements of the channel that `ahead` gives are still to come.
+
+    Returns:
+        Their number.
+    """
     return inner if inner == 1 or length == left else left - length
 
 
@@ -25,7 +39,7 @@ def advance(left: int, inner: int, length: int) -> int:  # pragma: no cover - co
 def spread(
     c: int, left: int, inner: int, theta: Array, start: Array, step: Array, each: Array, work: Array, m: int
 ) -> None:  # pragma: no cover - compiled
-    """Each element's channel parameters; `left` more elements of channel c come first."""
+    """Write each element's channel parameters; `left` more elements of channel c come first."""
     done, row, per, inverse = 0, work[STEP], work[PER], work[INVERSE]
     while done < m:
         length = min(m - done, left if inner > 1 else theta.size - c)
@@ -38,12 +52,13 @@ def spread(
 
 @summed
 def add_channel(
-    z: Array, a: Array, corrected: Array, first: int, last: int, most: Any, least: Any, work: Array, sums: Array
+    z: Array, a: Array, corrected: Array, first: int, last: int, max_count: Any, min_count: Any, work: Array,
+    sums: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add the elements first..last of a block, all of one channel, to its sums."""
     aa = total = size = one = two = three = four = 0.0
     inside = granular = 0
-    top, low = work[STEP, first] * most, work[STEP, first] * least
+    top, low = work[STEP, first] * max_count, work[STEP, first] * min_count
     for j in range(first, last):
         source, e = np.float64(a[j]), work[ERROR, j]
         square = e * e
@@ -52,19 +67,28 @@ def add_channel(
     for j in range(first, last):
         inside += (z[j] > low) & (z[j] < top)
         granular += (corrected[j] > low) & (corrected[j] < top) & (corrected[j] != 0)
-    for k, value in enumerate((size, aa, total, one, two, three, four, np.float64(inside), np.float64(granular))):
-        sums[k] += value
+    sums[SIZE] += size
+    sums[POWER] += aa
+    sums[SOURCE] += total
+    sums[E1] += one
+    sums[E2] += two
+    sums[E3] += three
+    sums[E4] += four
+    sums[IN_RANGE] += np.float64(inside)
+    sums[GRANULAR] += np.float64(granular)
 
 
 @summed
 def add_across(
-    z: Array, a: Array, corrected: Array, first: int, last: int, c: int, most: Any, least: Any, work: Array, sums: Array
+    z: Array, a: Array, corrected: Array, first: int, last: int, c: int, max_count: Any, min_count: Any,
+    work: Array, sums: Array,
 ) -> None:  # pragma: no cover - compiled
-    """The same for elements first..last whose channels are c, c + 1, ...; each sum adds up side by side."""
+    """Add the elements first..last of a block, whose channels are c, c + 1, ..., to their sums."""
     m, error, step = last - first, work[ERROR, first:last], work[STEP, first:last]
     own, held, source = z[first:last], corrected[first:last], a[first:last]
-    size, aa, total, inside, granular = sums[0, c:], sums[1, c:], sums[2, c:], sums[7, c:], sums[8, c:]
-    one, two, three, four = sums[3, c:], sums[4, c:], sums[5, c:], sums[6, c:]
+    size, aa, total = sums[SIZE, c:], sums[POWER, c:], sums[SOURCE, c:]
+    inside, granular = sums[IN_RANGE, c:], sums[GRANULAR, c:]
+    one, two, three, four = sums[E1, c:], sums[E2, c:], sums[E3, c:], sums[E4, c:]
     for j in range(m):
         value = np.float64(source[j])
         size[j] += abs(value)
@@ -78,61 +102,65 @@ def add_across(
         three[j] += square * error[j]
         four[j] += square * square
     for j in range(m):
-        inside[j] += (own[j] > step[j] * least) & (own[j] < step[j] * most)
+        inside[j] += (own[j] > step[j] * min_count) & (own[j] < step[j] * max_count)
     for j in range(m):
-        granular[j] += (held[j] > step[j] * least) & (held[j] < step[j] * most) & (held[j] != 0)
+        granular[j] += (held[j] > step[j] * min_count) & (held[j] < step[j] * max_count) & (held[j] != 0)
 
 
 @summed
 def add_rows(
-    z: Array, a: Array, corrected: Array, first: int, most: Any, least: Any, work: Array, sums: Array
+    z: Array, a: Array, corrected: Array, first: int, max_count: Any, min_count: Any, work: Array, sums: Array
 ) -> None:  # pragma: no cover - compiled
-    """The same for four times all channels: one read and one write of a sum for four elements."""
-    many, last = sums.shape[1], first + 4 * sums.shape[1]
-    own, source = z[first:last].reshape(4, many), a[first:last].reshape(4, many)
-    held = corrected[first:last].reshape(4, many)
-    error, step = work[ERROR, first:last].reshape(4, many), work[STEP, first:last]
-    for j in range(many):
+    """Add four elements of every channel: each sum is read and written once for four of them."""
+    width, last = sums.shape[1], first + 4 * sums.shape[1]
+    own, source = z[first:last].reshape(4, width), a[first:last].reshape(4, width)
+    held = corrected[first:last].reshape(4, width)
+    error, step = work[ERROR, first:last].reshape(4, width), work[STEP, first:last]
+    for j in range(width):
         p, q = np.float64(source[0, j]), np.float64(source[1, j])
         r, s = np.float64(source[2, j]), np.float64(source[3, j])
-        sums[0, j] += abs(p) + abs(q) + abs(r) + abs(s)
-        sums[1, j] += p * p + q * q + r * r + s * s
-        sums[2, j] += p + q + r + s
-    for j in range(many):
+        sums[SIZE, j] += abs(p) + abs(q) + abs(r) + abs(s)
+        sums[POWER, j] += p * p + q * q + r * r + s * s
+        sums[SOURCE, j] += p + q + r + s
+    for j in range(width):
         p, q, r, s = error[0, j], error[1, j], error[2, j], error[3, j]
         pp, qq, rr, ss = p * p, q * q, r * r, s * s
-        sums[3, j] += p + q + r + s
-        sums[4, j] += pp + qq + rr + ss
-        sums[5, j] += p * pp + q * qq + r * rr + s * ss
-        sums[6, j] += pp * pp + qq * qq + rr * rr + ss * ss
-    for j in range(many):
-        low, high, inside = step[j] * least, step[j] * most, 0.0
+        sums[E1, j] += p + q + r + s
+        sums[E2, j] += pp + qq + rr + ss
+        sums[E3, j] += p * pp + q * qq + r * rr + s * ss
+        sums[E4, j] += pp * pp + qq * qq + rr * rr + ss * ss
+    for j in range(width):
+        low, high, inside = step[j] * min_count, step[j] * max_count, 0.0
         for k in range(4):
             inside += 1.0 if (own[k, j] > low) & (own[k, j] < high) else 0.0
-        sums[7, j] += inside
-    for j in range(many):
-        low, high, granular = step[j] * least, step[j] * most, 0.0
+        sums[IN_RANGE, j] += inside
+    for j in range(width):
+        low, high, granular = step[j] * min_count, step[j] * max_count, 0.0
         for k in range(4):
             granular += 1.0 if (held[k, j] > low) & (held[k, j] < high) & (held[k, j] != 0) else 0.0
-        sums[8, j] += granular
+        sums[GRANULAR, j] += granular
 
 
 @summed
 def add_channels(
-    z: Array, a: Array, corrected: Array, c: int, left: int, inner: int, most: Any, least: Any, work: Array,
+    z: Array, a: Array, corrected: Array, c: int, left: int, inner: int, max_count: Any, min_count: Any, work: Array,
     channels: Array,
 ) -> Any:  # pragma: no cover - compiled
-    """Add a block's elements to their channels; returns the channel of what comes next, and how much of it is left."""
-    done, many = 0, channels.shape[1]
+    """Add a block's elements to their channels.
+
+    Returns:
+        The channel of the next element, and how many of its elements are left.
+    """
+    done, width = 0, channels.shape[1]
     while done < z.size:
-        if inner == 1 and c == 0 and z.size - done >= 4 * many:
-            length = 4 * many
-            add_rows(z, a, corrected, done, most, least, work, channels)
+        if inner == 1 and c == 0 and z.size - done >= 4 * width:
+            length = 4 * width
+            add_rows(z, a, corrected, done, max_count, min_count, work, channels)
         elif inner == 1:
-            length = min(many - c, z.size - done)
-            add_across(z, a, corrected, done, done + length, c, most, least, work, channels)
+            length = min(width - c, z.size - done)
+            add_across(z, a, corrected, done, done + length, c, max_count, min_count, work, channels)
         else:
             length = min(left, z.size - done)
-            add_channel(z, a, corrected, done, done + length, most, least, work, channels[:, c])
-        c, left, done = ahead(c, left, inner, length, many), advance(left, inner, length), done + length
+            add_channel(z, a, corrected, done, done + length, max_count, min_count, work, channels[:, c])
+        c, left, done = ahead(c, left, inner, length, width), advance(left, inner, length), done + length
     return c, left

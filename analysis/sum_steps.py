@@ -1,9 +1,8 @@
-"""Compiled sums: a block over its time steps, and what steps beside one another have in common."""
+"""Compiled sums: a block over its time steps, and products of adjacent steps."""
 
 import numpy as np
 
 from speedysnn.analysis.sum_rows import ENDS, NEXT, SQUARE, TOTAL, Array, summed
-from speedysnn.analysis.sum_trains import LANES, sum_trains
 from speedysnn.kernels.nonzero import tally
 
 
@@ -34,16 +33,23 @@ def add_lags(
 
 @summed
 def step_of(out: Array, t: int, steps: int, first: int, n: int, nothing: Array) -> Array:  # pragma: no cover - compiled
-    """A block's outputs at step t, none before the first step and after the last."""
+    """Take a block's outputs at step t.
+
+    Returns:
+        A view of them; `nothing` before the first step and after the last.
+    """
     at = t * n + first
     return out[at : at + nothing.size] if 0 <= t < steps else nothing
 
 
 @summed
-def over_train(
+def over_time(
     out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
 ) -> None:  # pragma: no cover - compiled
-    """A block's outputs, four steps at a time; where T is no multiple of four, silent steps follow its last."""
+    """A block's sum over all steps, first step with a spike (0: none), products of adjacent steps; spikes a step.
+
+    Four steps are done at a time; where T is no multiple of four, silent steps follow its last.
+    """
     total, square, beside = work[TOTAL], work[SQUARE], work[NEXT]
     when[:], total[:m], square[:m], beside[:m] = 0, 0, 0, 0
     nothing, steps = np.zeros(m, out.dtype), pulses.size
@@ -60,14 +66,3 @@ def over_train(
         ending = out[last : last + m]
         for j in range(m):
             ends[j] = np.float64(opening[j]) + ending[j]
-
-
-@summed
-def over_time(
-    out: Array, first: int, m: int, n: int, when: Array, work: Array, pulses: Array, lags: bool
-) -> None:  # pragma: no cover - compiled
-    """A block's output over all steps, first step with a spike (0: none), products a step apart; spikes a step."""
-    whole, total = 0 if lags else m - m % LANES, work[TOTAL]
-    sum_trains(out, first, n, pulses.size, whole, total, when, pulses)
-    if whole < m:
-        over_train(out, first + whole, m - whole, n, when[whole:m], work[:, whole:], pulses, lags)

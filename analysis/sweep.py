@@ -46,7 +46,7 @@ def sweep(
         progress: show progress.
 
     Returns:
-        Columns as in `speedysnn.analysis.columns.OUTPUTS`; None where not measured.
+        Columns as in `speedysnn.analysis.schema.OUTPUTS`; None where not measured.
 
     Raises:
         InputError: an option out of range, events as input, or no histograms to recalibrate from.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,22 +54,23 @@ class Units:
     worst_saturated: tuple[Unit, ...]
 
 
-def counted(fired: Tensor, a: Tensor, most: int) -> dict[str, Tensor]:
-    """Per unit: images with spikes, images with all it can fire, largest |a|; from (B, ...) counts and activations."""
-    return {
-        "fires": (fired != 0).sum(0).to(torch.int32).reshape(-1),
-        "full": (fired.abs() == most).sum(0).to(torch.int32).reshape(-1),
-        "peak": a.abs().amax(0).to(torch.float32).reshape(-1),
-    }
-
-
 def summary(
     layer: str, shape: tuple[int, ...], images: int, fires: Tensor, full: Tensor, peak: Tensor,
     places: Tensor | None = None,
 ) -> Units:
-    """Counts and names of a layer's neurons; ties in the order of the index.
+    """Count and name a layer's dead and saturated neurons; ties stand in the order of the index.
 
-    Shapes: fires, full, peak (units,), and their places among all neurons where they are a sample.
+    Args:
+        layer: the layer's name.
+        shape: of the layer for one image.
+        images: images measured.
+        fires: images in which each neuron fired, (units,).
+        full: images in which each neuron fired all it can, (units,).
+        peak: largest |source activation| of each neuron, (units,).
+        places: the neurons' places among all of them where they are a sample, (units,).
+
+    Returns:
+        The counts and the names.
     """
     spiking, crowding, peaks = (x.cpu().numpy() for x in (fires, full, peak))
     dead, crowded = np.flatnonzero(spiking == 0), np.flatnonzero(crowding)

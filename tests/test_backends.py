@@ -127,7 +127,7 @@ FILES = {
 }  # fmt: skip
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
 NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest",
-           "timesteps", "min_count", "max_count")
+           "timesteps", "max_count", "min_count", "source_floor", "source_ceiling")  # fmt: skip
 
 
 @pytest.mark.parametrize("key", sorted(KERNELS))

@@ -63,7 +63,7 @@ def test_triton_gives_what_plain_torch_does_on_the_gpu(name: str, monkeypatch: p
 
 def test_counts_and_sums_take_what_lies_there() -> None:
     assert counting_cuda.supports(torch.rand(2, 3, device=GPU), 3)
-    assert fused_cuda.takes(torch.rand(2, 3, device=GPU))
+    assert fused_cuda.supports(torch.rand(2, 3, device=GPU))
     layer, bad = Collecting(), torch.rand(32, 1, 8, 8, device=GPU)
     bad[3, 0, 1, 1] = float("nan")
     layer.add(bad, 1)

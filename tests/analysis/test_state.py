@@ -68,7 +68,7 @@ def test_state_after_a_reading_raises(build, digits, name, monkeypatch):
             raise Boom
         return 0 if len(arguments) == 1 else None  # events of one tap, or "take the plain way"
 
-    for place in ("outputs.events", "layers.takes"):
+    for place in ("outputs.events", "layers.supports"):
         monkeypatch.setattr(f"speedysnn.analysis.{place}", fail)
     with pytest.raises(Boom):
         MEASURES[name](snn, digits)

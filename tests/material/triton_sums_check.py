@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from speedysnn.analysis.definition import added, summed_plainly
+from speedysnn.analysis.definition import added, reference_sums
 from speedysnn.analysis.fused_cuda import RunningThere
 from speedysnn.analysis.readings import received
 from speedysnn.neurons import IFNeuron
@@ -26,7 +26,7 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
     source = IFNeuron(1.0, steps=4, ceiling=2.0, timesteps=STEPS) if number % 5 == 4 else neuron
     th, v0 = neuron.threshold.detach(), neuron.v_init.detach()
     most = STEPS * neuron.levels_per_step
-    options = {"steps": STEPS, "most": most, "least": -most if neuron.signed else 0, "trains": True, "lags": True}
+    options = {"timesteps": STEPS, "max_count": most, "min_count": -most if neuron.signed else 0, "trains": True, "lags": True}
     ours, expected = None, {}
     for scale in (1.0, 1.5):
         z = torch.randn(size, generator=g) * scale
@@ -36,7 +36,7 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
         with torch.no_grad():
             out, twin = neuron.spiking(drive, constant=constant), neuron.quantized(z)
         tap = Tap("layer", neuron, drive, out, constant, False)
-        plain = summed_plainly(z, source, twin, tap, th, v0)
+        plain = reference_sums(z, source, twin, tap, th, v0)
         expected = added(expected, {**plain, "events": torch.tensor([int(plain["pulses"].sum()), z.numel(), len(z)])})
         there = (x.to(device) for x in (z, th, v0))
         ours = ours or RunningThere(next(there), dim, next(there), next(there), **options)
