@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.convert.call import Handler, Key
 from speedysnn.convert.lower import Lowering
-from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.quantized import refuse_quantized
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import Traced, export, open_batches, trace

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, collect
+from speedysnn.convert.call import Handler, Key
 from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
 from speedysnn.convert.exact import exact_error, has_staircases
 from speedysnn.convert.full_precision import full_precision
-from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
