@@ -130,9 +130,13 @@ class _Settling(Execution):
         """Q(z) after the layer's correction."""
         return self.layers[node.name].settle(lambda: self.neurons[node.name].quantized(drive))
 
-    def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, over: bool) -> Tensor:
+    def _node(self, node: Node, args: list[Value]) -> Value:
         """Spikes after the layer's correction; the input is needed more than once, so it is never written over."""
-        return self.layers[node.name].settle(lambda: self.neurons[node.name].spiking(drive, constant=constant))
+        if node.op != "neuron":
+            return super()._node(node, args)
+        neuron, drive = self.neurons[node.name], args[0]
+        settled = self.layers[node.name].settle(lambda: neuron.spiking(drive.tensor, constant=not drive.dynamic))
+        return Value(settled, True)
 
 
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Correction"]) -> None:

@@ -105,7 +105,7 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
         model(*example)
     except SpeedySNNError:
         raise
-    except Exception as err:
+    except Exception as err:  # the user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
         text = str(err).splitlines()[0] if str(err) else repr(err)
         hint = "; if it was exported for one batch size, export it again with dynamic_shapes"

@@ -76,10 +76,6 @@ class Execution:
         """A layer's answer in the quantized reading, (B, ...)."""
         return self.neurons[node.name].quantized(drive)
 
-    def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, over: bool) -> Tensor:
-        """A layer's spikes, (T*B, ...), for its drive."""
-        return self.neurons[node.name].spiking(drive, constant=constant, over=over)
-
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         means = frozenset() if per_step else self.wires.readout_nodes
@@ -111,7 +107,7 @@ class Execution:
                 out, received = neuron.spiking_and_total(drive.tensor)
             else:
                 received = self._received(neuron, drive.tensor, seen)
-                out = self.spiking_neuron(node, drive.tensor, constant=not drive.dynamic, over=over)
+                out = neuron.spiking(drive.tensor, constant=not drive.dynamic, over=over)
             self._observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
             return Value(out, True)
         operator, tensors = OPERATORS[node.op], self.tensors(node.name)
