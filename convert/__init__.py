@@ -1,5 +1,10 @@
 """Convert a trained network into a spiking one: trace, replace every activation, choose the thresholds."""
 
+from speedysnn.convert.builder import Ref as Ref
+from speedysnn.convert.builder import Unsupported as Unsupported
+from speedysnn.convert.call import Call as Call
+from speedysnn.convert.call import Handler as Handler
+from speedysnn.convert.call import Key as Key
 from speedysnn.convert.clips import as_clip as as_clip
 from speedysnn.convert.correct import apply_correction as apply_correction
 from speedysnn.convert.handlers import HANDLERS as HANDLERS

@@ -35,3 +35,15 @@ HANDLERS: dict[Key, Handler] = {
     **INDEXING_ROWS,
     **ATEN_ROWS,
 }
+
+_SHIPPED = dict(HANDLERS)
+
+
+def added_handlers() -> dict[Key, Handler]:
+    """The rows that a program has put into `HANDLERS`.
+
+    Returns:
+        Key -> handler of the rows that are new or stand in the place of one of the package's own. The tracer does not
+        look into the modules and functions among them.
+    """
+    return {key: handler for key, handler in HANDLERS.items() if _SHIPPED.get(key) is not handler}

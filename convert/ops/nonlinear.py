@@ -132,7 +132,24 @@ NONLINEAR_ROWS: dict[Key, Handler] = {
 def as_neuron(floor: float | None = 0.0, ceiling: float | None = None) -> Handler:
     """Treat a module or function of one tensor as min(max(x, floor), ceiling): integrate-and-fire neurons.
 
-    `handlers={MyReLU1: convert.as_neuron(ceiling=1.0)}`. A floor below 0, or None, gives signed spikes.
+    Args:
+        floor: smallest value; below 0, or None for no limit, gives signed spikes.
+        ceiling: largest value, None for no limit.
+
+    Returns:
+        A handler, for the right side of `handlers={MyActivation: ...}`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class UpToOne(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.minimum(x.relu(), torch.ones(()))
+        >>> net = nn.Sequential(nn.Linear(4, 8), UpToOne(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={UpToOne: convert.as_neuron(ceiling=1.0)})
+        >>> snn.neurons["1"].ceiling
+        1.0
     """
 
     def handle(call: Call) -> Ref:
@@ -144,7 +161,23 @@ def as_neuron(floor: float | None = 0.0, ceiling: float | None = None) -> Handle
 def as_leaky(slope: float) -> Handler:
     """Treat a module or function of one tensor as max(x, 0) - slope max(-x, 0): two layers of neurons.
 
-    `handlers={my_leaky: convert.as_leaky(0.1)}`.
+    Args:
+        slope: the slope below 0.
+
+    Returns:
+        A handler, for the right side of `handlers={my_leaky: ...}`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Leaky(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.where(x > 0, x, 0.1 * x)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Leaky(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={Leaky: convert.as_leaky(0.1)})
+        >>> len(snn.neurons)
+        2
     """
 
     def handle(call: Call) -> Ref:
@@ -156,10 +189,28 @@ def as_leaky(slope: float) -> Handler:
 def as_operator(name: str, **constants: Any) -> Handler:
     """Treat a module or function of one tensor as an operator of `speedysnn.operators.OPERATORS`.
 
-    `handlers={MyGate: convert.as_operator("hardsigmoid")}`.
+    Args:
+        name: the operator.
+        constants: its constants, by name.
+
+    Returns:
+        A handler, for the right side of `handlers={MyGate: ...}`.
 
     Raises:
         InputError: no such operator of one input without tensors, or its constants are others.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Gate(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x / 6 + 0.5).clamp(0, 1)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Gate(), nn.Linear(8, 2))
+        >>> own = {Gate: convert.as_operator("hardsigmoid")}
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), allow_hybrid=True, handlers=own)
+        >>> [node.op for node in snn.graph.nodes]
+        ['input', 'linear', 'hardsigmoid', 'neuron', 'linear']
     """
     row = OPERATORS.get(name)
     if row is None or row.arity != 1 or any(not tensor.endswith("?") for tensor in row.tensors):
