@@ -1,7 +1,7 @@
 """What a handler sees of one traced call, and how it adds nodes for it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,25 @@ class Call:
         self.builder.track(name, op, names, attrs or {}, made)
         return Ref(name, made)
 
+    def permuted(self, x: Ref, order: list[int]) -> Ref:
+        """The tensor with its dimensions in another order; one that moves the batch is put off.
+
+        Args:
+            x: the tensor, its own permutation made or put off.
+            order: dimension i of the result is dimension order[i] of `x`.
+
+        Returns:
+            The permuted tensor; without a node where nothing has moved, or where the batch is not first yet.
+        """
+        before = x.order or tuple(range(len(x.shape)))
+        after = tuple(before[d] for d in order)
+        shape = tuple(x.shape[d] for d in order)
+        if after == tuple(range(len(after))):
+            return Ref(x.name, shape)
+        if after[0] != 0:
+            return Ref(x.name, shape, after)
+        return self.emit("permute", (Ref(x.name, self.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
+
     def norm_input(self) -> Ref:
         """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
         L and not along the layer's outputs, so that it must not be folded.
@@ -118,6 +137,20 @@ class Call:
         if self.builder.kept_analog():
             return self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
         return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+
+
+Handler = Callable[[Call], Any]
+"""What turns one call of the source network into nodes: the one contract of every entry of `convert.HANDLERS`.
+
+A handler reads the call's module or arguments, adds nodes with `call.emit` or `call.neuron`, and returns what the call
+returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call gives several. A tensor of the model's
+own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
+with a reason and advice, which the report shows beside the layer's path and its line in the source.
+"""
+
+Key = Any
+"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
+"package.module.name" of a class or function that need not be imported."""
 
 
 def _require_batch_first(ref: Ref) -> None:

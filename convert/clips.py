@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call, neuron_attrs
-from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.call import Call, Handler, Key, neuron_attrs
 from speedysnn.convert.probe import MOST_LEVELS
 from speedysnn.convert.probe import Clip as Clip
 from speedysnn.convert.probe import fit as fit

@@ -13,7 +13,7 @@ joins; where a weight layer feeds this neuron alone an export may add it to that
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import InputError
 from speedysnn.executor import Execution, Value
+from speedysnn.graph import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
@@ -100,7 +101,7 @@ def correct_on(snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str) -> Spik
     with torch.no_grad():
         targets = _analog_means(snn, images)
         for change in kind.split("+"):
-            layers = {name: _Layer(neuron, targets[name], change) for name, neuron in snn.neurons.items()}
+            layers = {name: _Correction(neuron, targets[name], change) for name, neuron in snn.neurons.items()}
             _walk(snn, images, layers)
             passes[change] = {name: layer.record for name, layer in layers.items()}
     snn.provenance["correction"] = {
@@ -118,9 +119,29 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Layer"]) -> None:
+class _Settling(Execution):
+    """A pass in which every layer is corrected when its input arrives, before the next one runs."""
+
+    def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Correction"]) -> None:
+        super().__init__(snn.graph, snn.neurons, snn.tensors, snn.timesteps, wires=snn.wires)
+        self.layers = layers
+
+    def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
+        """Q(z) after the layer's correction."""
+        return self.layers[node.name].settle(lambda: self.neurons[node.name].quantized(drive))
+
+    def _node(self, node: Node, args: list[Value]) -> Value:
+        """Spikes after the layer's correction; the input is needed more than once, so it is never written over."""
+        if node.op != "neuron":
+            return super()._node(node, args)
+        neuron, drive = self.neurons[node.name], args[0]
+        settled = self.layers[node.name].settle(lambda: neuron.spiking(drive.tensor, constant=not drive.dynamic))
+        return Value(settled, True)
+
+
+def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Correction"]) -> None:
     """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
-    run = Execution(snn.graph, cast(Mapping[str, IFNeuron], layers), snn.tensors, snn.timesteps, wires=snn.wires)
+    run = _Settling(snn, layers)
     if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
         run.static(images, "quantized")
     else:
@@ -145,28 +166,25 @@ def channel_means(x: Tensor, channel_dim: int) -> Tensor:
     return x.mean([dim for dim in range(x.ndim) if dim != channel_dim], dtype=torch.float64)
 
 
-class _Layer:
-    """A neuron that corrects itself when its input arrives; all else of it is the neuron."""
+class _Correction:
+    """The correction of one neuron layer: what it should emit on average, what is changed, and what came of it."""
 
     def __init__(self, neuron: IFNeuron, target: Tensor, change: str) -> None:
         self.neuron, self.target, self.change = neuron, target, change
         self.record: dict[str, Any] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.neuron, name)
-
-    def quantized(self, z: Tensor) -> Tensor:
-        """Q(z) after the correction."""
-        return self._settle(lambda: self.neuron.quantized(z))
-
-    def spiking(self, x: Tensor, *, constant: bool = False, inplace: bool = False) -> Tensor:
-        """Spikes after the correction; the input is needed more than once, so it is never written over."""
-        return self._settle(lambda: self.neuron.spiking(x, constant=constant))
-
     def _gap(self, out: Tensor) -> Tensor:
         return channel_means(out, self.neuron.channel_dim) - self.target
 
-    def _settle(self, emit: Callable[[], Tensor]) -> Tensor:
+    def settle(self, emit: Callable[[], Tensor]) -> Tensor:
+        """Correct the neuron for an input.
+
+        Args:
+            emit: what the neuron makes of the input, as it stands.
+
+        Returns:
+            What it makes of the input after the correction.
+        """
         out = emit()
         before, gap = self._value(), self._gap(out)
         self._set(before, gap, torch.ones_like(gap, dtype=torch.bool))

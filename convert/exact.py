@@ -42,7 +42,7 @@ def exact_error(
         source = copy.deepcopy(ann).double()
         with evaluating(source):
             reference = source(*inputs)
-    except Exception:
+    except (RuntimeError, TypeError, ValueError):  # float32 tensors made in forward, a kernel without float64, no copy
         return None
     wide = {
         name: {key: value.double() if value.is_floating_point() else value.clone() for key, value in own.items()}

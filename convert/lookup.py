@@ -8,9 +8,9 @@ import torch
 from torch import fx, nn
 
 from speedysnn.convert.builder import Unsupported
-from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.call import Handler, Key
 
-_INPLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_)
+_INPLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def handler_of(handlers: Mapping[Key, Handler], node: fx.Node, module: nn.Module | None) -> Handler:
@@ -55,4 +55,6 @@ def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
         return node.target.endswith("_")
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
-    return node.target in _INPLACE or bool(node.kwargs.get("inplace", False))
+    name = str(getattr(node.target, "__name__", ""))  # torch.exp_, torch.nn.functional.elu_
+    in_name = name.endswith("_") and not name.endswith("__")
+    return in_name or node.target in _INPLACE or bool(node.kwargs.get("inplace", False))

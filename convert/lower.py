@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from speedysnn.convert.builder import Builder, Ref, Unsupported
-from speedysnn.convert.call import Call
+from speedysnn.convert.call import Call, Handler, Key
 from speedysnn.convert.constants import any_batch, any_ref, plain
 from speedysnn.convert.cost import Cost
 from speedysnn.convert.encode import encode
 from speedysnn.convert.explain import cost_in, explained
+from speedysnn.convert.handlers import HANDLERS
 from speedysnn.convert.lookup import handler_of, is_inplace, word_of
-from speedysnn.convert.ops import HANDLERS, Handler, Key
 from speedysnn.convert.ops.choices import constant
 from speedysnn.convert.record import Shape, has_tensor, record
 from speedysnn.convert.report import Accuracy, Row, Treatment

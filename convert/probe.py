@@ -69,7 +69,7 @@ def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
         try:
             with torch.no_grad():
                 out = copy.deepcopy(module).eval()(ramp.view(shape).to(device, torch.float32))
-        except Exception:
+        except Exception:  # the user's code on values it was not made for: whatever it raises, it is no proven clip
             continue
         if isinstance(out, Tensor) and out.shape == shape:
             return out.detach().to("cpu", torch.float64).reshape(-1)

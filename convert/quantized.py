@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.call import Handler, Key
 from speedysnn.errors import ConversionError
 
 _ROOMS = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic.q", "torchao.", "torch.quantization")

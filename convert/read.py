@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.convert.call import Handler, Key
 from speedysnn.convert.lower import Lowering
-from speedysnn.convert.ops import Handler, Key
 from speedysnn.convert.quantized import refuse_quantized
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import Traced, export, open_batches, trace
@@ -105,7 +105,7 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
         model(*example)
     except SpeedySNNError:
         raise
-    except Exception as err:
+    except Exception as err:  # the user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
         text = str(err).splitlines()[0] if str(err) else repr(err)
         hint = "; if it was exported for one batch size, export it again with dynamic_shapes"

@@ -72,7 +72,7 @@ def record(
         recorder = _Recorder(module)
         try:
             recorder.run(*inputs)
-        except Exception as err:
+        except Exception as err:  # the source network's own calls may raise anything
             text = str(err).splitlines()[0] if str(err) else repr(err)
             shapes = ", ".join(str(tuple(x.shape)) for x in example)
             raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None

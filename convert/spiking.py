@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
+from speedysnn.convert.call import Handler, Key
 from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
 from speedysnn.convert.exact import exact_error, has_staircases
 from speedysnn.convert.full_precision import full_precision
-from speedysnn.convert.ops import Handler, Key
+from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
@@ -42,15 +43,29 @@ def inspect(
         example: an input batch (B, ...), or one for each input.
         allow_hybrid: count operators that need an analog unit as converted.
         keep_analog: layer paths, or modules above them, in which no neuron is placed.
-        handlers: user entries of the operator registry, which win.
+        handlers: handlers of your own, `Key` -> `Handler`; they win over `convert.HANDLERS`.
+
+    Returns:
+        A `Report` with one row a call; `frame` is its table and `complaint()` lists what cannot be converted.
 
     Raises:
         ConversionError: the network cannot be traced, or does not run on the example.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 2))
+        >>> report = convert.inspect(net, torch.rand(2, 4))
+        >>> [(row.path, row.treatment) for row in report.problems]
+        [('3', 'hybrid')]
+        >>> convert.inspect(net, torch.rand(2, 4), allow_hybrid=True).supported
+        True
     """
     require_initialised(ann)
     with evaluating(ann):
         inputs = _inputs(ann, example)
-        known = {**recognised(ann, handlers or {}), **(handlers or {})}
+        known = _known(ann, handlers)
         return read(ann, inputs, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)[2]
 
 
@@ -104,14 +119,31 @@ def to_spiking(
         keep_analog: layer paths, or modules above them, in which no neuron is placed; for early layers above all. List
             the weight layers that they feed too: the input of a layer that is not listed is re-encoded by neurons.
         surrogate: spike derivative for training later.
-        handlers: user entries of the operator registry, which win.
+        handlers: handlers of your own, `Key` -> `Handler`; they win over `convert.HANDLERS`.
         provenance: JSON data to keep with the network.
         progress: show a progress bar.
+
+    Returns:
+        The spiking network; its `provenance` holds the error of the analog reading and how many images were seen.
 
     Raises:
         ConversionError: some operators cannot be converted (all are listed), or the check fails.
         DataError: no calibration data, NaN, or the wrong shape.
         InputError: an option out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(64, 4), timesteps=4)
+        >>> list(snn.neurons)
+        ['1']
+        >>> snn(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
+        >>> snn.provenance["analog_error"] < 1e-5
+        True
     """
     _check_options(granularity, v_init, correct)
     check_rules(threshold)
@@ -120,7 +152,7 @@ def to_spiking(
     first = next(batches)
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     example = [x[:4].to(device) for x in first.inputs]
-    known = {**recognised(ann, handlers or {}), **(handlers or {})}
+    known = _known(ann, handlers)
     with evaluating(ann):
         graph, tensors, report = read(ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
     if graph is None:
@@ -142,6 +174,12 @@ def to_spiking(
         "treatment": report.treatment,
     }
     return snn if correct == "none" else correct_on(snn, kept.inputs(), correct)
+
+
+def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, Handler]:
+    """What is found by no row of the package: the program's own rows, and activations with a learned clip."""
+    given = {**added_handlers(), **(handlers or {})}
+    return {**recognised(ann, given), **given}
 
 
 def _network(

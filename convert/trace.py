@@ -110,7 +110,7 @@ def trace(model: nn.Module, leaves: tuple[type, ...] = (), functions: tuple[Any,
     tracer = _Tracer(leaves, functions)
     try:
         graph = tracer.trace(model)
-    except Exception as err:
+    except Exception as err:  # the user's forward runs on proxies and may raise anything
         where = _user_frame(err)
         raise ConversionError(f"{type(model).__name__} cannot be traced{where}: {first_line(err)}") from None
     return Traced(fx.GraphModule(model, graph), "fx", (2, 3), model)
@@ -131,7 +131,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
             module = _module(program)
-    except Exception as err:
+    except Exception as err:  # of the user's forward and of every part of the compiler
         raise ConversionError(f"torch.export gives up{_user_frame(err)}: {first_line(err)}") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -161,7 +161,7 @@ def open_batches(module: nn.Module, example: Sequence[Tensor]) -> tuple[int, ...
     """Batch sizes that an exported program can be run with: two and three, or the two it was exported with."""
     try:
         module(*(x[torch.arange(3) % x.shape[0]] for x in example))
-    except Exception:
+    except (RuntimeError, AssertionError, ValueError):  # a size or guard that was fixed for the exported batch
         return (2,)
     return (2, 3)
 

@@ -83,22 +83,6 @@ def test_a_checkpoint_in_place_of_a_network(tmp_path):
 # --- torchvision beside a torch it was not built for ---------------------------------------------------------------
 
 
-def test_torchvision_is_retried_with_stand_in_schemas(monkeypatch):
-    attempts = []
-
-    def importing():
-        attempts.append(len(attempts))
-        if len(attempts) == 1:
-            raise RuntimeError("operator torchvision::nms does not exist")
-        return "torchvision"
-
-    monkeypatch.setattr(_torchvision, "_import", importing)
-    monkeypatch.setattr(_torchvision, "_forget", lambda: None)
-    monkeypatch.setattr(_torchvision, "_define_schemas", lambda: attempts.append("defined"))
-    assert _torchvision.import_torchvision() == "torchvision"
-    assert "defined" in attempts
-
-
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
@@ -114,10 +98,10 @@ def test_torchvision_that_does_not_import(monkeypatch, failure, message):
         raise failure
 
     monkeypatch.setattr(_torchvision, "_import", importing)
-    monkeypatch.setattr(_torchvision, "_forget", lambda: None)
-    monkeypatch.setattr(_torchvision, "_define_schemas", lambda: None)
-    with pytest.raises(SourceError, match=message):
-        _torchvision.import_torchvision()
+    loaded = {name for name in sys.modules if name.startswith("torchvision")}
+    with pytest.raises(SourceError, match=f"{message}.*pip install --upgrade torch torchvision"):
+        load_model("torchvision:resnet18")
+    assert loaded <= set(sys.modules), "what was imported before stays imported"
 
 
 def test_weights_that_expect_another_input_are_mentioned(tmp_path) -> None:

@@ -1,16 +1,13 @@
 """Handlers of arithmetic: sums, products and quotients, of two branches or of a branch and a constant."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-
-Handler = Callable[[Call], Any]
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def add(sign: int) -> Handler:
@@ -71,15 +68,12 @@ def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
     return call.emit("scale", (x,), attrs)
 
 
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
+ARITHMETIC_ROWS: dict[Key, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), add(-1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), multiply),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), divide),
     **dict.fromkeys((operator.neg, torch.neg), negate),
-}
-
-METHODS: dict[str, Handler] = {
     **dict.fromkeys(("add", "add_"), add(1)),
     **dict.fromkeys(("sub", "sub_"), add(-1)),
     **dict.fromkeys(("mul", "mul_"), multiply),

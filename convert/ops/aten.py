@@ -1,17 +1,15 @@
 """Handlers of ATen operators, as torch.export leaves them; most share a functional form's handler."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from speedysnn.activations import overloads
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
+from speedysnn.convert.call import Call, Handler, Key
 from speedysnn.convert.ops import arithmetic, attention, choices, indexing, layers, moves, nonlinear, norms, shapes
 from speedysnn.convert.ops import functions as f
-
-Handler = Callable[[Call], Any]
 
 
 def _norm(handler: Handler, *more: str) -> Handler:
@@ -90,7 +88,7 @@ def _same(call: Call) -> Any:
 
 
 # The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
-BY_NAME: dict[str, Handler] = {
+_BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
@@ -104,8 +102,6 @@ BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(layers.adaptive_pool("max"))),
-    **dict.fromkeys(("relu", "relu_"), f.relu),
-    **dict.fromkeys(("relu6", "relu6_"), f.relu6),
     **dict.fromkeys(("hardtanh", "hardtanh_"), f.hardtanh),
     **dict.fromkeys(("clamp", "clamp_"), f.clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), f.clamp_min),
@@ -141,15 +137,6 @@ BY_NAME: dict[str, Handler] = {
     "index_select": moves.index_select,
     "masked_fill": moves.masked_fill,
     "movedim": moves.movedim,
-    **dict.fromkeys(("silu", "silu_"), nonlinear.unary("silu")),
-    **dict.fromkeys(("hardswish", "hardswish_"), nonlinear.unary("hardswish")),
-    **dict.fromkeys(("hardsigmoid", "hardsigmoid_"), nonlinear.unary("hardsigmoid")),
-    **dict.fromkeys(("mish", "mish_"), nonlinear.unary("mish")),
-    **dict.fromkeys(("selu", "selu_"), nonlinear.unary("selu")),
-    **{op: nonlinear.unary(op) for op in ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "square",
-                                          "reciprocal", "erf", "sin", "cos")},
-    "gelu": nonlinear.unary("gelu", ("approximate", "none")),
-    "softplus": nonlinear.unary("softplus", ("beta", 1.0), ("threshold", 20.0)),
     **dict.fromkeys(("softmax", "_softmax"), nonlinear.along("softmax")),
     **dict.fromkeys(("log_softmax", "_log_softmax"), nonlinear.along("log_softmax")),
     "glu": nonlinear.along("glu"),
@@ -181,11 +168,7 @@ BY_NAME: dict[str, Handler] = {
 }  # fmt: skip
 
 
-def aten_handlers() -> Mapping[Any, Handler]:
-    """Handlers keyed by every overload of the packets named above, as an exported graph calls them."""
-    out: dict[Any, Handler] = {}
-    for name, handler in BY_NAME.items():
-        packet = getattr(torch.ops.aten, name, None)
-        for overload in packet.overloads() if packet is not None else ():
-            out[getattr(packet, overload)] = handler
-    return out
+# Keyed by every overload of the packets named above, as an exported graph calls them.
+ATEN_ROWS: dict[Key, Handler] = {
+    overload: handler for name, handler in _BY_NAME.items() for overload in overloads(name)
+}

@@ -2,7 +2,6 @@
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-
-Handler = Callable[[Call], Any]
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def matmul(call: Call) -> Ref:
@@ -124,10 +121,10 @@ def einsum(call: Call) -> Ref:
     return call.emit("einsum", refs, {"equation": equation})
 
 
-MODULES: dict[Any, Handler] = {nn.MultiheadAttention: multihead}
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
+ATTENTION_ROWS: dict[Key, Handler] = {
+    nn.MultiheadAttention: multihead,
     **dict.fromkeys((torch.matmul, torch.bmm, operator.matmul), matmul),
     torch.einsum: einsum,
     F.scaled_dot_product_attention: scaled_dot_product,
+    **dict.fromkeys(("matmul", "bmm"), matmul),
 }
-METHODS: dict[str, Handler] = dict.fromkeys(("matmul", "bmm"), matmul)

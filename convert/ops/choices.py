@@ -1,16 +1,13 @@
 """Handlers of what takes one of several values: maximum, comparison, where; and a constant as a tensor of the graph."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-
-Handler = Callable[[Call], Any]
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def operand(call: Call, value: Any, like: Ref) -> Ref:
@@ -80,7 +77,7 @@ def reduce(op: str) -> Handler:
     return handle
 
 
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
+CHOICE_ROWS: dict[Key, Handler] = {
     torch.maximum: pairwise("maximum"),
     torch.minimum: pairwise("minimum"),
     **{getattr(torch, op): compare(op) for op in ("gt", "ge", "lt", "le")},
@@ -88,9 +85,6 @@ FUNCTIONS: dict[Callable[..., Any], Handler] = {
     torch.where: where,
     **dict.fromkeys((torch.amax, torch.max), reduce("amax")),
     **dict.fromkeys((torch.amin, torch.min), reduce("amin")),
-}
-
-METHODS: dict[str, Handler] = {
     "maximum": pairwise("maximum"),
     "minimum": pairwise("minimum"),
     **{op: compare(op) for op in ("gt", "ge", "lt", "le")},

@@ -1,26 +1,13 @@
-"""The table of functions and tensor methods, and handlers of clamps, ReLU, reductions and interpolation."""
+"""Handlers of functions and tensor methods that clamp, reduce or interpolate."""
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from speedysnn.convert.builder import Ref
-from speedysnn.convert.call import Call
-from speedysnn.convert.ops import indexing, layers, shapes
-from speedysnn.convert.ops.layers import Handler
-
-
-def relu(call: Call) -> Ref:
-    """ReLU as a function or a method."""
-    return call.neuron(call.ref())
-
-
-def relu6(call: Call) -> Ref:
-    """ReLU6 as a function."""
-    return call.neuron(call.ref(), ceiling=6.0)
+from speedysnn.convert.call import Call, Handler, Key
+from speedysnn.convert.ops.layers import as_list
 
 
 def clamp(call: Call) -> Ref:
@@ -67,56 +54,21 @@ def interpolate(call: Call) -> Ref:
         "align_corners": call.number(4, "align_corners"),
     }
     if attrs["size"] is not None:
-        attrs["size"] = layers.as_list(attrs["size"], len(call.ref().shape) - 2)
+        attrs["size"] = as_list(attrs["size"], len(call.ref().shape) - 2)
     if attrs["scale"] is not None:
-        attrs["scale"] = layers.as_list(attrs["scale"], len(call.ref().shape) - 2)
+        attrs["scale"] = as_list(attrs["scale"], len(call.ref().shape) - 2)
     return call.emit("interpolate", (call.ref(),), attrs)
 
 
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), layers.conv),
-    F.linear: layers.linear,
-    F.batch_norm: layers.batch_norm,
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), layers.avg_pool),
-    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), layers.max_pool),
-    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), layers.max_pool),
-    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), layers.adaptive_pool("avg")),
-    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), layers.adaptive_pool("max")),
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_), relu),
-    F.relu6: relu6,
+FUNCTION_ROWS: dict[Key, Handler] = {
     F.hardtanh: hardtanh,
     **dict.fromkeys((torch.clamp, torch.clip), clamp),
     torch.clamp_min: clamp_min,
-    **dict.fromkeys((torch.cat, torch.concat), shapes.cat),
-    torch.stack: shapes.stack,
-    torch.flatten: shapes.flatten,
-    torch.reshape: shapes.reshape,
-    **dict.fromkeys((torch.permute,), shapes.permute),
-    **dict.fromkeys((torch.transpose, torch.swapaxes), shapes.transpose),
-    torch.squeeze: shapes.squeeze,
-    torch.unsqueeze: shapes.unsqueeze,
-    **dict.fromkeys((torch.chunk, torch.split), indexing.split),
-    operator.getitem: indexing.getitem,
-    F.pad: shapes.pad,
     torch.mean: reduce("mean"),
     torch.sum: reduce("sum"),
     F.interpolate: interpolate,
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), shapes.same),
-    **dict.fromkeys((torch.clone, torch.detach), shapes.same),
-}
-
-METHODS: dict[str, Handler] = {
-    **dict.fromkeys(("relu", "relu_"), relu),
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
-    **dict.fromkeys(("view", "reshape", "unflatten"), shapes.reshape),
-    "flatten": shapes.flatten,
-    "permute": shapes.permute,
-    **dict.fromkeys(("transpose", "swapaxes"), shapes.transpose),
-    "squeeze": shapes.squeeze,
-    "unsqueeze": shapes.unsqueeze,
-    **dict.fromkeys(("chunk", "split"), indexing.split),
     "mean": reduce("mean"),
     "sum": reduce("sum"),
-    **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), shapes.same),
 }

@@ -1,13 +1,13 @@
 """Handlers that take parts of a value: indexing, slices, single entries, chunks."""
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-from speedysnn.convert.ops.shapes import permuted
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def getitem(call: Call) -> Any:
@@ -69,7 +69,7 @@ def picked(call: Call, x: Ref, dim: int, index: int) -> Ref:
     slim = call.emit("slice", (Ref(x.name, stored),), {"index": [None] * at + [int(index)]},
                      shape=(*stored[:at], *stored[at + 1 :]))  # fmt: skip
     rest = [d - (d > at) for i, d in enumerate(order) if i != dim]
-    return permuted(call, slim, rest)
+    return call.permuted(slim, rest)
 
 
 def split(call: Call) -> tuple[Ref, ...]:
@@ -82,3 +82,10 @@ def split(call: Call) -> tuple[Ref, ...]:
         out.append(call.emit("slice", (x,), {"index": index}, shape=shape))
         start += shape[dim]
     return tuple(out)
+
+
+INDEXING_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((torch.chunk, torch.split), split),
+    operator.getitem: getitem,
+    **dict.fromkeys(("chunk", "split"), split),
+}

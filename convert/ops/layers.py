@@ -1,12 +1,12 @@
 """Handlers of layers as functions: convolution, linear, batch-norm and pooling."""
 
-from collections.abc import Callable
 from typing import Any
 
-from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
+import torch
+import torch.nn.functional as F
 
-Handler = Callable[[Call], Any]
+from speedysnn.convert.builder import Ref, Unsupported
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def as_list(value: Any, dims: int) -> list[int]:
@@ -95,3 +95,15 @@ def adaptive_pool(kind: str) -> Handler:
         return call.emit(f"adaptive_{kind}_pool{len(x.shape) - 2}d", (x,), {"size": call.number(1, "output_size")})
 
     return handle
+
+
+LAYER_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), conv),
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), avg_pool),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), max_pool),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), adaptive_pool("avg")),
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), adaptive_pool("max")),
+}

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
+from speedysnn.convert.call import Call, Handler, Key
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -102,16 +102,6 @@ def adaptive_max_pool(call: Call) -> Ref:
     return call.emit(f"adaptive_max_pool{len(x.shape) - 2}d", (x,), {"size": _tuple(m.output_size)})
 
 
-def relu(call: Call) -> Ref:
-    """ReLU becomes a neuron."""
-    return call.neuron(call.ref())
-
-
-def relu6(call: Call) -> Ref:
-    """ReLU6 becomes a neuron with the ceiling 6."""
-    return call.neuron(call.ref(), ceiling=6.0)
-
-
 def hardtanh(call: Call) -> Ref:
     """A clamp to a range that holds 0 becomes a neuron, signed where it reaches below 0."""
     m: Any = call.module
@@ -167,7 +157,7 @@ def channel_shuffle(call: Call) -> Ref:
     return call.emit("channel_shuffle", (call.ref(),), {"groups": m.groups})
 
 
-MODULES: dict[type[nn.Module], Any] = {
+MODULE_ROWS: dict[Key, Handler] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), conv),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), conv_transpose),
     nn.Linear: linear,
@@ -176,8 +166,6 @@ MODULES: dict[type[nn.Module], Any] = {
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), max_pool),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), adaptive_avg_pool),
     **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), adaptive_max_pool),
-    nn.ReLU: relu,
-    nn.ReLU6: relu6,
     nn.Hardtanh: hardtanh,
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), same),
     **dict.fromkeys((nn.FeatureAlphaDropout, nn.Identity), same),

@@ -1,16 +1,13 @@
 """Handlers of further shape operators: expand, repeat, roll, flip, select, unbind, index_select, masked_fill."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
+from speedysnn.convert.call import Call, Handler, Key
 from speedysnn.convert.ops.indexing import picked, take
-
-Handler = Callable[[Call], Any]
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
@@ -147,7 +144,7 @@ def masked_fill(call: Call) -> Ref:
     return call.emit("masked_fill", (call.ref(),), {"value": float(value)}, {"mask": mask.to(torch.bool)})
 
 
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
+MOVE_ROWS: dict[Key, Handler] = {
     torch.roll: roll,
     torch.flip: flip,
     torch.select: select,
@@ -158,9 +155,6 @@ FUNCTIONS: dict[Callable[..., Any], Handler] = {
     torch.repeat_interleave: repeat_interleave,
     torch.masked_fill: masked_fill,
     torch.broadcast_to: expand,
-}
-
-METHODS: dict[str, Handler] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "repeat": repeat,
     "roll": roll,

@@ -1,17 +1,17 @@
 """Handlers of activations that are not linear: hybrid operators, and the two-neuron form of leaky rectifiers."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speedysnn.activations import ACTIVATIONS, Activation
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-
-Handler = Callable[[Call], Any]
+from speedysnn.convert.call import Call, Handler, Key
+from speedysnn.errors import InputError
+from speedysnn.operators import OPERATORS
 
 
 def unary(op: str, *constants: tuple[str, Any]) -> Handler:
@@ -91,36 +91,23 @@ def power(call: Call) -> Ref:
     )
 
 
-_PLAIN = {
-    "sigmoid": ((nn.Sigmoid,), (torch.sigmoid, F.sigmoid)),
-    "tanh": ((nn.Tanh,), (torch.tanh, F.tanh)),
-    "silu": ((nn.SiLU,), (F.silu,)),
-    "hardswish": ((nn.Hardswish,), (F.hardswish,)),
-    "hardsigmoid": ((nn.Hardsigmoid,), (F.hardsigmoid,)),
-    "selu": ((nn.SELU,), (F.selu, torch.selu)),
-    "mish": ((nn.Mish,), (F.mish,)),
-    "softsign": ((nn.Softsign,), (F.softsign,)),
-    "logsigmoid": ((nn.LogSigmoid,), (F.logsigmoid,)),
-    "exp": ((), (torch.exp,)),
-    "log": ((), (torch.log,)),
-    "sqrt": ((), (torch.sqrt,)),
-    "rsqrt": ((), (torch.rsqrt,)),
-    "abs": ((), (torch.abs, operator.abs)),
-    "square": ((), (torch.square,)),
-    "reciprocal": ((), (torch.reciprocal,)),
-    "erf": ((), (torch.erf,)),
-    "sin": ((), (torch.sin,)),
-    "cos": ((), (torch.cos,)),
-}  # fmt: skip
+def activation(row: Activation) -> Handler:
+    """The handler of an activation: a layer of neurons, or its operator with the row's constants."""
 
-MODULES: dict[Any, Handler] = {
-    **{kind: unary(op) for op, (kinds, _) in _PLAIN.items() for kind in kinds},
-    nn.GELU: unary("gelu", ("approximate", "none")),
-    nn.ELU: unary("elu", ("alpha", 1.0)),
-    nn.CELU: unary("celu", ("alpha", 1.0)),
-    nn.Softplus: unary("softplus", ("beta", 1.0), ("threshold", 20.0)),
-    nn.Hardshrink: unary("hardshrink", ("lambd", 0.5)),
-    nn.Softshrink: unary("softshrink", ("lambd", 0.5)),
+    def handle(call: Call) -> Ref:
+        if row.behaviour == "neuron":
+            return call.neuron(call.ref(), ceiling=row.ceiling, floor=row.floor)
+        return constants(call)
+
+    constants = unary(row.name, *row.constants.items())
+    return handle
+
+
+ACTIVATION_ROWS: dict[Key, Handler] = {
+    key: handler for row in ACTIVATIONS for handler in [activation(row)] for key in row.calls()
+}
+
+NONLINEAR_ROWS: dict[Key, Handler] = {
     nn.Softmax: along("softmax"),
     nn.LogSoftmax: along("log_softmax"),
     nn.Softmax2d: softmax2d,
@@ -128,16 +115,6 @@ MODULES: dict[Any, Handler] = {
     **dict.fromkeys((nn.LeakyReLU, nn.RReLU), leaky),
     nn.PReLU: prelu,
     nn.LocalResponseNorm: unary("local_response_norm", ("size", 1), ("alpha", 1e-4), ("beta", 0.75), ("k", 1.0)),
-}
-
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
-    **{function: unary(op) for op, (_, functions) in _PLAIN.items() for function in functions},
-    F.gelu: unary("gelu", ("approximate", "none")),
-    **dict.fromkeys((F.elu, F.elu_), unary("elu", ("alpha", 1.0))),
-    **dict.fromkeys((F.celu, torch.celu), unary("celu", ("alpha", 1.0))),
-    F.softplus: unary("softplus", ("beta", 1.0), ("threshold", 20.0)),
-    F.hardshrink: unary("hardshrink", ("lambd", 0.5)),
-    F.softshrink: unary("softshrink", ("lambd", 0.5)),
     **dict.fromkeys((F.softmax, torch.softmax), along("softmax")),
     **dict.fromkeys((F.log_softmax, torch.log_softmax), along("log_softmax")),
     F.glu: along("glu"),
@@ -146,13 +123,102 @@ FUNCTIONS: dict[Callable[..., Any], Handler] = {
     **dict.fromkeys((F.prelu, torch.prelu), prelu),
     F.local_response_norm: unary("local_response_norm", ("size", 1), ("alpha", 1e-4), ("beta", 0.75), ("k", 1.0)),
     **dict.fromkeys((operator.pow, torch.pow), power),
-}
-
-METHODS: dict[str, Handler] = {
-    **{op: unary(op) for op in _PLAIN},
-    "sigmoid_": unary("sigmoid"),
-    "tanh_": unary("tanh"),
     "softmax": along("softmax"),
     "log_softmax": along("log_softmax"),
     "pow": power,
 }
+
+
+def as_neuron(floor: float | None = 0.0, ceiling: float | None = None) -> Handler:
+    """Treat a module or function of one tensor as min(max(x, floor), ceiling): integrate-and-fire neurons.
+
+    Args:
+        floor: smallest value; below 0, or None for no limit, gives signed spikes.
+        ceiling: largest value, None for no limit.
+
+    Returns:
+        A handler, for the right side of `handlers={MyActivation: ...}`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class UpToOne(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.minimum(x.relu(), torch.ones(()))
+        >>> net = nn.Sequential(nn.Linear(4, 8), UpToOne(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={UpToOne: convert.as_neuron(ceiling=1.0)})
+        >>> snn.neurons["1"].ceiling
+        1.0
+    """
+
+    def handle(call: Call) -> Ref:
+        return call.neuron(call.ref(), ceiling=ceiling, floor=floor)
+
+    return handle
+
+
+def as_leaky(slope: float) -> Handler:
+    """Treat a module or function of one tensor as max(x, 0) - slope max(-x, 0): two layers of neurons.
+
+    Args:
+        slope: the slope below 0.
+
+    Returns:
+        A handler, for the right side of `handlers={my_leaky: ...}`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Leaky(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.where(x > 0, x, 0.1 * x)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Leaky(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={Leaky: convert.as_leaky(0.1)})
+        >>> len(snn.neurons)
+        2
+    """
+
+    def handle(call: Call) -> Ref:
+        return two_neurons(call, slope)
+
+    return handle
+
+
+def as_operator(name: str, **constants: Any) -> Handler:
+    """Treat a module or function of one tensor as an operator of `speedysnn.operators.OPERATORS`.
+
+    Args:
+        name: the operator.
+        constants: its constants, by name.
+
+    Returns:
+        A handler, for the right side of `handlers={MyGate: ...}`.
+
+    Raises:
+        InputError: no such operator of one input without tensors, or its constants are others.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Gate(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x / 6 + 0.5).clamp(0, 1)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Gate(), nn.Linear(8, 2))
+        >>> own = {Gate: convert.as_operator("hardsigmoid")}
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), allow_hybrid=True, handlers=own)
+        >>> [node.op for node in snn.graph.nodes]
+        ['input', 'linear', 'hardsigmoid', 'neuron', 'linear']
+    """
+    row = OPERATORS.get(name)
+    if row is None or row.arity != 1 or any(not tensor.endswith("?") for tensor in row.tensors):
+        raise InputError(f"as_operator: expected an operator of one input and no tensors, got {name!r}")
+    if set(constants) != set(row.attrs):
+        raise InputError(f"as_operator({name!r}): expected the constants {row.attrs}, got {tuple(constants)}")
+
+    def handle(call: Call) -> Ref:
+        return call.emit(name, (call.ref(),), constants)
+
+    return handle

@@ -1,6 +1,5 @@
 """Handlers of norms: layer-norm and its kin, which need an analog unit, and vector norms."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,9 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
-
-Handler = Callable[[Call], Any]
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def layer_norm(call: Call) -> Ref:
@@ -74,14 +71,11 @@ def normalize(call: Call) -> Ref:
     return call.emit("div", (x, floor))
 
 
-MODULES: dict[Any, Handler] = {
+NORM_ROWS: dict[Key, Handler] = {
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
     nn.GroupNorm: group_norm,
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), instance_norm),
-}
-
-FUNCTIONS: dict[Callable[..., Any], Handler] = {
     **dict.fromkeys((F.layer_norm, torch.layer_norm), layer_norm),
     **dict.fromkeys((F.rms_norm, torch.rms_norm), rms_norm),
     **dict.fromkeys((F.group_norm,), group_norm),

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call
+from speedysnn.convert.call import Call, Handler, Key
 
 
 def reshape(call: Call) -> Ref:
@@ -55,19 +57,7 @@ def permute(call: Call) -> Ref:
     if not isinstance(x, Ref):
         return call.ref()
     dims = call.args[1] if isinstance(call.get(1, "dims"), list | tuple) else call.args[1:]
-    return permuted(call, x, [int(d) % len(x.shape) for d in (dims or call.kwargs["dims"])])
-
-
-def permuted(call: Call, x: Ref, order: list[int]) -> Ref:
-    """The tensor with its dimensions in another order."""
-    before = x.order or tuple(range(len(x.shape)))
-    after = tuple(before[d] for d in order)
-    shape = tuple(x.shape[d] for d in order)
-    if after == tuple(range(len(after))):
-        return Ref(x.name, shape)
-    if after[0] != 0:
-        return Ref(x.name, shape, after)
-    return call.emit("permute", (Ref(x.name, call.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
+    return call.permuted(x, [int(d) % len(x.shape) for d in (dims or call.kwargs["dims"])])
 
 
 def transpose(call: Call) -> Ref:
@@ -78,7 +68,7 @@ def transpose(call: Call) -> Ref:
     order = list(range(len(x.shape)))
     first, second = (int(call.number(i, f"dim{i - 1}")) % len(order) for i in (1, 2))
     order[first], order[second] = second, first
-    return permuted(call, x, order)
+    return call.permuted(x, order)
 
 
 def squeeze(call: Call) -> Ref:
@@ -127,3 +117,26 @@ def same(call: Call) -> Any:
     if isinstance(value, Tensor):
         return value
     return call.ref()
+
+
+SHAPE_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((torch.cat, torch.concat), cat),
+    torch.stack: stack,
+    torch.flatten: flatten,
+    torch.reshape: reshape,
+    **dict.fromkeys((torch.permute,), permute),
+    **dict.fromkeys((torch.transpose, torch.swapaxes), transpose),
+    torch.squeeze: squeeze,
+    torch.unsqueeze: unsqueeze,
+    F.pad: pad,
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), same),
+    **dict.fromkeys((torch.clone, torch.detach), same),
+    **dict.fromkeys(("view", "reshape", "unflatten"), reshape),
+    "flatten": flatten,
+    "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes"), transpose),
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), same),
+    "torchvision.ops.stochastic_depth.stochastic_depth": same,  # by name: torchvision need not be imported
+}

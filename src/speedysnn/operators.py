@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speedysnn.activations import ACTIVATIONS, Activation
 from speedysnn.errors import ArtifactError
-from speedysnn.nonlinear import NONLINEAR
 
 Attrs = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
@@ -139,12 +139,92 @@ def _take(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
     return taken.reshape(*x[0].shape[:dim], *index.shape, *x[0].shape[dim + 1 :])
 
 
-_HOMOGENEOUS = ("abs", "amax", "amin", "maximum", "minimum", "vector_norm")
+def _unary(function: Callable[..., Tensor], *names: str) -> Run:
+    """A function of one tensor and of the constants of these names."""
+
+    def run(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
+        return function(x[0], *(a[name] for name in names))
+
+    return run
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
+    def run(x: Sequence[Tensor], _: Attrs, __: Tensors) -> Tensor:
+        return function(x[0], x[1])
+
+    return run
+
+
+def _compare(function: Callable[[Tensor, Any], Tensor]) -> Run:
+    """One number `value` against the input; 1 where it holds."""
+
+    def run(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
+        return function(x[0], a["value"]).to(x[0].dtype)
+
+    return run
+
+
+def _layer_norm(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
+    return F.layer_norm(x[0], a["shape"], w.get("weight"), w.get("bias"), a["eps"])
+
+
+def _rms_norm(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
+    return F.rms_norm(x[0], a["shape"], w.get("weight"), a["eps"])
+
+
+def _group_norm(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
+    return F.group_norm(x[0], a["groups"], w.get("weight"), w.get("bias"), a["eps"])
+
+
+def _instance_norm(x: Sequence[Tensor], a: Attrs, w: Tensors) -> Tensor:
+    return F.instance_norm(x[0], weight=w.get("weight"), bias=w.get("bias"), eps=a["eps"])
+
+
+def _vector_norm(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
+    out: Tensor = torch.linalg.vector_norm(x[0], a["p"], a["dim"], a["keepdim"])
+    return out
+
+
+def _variance(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
+    return torch.var(x[0], a["dim"], correction=a["correction"], keepdim=a["keepdim"])
+
+
+def _where(x: Sequence[Tensor], _: Attrs, __: Tensors) -> Tensor:
+    return torch.where(x[0] > 0.5, x[1], x[2])
+
+
+_HOMOGENEOUS = ("abs",)  # activations with g(c x) = c g(x)
+_LRN = ("size", "alpha", "beta", "k")
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _AVG = ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _MAX = ("kernel", "stride", "padding", "dilation", "ceil_mode")
 _WEIGHTS = ("weight", "bias?")
+
+
+def _activation(row: Activation) -> Operator:
+    attrs = tuple(row.constants)
+    return Operator(
+        _unary(row.formula, *attrs),
+        "rate",
+        attrs=attrs,
+        homogeneous=row.name in _HOMOGENEOUS,
+        hybrid=True,
+        sign=row.sign,
+    )
+
+
+def _analog(
+    run: Run,
+    attrs: tuple[str, ...] = (),
+    tensors: tuple[str, ...] = (),
+    arity: int = 1,
+    sign: str = "any",
+    homogeneous: bool = False,
+) -> Operator:
+    """A rate operator that needs an analog unit."""
+    return Operator(run, "rate", tensors, attrs, arity, homogeneous, hybrid=True, sign=sign)
+
 
 OPERATORS: dict[str, Operator] = {
     "conv1d": Operator(_conv(F.conv1d), tensors=_WEIGHTS, attrs=_CONV, weighted=True),
@@ -213,8 +293,30 @@ OPERATORS: dict[str, Operator] = {
         attrs=("kernel", "dilation", "padding", "stride"),
         sign="keeps",
     ),
-    **{
-        name: Operator(run, "rate", tensors, attrs, arity, name in _HOMOGENEOUS, hybrid=True, sign=sign)
-        for name, (run, attrs, tensors, arity, sign) in NONLINEAR.items()
-    },
+    **{row.name: _activation(row) for row in ACTIVATIONS if row.behaviour == "rate"},
+    "clamp": _analog(_unary(torch.clamp, "min", "max"), ("min", "max")),
+    "pow": _analog(_unary(torch.pow, "exponent"), ("exponent",)),
+    "softmax": _analog(_unary(torch.softmax, "dim"), ("dim",), sign="positive"),
+    "log_softmax": _analog(_unary(torch.log_softmax, "dim"), ("dim",)),
+    "glu": _analog(_unary(F.glu, "dim"), ("dim",)),
+    "amax": _analog(_unary(torch.amax, "dim", "keepdim"), ("dim", "keepdim"), sign="keeps", homogeneous=True),
+    "amin": _analog(_unary(torch.amin, "dim", "keepdim"), ("dim", "keepdim"), sign="keeps", homogeneous=True),
+    "vector_norm": _analog(_vector_norm, ("p", "dim", "keepdim"), sign="positive", homogeneous=True),
+    "var": _analog(_variance, ("dim", "correction", "keepdim"), sign="positive"),
+    "layer_norm": _analog(_layer_norm, ("shape", "eps"), ("weight?", "bias?")),
+    "rms_norm": _analog(_rms_norm, ("shape", "eps"), ("weight?",)),
+    "group_norm": _analog(_group_norm, ("groups", "eps"), ("weight?", "bias?")),
+    "instance_norm": _analog(_instance_norm, ("eps",), ("weight?", "bias?")),
+    "local_response_norm": _analog(_unary(F.local_response_norm, *_LRN), _LRN, sign="keeps"),
+    "mul": _analog(_binary(torch.mul), arity=2, sign="keeps"),
+    "div": _analog(_binary(torch.div), arity=2, sign="keeps"),
+    "matmul": _analog(_binary(torch.matmul), arity=2, sign="keeps"),
+    "einsum": _analog(lambda x, a, w: torch.einsum(a["equation"], *x), ("equation",), arity=2, sign="keeps"),
+    "maximum": _analog(_binary(torch.maximum), arity=2, sign="keeps", homogeneous=True),
+    "minimum": _analog(_binary(torch.minimum), arity=2, sign="keeps", homogeneous=True),
+    "gt": _analog(_compare(torch.gt), ("value",), sign="positive"),
+    "ge": _analog(_compare(torch.ge), ("value",), sign="positive"),
+    "lt": _analog(_compare(torch.lt), ("value",), sign="positive"),
+    "le": _analog(_compare(torch.le), ("value",), sign="positive"),
+    "where": _analog(_where, arity=3),
 }

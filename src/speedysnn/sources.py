@@ -42,9 +42,18 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
         checkpoint: a file of weights, see `read_checkpoint`.
         num_classes: outputs of the last layer, where the network can be asked for them.
 
+    Returns:
+        A `Source`: the network as `model`, and where it and its weights came from.
+
     Raises:
         InputError: the text names no kind of source, or num_classes is below 1.
         SourceError: the network cannot be built, or the checkpoint cannot be read or does not fit.
+
+    Example:
+        >>> from speedysnn.sources import load_model
+        >>> source = load_model("torchvision:resnet18", num_classes=10)
+        >>> source.model.fc.out_features
+        10
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, not {num_classes}")

@@ -14,12 +14,20 @@ from speedysnn._files import ODD, checksum, expanded, require_file, start_of
 from speedysnn.errors import SourceError
 from speedysnn.programs.onnx_batch import require_batches
 from speedysnn.programs.onnx_file import checked, read, require_known
-from speedysnn.programs.onnx_functions import OPERATORS
+from speedysnn.programs.onnx_functions import FUNCTIONS
 from speedysnn.programs.onnx_inference import with_shapes
+from speedysnn.programs.onnx_layers import LAYERS
 from speedysnn.programs.onnx_names import scoped
-from speedysnn.programs.onnx_node import Node, Unsupported
+from speedysnn.programs.onnx_node import Node, Row, Unsupported
+from speedysnn.programs.onnx_parts import PARTS
+from speedysnn.programs.onnx_shapes import SHAPES
+from speedysnn.programs.onnx_sizes import SIZES
 
-__all__ = ["load_onnx"]
+__all__ = ["OPERATORS", "load_onnx"]
+
+# One row an ONNX operator: what reads it. A program may add rows of its own; activations have theirs in
+# `speedysnn.activations`.
+OPERATORS: dict[str, Row] = {**FUNCTIONS, **LAYERS, **PARTS, **SHAPES, **SIZES}
 
 _OLDEST = 9  # opset from which the operators mean what they mean here
 _AGAIN = "export it again, in evaluation mode, with a newer opset"
@@ -38,7 +46,7 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < _OLDEST:
         raise SourceError(f"network {file} has opset {opset}, expected {_OLDEST} or newer; {_AGAIN}")
-    require_known(file, model)
+    require_known(file, model, OPERATORS)
     model = read(file, lambda _: with_shapes(model))
     try:
         module = _Reader(file, model.graph, opset).module()

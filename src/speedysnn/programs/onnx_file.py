@@ -1,14 +1,13 @@
-"""An ONNX file opened: checked by the package onnx, of known operators, or a message that says what is wrong."""
+"""An ONNX file opened: checked by the package onnx, or a message that says what is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 from speedysnn._files import DOWNLOAD
 from speedysnn.errors import SourceError
-from speedysnn.programs.onnx_functions import OPERATORS
 
 
 def read(file: Path, how: Callable[[Path], Any]) -> Any:
@@ -34,12 +33,21 @@ def checked(file: Path) -> Any:
     return model
 
 
-def require_known(file: Path, model: Any) -> None:
-    """Refuse operators that have no row in `OPERATORS`."""
+def require_known(file: Path, model: Any, known: Container[str]) -> None:
+    """Refuse operators that are not known.
+
+    Args:
+        file: named in the message.
+        model: the opened model.
+        known: the names of the operators that are read.
+
+    Raises:
+        SourceError: there are others; names them all.
+    """
     unknown = {
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         for node in model.graph.node
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS
+        if node.domain not in ("", "ai.onnx") or node.op_type not in known
     }
     if unknown:
         hint = "; give the network before it was quantized" if any("Quantize" in name for name in unknown) else ""

@@ -1,4 +1,4 @@
-"""ONNX operators: op type -> the torch module or function it is; arithmetic and activations are here."""
+"""ONNX operators of arithmetic and activations: op type -> the torch module or function it is."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.programs.onnx_layers import LAYERS
-from speedysnn.programs.onnx_node import Node, Numbers, Unsupported
-from speedysnn.programs.onnx_parts import PARTS
-from speedysnn.programs.onnx_shapes import SHAPES
-from speedysnn.programs.onnx_sizes import SIZES, arithmetic
+from speedysnn.activations import ACTIVATIONS, Activation
+from speedysnn.programs.onnx_node import Node, Numbers, Row, Unsupported
+from speedysnn.programs.onnx_sizes import arithmetic
 
-__all__ = ["OPERATORS"]
-
-Row = Callable[[Node], Any]
+__all__ = ["FUNCTIONS"]
 
 
 def clip(node: Node) -> Any:
@@ -59,14 +55,9 @@ def prelu(node: Node) -> Any:
     return node.layer(module)
 
 
-def unary(function: Callable[..., Any], **attributes: tuple[str, float]) -> Row:
-    """A function of one tensor; attributes: its keyword -> (ONNX name, default)."""
-
-    def row(node: Node) -> Any:
-        kwargs = {key: float(node.attribute(name, default)) for key, (name, default) in attributes.items()}
-        return node.apply(function, node.input(0), **kwargs)
-
-    return row
+def unary(function: Callable[..., Any]) -> Row:
+    """A function of one tensor without constants."""
+    return lambda node: node.apply(function, node.input(0))
 
 
 def layer(module: Callable[[Node], nn.Module]) -> Row:
@@ -143,24 +134,21 @@ def _clipped_line(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.clamp(x * alpha + beta, 0.0, 1.0)
 
 
-def _gelu(node: Node) -> Any:
-    return node.layer(nn.GELU(approximate=node.attribute("approximate", "none")))
+def activation(row: Activation) -> Row:
+    """The row of an activation: its module with the node's constants, or its function where it has no module."""
+    kind: Any = row.module
+    if kind is None:
+        return unary(row.formula)
+    constants = row.onnx_constants.items()
+    return layer(lambda node: kind(**{name: node.attribute(name, default) for name, default in constants}))
 
 
-# One row an ONNX operator.
-OPERATORS: dict[str, Row] = {
-    **LAYERS,
-    "Relu": layer(lambda _: nn.ReLU()),
+FUNCTIONS: dict[str, Row] = {
+    **{row.onnx: activation(row) for row in ACTIVATIONS if row.onnx},
     "LeakyRelu": layer(lambda n: nn.LeakyReLU(n.attribute("alpha", 0.01))), "PRelu": prelu, "Clip": clip,
-    "Elu": layer(lambda n: nn.ELU(n.attribute("alpha", 1.0))),
-    "Celu": layer(lambda n: nn.CELU(n.attribute("alpha", 1.0))),
-    "Sigmoid": layer(lambda _: nn.Sigmoid()), "Tanh": layer(lambda _: nn.Tanh()), "HardSigmoid": _hard_sigmoid,
-    "HardSwish": layer(lambda _: nn.Hardswish()), "Softplus": layer(lambda _: nn.Softplus()),
-    "Softsign": layer(lambda _: nn.Softsign()), "Mish": layer(lambda _: nn.Mish()), "Gelu": _gelu,
+    "HardSigmoid": _hard_sigmoid,  # its slope is an attribute that torch's has not
     "Softmax": softmax(F.softmax), "LogSoftmax": softmax(F.log_softmax),
-    "Erf": unary(torch.erf), "Sqrt": unary(torch.sqrt), "Exp": unary(torch.exp), "Log": unary(torch.log),
-    "Abs": unary(torch.abs), "Neg": unary(torch.neg), "Reciprocal": unary(torch.reciprocal), "Sin": unary(torch.sin),
-    "Cos": unary(torch.cos),
+    "Neg": unary(torch.neg),
     "Add": binary(torch.add, operator.add), "Sub": binary(torch.sub, operator.sub),
     "Mul": binary(torch.mul, operator.mul), "Div": binary(torch.div, operator.floordiv),
     "Pow": binary(torch.pow, operator.pow), "Sum": total,
@@ -169,7 +157,4 @@ OPERATORS: dict[str, Row] = {
     "Max": extreme(torch.maximum, "min"), "Min": extreme(torch.minimum, "max"),
     "ReduceMean": reduce(torch.mean), "ReduceSum": reduce(torch.sum), "ReduceMax": reduce(torch.amax),
     "ReduceMin": reduce(torch.amin), "ReduceL2": reduce(_l2),
-    **PARTS,
-    **SHAPES,
-    **SIZES,
 }  # fmt: skip

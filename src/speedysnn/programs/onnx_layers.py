@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.programs.onnx_node import Node, Unsupported
+from speedysnn.programs.onnx_node import Node, Row, Unsupported
 
 __all__ = ["LAYERS"]
-
-Row = Callable[[Node], Any]
 
 
 def _pads(node: Node, dims: int) -> tuple[Any, list[int]]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-if TYPE_CHECKING:
-    from speedysnn.programs.onnx import _Reader
-
-__all__ = ["Function", "Node", "Numbers", "Unsupported"]
+__all__ = ["Function", "Node", "Numbers", "Reader", "Row", "Unsupported"]
 
 _LARGEST = 2**24  # elements of a constant that is computed while reading
 
@@ -63,10 +60,42 @@ def _flat(template: Sequence[Any], prefix: str = "constant") -> list[tuple[str, 
     return out
 
 
+class Reader(Protocol):
+    """What a node needs of the reader of its file.
+
+    Attributes:
+        opset: version of the operators.
+        graph: the graph that is built.
+        scope: what each ONNX name stands for: a graph node, a tensor, numbers, or None.
+        batch: the batch size where the file fixes it.
+    """
+
+    opset: int
+    graph: fx.Graph
+    scope: dict[str, Any]
+    batch: int | None
+
+    def call(self, path: str, module: nn.Module, inputs: Sequence[Any]) -> fx.Node:
+        """Set a module into the tree and call it; returns the call."""
+        ...
+
+    def path(self, node: Any, *, layer: bool) -> str:
+        """The path at which a node's module stands."""
+        ...
+
+    def shape(self, name: str) -> list[int | None] | None:
+        """The sizes of a value as far as they are known, None where not even its rank is."""
+        ...
+
+    def batch_size(self) -> fx.Node:
+        """The number of samples, as a number in the graph."""
+        ...
+
+
 class Node:
     """What a row of the operator table sees of one ONNX node."""
 
-    def __init__(self, proto: Any, reader: _Reader) -> None:
+    def __init__(self, proto: Any, reader: Reader) -> None:
         self.proto, self.reader, self.opset = proto, reader, reader.opset
         self.inputs = [reader.scope[name] for name in proto.input]
         self._attributes = {entry.name: entry for entry in proto.attribute}
@@ -143,6 +172,11 @@ class Node:
         if isinstance(value, Tensor) and value.numel() > _LARGEST:
             raise Unsupported(f"a constant of {value.numel()} elements")
         return value
+
+
+Row = Callable[[Node], Any]
+"""What reads one ONNX operator: it gives the call in the new graph, a tensor or `Numbers` computed at once, or a tuple
+of those where the node has several outputs. It raises `Unsupported` for a form that is not read."""
 
 
 def _plain(value: Any) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speedysnn.programs.onnx_node import Node, Numbers, Unsupported
+from speedysnn.programs.onnx_node import Node, Numbers, Row, Unsupported
 
 __all__ = ["PARTS"]
 
@@ -88,4 +87,4 @@ def _item(values: Any, position: int) -> Any:
     return values[position]
 
 
-PARTS: dict[str, Callable[[Node], Any]] = {"Gather": gather, "Concat": concat, "Slice": slices, "Split": split}
+PARTS: dict[str, Row] = {"Gather": gather, "Concat": concat, "Slice": slices, "Split": split}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.programs.onnx_node import Node, Numbers, Unsupported
+from speedysnn.programs.onnx_node import Node, Numbers, Row, Unsupported
 
 __all__ = ["SHAPES"]
 
@@ -128,7 +127,7 @@ def same(node: Node) -> Any:
     return node.input(0)
 
 
-SHAPES: dict[str, Callable[[Node], Any]] = {
+SHAPES: dict[str, Row] = {
     "Unsqueeze": unsqueeze, "Squeeze": squeeze, "Reshape": reshape, "Flatten": flatten, "Pad": pad,
     "Transpose": transpose, "Expand": expand, "Resize": resize, "Upsample": resize, "Identity": same, "Dropout": same,
 }  # fmt: skip

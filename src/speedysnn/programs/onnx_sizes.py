@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from speedysnn.programs.onnx_node import Node, Numbers, Unsupported
+from speedysnn.programs.onnx_node import Node, Numbers, Row, Unsupported
 
 __all__ = ["SIZES", "arithmetic"]
 
@@ -103,7 +103,7 @@ def cast(node: Node) -> Any:
     raise Unsupported("it turns activations into whole numbers")
 
 
-SIZES: dict[str, Callable[[Node], Any]] = {
+SIZES: dict[str, Row] = {
     "Shape": shape, "Constant": constant, "ConstantOfShape": constant_of_shape, "Equal": equal, "Where": where,
     "Cast": cast,
 }  # fmt: skip

@@ -1,0 +1,49 @@
+"""The table of handlers: what is called in the source network -> the handler that turns the call into nodes.
+
+There is one table for modules, functions, methods and ATen overloads, and one contract, `Handler`. The rows stand
+beside the code that handles them, at the end of each file of `convert/ops`. A program adds rows of its own without a
+change here: `convert.HANDLERS[key] = handler` for every conversion, or `to_spiking(..., handlers={key: handler})` for
+one. The latter win over the former, and both over what stands here.
+"""
+
+from speedysnn.convert.call import Handler, Key
+from speedysnn.convert.ops.arithmetic import ARITHMETIC_ROWS
+from speedysnn.convert.ops.aten import ATEN_ROWS
+from speedysnn.convert.ops.attention import ATTENTION_ROWS
+from speedysnn.convert.ops.choices import CHOICE_ROWS
+from speedysnn.convert.ops.functions import FUNCTION_ROWS
+from speedysnn.convert.ops.indexing import INDEXING_ROWS
+from speedysnn.convert.ops.layers import LAYER_ROWS
+from speedysnn.convert.ops.modules import MODULE_ROWS
+from speedysnn.convert.ops.moves import MOVE_ROWS
+from speedysnn.convert.ops.nonlinear import ACTIVATION_ROWS, NONLINEAR_ROWS
+from speedysnn.convert.ops.norms import NORM_ROWS
+from speedysnn.convert.ops.shapes import SHAPE_ROWS
+
+HANDLERS: dict[Key, Handler] = {
+    **ACTIVATION_ROWS,
+    **NONLINEAR_ROWS,
+    **MODULE_ROWS,
+    **LAYER_ROWS,
+    **NORM_ROWS,
+    **FUNCTION_ROWS,
+    **ARITHMETIC_ROWS,
+    **ATTENTION_ROWS,
+    **CHOICE_ROWS,
+    **SHAPE_ROWS,
+    **MOVE_ROWS,
+    **INDEXING_ROWS,
+    **ATEN_ROWS,
+}
+
+_SHIPPED = dict(HANDLERS)
+
+
+def added_handlers() -> dict[Key, Handler]:
+    """The rows that a program has put into `HANDLERS`.
+
+    Returns:
+        Key -> handler of the rows that are new or stand in the place of one of the package's own. The tracer does not
+        look into the modules and functions among them.
+    """
+    return {key: handler for key, handler in HANDLERS.items() if _SHIPPED.get(key) is not handler}
