@@ -85,7 +85,7 @@ class PrecisionSums:
             self.labelled += len(right)
             self.correct += int((right == labels.to(right.device)).sum())
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, Any]:
         """Both as fractions.
 
         Returns:
@@ -128,7 +128,7 @@ def evaluate(
     with torch.no_grad():
         for batch in track(passes(snn, data, pass_size(snn), limit=limit), "evaluating", enabled=progress):
             score(snn, reference.analog(batch.inputs), batch, sums, reduced)
-    lost = {} if reduced is None else reduced.figures()
+    lost: dict[str, Any] = {} if reduced is None else reduced.figures()
     return Evaluation(reference=reference.outputs, precision=precision, **settings(snn), **sums.figures(), **lost)
 
 

@@ -160,7 +160,7 @@ def with_old_names(cls: type[Settings]) -> type[Settings]:
             given[new] = given.pop(old)
         plain(self, *args, **given)
 
-    cls.__init__ = init  # type: ignore[method-assign]
+    setattr(cls, "__init__", init)  # noqa: B010 - the checker keeps the typed signature
     return cls
 
 

@@ -72,7 +72,7 @@ MISTAKES = {
     "stage without epochs": (f"{FINETUNE} --stage spiking", "KIND:EPOCHS"),
     "budget of zero": (f"{FINETUNE} --budget 0", "budget"),
     "unknown precision": (f"{FINETUNE} --precision half", "float32, bfloat16"),
-    "unknown rule": (f"{FINETUNE} --threshold-rule magic", "surrogate, step, mixed"),
+    "unknown rule": (f"{FINETUNE} --threshold-gradient magic", "surrogate, step, mixed"),
     "T 0 of finetune": (f"{FINETUNE} -T 0", "at least 1"),
     "delay below 0": (f"{CONVERT} --delay -1", "--delay"),
     "delay a word": (f"{CONVERT} --delay x", "--delay"),

@@ -180,7 +180,7 @@ def test_analyze_within_memory_and_with_finalists(there, capfd):
 
 def test_finetune_in_stages_with_a_budget(there, capfd):
     line = words("finetune net.snn -d digits --limit 64 --stage blockwise:0 --stage quantized:1,T=4 --stage spiking:1 "
-                 "--budget 0.4 --budget-of synops --membrane 0.1 --more-data digits --threshold-rule mixed --log log "
+                 "--budget 0.4 --budget-of synops --membrane 0.1 --more-data digits --threshold-gradient mixed --log log "
                  "--augment trivial --patience 3 -o staged.snn --json -")  # fmt: skip
     assert run(line) == 0
     said = strict(capfd.readouterr().out)
