@@ -92,9 +92,8 @@ class ActivationHistogram:
     def _cells_of(self, flat: Tensor) -> Tensor:
         """The cells of `counts`, row after row, that positive values (C, M) belong to; of others anything."""
         offset = (self.top - (BINS - 1) - 1).to(torch.int32)
-        index = ((flat.view(torch.int32) >> _SHIFT) - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
-        first = torch.arange(self.channels)[:, None] * BINS
-        return first.add(index)
+        index: Tensor = ((flat.view(torch.int32) >> _SHIFT) - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
+        return index.add(torch.arange(self.channels)[:, None] * BINS)
 
     def by_gradient(self) -> "ActivationHistogram | None":
         """The same bins with the sums of squared gradients for counts; None where these were not collected."""

@@ -94,7 +94,8 @@ def export(
         >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=4)
         >>> file = export.export(snn, Path(tempfile.mkdtemp()) / "net.pt2", to="pt2", verify="torch")
-        >>> torch.export.load(file).module()(torch.rand(3, 4)).shape
+        >>> with torch.no_grad():
+        ...     torch.export.load(file).module()(torch.rand(3, 4)).shape
         torch.Size([3, 2])
     """
     exporter, target = find_exporter(to, verify), Path(path)
