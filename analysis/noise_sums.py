@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
-from speedysnn.analysis.budget import DEFAULT_MIB, check, planned
+from speedysnn.analysis.budget import check, planned
 from speedysnn.analysis.columns import COLUMNS
 from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.images import device_of, pass_size, passes
@@ -50,7 +50,7 @@ class NoiseSums:
         source: nn.Module | None = None,
         *,
         detail: str = "standard",
-        memory_mib: float = DEFAULT_MIB,
+        memory_mib: float | None = None,
         seed: int = 0,
     ) -> None:
         if detail not in DETAILS:

@@ -65,8 +65,8 @@ def command(
         float | None,
         typer.Option(
             "--memory",
-            help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out; where short, neurons and "
-            "--sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
+            help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out, more for a large network; where short, "
+            "neurons and --sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
         ),
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
@@ -98,9 +98,8 @@ def command(
     more = others(images, sensitivity, confirm)
     if memory is not None:
         hand_freed_memory_back()
-    limit_mib = DEFAULT_MIB if memory is None else memory
     noise = measure_noise(
-        snn, images, reference, detail="full" if detail else "standard", memory_mib=limit_mib, seed=seed, progress=True
+        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True
     )
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
     options = {key: str(value) for key, value in given.items() if value is not None}
@@ -112,7 +111,13 @@ def command(
         if sensitivity is None
         else replace(
             measure_sensitivity(
-                snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=limit_mib, seed=seed
+                snn,
+                images,
+                limit=sensitivity,
+                confirm=more,
+                progress=True,
+                memory_mib=DEFAULT_MIB if memory is None else memory,
+                seed=seed,
             ),
             names=names,
         ),
