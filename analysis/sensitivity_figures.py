@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from speedysnn.analysis.report_data import SensitivityTables
 from speedysnn.analysis.style import (
     COLOURS,
-    LONGEST,
     STYLE,
     finite_or_gap,
     layered_panels,
@@ -35,7 +34,7 @@ _CHANGES = {
     "bias": COLOURS["clip"],
     "look-ahead": COLOURS["recalibrated"],
 }
-_MOST_BARS = 20
+_MOST_BARS, _LONGEST = 20, 26
 
 
 def curves(found: SensitivityTables) -> Figure:
@@ -82,7 +81,7 @@ def ranking(found: SensitivityTables) -> Figure:
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     pairs = zip(rows["layer"], rows["change"], strict=True)
-    names = [f"{shortened(str(name), LONGEST)}, {kind}" for name, kind in pairs]
+    names = [f"{shortened(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")

@@ -36,7 +36,7 @@ STYLE: Any = {
     "savefig.dpi": 120,
 }
 IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
-LONGEST = 26  # characters of a layer's name in a figure
+LONGEST = 40  # characters of a name below an axis: enough to tell the blocks of a deep network apart
 MOST_NAMES = 75  # that stand beside one another in the widest figure without touching
 WIDEST, NARROWEST = 15.0, 7.5  # inches
 
