@@ -1,21 +1,36 @@
 """A noise measurement that stays below a limit of memory: fewer images at once, then a sample of neurons."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
 from speedysnn.analysis.memory import MIB, PLACE, UNIT, LayerMemory, Memory, Shape
 from speedysnn.analysis.moments import MOST_CHANNELS
 from speedysnn.errors import InputError
 from speedysnn.neurons import IFNeuron
 
-DEFAULT_MIB = 1024.0
+DEFAULT_MIB = 1024.0  # what is taken by default, but for large networks
+SENSIBLE_IMAGES = 8  # that a pass takes by default however large the network is, where the machine has the memory
+_BOUNDLESS_MIB = 2.0**30
+SHARE_OF_MACHINE = 0.25  # of the machine's memory, the most that is taken by default
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 LEAST = 64  # neurons of a layer that a sample must have
 UNDER_WAY = 5  # trains of the widest layer that a spiking pass holds: input, output, and what is under way
 
 
 def planned(
-    shapes: Mapping[str, Shape], neurons: Mapping[str, IFNeuron], *, full: bool, limit_mib: float, seed: int,
-    images: int, at_once: int, width: int, item: int = 4,
+    shapes: Mapping[str, Shape],
+    neurons: Mapping[str, IFNeuron],
+    *,
+    full: bool,
+    limit_mib: float | None,
+    seed: int,
+    images: int,
+    at_once: int,
+    width: int,
+    item: int = 4,
 ) -> Memory:
     """Passes and samples that stay below the limit; which neurons are sampled depends on no number of threads.
 
@@ -26,7 +41,9 @@ def planned(
         shapes: of every layer for one image.
         neurons: the layers.
         full: whether channels are compared.
-        limit_mib: the limit.
+        limit_mib: the limit; None for DEFAULT_MIB, or what passes of SENSIBLE_IMAGES take where that is more, up to a
+            share of the machine's memory. What happens to be free does not matter, so that the same call gives the
+            same bits.
         seed: of the samples.
         images: that a pass takes where memory allows.
         at_once: passes beside one another where memory allows.
@@ -36,6 +53,9 @@ def planned(
     Raises:
         InputError: the limit is too small for one image and LEAST neurons a layer, with the least that would do.
     """
+    if limit_mib is None:
+        own = partial(planned, shapes, neurons, full=full, seed=seed, at_once=at_once, width=width, item=item)
+        return _planned_by_default(own, images)
     limit, steps = int(limit_mib * MIB), next(iter(neurons.values())).timesteps
     values = sum(math.prod(shape) for shape in shapes.values())
     image_bytes = item * (2 * values + UNDER_WAY * steps * width)
@@ -75,6 +95,24 @@ def planned(
     return memory(_levelled(whole, room), compared, 1, 1)
 
 
+def _planned_by_default(plan: Callable[..., Memory], images: int) -> Memory:
+    """The plan within DEFAULT_MIB, or within more where that would make small passes."""
+    most = max(DEFAULT_MIB, SHARE_OF_MACHINE * machine_bytes() / MIB)
+    wanted = min(images, SENSIBLE_IMAGES)
+    least = plan(limit_mib=_BOUNDLESS_MIB, images=wanted).predicted_mib
+    limit = DEFAULT_MIB if least <= DEFAULT_MIB else min(least, most)
+    return plan(limit_mib=limit, images=images if limit == DEFAULT_MIB else wanted)
+
+
+def machine_bytes() -> int:
+    """Memory of the machine or of this process's control group, the smaller; it does not change from call to call."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    for file in _GROUP_LIMITS:
+        text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
+        sizes += [int(text)] if text.isdecimal() else []
+    return min(sizes, default=0)
+
+
 def _levelled(whole: Mapping[str, int], room: int) -> dict[str, int]:
     """Neurons a layer for `room` bytes of two sets of sums: all, or as many as every other layer with too many."""
 
@@ -96,15 +134,17 @@ def _channels(shape: Shape, neuron: IFNeuron) -> int:
     return (1, *shape)[neuron.channel_dim] if shape else 1
 
 
-def check(memory_mib: float, seed: int) -> None:
+def check(memory_mib: float | None, seed: int) -> None:
     """Refuse what is no limit or no seed.
 
     Raises:
         InputError: one of them is not.
     """
-    if isinstance(memory_mib, bool) or not isinstance(memory_mib, int | float) or not 0 < memory_mib < math.inf:
+    number = isinstance(memory_mib, int | float) and not isinstance(memory_mib, bool)
+    if memory_mib is not None and not (number and 0 < memory_mib < math.inf):
         raise InputError(
-            f"memory_mib: expected a number of MiB above 0, got {memory_mib!r}; the default is {DEFAULT_MIB:g}"
+            f"memory_mib: expected a number of MiB above 0, got {memory_mib!r}; leave it out for "
+            f"{DEFAULT_MIB:g}, or more for a large network"
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")

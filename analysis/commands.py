@@ -1,42 +1,88 @@
-"""The commands that a verdict names, and their filling with the network's and the data's own names."""
+"""Advice as data: what was found, the Python call that acts on it, and the command that does the same."""
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the real ones
-_WORD = r"\w[\w:=-]*(?:[.,]\w[\w:=-]*)*"  # a comma or a point ends a sentence's command unless a word goes on after it
-_COMMAND = re.compile(rf"(?P<head>speedysnn [a-z]+) {re.escape(NET)} -d {DATA}(?P<own>(?: -[\w-]+(?: {_WORD})?)*)")
 
 
-def shell(text: str) -> str:
-    """A command to type, behind the words that say so."""
-    return f"In the shell: {command(text)}"
+@dataclass(frozen=True)
+class CommandNames:
+    """The names that a command is filled with.
 
-
-def command(text: str) -> str:
-    """A command of the command line; {net} and {data} stand for the network and its data."""
-    return f"speedysnn {text.format(net=NET, data=DATA)}"
-
-
-def named(
-    sentences: Iterable[str], net: str, data: str, source: str | None = None, options: Mapping[str, str] | None = None
-) -> tuple[str, ...]:
-    """Sentences of a verdict with the network's, the data's and the source network's own names in their commands.
-
-    Args:
-        sentences: of a verdict.
+    Attributes:
         net: the network's file.
         data: the data's spec.
         source: the source network's file.
         options: option -> value that the measurement was made with; a command that sets one itself keeps its own.
     """
-    given = {"-d": data, **({} if source is None else {"--source": source})}
 
-    def filled(match: re.Match[str]) -> str:
-        own = match["own"].split()
-        carried = given | {key: value for key, value in (options or {}).items() if key not in own}
-        words = " ".join(f"{key} {shlex.quote(value)}" for key, value in carried.items())
-        return f"{match['head']} {shlex.quote(net)} {words}{match['own']}"
+    net: str = NET
+    data: str = DATA
+    source: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    return tuple(_COMMAND.sub(filled, sentence) for sentence in sentences)
+
+@dataclass(frozen=True)
+class Advice:
+    """One finding and, where something can be done about it, how.
+
+    Attributes:
+        text: whole sentences: what was measured, and what to do.
+        python: the call that does it, "" where there is none.
+        argv: the command of the command line that does it, word by word, as `subprocess.run` takes it; empty where
+            there is none. Until names are filled in it reads the network `NET` and the data `DATA`.
+    """
+
+    text: str
+    python: str = ""
+    argv: tuple[str, ...] = ()
+
+    @property
+    def shell(self) -> str:
+        """The command as a shell takes it; "" where there is none."""
+        return shlex.join(self.argv)
+
+    def sentence(self) -> str:
+        """Everything in one paragraph of plain text."""
+        parts = [self.text]
+        if self.python:
+            parts.append(f"In Python: {self.python}.")
+        if self.argv:
+            parts.append(f"In the shell: {self.shell}.")
+        return " ".join(parts)
+
+    def after(self, fact: str) -> "Advice":
+        """The same advice with the fact that leads to it in front."""
+        return replace(self, text=f"{fact} {self.text}")
+
+    def filled(self, names: CommandNames) -> "Advice":
+        """The same advice with the real names and options in its command."""
+        if not self.argv:
+            return self
+        program, command, _, _, _, *own = self.argv  # as `command_words` puts them
+        given = {"-d": names.data} | ({} if names.source is None else {"--source": names.source})
+        given |= {key: value for key, value in names.options.items() if key not in own}
+        carried = [word for pair in given.items() for word in pair]
+        return replace(self, argv=(program, command, names.net, *carried, *own))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {"text": self.text, "python": self.python, "argv": list(self.argv)}
+
+
+def command_words(command: str, *options: str) -> tuple[str, ...]:
+    """A command on the network and its data, word by word."""
+    return ("speedysnn", command, NET, "-d", DATA, *options)
+
+
+def filled(advice: Iterable[Advice], names: CommandNames) -> tuple[Advice, ...]:
+    """All advice with the real names in its commands."""
+    return tuple(one.filled(names) for one in advice)
+
+
+def rendered(advice: Iterable[Advice]) -> tuple[str, ...]:
+    """One paragraph of plain text for each advice."""
+    return tuple(one.sentence() for one in advice)

@@ -49,7 +49,7 @@ class Comparison:
         """Every figure by its file's name; each is also a function of `speedysnn.analysis.compare_figures`."""
         from speedysnn.analysis.compare_figures import all_figures
 
-        return all_figures(self)
+        return all_figures(self.layers, self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """Both tables as strict JSON data: "inf" for infinities, null for what is undefined or not measured."""
@@ -61,7 +61,7 @@ class Comparison:
         Raises:
             InputError: a file of that name is there and overwrite is False, or the folder cannot be written.
         """
-        from speedysnn.analysis.report import png
+        from speedysnn.analysis.style import png
 
         target = Path(folder)
         if target.exists() and not target.is_dir():

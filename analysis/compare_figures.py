@@ -2,60 +2,56 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from speedysnn.analysis.figures import COLOURS, STYLE, name_layers
-
-if TYPE_CHECKING:
-    from speedysnn.analysis.compare import Comparison
+from speedysnn.analysis.style import COLOURS, IDEAL, STYLE, finite_or_gap, layered_panels, name_layers, shared_legend
 
 _CAUSES = ("clip", "round", "propagated", "temporal")
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
 _MARKERS = "os^Dv<>P"
-_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
 _LOWEST = -1.0  # of a stack: what hangs below it is cut, and the title says so
 
 
-def sqnr(comparison: "Comparison") -> Figure:
+def sqnr(layers: pd.DataFrame) -> Figure:
     """SQNR of every layer of every network, each below the floor of its own step, dashed; dB."""
-    order = _order(comparison.layers)
-    figure, (axes,) = _figure(order, 1, 4.0)
-    for i, (name, rows) in enumerate(comparison.layers.groupby("network", sort=False)):
+    order = _order(layers)
+    figure, (axes,) = layered_panels(order, 1, 4.0)
+    for i, (name, rows) in enumerate(layers.groupby("network", sort=False)):
         at = [order.index(layer) for layer in rows["layer"]]
         style: dict[str, Any] = {"color": _PALETTE[i % 8], "markersize": 4}
-        axes.plot(at, _finite(rows["floor_db"]), linestyle=(0, (2, 2)), linewidth=1, marker="_", **style)
-        axes.plot(at, _finite(rows["sqnr_db"]), marker=_marker(i), label=str(name), **style)
+        axes.plot(at, finite_or_gap(rows["floor_db"]), linestyle=(0, (2, 2)), linewidth=1, marker="_", **style)
+        axes.plot(at, finite_or_gap(rows["sqnr_db"]), marker=_marker(i), label=str(name), **style)
     axes.plot([], [], linestyle=(0, (2, 2)), linewidth=1, color="black", label="ideal: floor of its step θ/T")
     axes.set_ylabel("SQNR (dB)")
     axes.set_title("Signal to noise against the source, higher is better", loc="left")
-    _finish(figure, [axes], order)
+    name_layers(axes, order)
+    shared_legend(figure, [axes])
     return figure
 
 
-def causes(comparison: "Comparison") -> Figure:
+def causes(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
     """Shares of the squared error by cause, a panel a network; %."""
     names = [f"share_{cause}" for cause in _CAUSES]
     title, ideal = "Where each layer's error comes from", "sum of the four (ideal: all of it round)"
-    return _stacked(comparison, list(comparison.outputs["network"]), names, title, ideal, "share (%)", _LOWEST)
+    return _stacked(layers, list(outputs["network"]), names, title, ideal, "share (%)", _LOWEST)
 
 
-def removed(comparison: "Comparison") -> Figure:
+def removed(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
     """Fraction of the first network's noise that each other one has removed, by cause, a panel a network; %."""
-    first, *others = list(comparison.outputs["network"])
+    first, *others = list(outputs["network"])
     names = [f"removed_{cause}" for cause in _CAUSES]
     title = f"Noise removed, in parts of that of {first}; below 0 added"
-    return _stacked(comparison, others or [first], names, title, "ideal: all of it", "removed (%)", _LOWEST)
+    return _stacked(layers, others or [first], names, title, "ideal: all of it", "removed (%)", _LOWEST)
 
 
-def pareto(comparison: "Comparison") -> Figure:
+def pareto(outputs: pd.DataFrame) -> Figure:
     """Accuracy (agreement where there are no labels; %) against latency (steps) and spikes of an image, with fronts."""
-    table = comparison.outputs
+    table = outputs
     scored = "accuracy" if table["accuracy"].notna().all() else "agreement"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -69,13 +65,13 @@ def pareto(comparison: "Comparison") -> Figure:
         axes.plot(*zip(*best, strict=True), drawstyle="steps-post", zorder=1, label="Pareto front", **ring)
         for i, (name, (x, y)) in enumerate(zip(table["network"], points, strict=True)):
             axes.plot([x], [y], linestyle="", marker=_marker(i), color=_PALETTE[i % 8], alpha=0.85, label=str(name))
-        axes.axhline(ideal, **_IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
+        axes.axhline(ideal, **IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
         axes.set_xlabel(label)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.margins(0.08)
     panels[0].set_ylabel("accuracy (%)" if scored == "accuracy" else "agreement with the source (%)")
     figure.suptitle("Upper left is better", x=0.01, ha="left", fontsize=11)
-    _legend(figure, panels)
+    shared_legend(figure, panels)
     return figure
 
 
@@ -88,18 +84,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def all_figures(comparison: "Comparison") -> dict[str, Figure]:
+def all_figures(layers: pd.DataFrame, outputs: pd.DataFrame) -> dict[str, Figure]:
     """Every figure by its file's name; `removed` from two networks on, `pareto` where answers are classes."""
-    out = {"sqnr": sqnr(comparison), "causes": causes(comparison)}
-    if len(comparison.outputs) > 1:
-        out["removed"] = removed(comparison)
-    if comparison.outputs["agreement"].notna().all():
-        out["pareto"] = pareto(comparison)
+    out = {"sqnr": sqnr(layers), "causes": causes(layers, outputs)}
+    if len(outputs) > 1:
+        out["removed"] = removed(layers, outputs)
+    if outputs["agreement"].notna().all():
+        out["pareto"] = pareto(outputs)
     return out
 
 
 def _stacked(
-    comparison: "Comparison",
+    layers: pd.DataFrame,
     networks: Sequence[str],
     names: Sequence[str],
     title: str,
@@ -108,20 +104,20 @@ def _stacked(
     lowest: float,
 ) -> Figure:
     """Four parts stacked, a panel a network; negative parts hang below zero."""
-    order = _order(comparison.layers)
-    figure, panels = _figure(order, len(networks), 1.6 + 1.7 * len(networks))
+    order = _order(layers)
+    figure, panels = layered_panels(order, len(networks), 1.6 + 1.7 * len(networks))
     least, most = 0.0, 1.0
     for axes, network in zip(panels, networks, strict=True):
-        rows = comparison.layers[comparison.layers["network"] == network]
+        rows = layers[layers["network"] == network]
         at = [order.index(layer) for layer in rows["layer"]]
         up, down = [0.0] * len(rows), [0.0] * len(rows)
         for name, cause in zip(names, _CAUSES, strict=True):
-            parts = [0.0 if math.isnan(x) else x for x in _finite(rows[name])]
+            parts = [0.0 if math.isnan(x) else x for x in finite_or_gap(rows[name])]
             base = [u if x >= 0 else d for x, u, d in zip(parts, up, down, strict=True)]
             axes.bar(at, parts, 0.85, base, label=cause, color=COLOURS[cause])
             up = [u + max(x, 0) for x, u in zip(parts, up, strict=True)]
             down = [d + min(x, 0) for x, d in zip(parts, down, strict=True)]
-        axes.axhline(1, **_IDEAL, label=ideal)
+        axes.axhline(1, **IDEAL, label=ideal)
         axes.axhline(0, color="black", linewidth=0.8)
         least, most = min(least, *down), max(most, *up)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -132,7 +128,8 @@ def _stacked(
     for axes in panels:
         axes.set_ylim(max(lowest, least - 0.05), most + 0.1)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    _finish(figure, panels, order)
+    name_layers(panels[-1], order)
+    shared_legend(figure, panels)
     return figure
 
 
@@ -141,33 +138,6 @@ def _order(layers: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(layers["layer"]))
 
 
-def _figure(order: Sequence[str], panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(min(15.0, max(7.5, 2.5 + 0.28 * len(order))), height), layout="constrained")
-        made = figure.subplots(panels, 1, sharex=True, squeeze=False)
-    return figure, [row[0] for row in made]
-
-
-def _finish(figure: Figure, panels: Sequence[Axes], order: Sequence[str]) -> None:
-    name_layers(panels[-1], pd.DataFrame({"layer": list(order)}))
-    _legend(figure, panels)
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below everything, so that it never covers data."""
-    entries: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-
-
 def _marker(index: int) -> str:
     """One for each colour; the next eight networks take them shifted, so that colour and marker differ together."""
     return _MARKERS[(index + index // 8) % 8]
-
-
-def _finite(values: "pd.Series[Any]") -> list[float]:
-    """Gaps where a value is infinite, undefined or not measured."""
-    numbers = [math.nan if value is None else float(value) for value in values]
-    return [value if math.isfinite(value) else math.nan for value in numbers]

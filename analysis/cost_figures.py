@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from speedysnn.analysis.energy import CostReport
-from speedysnn.analysis.figures import COLOURS, STYLE, name_layers
+from speedysnn.analysis.style import COLOURS, STYLE, label_height, layered_width, name_layers
 
 _KINDS = (("spiking_nj", "spiking", "spiking"), ("rival_nj", "quantized rival", "twin"),
           ("analog_nj", "source network", "propagated"))  # fmt: skip
@@ -16,7 +16,9 @@ def cost(report: CostReport) -> Figure:
     """Operations a layer and image, spiking beside the source's dense ones (log scale), and energy (nJ an image)."""
     rows = report.layers[report.layers["op"] != "neuron"].reset_index(drop=True)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(min(15.0, max(9.0, 2.5 + 0.28 * len(rows))), 7.4), layout="constrained")
+        figure = Figure(
+            figsize=(layered_width(len(rows), 9.0), 6.2 + label_height(list(rows["layer"]))), layout="constrained"
+        )
         above, below = figure.subplots(2, 1)
         _operations(above, rows, report.bits)
         _energy(below, report)
@@ -35,7 +37,7 @@ def _operations(axes: Axes, rows: pd.DataFrame, bits: int) -> None:
     axes.set_ylabel("operations an image")
     axes.set_title("Operations a layer, all T steps; lower is better, ideal: below the rival", loc="left")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=3, fontsize=8)
-    name_layers(axes, rows)
+    name_layers(axes, list(rows["layer"]))
 
 
 def _energy(axes: Axes, report: CostReport) -> None:

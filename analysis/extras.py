@@ -1,15 +1,13 @@
 """What a report can hold beside the noise: a sweep over T, sensitivity by layer, the cost of an inference."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from speedysnn.analysis.energy import CostReport
+from speedysnn.analysis.report_data import SensitivityTables
 from speedysnn.analysis.strict import plain
-
-if TYPE_CHECKING:
-    from speedysnn.analysis.sensitivity import Sensitivity
 
 BEST = 10  # changes that the page lists
 
@@ -19,7 +17,7 @@ class Extras:
     """Further measurements of the same network on the same data; None where they were not made."""
 
     sweep: pd.DataFrame | None = None
-    sensitivity: "Sensitivity | None" = None
+    sensitivity: SensitivityTables | None = None
     cost: CostReport | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +48,7 @@ class Extras:
         found, cost = self.sensitivity, self.cost
         gains = found.gains.head(BEST).to_dict("records") if found is not None else []
         return {
-            "sensitivity": None if found is None else {"verdict": found.verdict, "gains": gains,
+            "sensitivity": None if found is None else {"verdict": found.verdict, "advice": found.advice, "gains": gains,
                                                        "images": found.outputs["images"],
                                                        "memory": "" if found.memory is None
                                                        else found.memory.sentence()},

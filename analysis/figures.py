@@ -1,7 +1,6 @@
 """The report's figures; each draws the ideal that its values stand beside. No pyplot, so no global state."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,49 +9,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
-# Okabe and Ito's palette, told apart by every kind of colour vision.
-COLOURS = {
-    "spiking": "#0072B2",
-    "twin": "#E69F00",
-    "ideal": "#000000",
-    "clip": "#CC79A7",
-    "round": "#56B4E9",
-    "propagated": "#BBBBBB",
-    "temporal": "#D55E00",
-    "recalibrated": "#009E73",
-}
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": 120,
-}
-_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
-_MOST_NAMES, _LONGEST = 50, 26
+from speedysnn.analysis.style import (
+    COLOURS,
+    IDEAL,
+    STYLE,
+    finite_or_gap,
+    layered_panels,
+    name_layers,
+    shared_legend,
+)
 
 
 def sqnr(layers: pd.DataFrame) -> Figure:
     """SQNR of every layer in spikes and in the quantized reading, below the floor that its step allows; dB."""
-    figure, (axes,) = _figure(layers, 1, 3.6)
-    _line(axes, layers["floor_db"], "ideal: floor of the step θ/T", **_IDEAL)
-    _line(axes, layers["twin_sqnr_db"], "quantized reading (no timing error)", color=COLOURS["twin"], marker="s")
-    _line(axes, layers["sqnr_db"], "spiking", color=COLOURS["spiking"], marker="o")
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
+    _line_by_layer(axes, layers["floor_db"], "ideal: floor of the step θ/T", **IDEAL)
+    _line_by_layer(
+        axes, layers["twin_sqnr_db"], "quantized reading (no timing error)", color=COLOURS["twin"], marker="s"
+    )
+    _line_by_layer(axes, layers["sqnr_db"], "spiking", color=COLOURS["spiking"], marker="o")
     axes.set_ylabel("SQNR (dB)")
     axes.set_title("Signal to noise against the source, higher is better", loc="left")
-    name_layers(axes, layers)
-    _legend(figure, [axes])
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
     return figure
 
 
 def causes(layers: pd.DataFrame) -> Figure:
     """Shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
-    figure, (axes,) = _figure(layers, 1, 3.6)
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
     up, down = [0.0] * len(layers), [0.0] * len(layers)
     for part in ("clip", "round", "propagated", "temporal"):
         shares = [0.0 if math.isnan(x) else float(x) for x in layers[f"share_{part}"]]
@@ -60,48 +45,48 @@ def causes(layers: pd.DataFrame) -> Figure:
         axes.bar(range(len(layers)), shares, 0.85, base, label=part, color=COLOURS[part])
         up = [u + max(x, 0) for u, x in zip(up, shares, strict=True)]
         down = [d + min(x, 0) for d, x in zip(down, shares, strict=True)]
-    axes.axhline(1, **_IDEAL, label="sum of the four (ideal: all of it round)")
+    axes.axhline(1, **IDEAL, label="sum of the four (ideal: all of it round)")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylabel("share of squared error (%)")
     axes.set_title("Where each layer's error comes from", loc="left")
-    name_layers(axes, layers)
-    _legend(figure, [axes])
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
     return figure
 
 
 def rmse(layers: pd.DataFrame) -> Figure:
     """Root mean squared error in quantizer steps θ/T, with that of rounding alone."""
-    figure, (axes,) = _figure(layers, 1, 3.2)
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.2)
     axes.bar(range(len(layers)), layers["rmse_steps"], 0.85, color=COLOURS["spiking"], label="spiking")
     ideal = layers["rmse_ideal"]
     name = f"ideal: rounding alone, {ideal.iloc[0]:.3f}" if ideal.nunique() == 1 else "ideal: rounding alone"
-    _line(axes, ideal, name, **_IDEAL)
+    _line_by_layer(axes, ideal, name, **IDEAL)
     axes.set_ylabel("RMS error (steps θ/T)")
     axes.set_title("Error in quantizer steps, lower is better", loc="left")
-    name_layers(axes, layers)
-    _legend(figure, [axes])
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
     return figure
 
 
 def activity(layers: pd.DataFrame) -> Figure:
     """Saturated and silent fractions (%) and firing rate (events per neuron and step), a panel each."""
-    figure, panels = _figure(layers, 3, 6.4)
+    figure, panels = layered_panels(list(layers["layer"]), 3, 6.4)
     drawn = (("saturated", "saturated\n(%)"), ("silent", "silent\n(%)"), ("rate", "rate (events per\nneuron and step)"))
     for axes, (name, label) in zip(panels, drawn, strict=True):
         axes.bar(range(len(layers)), layers[name], 0.85, color=COLOURS["spiking"], label="spiking")
         axes.set_ylabel(label)
         if name != "rate":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-    panels[0].axhline(0, **_IDEAL, clip_on=False, label="ideal: 0")
-    _line(panels[1], layers["source_silent"], "ideal: silent in the source", **_IDEAL)
-    _line(panels[2], layers["rate_ideal"], "ideal: mean of a/θ, what carries the source", **_IDEAL)
+    panels[0].axhline(0, **IDEAL, clip_on=False, label="ideal: 0")
+    _line_by_layer(panels[1], layers["source_silent"], "ideal: silent in the source", **IDEAL)
+    _line_by_layer(panels[2], layers["rate_ideal"], "ideal: mean of a/θ, what carries the source", **IDEAL)
     panels[0].set_title("How the neurons use their range", loc="left")
     for axes in panels:
         axes.margins(y=0.15)
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8)
-    name_layers(panels[-1], layers)
+    name_layers(panels[-1], list(layers["layer"]))
     return figure
 
 
@@ -115,22 +100,22 @@ def sweep(table: pd.DataFrame) -> Figure:
         for kind, rows in table.groupby("theta", sort=False):
             colour = COLOURS["spiking" if kind == "fixed" else "recalibrated"]
             steps = rows["timesteps"].tolist()
-            axes.plot(steps, _finite(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
-            axes.plot(steps, _finite(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
+            axes.plot(steps, finite_or_gap(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
+            axes.plot(steps, finite_or_gap(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
                       label=f"quantized, θ {kind}" + " (ideal: no timing error)" * (axes is right))  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(table["timesteps"]))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("T (steps)")
     ideal = table["analog_accuracy"].iloc[0] if scored == "accuracy" else 1.0
-    left.axhline(ideal, **_IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
+    left.axhline(ideal, **IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
     left.yaxis.set_major_formatter(PercentFormatter(1))
     left.set_ylabel(f"{scored} (%)" if scored == "accuracy" else "agreement with the source (%)")
     right.set_ylabel("output SQNR (dB)")
     delay = table["delay"].iloc[0]
     left.set_title(f"{scored.capitalize()} against T, look-ahead {delay}", loc="left")
     right.set_title("Output SQNR against T", loc="left")
-    _legend(figure, [left, right])
+    shared_legend(figure, [left, right])
     return figure
 
 
@@ -142,46 +127,7 @@ def all_figures(layers: pd.DataFrame, table: pd.DataFrame | None = None) -> dict
     return out
 
 
-def _figure(layers: pd.DataFrame, panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels above one another, as wide as the layers need, with room for their names below."""
-    names = 0.06 * max((len(_short(str(name))) for name in layers["layer"]), default=0)
-    with mpl.rc_context(STYLE):
-        size = min(15.0, max(7.5, 2.5 + 0.28 * len(layers))), height + names
-        figure = Figure(figsize=size, layout="constrained")
-        made = figure.subplots(panels, 1, sharex=True, squeeze=False)
-    return figure, [row[0] for row in made]
-
-
-def _finite(values: "pd.Series[Any]") -> list[float]:
-    """Gaps where a value is infinite, undefined or not measured."""
-    numbers = [math.nan if value is None else float(value) for value in values]
-    return [value if math.isfinite(value) else math.nan for value in numbers]
-
-
-def _line(axes: Axes, values: "pd.Series[Any]", label: str, **style: Any) -> None:
+def _line_by_layer(axes: Axes, values: "pd.Series[Any]", label: str, **style: Any) -> None:
     if len(values) == 1 and "marker" not in style:
         style["marker"] = "_"
-    axes.plot(range(len(values)), _finite(values), label=label, markersize=4, **style)
-
-
-def name_layers(axes: Axes, layers: pd.DataFrame) -> None:
-    """Names below the axis, thinned out where they would overlap, cut in front where they are long."""
-    every = math.ceil(len(layers) / _MOST_NAMES)
-    shown = range(0, len(layers), every)
-    names = [_short(str(name)) for name in layers["layer"].iloc[list(shown)]]
-    axes.set_xticks(list(shown), names, rotation=90, fontsize=8)
-    axes.set_xlim(-0.7, len(layers) - 0.3)
-    axes.set_xlabel("layer, in execution order" + (f" (one of {every} named)" if every > 1 else ""))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below everything, so that it never covers data."""
-    entries: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    axes.plot(range(len(values)), finite_or_gap(values), label=label, markersize=4, **style)

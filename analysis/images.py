@@ -1,10 +1,11 @@
 """Images in passes of a fixed size, whatever batches they come in: float32 results then never depend on the split."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import DataError, InputError
@@ -27,10 +28,10 @@ def pass_size(snn: SpikingNetwork, timesteps: int | None = None) -> int:
     return max(1, min(most // (timesteps or snn.timesteps), _VALUES // max(1, features)))
 
 
-def passes(
-    snn: SpikingNetwork, data: Any, size: int, *, batch_size: int = 32, limit: int | None = None
-) -> Iterator[Batch]:
+class Passes:
     """The images of `data`, `size` at a time and the rest at the end, on the network's device.
+
+    Its `operator.length_hint` is the number of passes where the data says how many images it has; progress needs it.
 
     Args:
         snn: says what an input looks like, static (B, ...) or events (T, B, ...).
@@ -38,23 +39,55 @@ def passes(
         size: images a pass.
         batch_size: images read at a time where the data is not in batches yet.
         limit: stop after this many images.
+    """
+
+    def __init__(self, snn: SpikingNetwork, data: Any, size: int, batch_size: int, limit: int | None) -> None:
+        self._snn, self._data, self._size, self._batch_size, self._limit = snn, data, size, batch_size, limit
+
+    def __iter__(self) -> Iterator[Batch]:
+        """From the start."""
+        return self._read()
+
+    def __length_hint__(self) -> int:
+        """Passes there will be; 0 where the data does not say."""
+        count = _count_images(self._snn, self._data)
+        if count is None:
+            return 0
+        return -(-(count if self._limit is None else min(count, self._limit)) // self._size)
+
+    def _read(self) -> Iterator[Batch]:
+        snn, size, waiting = self._snn, self._size, None
+        for batch in _limited(snn, self._data, self._batch_size, self._limit):
+            waiting = batch if waiting is None else _join(snn, waiting, batch)
+            count = images_in(snn, waiting.inputs)
+            for start in range(0, count - size + 1, size):
+                yield _moved(snn, part(snn, waiting, start, start + size))
+            left = count % size
+            waiting = part(snn, waiting, count - left, count) if left else None
+        if waiting is not None:
+            yield _moved(snn, waiting)
+
+
+def passes(snn: SpikingNetwork, data: Any, size: int, *, batch_size: int = 32, limit: int | None = None) -> Passes:
+    """See `Passes`.
 
     Raises:
         InputError: a limit below 1.
-        DataError: no data, an input of another rank, or labels on some batches only.
+        DataError: while reading: no data, an input of another rank, or labels on some batches only.
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InputError(f"limit: expected a whole number of at least 1, got {limit!r}; leave it out for all images")
-    waiting: Batch | None = None
-    for batch in _limited(snn, data, batch_size, limit):
-        waiting = batch if waiting is None else _join(snn, waiting, batch)
-        count = images_in(snn, waiting.inputs)
-        for start in range(0, count - size + 1, size):
-            yield _moved(snn, part(snn, waiting, start, start + size))
-        left = count % size
-        waiting = part(snn, waiting, count - left, count) if left else None
-    if waiting is not None:
-        yield _moved(snn, waiting)
+    return Passes(snn, data, size, batch_size, limit)
+
+
+def _count_images(snn: SpikingNetwork, data: Any) -> int | None:
+    """Images in the data, where it says so without being read."""
+    data = data.dataset if isinstance(data, DataLoader) and data.sampler is not None else data
+    first = data[0] if isinstance(data, tuple) and data else data
+    if isinstance(first, Tensor):
+        events = first.ndim == len(snn.input_shapes[0]) + 2
+        return int(first.shape[1 if events else 0]) if first.ndim > 1 else None
+    return len(data) if isinstance(data, Dataset) and isinstance(data, Sized) else None
 
 
 def _limited(snn: SpikingNetwork, data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:

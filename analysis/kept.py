@@ -25,7 +25,7 @@ def kept_images(
         InputError: the limit is too small for LEAST images.
         DataError: as of `passes`.
     """
-    images = passes(snn, data, 1, limit=limit)
+    images = iter(passes(snn, data, 1, limit=limit))
     first = next(images)
     memory = planned_sensitivity(snn, first, modes, kinds, limit_mib, seed)
     pieces, there = _sample(snn, chain((first,), images), memory)
@@ -34,7 +34,7 @@ def kept_images(
 
 def images_again(snn: SpikingNetwork, data: Any, memory: SensitivityMemory) -> tuple[SensitivityMemory, list[Batch]]:
     """Other images, in the place of the first ones."""
-    pieces, there = _sample(snn, passes(snn, data, 1), memory)
+    pieces, there = _sample(snn, iter(passes(snn, data, 1)), memory)
     return replace(memory, again=(min(there, memory.room), there)), pieces
 
 

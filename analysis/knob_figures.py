@@ -1,6 +1,5 @@
 """Figures of `knobs`: a column a knob, answers above and decibels below."""
 
-import math
 from typing import Any
 
 import matplotlib as mpl
@@ -9,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from speedysnn.analysis.figures import COLOURS, STYLE
+from speedysnn.analysis.style import COLOURS, IDEAL, STYLE, finite_or_gap, shared_legend
 
 _AXES = {"timesteps": "T (steps)", "theta_scale": "factor on every θ", "v_init": "v_init (fraction of θ)",
          "delay": "look-ahead (steps)", "spikes": "spikes"}  # fmt: skip
-_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
 
 
 def knob_curves(table: pd.DataFrame) -> Figure:
@@ -27,33 +25,25 @@ def knob_curves(table: pd.DataFrame) -> Figure:
             _column(panels[0][place], panels[1][place], rows, _AXES.get(name, name))
         panels[0][0].set_ylabel("agreement with the source (%)")
         panels[1][0].set_ylabel("SQNR (dB), higher is better")
-        entries: dict[str, Any] = {}
-        for axes in (panels[0][0], panels[1][0]):
-            entries.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8)
+        shared_legend(figure, (panels[0][0], panels[1][0]))
     return figure
 
 
 def _column(above: Axes, below: Axes, rows: pd.DataFrame, label: str) -> None:
     places = range(len(rows))
-    _line(above, rows["agreement"], "spiking: agreement, output SQNR", COLOURS["spiking"], "o")
-    _line(above, rows["twin_agreement"], "quantized: agreement, output SQNR", COLOURS["twin"], "s")
-    above.axhline(1, **_IDEAL, label="ideal: the source's answers")
+    _line_by_value(above, rows["agreement"], "spiking: agreement, output SQNR", COLOURS["spiking"], "o")
+    _line_by_value(above, rows["twin_agreement"], "quantized: agreement, output SQNR", COLOURS["twin"], "s")
+    above.axhline(1, **IDEAL, label="ideal: the source's answers")
     above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _line(below, rows["sqnr_db"], "spiking: agreement, output SQNR", COLOURS["spiking"], "o")
-    _line(below, rows["twin_sqnr_db"], "quantized: agreement, output SQNR", COLOURS["twin"], "s")
-    _line(below, rows["layer_sqnr_db"], "layers alone, mean, measured", COLOURS["recalibrated"], "^")
-    below.plot(places, _finite(rows["predicted_sqnr_db"]), label="layers alone, mean, predicted", **_IDEAL)
+    _line_by_value(below, rows["sqnr_db"], "spiking: agreement, output SQNR", COLOURS["spiking"], "o")
+    _line_by_value(below, rows["twin_sqnr_db"], "quantized: agreement, output SQNR", COLOURS["twin"], "s")
+    _line_by_value(below, rows["layer_sqnr_db"], "layers alone, mean, measured", COLOURS["recalibrated"], "^")
+    below.plot(places, finite_or_gap(rows["predicted_sqnr_db"]), label="layers alone, mean, predicted", **IDEAL)
     for axes in (above, below):
         axes.set_xticks(list(places), [str(value) for value in rows["value"]])
         axes.margins(x=0.12)
     below.set_xlabel(label)
 
 
-def _line(axes: Axes, values: "pd.Series[Any]", label: str, colour: str, marker: str) -> None:
-    axes.plot(range(len(values)), _finite(values), marker=marker, markersize=4, color=colour, label=label)
-
-
-def _finite(values: "pd.Series[Any]") -> list[float]:
-    numbers = [math.nan if value is None else float(value) for value in values]
-    return [value if math.isfinite(value) else math.nan for value in numbers]
+def _line_by_value(axes: Axes, values: "pd.Series[Any]", label: str, colour: str, marker: str) -> None:
+    axes.plot(range(len(values)), finite_or_gap(values), marker=marker, markersize=4, color=colour, label=label)

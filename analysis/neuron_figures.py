@@ -5,18 +5,15 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from speedysnn.analysis.figures import COLOURS, STYLE
 from speedysnn.analysis.knobs import theta_distance
 from speedysnn.analysis.readings import run
+from speedysnn.analysis.style import COLOURS, IDEAL, STYLE, shared_legend
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.tap import Tap
-
-_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
 
 
 def figure_activation_density(snn: SpikingNetwork, layer: str) -> Figure:
@@ -45,13 +42,13 @@ def figure_activation_density(snn: SpikingNetwork, layer: str) -> Figure:
         axes.axvspan(scale * row["theta"], float(edges[used]), color=COLOURS["clip"], alpha=0.25,
                      label=f"clipped: {100 * beyond:.1f} %")  # fmt: skip
         axes.axvline(scale * row["theta"], color=COLOURS["spiking"], label=f"N θ = {scale * row['theta']:.3g}")
-        axes.axvline(scale * row["best"], **_IDEAL, label=f"ideal: N θ* = {scale * row['best']:.3g}")
+        axes.axvline(scale * row["best"], **IDEAL, label=f"ideal: N θ* = {scale * row['best']:.3g}")
         axes.set_yscale("log")
         axes.set_xlabel("activation (source's unit)")
         axes.set_ylabel("density (per unit)")
         silent = 1 - float(counts.sum()) / max(total, 1.0)
         axes.set_title(f"{layer}, T = {snn.timesteps}; silent in the source: {100 * silent:.1f} %", loc="left")
-        _legend(figure, axes)
+        shared_legend(figure, [axes], 2)
     return figure
 
 
@@ -77,7 +74,7 @@ def figure_staircase(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int
         start = float(neuron.v_init.detach().mean())
         steps = [(n - start) / levels for n in range(1, levels + 1)]
         axes.stairs([n / levels for n in range(levels + 1)], [0.0, *(max(0.0, s) for s in steps), max(top, steps[-1])],
-                    baseline=None, label="ideal: quantizer of T steps", **_IDEAL)  # fmt: skip
+                    baseline=None, label="ideal: quantizer of T steps", **IDEAL)  # fmt: skip
         axes.plot([0, 1, top], [0, 1, 1], color=COLOURS["propagated"], label="source, clipped at N θ")
         axes.plot(a[chosen].numpy(), q[chosen].numpy(), "s", markersize=3, color=COLOURS["twin"], alpha=0.5,
                   label="quantized reading")  # fmt: skip
@@ -86,7 +83,7 @@ def figure_staircase(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int
         axes.set_xlabel("source activation (N θ)")
         axes.set_ylabel("mean output over T steps (N θ)")
         axes.set_title(f"{layer}: {len(chosen)} of {len(a):,} neurons, T = {snn.timesteps}", loc="left")
-        _legend(figure, axes)
+        shared_legend(figure, [axes], 2)
     return figure
 
 
@@ -122,7 +119,7 @@ def figure_raster(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 
         beside.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
         axes.set_title(f"{layer}, T = {snn.timesteps}, look-ahead {neuron.delay}", loc="left")
         axes.invert_yaxis()
-        _legend(figure, axes)
+        shared_legend(figure, [axes], 2)
     return figure
 
 
@@ -161,7 +158,7 @@ def figure_membrane(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: Sequ
             axes.set_ylabel(f"neuron {place}\nu (θ)")
         panels[-1].set_xlabel("step")
         panels[0].set_title(f"{layer}, T = {snn.timesteps}", loc="left")
-        _legend(figure, panels[0])
+        shared_legend(figure, [panels[0]], 2)
     return figure
 
 
@@ -188,8 +185,3 @@ def _steps(tap: Tap, values: Tensor, static: bool) -> Tensor:
     """(T, B, ...); what holds for every step repeated."""
     steps = tap.neuron.timesteps
     return values.expand(steps, *values.shape) if static else values.view(steps, -1, *values.shape[1:])
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)

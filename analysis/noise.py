@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from speedysnn.analysis.budget import DEFAULT_MIB
 from speedysnn.analysis.noise_sums import DETAILS as DETAILS
 from speedysnn.analysis.noise_sums import NoiseSums as NoiseSums
 from speedysnn.analysis.result import NoiseReport
@@ -20,7 +19,7 @@ def measure_noise(
     limit: int | None = None,
     progress: bool = False,
     detail: str = "standard",
-    memory_mib: float = DEFAULT_MIB,
+    memory_mib: float | None = None,
     seed: int = 0,
 ) -> NoiseReport:
     """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
@@ -48,7 +47,8 @@ def measure_noise(
         progress: show progress.
         detail: "full" also compares every two channels' errors and steps beside one another.
         memory_mib: what sums and readings may take beside the weights, MiB; predicted from the first image's shapes and
-            stated in `NoiseReport.memory`. Where it is short fewer images are read at once, then dead and saturated
+            stated in `NoiseReport.memory`. None for 1024 or, for a large network, what passes of 8 images take, up to
+            a quarter of the machine's memory. Where it is short fewer images are read at once, then dead and saturated
             neurons are looked for in a sample of the largest layers; every sum over elements stays whole.
         seed: of that sample.
 

@@ -1,23 +1,17 @@
 """A layer's error drawn against the law that theory gives it."""
 
-from typing import TYPE_CHECKING, Any
-
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from speedysnn.analysis.details import LayerDetail
-from speedysnn.analysis.figures import COLOURS, STYLE
 from speedysnn.analysis.moments import Floats
+from speedysnn.analysis.report_data import NoiseTables
+from speedysnn.analysis.style import COLOURS, IDEAL, STYLE
 from speedysnn.errors import InputError
 
-if TYPE_CHECKING:
-    from speedysnn.analysis.result import NoiseReport
 
-_IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.4}
-
-
-def figure_noise_distribution(report: "NoiseReport", layer: str) -> Figure:
+def figure_noise_distribution(report: NoiseTables, layer: str) -> Figure:
     """Rounding error of a layer against the uniform law on [v_init - 1, v_init], and its whole error; in steps theta/T.
 
     Densities over 64 bins; what lies outside [-1, 1) is stated in words. Left: Q(z) - z inside the range, exact zeros
@@ -56,6 +50,6 @@ def _panel(axes: Axes, detail: LayerDetail, counts: Floats, title: str, colour: 
     axes.stairs(counts[1:-1] / total / width, detail.edges, fill=True, color=COLOURS[colour], label=label)
     if detail.expected.any():
         law = detail.expected[1:-1] / width
-        axes.stairs(law, detail.edges, **_IDEAL, label="ideal: uniform on [v_init − 1, v_init]")
+        axes.stairs(law, detail.edges, **IDEAL, label="ideal: uniform on [v_init − 1, v_init]")
     outside = 100 * float(counts[0] + counts[-1]) / total
     axes.set_title(f"{title}, {outside:.1f} % beyond ±1 step", loc="left", fontsize=9)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import plan
-from speedysnn.analysis.budget import DEFAULT_MIB, check, planned
+from speedysnn.analysis.budget import check, planned
 from speedysnn.analysis.details import detail_of
 from speedysnn.analysis.images import device_of, pass_size, passes
 from speedysnn.analysis.layers import LayerSums
@@ -20,7 +20,7 @@ from speedysnn.analysis.result import NoiseReport
 from speedysnn.analysis.rows import row_of
 from speedysnn.analysis.schema import table_columns
 from speedysnn.analysis.side_by_side import SideBySide, direct_inputs, layer_shapes
-from speedysnn.analysis.verdict import verdict
+from speedysnn.analysis.verdict import advise
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
@@ -50,7 +50,7 @@ class NoiseSums:
         source: nn.Module | None = None,
         *,
         detail: str = "standard",
-        memory_mib: float = DEFAULT_MIB,
+        memory_mib: float | None = None,
         seed: int = 0,
     ) -> None:
         if detail not in DETAILS:
@@ -86,9 +86,7 @@ class NoiseSums:
             self._plan({name: layer.shape for name, layer in self.layers.items()})
         return self
 
-    def add(
-        self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False
-    ) -> "NoiseSums":
+    def add(self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False) -> "NoiseSums":
         """Measure these images too, all or none; arguments and errors as in `measure_noise`."""
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         readings: SideBySide | None = None
@@ -162,4 +160,4 @@ class NoiseSums:
             **self.outputs.figures(),
         }
         details = {name: detail_of(layer) for name, layer in found.items()}
-        return NoiseReport(layers, figures, verdict(layers, figures), details, self.memory, columns)
+        return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)

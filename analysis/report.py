@@ -1,24 +1,21 @@
 """Write a noise report: a table, JSON, figures, and one self-contained page."""
 
 import base64
-import io
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
 
 from speedysnn._replace import replace_set
 from speedysnn.analysis import cost_figures, figures, sensitivity_figures, sketch
 from speedysnn.analysis.extras import Extras
+from speedysnn.analysis.report_data import NoiseTables
 from speedysnn.analysis.schema import OUTPUTS, format_of
+from speedysnn.analysis.style import png
 from speedysnn.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from speedysnn.analysis.result import NoiseReport
 
 WORST = 5
 NAMED = 12  # neurons a layer page lists
@@ -69,18 +66,18 @@ def shown(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def fragment(report: "NoiseReport") -> str:
+def fragment(report: NoiseTables) -> str:
     """Verdict, outputs and tables without figures, as HTML to put into another page."""
     return _template("body.html").render(**_context(report, Extras()), pictures=[], pages=[])
 
 
-def page(report: "NoiseReport", pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
+def page(report: NoiseTables, pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
     """The whole page, figures and style in it; it loads nothing, and its scripts only sort and open."""
     context = _context(report, extras)
     return _template("report.html").render(**context, pictures=_captioned(pictures), pages=_pages(report))
 
 
-def markdown(report: "NoiseReport", pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
+def markdown(report: NoiseTables, pictures: dict[str, bytes], extras: Extras = Extras()) -> str:  # noqa: B008 - frozen
     """The same in Markdown, beside the figures' files."""
     return _template("report.md").render(**_context(report, extras), pictures=_captioned(pictures))
 
@@ -93,7 +90,7 @@ def _captioned(pictures: dict[str, bytes]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _pages(report: "NoiseReport") -> list[dict[str, Any]]:
+def _pages(report: NoiseTables) -> list[dict[str, Any]]:
     """One entry a layer with details, drawn small."""
     rows = report.layers.set_index("layer", drop=False).to_dict("index")
     return [
@@ -107,7 +104,7 @@ def _pages(report: "NoiseReport") -> list[dict[str, Any]]:
     ]
 
 
-def _drawn(report: "NoiseReport", extras: Extras) -> dict[str, "Figure"]:
+def _drawn(report: NoiseTables, extras: Extras) -> dict[str, Figure]:
     drawn = figures.all_figures(report.layers, extras.sweep)
     if extras.sensitivity is not None:
         drawn.update(sensitivity_figures.all_figures(extras.sensitivity))
@@ -116,7 +113,7 @@ def _drawn(report: "NoiseReport", extras: Extras) -> dict[str, "Figure"]:
     return drawn
 
 
-def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
+def write(report: NoiseTables, folder: Path, extras: Extras) -> Path:
     """See `NoiseReport.save`.
 
     In a new folder, or one with nothing but an earlier report, the report takes the old one's place in one step: at
@@ -139,25 +136,19 @@ def write(report: "NoiseReport", folder: Path, extras: Extras) -> Path:
     return folder
 
 
-def png(figure: "Figure", dpi: int = figures.STYLE["savefig.dpi"]) -> bytes:
-    """A figure as PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _template(name: str) -> Template:
     loader = PackageLoader("speedysnn.analysis", ".")
     return Environment(loader=loader, autoescape=not name.endswith(".md"), undefined=StrictUndefined, trim_blocks=True,
                        lstrip_blocks=True).get_template(name)  # fmt: skip
 
 
-def _context(report: "NoiseReport", extras: Extras) -> dict[str, Any]:
+def _context(report: NoiseTables, extras: Extras) -> dict[str, Any]:
     rows = report.layers.to_dict("records")
     finite = report.layers[report.layers["sqnr_db"].notna()]
     worst = finite.nsmallest(WORST, "sqnr_db").to_dict("records") if len(rows) > 1 else []
     return {
         "verdict": report.verdict,
+        "advice": report.advice,
         "memory": "" if report.memory is None else report.memory.sentence(),
         "outputs": report.outputs,
         "output_fields": OUTPUTS,

@@ -4,18 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from speedysnn.analysis.commands import Advice, rendered
 from speedysnn.analysis.details import LayerDetail
 from speedysnn.analysis.energy import CostReport
 from speedysnn.analysis.memory import Memory
+from speedysnn.analysis.report_data import SensitivityTables
 from speedysnn.analysis.schema import OUTPUTS, Column, table_columns
 from speedysnn.analysis.strict import plain
-
-if TYPE_CHECKING:
-    from speedysnn.analysis.sensitivity import Sensitivity
 
 SCHEMA = "speedysnn-noise/1"
 _NOT_MEASURED = "not measured: no labels, or an output that is not (B, classes)"
@@ -28,7 +27,7 @@ class NoiseReport:
     Attributes:
         layers: one row a neuron layer in execution order; columns, units and ideals in `speedysnn.analysis.COLUMNS`.
         outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`.
-        verdict: plain sentences: how far off, which layer, which cause, what to do.
+        advice: how far off, which layer, which cause, what to do: text, Python call and command of each as data.
         details: by layer, what its row has no room for: histograms, neurons by name, steps and channels.
         memory: what the measurement held, and which layers' neurons are a sample; None where not measured.
         columns: what each column of `layers` means and how it is shown, as declared when the report was made.
@@ -36,10 +35,15 @@ class NoiseReport:
 
     layers: pd.DataFrame
     outputs: Mapping[str, Any]
-    verdict: tuple[str, ...]
+    advice: tuple[Advice, ...]
     details: Mapping[str, LayerDetail] = field(default_factory=dict)
     memory: Memory | None = None
     columns: Mapping[str, Column] = field(default_factory=table_columns)
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """The advice as plain sentences."""
+        return rendered(self.advice)
 
     def __repr__(self) -> str:
         """Size and headline."""
@@ -59,6 +63,7 @@ class NoiseReport:
         return {
             "schema": SCHEMA,
             "verdict": list(self.verdict),
+            "advice": [one.to_json() for one in self.advice],
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "layers": rows,
             "memory": None if self.memory is None else self.memory.to_json(),
@@ -86,7 +91,7 @@ class NoiseReport:
         folder: str | Path,
         *,
         sweep: pd.DataFrame | None = None,
-        sensitivity: "Sensitivity | None" = None,
+        sensitivity: SensitivityTables | None = None,
         cost: CostReport | None = None,
     ) -> Path:
         """Write layers.csv, noise.json, the figures as PNG, report.md and a self-contained report.html into a folder.

@@ -1,17 +1,22 @@
 """Figures of a sensitivity report: what each layer costs at the output, and what changing it would gain."""
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speedysnn.analysis.figures import COLOURS, STYLE
-
-if TYPE_CHECKING:
-    from speedysnn.analysis.sensitivity import Sensitivity
+from speedysnn.analysis.report_data import SensitivityTables
+from speedysnn.analysis.style import (
+    COLOURS,
+    STYLE,
+    finite_or_gap,
+    layered_panels,
+    name_layers,
+    shared_legend,
+)
+from speedysnn.progress import shortened
 
 _AT_OUTPUT = {
     "isolated": ("isolated: only this layer spikes", "s", COLOURS["twin"]),
@@ -29,10 +34,10 @@ _CHANGES = {
     "bias": COLOURS["clip"],
     "look-ahead": COLOURS["recalibrated"],
 }
-_MOST_NAMES, _LONGEST, _MOST_BARS = 50, 26, 20
+_MOST_BARS, _LONGEST = 20, 26
 
 
-def curves(found: "Sensitivity") -> Figure:
+def curves(found: SensitivityTables) -> Figure:
     """Output SQNR (dB) of the isolated, prefix and leave-one-out readings by layer, with the twin's and the spikes'."""
     outputs = found.outputs
     figure, axes = _by_layer(found.table, _AT_OUTPUT)
@@ -47,20 +52,20 @@ def curves(found: "Sensitivity") -> Figure:
     gap = found.temporal_gap_db
     shown = f"{gap:.1f} dB" if math.isfinite(gap) else "undefined"
     axes.set_title(f"What each layer costs at the output; temporal gap (twin above spikes) {shown}", loc="left")
-    _legend(figure, axes)
+    _legend_of_modes(figure, axes)
     return figure
 
 
-def layers(found: "Sensitivity") -> Figure:
+def layers(found: SensitivityTables) -> Figure:
     """SQNR (dB) at the layer itself, on the source's input (local) and in the spiking network (cumulative)."""
     figure, axes = _by_layer(found.table, _AT_LAYER)
     axes.set_ylabel("SQNR at the layer (dB)")
     axes.set_title("Each layer against the source's activation, higher is better", loc="left")
-    _legend(figure, axes)
+    _legend_of_modes(figure, axes)
     return figure
 
 
-def ranking(found: "Sensitivity") -> Figure:
+def ranking(found: SensitivityTables) -> Figure:
     """The best changes of one layer by what the spiking output gains (dB), the quantized output's gain beside."""
     rows = found.gains[found.gains["gain_db"].map(math.isfinite)].head(_MOST_BARS)
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
@@ -75,7 +80,8 @@ def ranking(found: "Sensitivity") -> Figure:
     axes.plot(rows["twin_gain_db"], range(len(rows)), "D", color="black", markersize=3.5, linestyle="none",
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
-    names = [f"{_short(str(name))}, {kind}" for name, kind in zip(rows["layer"], rows["change"], strict=True)]
+    pairs = zip(rows["layer"], rows["change"], strict=True)
+    names = [f"{shortened(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")
@@ -84,11 +90,11 @@ def ranking(found: "Sensitivity") -> Figure:
     if again:
         axes.axhline(again - 0.5, color="black", linestyle=":", linewidth=1, label="above: again on other images")
     axes.set_title(f"What one change would gain ({most})", loc="left")
-    _legend(figure, axes)
+    _legend_of_modes(figure, axes)
     return figure
 
 
-def all_figures(found: "Sensitivity") -> dict[str, Figure]:
+def all_figures(found: SensitivityTables) -> dict[str, Figure]:
     """Every figure that something was measured for, by its file's name."""
     modes, out = set(found.table["mode"]), dict[str, Figure]()
     if modes & set(_AT_OUTPUT):
@@ -102,31 +108,16 @@ def all_figures(found: "Sensitivity") -> dict[str, Figure]:
 
 def _by_layer(table: pd.DataFrame, drawn: dict[str, tuple[str, str, str]]) -> tuple[Figure, Axes]:
     """A line a mode over the layers in execution order."""
-    names = list(dict.fromkeys(table["layer"]))
-    with mpl.rc_context(STYLE):
-        below = 0.06 * max(len(_short(str(name))) for name in names)
-        size = min(15.0, max(7.5, 2.5 + 0.28 * len(names))), 3.6 + below
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+    names = list(dict.fromkeys(map(str, table["layer"])))
+    figure, (axes,) = layered_panels(names, 1, 3.6)
     for mode, (label, marker, colour) in drawn.items():
         values = table.loc[table["mode"] == mode, "sqnr_db"]
         if len(values):
-            finite = [float(x) if math.isfinite(x) else math.nan for x in values]
-            axes.plot(range(len(finite)), finite, marker=marker, markersize=4, color=colour, label=label)
-    every = math.ceil(len(names) / _MOST_NAMES)
-    shown = range(0, len(names), every)
-    axes.set_xticks(list(shown), [_short(str(names[i])) for i in shown], rotation=90, fontsize=8)
-    axes.set_xlim(-0.7, len(names) - 0.3)
-    axes.set_xlabel("layer, in execution order" + (f" (one of {every} named)" if every > 1 else ""))
+            axes.plot(range(len(values)), finite_or_gap(values), marker=marker, markersize=4, color=colour, label=label)
+    name_layers(axes, names)
     return figure, axes
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
-
-
-def _legend(figure: Figure, axes: Any) -> None:
-    """Below everything, so that it never covers data."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = 3 if len(labels) > 4 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+def _legend_of_modes(figure: Figure, axes: Axes) -> None:
+    """In two columns where there are few entries, for they are long."""
+    shared_legend(figure, [axes], 3 if len(axes.get_legend_handles_labels()[1]) > 4 else 2)

@@ -12,11 +12,11 @@ import pandas as pd
 from speedysnn._claims import scratch_beside
 from speedysnn.analysis.branches import Key
 from speedysnn.analysis.change import CHANGES, Change
+from speedysnn.analysis.commands import Advice, CommandNames, filled, rendered
 from speedysnn.analysis.sensitivity_memory import SensitivityMemory
-from speedysnn.analysis.sensitivity_verdict import sentences
+from speedysnn.analysis.sensitivity_verdict import advise_on_layers
 from speedysnn.analysis.strict import plain
 from speedysnn.analysis.theory import decibels
-from speedysnn.analysis.verdict import DATA, NET, named
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 
@@ -46,7 +46,7 @@ class Sensitivity:
             measurement, which another one replaces where `confirm` was given; call: what carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
-        names: what the verdict's commands are filled with: arguments of `speedysnn.analysis.verdict.named`.
+        names: what the commands of the advice are filled with.
         memory: what the measurement held, and whether its images are a sample; None where not measured.
     """
 
@@ -54,7 +54,7 @@ class Sensitivity:
     gains: pd.DataFrame
     outputs: Mapping[str, Any]
     changes: Mapping[Key, Change]
-    names: Mapping[str, Any] = field(default_factory=lambda: {"net": NET, "data": DATA})
+    names: CommandNames = field(default_factory=CommandNames)
     memory: SensitivityMemory | None = None
 
     @property
@@ -69,9 +69,14 @@ class Sensitivity:
         return decibels(1.0, sum(10 ** (-value / 10) for value in alone)) if len(alone) else math.nan
 
     @property
+    def advice(self) -> tuple[Advice, ...]:
+        """The temporal gap, the layers that cost most, and the best change with its call and command."""
+        return filled(advise_on_layers(self.table, self.gains, self.outputs), self.names)
+
+    @property
     def verdict(self) -> tuple[str, ...]:
-        """Plain sentences: the temporal gap, the layers that cost most, the best change and its call."""
-        return named(sentences(self.table, self.gains, self.outputs), **self.names)
+        """The advice as plain sentences."""
+        return rendered(self.advice)
 
     def __repr__(self) -> str:
         """Size and headline."""
@@ -104,6 +109,7 @@ class Sensitivity:
             "temporal_gap_db": plain(self.temporal_gap_db),
             "isolated_sum_db": plain(self.isolated_sum_db),
             "verdict": list(self.verdict),
+            "advice": [one.to_json() for one in self.advice],
             "outputs": {name: plain(value) for name, value in self.outputs.items()},
             "memory": None if self.memory is None else self.memory.to_json(),
             "table": _plain(self.table),
@@ -121,7 +127,7 @@ class Sensitivity:
             InputError: a file is in the way, or the folder cannot be written.
         """
         from speedysnn.analysis import sensitivity_figures
-        from speedysnn.analysis.report import png
+        from speedysnn.analysis.style import png
 
         drawn = sensitivity_figures.all_figures(self)
         files = {f"{name}.png": png(figure) for name, figure in drawn.items()}

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from speedysnn.analysis.details import LayerDetail
-from speedysnn.analysis.figures import COLOURS
 from speedysnn.analysis.moments import Floats
+from speedysnn.analysis.style import COLOURS
 
 _WIDTH, _HEIGHT, _BASE = 300, 96, 78
 _TICKS = (-1.0, -0.5, 0.0, 0.5, 1.0)

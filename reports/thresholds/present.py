@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from study import ALL, CALIBRATION, PLANS, best, tested
-from study import Table as Rows
+from plans import ALL, CALIBRATION, PLANS, best, tested
+from plans import Table as Rows
 from text import TEXT, in_short
 
 # Okabe and Ito's palette, and grey.

@@ -1,8 +1,9 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing unless asked."""
+"""What a terminal shows of long work: a bar, plain lines elsewhere, nothing unless asked; and names that fit it."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,13 +20,14 @@ def track(
 ) -> Iterator[T]:  # fmt: skip
     """The items, with progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere.
 
+    `total` is `operator.length_hint` of the items where it is not given; with it the time left is shown too.
     `status` gives a few words on where the work stands, shown beside the count.
     """
     if not enabled:
         yield from items
         return
     if total is None:
-        total = len(items) if isinstance(items, Sized) else None
+        total = length_hint(items) or None
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())  # fmt: skip
@@ -46,3 +48,13 @@ def track(
             words = "" if status is None else f", {status()}"
             sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s{left}{words}\n")
             sys.stderr.flush()
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in at most `width` characters: cut in the middle, for its end tells layers apart."""
+    if len(name) <= width:
+        return name
+    if width < 2:
+        return name[len(name) - width :]
+    end = -(-(width - 1) * 2 // 3)  # two thirds
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"

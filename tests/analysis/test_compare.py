@@ -89,7 +89,7 @@ def test_a_layer_without_noise(reports, first, expected):
     found = compare({"a": silenced(first), "b": silenced(math.inf)})
     row = found.layers[found.layers["network"] == "b"].iloc[0]
     assert row["removed"] == pytest.approx(expected, nan_ok=True)
-    assert set(all_figures(found)) == {"sqnr", "causes", "removed", "pareto"}
+    assert set(all_figures(found.layers, found.outputs)) == {"sqnr", "causes", "removed", "pareto"}
     json.dumps(found.to_json(), allow_nan=False)
 
 

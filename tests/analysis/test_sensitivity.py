@@ -146,10 +146,11 @@ def test_twenty_layers_overlap_nowhere():
 def test_the_verdict_puts_timing_first(build):
     data = load("digits", "train", limit=200)
     found = measure_sensitivity(build("max", 4, 0), data)
-    gap, timing, spared, alone, best, everywhere = found.verdict
+    gap, timing, train, spared, alone, best, everywhere = found.verdict
     assert f"a temporal gap of {found.temporal_gap_db:.1f} dB" in gap
     assert "look-ahead 0, latency 4 steps" in gap
     assert timing.startswith("Spike timing comes before any layer")
+    assert "--stage spiking" in train
     table = found.table.set_index(["mode", "layer"])["sqnr_db"]
     assert f"Left analog alone, {table['leave_one_out'].idxmax()} would give" in spared
     assert f"Spiking alone, {table['isolated'].idxmin()} costs most" in alone

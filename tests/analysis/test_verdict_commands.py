@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import typer
 
+from speedysnn import finetune
+from speedysnn.analysis.commands import Advice, CommandNames, command_words, filled
 from speedysnn.analysis.gains import CHANGES
-from speedysnn.analysis.sensitivity_verdict import sentences as sentences_of
-from speedysnn.analysis.verdict import command, named, verdict
+from speedysnn.analysis.sensitivity_verdict import advise_on_layers
+from speedysnn.analysis.verdict import advise
 from speedysnn.cli.main import app
 
 OUTPUTS: dict[str, Any] = {
@@ -34,17 +36,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def _commands(sentences: tuple[str, ...]) -> list[str]:
-    found = [re.findall(r"speedysnn [a-z]+ .*?(?=, then|, or|\.$|\.\s|$)", sentence) for sentence in sentences]
-    return [text for each in found for text in each]
+NAMES = CommandNames("my net.snn", "npz:a b.npz", "first one.snn", {"--normalize": "cifar10"})
+
+
+def _commands(advice: tuple[Advice, ...]) -> list[tuple[str, ...]]:
+    return [one.argv for one in filled(advice, NAMES) if one.argv]
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_it_parses_and_does_what_the_sentence_says(case: str) -> None:
     outputs, layer, words = CASES[case]
-    sentences = verdict(pd.DataFrame([{**LAYER, **layer}]), {**OUTPUTS, **outputs})
-    commands = _commands(named(sentences, "my net.snn", "npz:a b.npz", "first one.snn", {"--normalize": "cifar10"}))
-    assert any(words in text for text in commands), sentences
+    advice = advise(pd.DataFrame([{**LAYER, **layer}]), {**OUTPUTS, **outputs})
+    commands = _commands(advice)
+    assert any(words in shlex.join(argv) for argv in commands), advice
     _parse(commands)
 
 
@@ -53,26 +57,43 @@ def test_a_sensitivity_names_commands_that_parse(change: str) -> None:
     table = pd.DataFrame([{"layer": "relu1", "mode": "isolated", "sqnr_db": 3.0}])
     gains = pd.DataFrame([{"layer": "relu1", "change": change, "gain_db": 2.0, "gain_se_db": 0.1, "expected_db": 1.9,
                            "call": "changes[...].apply(snn)"}])  # fmt: skip
-    sentences = named(sentences_of(table, gains, OUTPUTS), "my net.snn", "npz:a b.npz", "first one.snn",
-                      {"--normalize": "cifar10"})  # fmt: skip
-    commands = _commands(sentences)
+    commands = _commands(advise_on_layers(table, gains, OUTPUTS))
     assert len(commands) == 3  # two for the timing, one like the change
     _parse(commands)
 
 
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_the_python_calls_are_python(case: str) -> None:
+    outputs, layer, _ = CASES[case]
+    calls = [one.python for one in advise(pd.DataFrame([{**LAYER, **layer}]), {**OUTPUTS, **outputs}) if one.python]
+    assert calls
+    for call in calls:
+        compile(call, "<advice>", "exec")
+        for settings in re.findall(r"finetune\.Config\(.*\)\)$", call):
+            assert isinstance(eval(settings[:-1], {"finetune": finetune}), finetune.Config)
+
+
 def test_a_command_keeps_what_it_sets_itself() -> None:
-    text = f"{command('evaluate {net} -d {data} -T 8 --recalibrate')}, or {command('finetune {net} -d {data} -o t.snn')}."
-    (said,) = named([text], "a.snn", "digits", options={"-T": "4", "--delay": "1"})
-    assert said == (
-        "speedysnn evaluate a.snn -d digits --delay 1 -T 8 --recalibrate, or "
-        "speedysnn finetune a.snn -d digits -T 4 --delay 1 -o t.snn."
+    names = CommandNames("a.snn", "digits", options={"-T": "4", "--delay": "1"})
+    longer = Advice("More steps.", argv=command_words("evaluate", "-T", "8", "--recalibrate")).filled(names)
+    tuned = Advice("Tune.", argv=command_words("finetune", "-o", "t.snn")).filled(names)
+    assert longer.shell == "speedysnn evaluate a.snn -d digits --delay 1 -T 8 --recalibrate"
+    assert tuned.shell == "speedysnn finetune a.snn -d digits -T 4 --delay 1 -o t.snn"
+
+
+def test_a_sentence_is_text_then_call_then_command() -> None:
+    one = Advice("Look ahead.", "snn.set_delay(1)", command_words("evaluate", "--delay", "1")).filled(NAMES)
+    assert one.sentence() == (
+        "Look ahead. In Python: snn.set_delay(1). In the shell: speedysnn evaluate 'my net.snn' -d 'npz:a b.npz' "
+        "--source 'first one.snn' --normalize cifar10 --delay 1."
     )
+    assert Advice("A fact.").filled(NAMES).sentence() == "A fact."
+    assert one.to_json()["argv"][:3] == ["speedysnn", "evaluate", "my net.snn"]
 
 
-def _parse(commands: list[str]) -> None:
+def _parse(commands: list[tuple[str, ...]]) -> None:
     group = typer.main.get_command(app)
-    for text in commands:
-        program, name, *arguments = shlex.split(text)
+    for program, name, *arguments in commands:
         assert program == "speedysnn"
         context = group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
         assert str(context.params["network"]) == "my net.snn"

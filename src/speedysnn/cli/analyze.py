@@ -1,15 +1,16 @@
 """`speedysnn analyze`: where the accuracy goes, layer by layer, and what to do."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
 from speedysnn.analysis.budget import DEFAULT_MIB
+from speedysnn.analysis.commands import Advice, CommandNames, filled
 from speedysnn.analysis.extras import Extras
-from speedysnn.analysis.verdict import named
 from speedysnn.cli.console import cell, percent, say, table, write_json
 from speedysnn.cli.options import (
     Data,
@@ -64,8 +65,8 @@ def command(
         float | None,
         typer.Option(
             "--memory",
-            help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out; where short, neurons and "
-            "--sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
+            help=f"MiB beside the weights, {DEFAULT_MIB:g} if left out, more for a large network; where short, "
+            "neurons and --sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
         ),
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
@@ -97,21 +98,26 @@ def command(
     more = others(images, sensitivity, confirm)
     if memory is not None:
         hand_freed_memory_back()
-    limit_mib = DEFAULT_MIB if memory is None else memory
     noise = measure_noise(
-        snn, images, reference, detail="full" if detail else "standard", memory_mib=limit_mib, seed=seed, progress=True
+        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True
     )
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
-    names: dict[str, Any] = {"net": str(network), "data": data, "source": None if source is None else str(source),
-             "options": {key: str(value) for key, value in given.items() if value is not None}}  # fmt: skip
-    noise = replace(noise, verdict=named(noise.verdict, **names))
+    options = {key: str(value) for key, value in given.items() if value is not None}
+    names = CommandNames(str(network), data, None if source is None else str(source), options)
+    noise = replace(noise, advice=filled(noise.advice, names))
     extras = Extras(
         sweep(snn, images, steps, progress=True) if steps else None,
         None
         if sensitivity is None
         else replace(
             measure_sensitivity(
-                snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=limit_mib, seed=seed
+                snn,
+                images,
+                limit=sensitivity,
+                confirm=more,
+                progress=True,
+                memory_mib=DEFAULT_MIB if memory is None else memory,
+                seed=seed,
             ),
             names=names,
         ),
@@ -122,8 +128,7 @@ def command(
     if json != "-":
         show(noise)
         found = extras.sensitivity
-        for sentence in () if found is None else found.verdict:
-            say(sentence)
+        say_advice(() if found is None else found.advice)
         if found is not None and found.memory is not None:
             say(found.memory.sentence())
         say(f"report: {output / 'report.html'}", "bold")
@@ -141,10 +146,19 @@ def others(images: ImageData, sensitivity: int | None, confirm: int | None) -> I
     return images.subset(range(sensitivity, sensitivity + confirm))
 
 
+def say_advice(advice: Iterable[Advice]) -> None:
+    """Findings one by one; what acts on each below it, on lines of its own that can be copied whole."""
+    for one in advice:
+        say(one.text)
+        if one.python:
+            say(f"    In Python: {one.python}")
+        if one.argv:
+            say(f"    In the shell: {one.shell}")
+
+
 def show(noise: NoiseReport) -> None:
     """The verdict, the outputs in one line, and the worst layers."""
-    for sentence in noise.verdict:
-        say(sentence)
+    say_advice(noise.advice)
     say()
     o = noise.outputs
     say(

@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from speedysnn._replace import replace_file
+from speedysnn.progress import shortened
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 GAP = 2  # characters between two columns
+LEAST_TEXT = 8  # characters that a shortened text keeps in the narrowest terminal
 
 
 def fail(message: str, code: int) -> int:
@@ -74,22 +76,32 @@ def percent(value: Any) -> str:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
     """A table on stdout; the first `left` columns are text, the others numbers.
 
-    Columns with nothing in them are left out. Where the terminal is too narrow, the columns stand closer and the
-    numbers' headers take a line a word.
+    Columns with nothing in them are left out. Where the terminal is too narrow, the columns stand closer, the numbers'
+    headers take a line a word, and texts are shortened in the middle: no row ever takes a second line.
     """
     cells = [list(row) for row in rows]
     kept = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
     widths = [max(len(text) for text in (columns[i], *(row[i] for row in cells))) + GAP for i in kept]
     narrow = sum(widths) - GAP > out.width
     grid = Table(box=None, pad_edge=False, collapse_padding=narrow)
+    headers = {i: columns[i].replace(" ", "\n") if narrow and i >= left else columns[i] for i in kept}
+    room = _room_of_texts(headers, cells, left) if narrow else out.width
     for i in kept:
-        name = columns[i].replace(" ", "\n") if narrow and i >= left else columns[i]
-        words = max(map(len, columns[i].split()), default=1)
-        grid.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=words)
+        grid.add_column(headers[i], justify="left" if i < left else "right", no_wrap=not (narrow and i >= left),
+                        min_width=max((len(row[i]) for row in cells), default=0) if i >= left else None)  # fmt: skip
     for row in cells:
-        grid.add_row(*(row[i] for i in kept))
+        grid.add_row(*(shortened(row[i], room) if i < left else row[i] for i in kept))
     say(title, "bold")
     out.print(grid)
+
+
+def _room_of_texts(headers: Mapping[int, str], cells: Sequence[Sequence[str]], left: int) -> int:
+    """Characters that each column of text may take beside the numbers, which stay whole."""
+    numbers = [i for i in headers if i >= left]
+    words = {i: max(map(len, headers[i].split()), default=0) for i in numbers}
+    taken = sum(max(words[i], *(len(row[i]) for row in cells)) + 1 for i in numbers) if cells else 0
+    texts = max(1, len(headers) - len(numbers))
+    return max(LEAST_TEXT, (out.width - taken) // texts - (texts > 1))
 
 
 def strict(value: Any) -> Any:

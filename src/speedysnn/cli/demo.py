@@ -10,8 +10,9 @@ import typer
 
 from speedysnn import artifact, data
 from speedysnn.analysis import NoiseReport, measure_noise
-from speedysnn.analysis.verdict import named
+from speedysnn.analysis.commands import CommandNames, filled
 from speedysnn.assets.digits import load_digits_net
+from speedysnn.cli.analyze import say_advice
 from speedysnn.cli.console import cell, note, percent, say, table
 from speedysnn.cli.options import Seed, seeded
 from speedysnn.cli.output_paths import check_report
@@ -58,9 +59,9 @@ def command(
     artifact.save(snn, folder / "tuned.snn")
     note("4/4 measuring again, against the source network")
     after = measure_noise(snn, test, source)
-    before = replace(before, verdict=named(before.verdict, str(folder / "converted.snn"), "digits"))
+    before = replace(before, advice=filled(before.advice, CommandNames(str(folder / "converted.snn"), "digits")))
     tuned, converted = str(folder / "tuned.snn"), str(folder / "converted.snn")
-    after = replace(after, verdict=named(after.verdict, tuned, "digits", converted))
+    after = replace(after, advice=filled(after.advice, CommandNames(tuned, "digits", converted)))
     before.save(folder / "before")
     after.save(folder)
     _show(before, after)
@@ -107,5 +108,4 @@ def _show(before: NoiseReport, after: NoiseReport) -> None:
     say()
     table("layer by layer", ("layer", "SQNR dB before", "after", "temporal share before", "after"), layers)
     say("\nverdict after tuning", "bold")
-    for sentence in after.verdict:
-        say(f"  {sentence}")
+    say_advice(after.advice)
