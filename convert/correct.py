@@ -23,6 +23,7 @@ from speedysnn.errors import InputError
 from speedysnn.executor import Execution, Value
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
+from speedysnn.settings import repeatable
 from speedysnn.tap import Tap
 
 KINDS = ("none", "bias", "potential", "bias+potential")
@@ -65,6 +66,7 @@ class Kept:
         return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
 
 
+@repeatable
 def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
     """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
 

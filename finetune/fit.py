@@ -29,6 +29,7 @@ from speedysnn.finetune.run import Report, Run, layer_table
 from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
+from speedysnn.settings import repeatable
 
 
 class _Teacher(nn.Module):
@@ -43,6 +44,7 @@ class _Teacher(nn.Module):
             return self.snn(*inputs)
 
 
+@repeatable
 def fit(
     snn: SpikingNetwork,
     train: Any,

@@ -25,6 +25,7 @@ from speedysnn.finetune.step import logits
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay
+from speedysnn.settings import repeatable
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -92,6 +93,7 @@ class _Whole(Trainer):
         return run
 
 
+@repeatable
 def train(
     ann: nn.Module,
     train: Any,

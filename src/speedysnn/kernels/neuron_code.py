@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import Writer, cgutils, intrinsic, ir, types
+from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.vector_code import WORKS, Writer, cgutils, intrinsic, ir, types
 
 LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
 VECTORS = 1  # at a time
@@ -161,7 +161,7 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
@@ -175,3 +175,9 @@ if AVAILABLE:
         """
         given = (kind, x, first, neurons, steps, seen, factors, theta, start, low, high, out, many, whole)
         return types.void(*given), _fire
+
+else:
+
+    @compiled
+    def fire_all(*_: Any) -> None:
+        """Nothing: the plain code takes all neurons."""

@@ -5,11 +5,9 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.blocks import add, fire, load, load_half, spread, store_half
-from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK, TOTALLED
-
-if AVAILABLE:
-    from speedysnn.kernels.neuron_code import fire_all
+from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.neuron_code import AT_ONCE, CONSTANT, HALF, TAKE_BACK, TOTALLED, fire_all
+from speedysnn.kernels.vector_code import WORKS
 
 Array = Any
 BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
@@ -73,7 +71,7 @@ def forward(
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
-        many = m // AT_ONCE * AT_ONCE
+        many = m // AT_ONCE * AT_ONCE if WORKS else 0
         seen = 1 if constant else min(1 + delay, steps)
         fire_all(kind, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, many, whole)
         if many < m:
