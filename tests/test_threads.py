@@ -66,9 +66,13 @@ def _fail() -> None:
 
 
 def test_a_thread_that_begins_meanwhile_has_torchs_own_count(two_threads) -> None:
-    with pytest.raises(ValueError, match="no"), single_threaded():
-        assert torch.get_num_threads() == 1
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(torch.get_num_threads).result() == 2
-        _fail()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="no"):
+        _alone(pool)
     assert torch.get_num_threads() == 2
+
+
+def _alone(pool) -> None:
+    with single_threaded():
+        assert torch.get_num_threads() == 1
+        assert pool.submit(torch.get_num_threads).result() == 2
+        _fail()
