@@ -9,8 +9,10 @@ from speedysnn.analysis.energy import CostReport
 from speedysnn.analysis.images import part, pass_size, passes
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+from speedysnn.settings import repeatable
 
 
+@repeatable
 def measure_cost(snn: SpikingNetwork, data: Any, *, limit: int | None = None, progress: bool = False) -> CostReport:
     """Count what an inference costs in the spiking reading, beside the source and a quantized rival.
 

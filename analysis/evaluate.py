@@ -1,8 +1,8 @@
 """evaluate: accuracy, agreement and spikes of a network, beside its source and its quantized reading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from speedysnn.data import Batch
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.progress import track
+from speedysnn.settings import execution
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -30,6 +31,7 @@ class Evaluation:
         precision: of the spiking reading.
         float32_accuracy: of the spiking reading in float32, where `precision` is another; what it costs lies between.
         float32_agreement: share of images with the class that float32 gives, likewise.
+        execution: the settings that decide in which order numbers were summed; see `speedysnn.settings.execution`.
     """
 
     images: int
@@ -56,6 +58,7 @@ class Evaluation:
     precision: str = "float32"
     float32_accuracy: float | None = None
     float32_agreement: float | None = None
+    execution: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as strict JSON data; infinities are words, undefined values null."""
@@ -128,8 +131,10 @@ def evaluate(
     with torch.no_grad():
         for batch in track(passes(snn, data, pass_size(snn), limit=limit), "evaluating", enabled=progress):
             score(snn, reference.analog(batch.inputs), batch, sums, reduced)
-    lost: dict[str, Any] = {} if reduced is None else reduced.figures()
-    return Evaluation(reference=reference.outputs, precision=precision, **settings(snn), **sums.figures(), **lost)
+    lost = {} if reduced is None else reduced.figures()
+    return Evaluation(
+        reference=reference.outputs, precision=precision, execution=execution(), **settings(snn), **sums.figures(), **lost
+    )
 
 
 def score(

@@ -1,23 +1,21 @@
-"""Freed memory handed back to the system, so that a process holds what its tensors take and little more."""
+"""Freed memory handed back to the system where a limit binds, by whatever the program at hand has installed for it.
 
-import ctypes
-from functools import cache
-from typing import Any
+How a process keeps freed memory is its program's to decide: the command line installs the C library's function, a
+library installs nothing.
+"""
+
+from collections.abc import Callable
+
+_release: Callable[[], None] | None = None
 
 
-@cache
-def _libc() -> Any:
-    """The C library with malloc_trim, glibc's; None elsewhere."""
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        library.malloc_trim.argtypes = (ctypes.c_size_t,)
-    except (OSError, AttributeError):
-        return None
-    return library
+def install(release: Callable[[], None] | None) -> None:
+    """Have `hand_back` call a function; None: nothing."""
+    global _release
+    _release = release
 
 
 def hand_back() -> None:
-    """Return the free pages of all heaps, holes included; no setting of the process changes. Only glibc has this."""
-    library = _libc()
-    if library is not None:
-        library.malloc_trim(0)
+    """Return what is free to the system, where the program has said how."""
+    if _release is not None:
+        _release()

@@ -8,8 +8,10 @@ from speedysnn.analysis.noise_sums import DETAILS as DETAILS
 from speedysnn.analysis.noise_sums import NoiseSums as NoiseSums
 from speedysnn.analysis.result import NoiseReport
 from speedysnn.network import SpikingNetwork
+from speedysnn.settings import repeatable
 
 
+@repeatable
 def measure_noise(
     snn: SpikingNetwork,
     data: Any,

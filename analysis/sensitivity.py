@@ -22,11 +22,13 @@ from speedysnn.analysis.sensitivity_result import SCHEMA as SCHEMA
 from speedysnn.analysis.sensitivity_result import Sensitivity as Sensitivity
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
+from speedysnn.settings import repeatable
 
 AT_LAYER = ("local", "cumulative")
 TABLE = ("layer", "mode", "at", "sqnr_db", "agreement", "accuracy")
 
 
+@repeatable
 def measure_sensitivity(
     snn: SpikingNetwork,
     data: Any,

@@ -24,6 +24,7 @@ from speedysnn.executor import Execution, Value
 from speedysnn.graph import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
+from speedysnn.settings import repeatable
 from speedysnn.tap import Tap
 
 KINDS = ("none", "bias", "potential", "bias+potential")
@@ -66,6 +67,7 @@ class Kept:
         return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
 
 
+@repeatable
 def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
     """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
 

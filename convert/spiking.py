@@ -24,6 +24,7 @@ from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay, IFNeuron
+from speedysnn.settings import execution, repeatable
 
 Example = Tensor | Sequence[Tensor]
 
@@ -69,6 +70,7 @@ def inspect(
         return read(ann, inputs, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)[2]
 
 
+@repeatable
 def to_spiking(
     ann: nn.Module,
     calibration: object,
@@ -172,6 +174,7 @@ def to_spiking(
         "analog_error": error,
         "granularity": granularity,
         "treatment": report.treatment,
+        "execution": execution(),
     }
     return snn if correct == "none" else correct_on(snn, kept.inputs(), correct)
 

@@ -211,8 +211,8 @@ class Config:
             state itself (0.99 averages about the last hundred steps); 0 for none.
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
-        seed: of the split, the order and the augmentation; the same seed gives the same result on one machine with one
-            cache folder; with no convolution run event by event (SPEEDYSNN_EVENTS=never) on another of its kind too.
+        seed: of the split, the order and the augmentation; the same seed gives the same result, bit for bit,
+            on one machine and on another of its kind (processor, number of threads, versions).
     """
 
     epochs_quantized: int = 8

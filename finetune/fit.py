@@ -27,6 +27,7 @@ from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.finetune.step import Need
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
+from speedysnn.settings import repeatable
 
 
 class _Teacher(nn.Module):
@@ -41,6 +42,7 @@ class _Teacher(nn.Module):
             return self.snn(*inputs)
 
 
+@repeatable
 def fit(
     snn: SpikingNetwork,
     train: Any,

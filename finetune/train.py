@@ -32,6 +32,7 @@ from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay, Reading
 from speedysnn.operators import Operator
+from speedysnn.settings import repeatable
 from speedysnn.tap import Observer
 
 MOMENTUM = 0.1
@@ -174,6 +175,7 @@ class _Whole(Trainer):
         return run
 
 
+@repeatable
 def train(
     ann: nn.Module,
     train: Any,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from speedysnn import convert, crossover, plan
+from speedysnn import convert, crossover, plan, settings
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, events, weights
 from speedysnn.kernels.compiled import AVAILABLE
@@ -296,10 +296,24 @@ def test_dense_inputs_and_small_work_take_the_usual_way(monkeypatch):
     tensors = {"weight": weight, "bias": bias}
     with torch.no_grad():
         assert Eventwise(3).conv2d("small", x, attrs, tensors) is None
-        monkeypatch.setattr(crossover, "crossover", lambda *_: 0.4)
+        monkeypatch.setattr(crossover, "crossover", lambda *_: pytest.fail("no stopwatch unless it is asked for"))
         assert Eventwise(10**6).conv2d("dense", x, attrs, tensors) is None
-        monkeypatch.setattr(crossover, "crossover", lambda *_: 0.6)
-        assert Eventwise(10**6).conv2d("sparse", x, attrs, tensors) is not None
+        few = torch.where(torch.rand_like(x) < 0.2, x, 0.0)
+        assert Eventwise(10**6).conv2d("sparse", few, attrs, tensors) is not None
+
+
+def test_a_stopwatch_decides_only_where_it_is_asked_for_and_nothing_is_recorded(monkeypatch):
+    x, weight, bias, attrs = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.5, 0)
+    asked = []
+    monkeypatch.setattr(crossover, "crossover", lambda *_: asked.append(1) or 0.6)
+    with settings.using(events="measure"):
+        with torch.no_grad():
+            assert Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is not None
+        assert asked == [1]
+        weight.requires_grad_()
+        assert Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is None
+        settings.repeatable(lambda: Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight.detach(), "bias": bias}))()
+    assert asked == [1]
 
 
 def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):

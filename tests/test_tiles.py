@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedysnn import analysis, calls, convert, crossover, plan
+from speedysnn import analysis, calls, convert, crossover, plan, settings, sparse_rule
 from speedysnn.eventwise import Eventwise
 from speedysnn.kernels import event_gradient, tiles
 from speedysnn.kernels.compiled import AVAILABLE
@@ -117,8 +117,9 @@ def test_what_it_takes(change, takes):
 @pytest.fixture
 def tiled(monkeypatch):
     """Tiles wherever they can be, no events."""
-    monkeypatch.setattr(crossover, "quicker", lambda *_: True)
-    monkeypatch.setattr(crossover, "crossover", lambda *_: -1.0)
+    monkeypatch.setenv("SPEEDYSNN_TILES", "always")
+    for table in ("FORWARD", "GRADIENT"):
+        monkeypatch.setattr(sparse_rule, table, ((0, -1.0),))
     monkeypatch.setattr("speedysnn.eventwise.WORTH", 0)
     monkeypatch.setattr("speedysnn.eventwise.PLACES", 0)
     monkeypatch.setattr(event_gradient, "weight_gradient", lambda *_: pytest.fail("by events"))
@@ -142,7 +143,7 @@ def test_a_call_takes_them_for_what_learns(learns, tiled):
 
 
 def test_events_stay_where_they_are_quicker_than_tiles(tiled, monkeypatch):
-    monkeypatch.setattr(crossover, "crossover", lambda sizes, *_: 1.0 if sizes[0] == "forward or tiles" else -1.0)
+    monkeypatch.setattr(sparse_rule, "FORWARD", ((0, 1.0 / sparse_rule.BESIDE_TILES),))
     x, weight, bias, _ = _case(3, 16, 32, (8, 8))
     monkeypatch.setattr(tiles, "convolve", lambda *_: pytest.fail("by tiles"))
     out = _convolved((x, weight.requires_grad_(), bias))
@@ -167,9 +168,9 @@ def test_calls_without_gradients_take_them_unless_told_not_to(tiled, monkeypatch
     for variable in ("SPEEDYSNN_TILES", "SPEEDYSNN_EVENTS"):
         with torch.no_grad():
             assert 1e-8 < _apart(_convolved((x, weight.requires_grad_(), bias)), exact) < 5e-6
-            monkeypatch.setenv(variable, "never")
-            assert _convolved((x, weight, bias)) is None
-        monkeypatch.delenv(variable)
+            with monkeypatch.context() as patch:
+                patch.setenv(variable, "never")
+                assert _convolved((x, weight, bias)) is None
     monkeypatch.setattr("speedysnn.eventwise.PLACES", 64 + 1)
     assert _convolved((x, weight, bias)) is None  # too few to lay weights out for
     monkeypatch.setattr("speedysnn.eventwise.PLACES", 64)
@@ -193,7 +194,7 @@ def test_a_call_lays_out_before_its_passes_what_the_last_one_used(tiled, monkeyp
             assert (before[-1], len(made)) == expected
             monkeypatch.setenv("SPEEDYSNN_TILES", "never")
             assert _apart(ours, copy.deepcopy(snn)(x)) < 1e-2
-            monkeypatch.delenv("SPEEDYSNN_TILES")
+            monkeypatch.setenv("SPEEDYSNN_TILES", "always")
 
 
 def test_the_source_itself_is_torchs(tiled, monkeypatch):
@@ -230,6 +231,18 @@ def test_transforms_of_torch_see_torchs_convolution(tiled):
 
     got = torch.func.grad(total)(weight)
     assert torch.allclose(got, torch.func.grad(lambda w: F.conv2d(x, w, bias, 1, 1).sum())(weight), rtol=1e-4, atol=1e-3)
+
+
+def test_tiles_are_left_out_unless_they_are_asked_for(tiled, monkeypatch):
+    x, weight, bias, _ = _case(3, 16, 32, (8, 8))
+    monkeypatch.delenv("SPEEDYSNN_TILES")
+    assert _convolved((x, weight.requires_grad_(), bias)) is None
+    for quick in (True, False):
+        monkeypatch.setattr(crossover, "quicker", lambda *_, quick=quick: quick)
+        with settings.using(tiles="measure"):
+            with torch.no_grad():
+                assert (_convolved((x, weight, bias)) is not None) is quick
+            assert _convolved((x, weight, bias)) is None  # where gradients are recorded no stopwatch decides
 
 
 def test_the_quicker_way_is_measured_once_and_kept(monkeypatch, tmp_path):

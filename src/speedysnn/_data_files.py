@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from speedysnn import settings
 from speedysnn._data_guard import DAMAGED, PACKED, reason, require_file
 from speedysnn._files import expanded
 from speedysnn._images import ArrayStore, Loaded, as_labels, as_nchw
@@ -22,7 +22,7 @@ from speedysnn.errors import DataError, InputError
 
 __all__ = ["load_cifar10", "load_digits", "load_fashion_mnist"]
 
-VARIABLE = "SPEEDYSNN_DATA"
+VARIABLE = settings.SETTINGS["data"].variable
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
 _RECORD = 1 + 3 * 32 * 32  # a CIFAR-10 record: the label, then the red, green and blue planes
 _PICKLED = "cifar-10-batches-py"
@@ -135,7 +135,7 @@ def _folders(rest: str, below: tuple[str, ...], spec: str, *more: Path) -> list[
             raise DataError(f"{spec}: the folder {named} {came}; give the folder that holds the files, '{spec}:DIR'")
         roots = [named]
     else:
-        variable = os.environ.get(VARIABLE)
+        variable = settings.get("data")
         roots = [*([expanded(variable)] if variable else []), Path("data"), Path()]
     return [folder for root in roots for folder in (root, *(root / name for name in below))] + ([] if rest else [*more])
 

@@ -19,6 +19,7 @@ from speedysnn.executor import Execution, Value
 from speedysnn.graph import map_outputs
 from speedysnn.neurons import IFNeuron, Reading
 from speedysnn.tap import Observer, Tap
+from speedysnn.thread_count import single_threaded
 from speedysnn.wiring import Wires
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def read(
     synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
     steps = 1 if reading != "spiking" or synchronous else snn.timesteps
     passes = _passes(snn, inputs, dynamic, observer, steps)
-    pictures = sum(passes) * (snn.timesteps if reading == "spiking" else 1)
+    pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
     own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
     eventwise = None if own else Eventwise(pictures, snn.tables, reading)
     call = Call(snn, reading, per_step, observer, neurons, snn.wires, synchronous, eventwise)
@@ -76,7 +77,7 @@ def read(
 
 def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
     if call.eventwise is not None:
-        with plan.single_threaded():
+        with single_threaded():
             call.eventwise.prepare(call.snn.tensors)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
@@ -88,7 +89,7 @@ def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> A
 def held(snn: SpikingNetwork, images: int) -> Iterator[None]:
     """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
     with ExitStack() as stack:
-        with plan.single_threaded():
+        with single_threaded():
             stack.enter_context(shared(snn.tables, snn.tensors, ("quantized", "spiking"), images))
         yield
 
@@ -175,7 +176,7 @@ def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
         drives[tap.name] = tap.drive
 
     means = [run.mean(value) for value in values]
-    known = Execution(run.graph, run.neurons, run.tensors, run.timesteps, record, wires=run.wires)
+    known = Execution(run.graph, run.neurons, run.tensors, run.timesteps, record, None, run.eventwise, run.wires)
     known.static(means, "quantized")
     paced = Execution(run.graph, run.neurons, run.tensors, run.timesteps, run.observer, drives, wires=run.wires)
     return paced.spiking(values, per_step=True)

@@ -1,4 +1,4 @@
-"""Which way of a convolution pays: what is measured once a machine and shape.
+"""Which way of a convolution pays on this machine: measured once a shape, where `speedysnn.settings` says "measure".
 
 Event-driven work does below some density of its input: both ways are timed on a few pictures, the event-driven one also
 on none but zeros, since its cost is that floor and a part in proportion to the events. What was found is kept in the

@@ -1,13 +1,13 @@
 """Which convolutions of a call run event-driven, forward and for the gradient of their weights, and which by tiles.
 
 Weights are laid out once for all passes of a call, small ones before these begin: threads that need them at the same
-moment wait for each other, and waking costs more than laying out. The gradient of the input is not sparse; tiles halve
-its time. Tiles round to some 1e-6, up to ten times what torch does, so that they can be left out; in bfloat16 they are
-the more exact.
+moment wait for each other, and waking costs more than laying out. Which way a layer goes is told by `sparse_rule`;
+a stopwatch, `crossover`, decides only where `speedysnn.settings` asks for it, and never where gradients are recorded.
+Tiles halve the time of what is not sparse, the gradient of the input among it, but round to some 1e-6, up to ten times
+what torch does: they are taken only where the settings ask for them.
 """
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from speedysnn import crossover
+from speedysnn import crossover, settings, sparse_rule
 from speedysnn.kernels import event_gradient, events, tiles
 from speedysnn.kernels.dispatch import recorded, traced
-from speedysnn.kernels.event_conv import ConvShape, Ways, convolve, forward, input_gradient, weight_gradient
+from speedysnn.kernels.event_conv import ConvShape, Ways, convolve, forward
 from speedysnn.kernels.nonzero import density
 from speedysnn.kernels.tables import Tables
 
-VARIABLE = "SPEEDYSNN_EVENTS"  # never, always; anything else: where it pays
-TILES = "SPEEDYSNN_TILES"  # never; anything else: where they are faster
 Way = TypeVar("Way")
 WORTH = 5e7  # multiplications of a layer in a call below which nothing is laid out or measured
 PLACES = 4096  # results of a channel in a call, below which tiles save less than it takes to lay weights out for them
@@ -63,7 +61,7 @@ class Eventwise:
         self._laid: _Laid = self.tables.held or _Laid()
         self.pictures = max(pictures, self._laid.images)
         self._used: set[tuple[str, ConvShape | None, bool]] = set()  # without a shape: by tiles
-        self._wanted, self._untiled = os.environ.get(VARIABLE, ""), os.environ.get(TILES) == "never"
+        self._wanted, self._by_tiles = settings.get("events"), settings.get("tiles")
 
     def prepare(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
         """Lay out small weights of the layers that the last call of this kind ran by events or by tiles."""
@@ -75,7 +73,7 @@ class Eventwise:
                 continue
             if shape is not None:
                 self._plan(name, weight, bias, shape, half)
-            elif not self._untiled:
+            elif self._by_tiles != "never":
                 self._tiled(name, weight)
 
     def conv2d(self, name: str, x: Tensor, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -98,7 +96,7 @@ class Eventwise:
         if recorded(*given):
             ways = self._ways(name, x, weight, bias, shape, share)
             return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
-        ways = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape))
+        ways = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape), True)
         return None if ways == Ways() else forward(x, weight, bias, shape, ways)
 
     def _little(self, x: Tensor, weight: Tensor) -> bool:
@@ -107,26 +105,30 @@ class Eventwise:
 
     def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float) -> Ways:
         """How a convolution is done whose gradients are wanted, and how these are."""
-        seen, tiled, turned, to_weight = x.detach(), self._tiles(shape), None, None
-        ways = self._forward(name, seen, weight, bias, shape, share, False, tiled)
+        tiled, turned, to_weight = self._by_tiles == "always" and self._tiles(shape), None, None
+        ways = self._forward(name, x.detach(), weight, bias, shape, share, False, tiled, False)
         if tiled and x.requires_grad:
-            calls = partial(self._tiled, name, weight, turned=True), partial(_to_input, weight, shape)
-            turned = calls[0]() if self._quicker("input gradient", shape, seen, *calls) else None
+            turned = self._tiled(name, weight, turned=True)
         if weight.requires_grad:
-            to_weight = self._to_weight(seen, weight, shape, share, tiled)
+            to_weight = self._to_weight(shape, share, tiled)
         return replace(ways, turned=turned, to_weight=to_weight)
 
     def _forward(
         self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float, half: bool,
-        tiled: bool,
+        tiled: bool, timed: bool,
     ) -> Ways:  # fmt: skip
-        """How the convolution itself is done."""
+        """How the convolution itself is done; `timed`: a stopwatch may say so, where the settings ask for one."""
         kind, points = f" {x.dtype}" if half else "", partial(self._tiled, name, weight)
-        tiled = tiled and self._quicker(f"forward tiles{kind}", shape, x, points, partial(_dense, weight, shape))
+        if timed and tiled and self._by_tiles == "measure":
+            tiled = self._quicker(f"forward tiles{kind}", shape, x, points, partial(_dense, weight, shape))
         plan = partial(self._plan, name, weight, bias, shape, half)
         what = "forward or tiles" if tiled else "forward"
         calls = (lambda some: plan().run(some)), lambda some: _dense(weight, shape, points() if tiled else None, some)
-        if self._pays(f"{what}{kind}", shape, share, x, *calls):
+        if timed and self._wanted == "measure":
+            pays = self._measured(f"{what}{kind}", shape, share, x, *calls)
+        else:
+            pays = self._wanted == "always" or share <= sparse_rule.forward_density(shape, tiled)
+        if pays:
             self._used.add((name, shape, half))
             return Ways(plan())
         if tiled:
@@ -135,21 +137,15 @@ class Eventwise:
 
     def _tiles(self, shape: ConvShape) -> bool:
         geometry = (shape.kernel, shape.stride, shape.padding)
-        worth = self.pictures * shape.places >= PLACES and not self._untiled
+        worth = self.pictures * shape.places >= PLACES and self._by_tiles != "never"
         return worth and self._wanted != "always" and tiles.supports(shape.channels, *geometry, shape.size)
 
-    def _to_weight(self, x: Tensor, weight: Tensor, shape: ConvShape, share: float, tiled: bool) -> str | None:
+    def _to_weight(self, shape: ConvShape, share: float, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `Ways`."""
-
-        def call(way: str | None, some: Tensor) -> Tensor:
-            return weight_gradient(some, _ones(some, shape), weight, shape, way)
-
-        ways = (lambda: "tiles"), call
-        dense = "tiles" if tiled and self._quicker("gradient", shape, x, *ways) else None
         takes = event_gradient.supports(shape.kernel, shape.stride, shape.padding)
-        calls = partial(call, "events"), partial(call, dense)
-        sparse = takes and self._pays(f"gradient {dense}", shape, share, x, *calls)
-        return "events" if sparse else dense
+        if takes and (self._wanted == "always" or share <= sparse_rule.gradient_density(shape, tiled)):
+            return "events"
+        return "tiles" if tiled else None
 
     def _quicker(
         self, what: str, shape: ConvShape, x: Tensor, way: Callable[[], Way],
@@ -167,11 +163,10 @@ class Eventwise:
                     points[name, turned] = tiles.laid_out(tiles.turned(weight) if turned else weight)
         return points[name, turned]
 
-    def _pays(
+    def _measured(
         self, what: str, shape: ConvShape, share: float, x: Tensor, sparse: crossover.Call, dense: crossover.Call
     ) -> bool:
-        if self._wanted == "always":
-            return True
+        """Whether a stopwatch finds events at most as slow at that share."""
         with torch.no_grad():
             return share <= crossover.crossover((what, *shape.numbers()), x, sparse, dense)
 
@@ -208,11 +203,6 @@ def shared(
             tables.held = None
 
 
-def _ones(x: Tensor, shape: ConvShape) -> Tensor:
-    """Gradients of a convolution's results."""
-    return torch.ones(len(x), shape.channels[1], *shape.size).contiguous(memory_format=torch.channels_last)
-
-
 def _transformed() -> bool:
     """Whether one of torch.func's transforms runs, which take operators of torch alone."""
     return bool(torch._C._are_functorch_transforms_active())
@@ -220,7 +210,3 @@ def _transformed() -> bool:
 
 def _dense(weight: Tensor, shape: ConvShape, points: Tensor | None, x: Tensor) -> Tensor:
     return forward(x, weight, None, shape, Ways(points=points))
-
-
-def _to_input(weight: Tensor, shape: ConvShape, points: Tensor | None, x: Tensor) -> Tensor:
-    return input_gradient(_ones(x, shape), weight, shape, x.shape, points)

@@ -8,9 +8,8 @@ What fits into one pass is cut as well, one pass a core, where it is work enough
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn import settings
 from speedysnn.graph import Graph
+from speedysnn.thread_count import be_single_threaded, single_threaded
 
-VARIABLE = "SPEEDYSNN_IMAGES_PER_PASS"
+VARIABLE = settings.SETTINGS["images_per_pass"].variable
 MOST = 1024  # pictures (images times steps) in one pass, however narrow the layers are
 DEVICE_BYTES = 2**28  # of the widest layer, in one pass on an accelerator
 LEAST, LEAST_BYTES = 64, 2**23  # pictures that a pass's own cost is small for, while the widest layer is no larger
@@ -65,9 +66,9 @@ def multiplications(graph: Graph, tensors: Callable[[str], Mapping[str, Tensor]]
 
 
 def asked() -> int | None:
-    """Images that one pass is to take, from the environment."""
-    given = os.environ.get(VARIABLE, "")
-    return int(given) if given.isdecimal() and int(given) > 0 else None
+    """Images that one pass is to take, from the settings."""
+    found: int | None = settings.get("images_per_pass")
+    return found
 
 
 def images_per_pass(width: int, steps: int, device: torch.device, item: int = 4, weights: int = 0) -> int:
@@ -101,16 +102,20 @@ def cut(images: int, size: int, parts: int) -> list[int]:
 def run(calls: Sequence[Callable[[], Any]], *, parallel: bool) -> list[Any]:
     """Results of the calls in order; in parallel with one thread of torch each, where nothing else is doing so.
 
-    This thread takes its share: one that slept while others worked would leave its core to be found by them, late.
+    Where another thread's passes run already, this thread takes its own one after the other, each with one thread of
+    torch as well: the same sums in the same order. Else it takes its share: one that slept while others worked would
+    leave its core to be found by them, late.
     """
     workers = min(torch.get_num_threads(), len(calls))
-    if not parallel or workers < 2 or not _one_at_a_time.acquire(blocking=False):
+    if not parallel or workers < 2:
         return [call() for call in calls]
-    try:
-        with single_threaded():
+    with single_threaded():
+        if not _one_at_a_time.acquire(blocking=False):
+            return [call() for call in calls]
+        try:
             return _shared(calls, workers)
-    finally:
-        _one_at_a_time.release()
+        finally:
+            _one_at_a_time.release()
 
 
 def _shared(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
@@ -135,17 +140,6 @@ def _shared(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     return results
 
 
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """One thread an operator while passes run beside one another: others, once woken, take a core for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _inherit(call: Callable[[], Any]) -> Callable[[], Any]:
     """The call under the gradient and autocast modes of this thread, which torch keeps for each thread apart."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -163,7 +157,7 @@ def _inherit(call: Callable[[], Any]) -> Callable[[], Any]:
 
 @cache
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # a forked child makes its own
-    return ThreadPoolExecutor(workers, "speedysnn", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(workers, "speedysnn", initializer=be_single_threaded)
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -1,6 +1,5 @@
 """Entry point: the commands, and the one place where errors become a line and an exit code."""
 
-import os
 import sys
 import traceback
 from contextlib import suppress
@@ -8,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from speedysnn import settings
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
 from speedysnn.cli.console import fail
 from speedysnn.cli.options import refresh_listings
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     refresh_listings()
-    debug = DEBUG in arguments or os.environ.get("SPEEDYSNN_DEBUG", "0") not in ("", "0")
+    debug = DEBUG in arguments or settings.get("debug")
     try:
         result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")
     except KeyboardInterrupt:

@@ -8,12 +8,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+
+from speedysnn import settings
+from speedysnn.analysis import handing_back
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as in glibc's malloc.h
 _KEEP = (2**30, 2**25, 2**26)  # bytes: the end of the heap that is kept, the smallest block that is mapped by itself,
 # and what a thread's heap, of 64 MiB pieces, has free before it gives a piece back
 _HAND_BACK = (2**17, 2**17, 2**17)  # glibc's own first values; a value that was set no longer grows by itself
-VARIABLE = "SPEEDYSNN_ALLOCATOR"  # system: the C library decides for itself
+VARIABLE = settings.SETTINGS["allocator"].variable
 _program = _kept = False
 
 
@@ -21,15 +26,16 @@ def own_process() -> None:
     """This process is a program's own: what follows may be decided for it."""
     global _program
     _program = True
+    handing_back.install(trim)
 
 
 def keep_freed_memory() -> None:
     """For fast small layers: handing pages back and forth costs more than they do.
 
-    In a process that is no program's own, or where $SPEEDYSNN_ALLOCATOR says so, nothing happens.
+    In a process that is no program's own, or where the setting "allocator" says so, nothing happens.
     """
     global _kept
-    if _program and not _kept and os.environ.get(VARIABLE) != "system":
+    if _program and not _kept and settings.get("allocator") != "system":
         _kept = True
         _set(*_KEEP)
 
@@ -50,6 +56,28 @@ def kept() -> bool:
         True once it is.
     """
     return _kept
+
+
+def trim() -> None:
+    """Return the free pages of all heaps, holes included; no setting of the process changes. Only glibc has this."""
+    library = libc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def libc() -> Any:
+    """The C library with malloc_trim, glibc's.
+
+    Returns:
+        None elsewhere.
+    """
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.malloc_trim.argtypes = (ctypes.c_size_t,)
+    except (OSError, AttributeError):
+        return None
+    return library
 
 
 def _set(trim: int, mmap: int, pad: int) -> None:

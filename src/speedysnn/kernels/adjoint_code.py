@@ -5,9 +5,9 @@ The membranes are computed again on the way forward and kept for one group at a 
 
 from typing import Any
 
-from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.neuron_code import AT_ONCE, NEURON_LANES, VECTORS, Neurons
-from speedysnn.kernels.vector_code import intrinsic, ir, types
+from speedysnn.kernels.vector_code import WORKS, intrinsic, ir, types
 
 
 class _Adjoint(Neurons):
@@ -108,7 +108,7 @@ def _adjoint(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def adjoint_all(
@@ -125,3 +125,9 @@ if AVAILABLE:
         given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, grad_x, vectorized, grad,
                  inverse, half, slope, keep, notes, to_theta, to_start)  # fmt: skip
         return types.void(*given), _adjoint
+
+else:
+
+    @compiled
+    def adjoint_all(*_: Any) -> None:
+        """Nothing: the plain code takes all neurons."""

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
+from speedysnn.kernels.vector_code import WORKS, Writer, intrinsic, ir, types
 
 BIT_LANES = 16  # channels a word
 
@@ -64,7 +63,7 @@ def _unpack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pack_run(

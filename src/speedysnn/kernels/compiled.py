@@ -1,15 +1,19 @@
 """Compile a function of arrays with numba where it is installed; what was compiled is kept in the user's cache folder.
 
 Cache files beside the installed package would outlive its removal and shadow what is installed next, so they lie
-elsewhere: $SPEEDYSNN_CACHE, else $XDG_CACHE_HOME/speedysnn, else ~/.cache/speedysnn.
+elsewhere: in the folder of the setting "cache" ($SPEEDYSNN_CACHE), else in the user's cache folder of the system
+($XDG_CACHE_HOME/speedysnn, ~/.cache/speedysnn on Linux).
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_path
+
+from speedysnn import settings
 
 numba: Any
 try:
@@ -22,11 +26,8 @@ AVAILABLE = numba is not None
 
 def cache_folder() -> Path:
     """Where compiled kernels and machine facts are kept."""
-    given = os.environ.get("SPEEDYSNN_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "speedysnn"
+    given = settings.get("cache")
+    return Path(given) if given else user_cache_path("speedysnn", appauthor=False)
 
 
 def compiled(function: Callable[..., Any], version: str = "", fastmath: Collection[str] = ()) -> Any:

@@ -1,27 +1,24 @@
 """Choose the backend of the multi-step neuron; user entries in BACKENDS win."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from speedysnn import settings
 from speedysnn.errors import InputError
 from speedysnn.kernels import cpu, cuda, operator, reference
 from speedysnn.kernels.layout import rows_first
 from speedysnn.kernels.operator import BACKENDS, Backend
 from speedysnn.kernels.rule import Rule
 
-KERNEL_VARIABLE = "SPEEDYSNN_KERNEL"
 BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, inplace=True))
 BACKENDS["cuda"] = Backend(cuda.forward, cuda.backward, cuda.refuses, partial(cuda.forward, inplace=True))
 
-_using: ContextVar[str | None] = ContextVar("speedysnn_kernel", default=None)
 _told: set[str] = set()
 
 
@@ -31,12 +28,9 @@ class KernelWarning(UserWarning):
 
 @contextmanager
 def using(kernel: str) -> Iterator[None]:
-    """Run every neuron in the block with one backend, as $SPEEDYSNN_KERNEL does for a process."""
-    token = _using.set(kernel)
-    try:
+    """Run every neuron in the block with one backend, as the setting "kernel" does; see `speedysnn.settings`."""
+    with settings.using(kernel=kernel):
         yield
-    finally:
-        _using.reset(token)
 
 
 def multistep(
@@ -52,9 +46,9 @@ def multistep(
     """Output theta * s[t] of a layer of neurons for T steps.
 
     Shapes: drive (T*B, ...) time-major, or (B, ...) if `constant`; theta and v_init broadcast against (B, ...);
-    result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else that of `using`, else of
-    $SPEEDYSNN_KERNEL, else the fastest that takes the call; they agree bit for bit forward. With `inplace` the drive
-    is not needed afterwards: a backend may write its output there.
+    result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else the one that the settings
+    name (`using`, $SPEEDYSNN_KERNEL), else the fastest that takes the call; they agree bit for bit forward. With
+    `inplace` the drive is not needed afterwards: a backend may write its output there.
 
     Raises:
         InputError: the drive's first dimension is no multiple of T, or the backend is unknown.
@@ -100,8 +94,9 @@ def over_time(drive: Tensor, steps: int) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen() -> str | None:
-    """The backend of `using`, else of the environment; torch.compile takes the one at hand while it traces."""
-    return _using.get() or os.environ.get(KERNEL_VARIABLE) or None
+    """The backend that the settings name; torch.compile takes the one at hand while it traces."""
+    found: str | None = settings.get("kernel")
+    return found
 
 
 def recorded(*tensors: Tensor) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import VECTOR_LANES, Writer, intrinsic, ir, types
+from speedysnn.kernels.vector_code import VECTOR_LANES, WORKS, Writer, intrinsic, ir, types
 
 
 def lanes_of_masks() -> Any:
@@ -159,7 +158,7 @@ def _turn(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def add_taps(

@@ -145,7 +145,10 @@ def _twice(
         TrainingError: what the convolution read was kept as bits.
     """
     if x is None:
-        raise TrainingError("gradients of gradients: spikes have none; set SPEEDYSNN_EVENTS=never to have torch's")
+        raise TrainingError(
+            "gradients of gradients: spikes have none; to have torch's, call it within "
+            "`speedysnn.settings.using(events='never')` or set SPEEDYSNN_EVENTS=never"
+        )
     by_x, by_weight, _ = _torch(grad, x, weight, shape, (*wanted[:2], False))
     return by_x, by_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None, None
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.event_code import lanes_of_masks
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import flat
-from speedysnn.kernels.vector_code import VECTOR_LANES
+from speedysnn.kernels.vector_code import VECTOR_LANES, WORKS
 
 Array = Any
 REGISTERS = 12  # vectors of sums that are held at a time
@@ -24,13 +24,14 @@ FRAME_BYTES, SPAN_BYTES = 2**17, 28_000  # of gradients in the second-level cach
 EVENT_BYTES, TILE = 2**18, 8  # of some channels' turned inputs and events; channels that read a span in turn
 APART = 24  # numbers between channels, which would else begin in the same places of a cache
 PLACES = lanes_of_masks()
-if AVAILABLE:
+if WORKS:
     from speedysnn.kernels.event_code import add_taps, pack, turn
 
 
 def supports(kernel: Size, stride: Size, padding: Size) -> bool:
     """Whether `weight_gradient` can do a convolution that `events.supports`."""
-    return stride == (1, 1) and kernel[1] <= REGISTERS and all(p < k for p, k in zip(padding, kernel, strict=True))
+    inside = all(p < k for p, k in zip(padding, kernel, strict=True))
+    return WORKS and stride == (1, 1) and kernel[1] <= REGISTERS and inside
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels import event_code
-from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.layout import flat
 from speedysnn.kernels.tables import Tables
-from speedysnn.kernels.vector_code import VECTOR_LANES
+from speedysnn.kernels.vector_code import VECTOR_LANES, WORKS
 from speedysnn.kernels.weights import PAIR, lay_out, lay_out_half
 
 Array = Any
@@ -25,7 +25,7 @@ Size = tuple[int, int]
 WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
 FOLDED = 32  # outputs that pixels are taken together for
 PLACES = event_code.lanes_of_masks()
-if AVAILABLE:
+if WORKS:
     from speedysnn.kernels.event_code import add_rows, pack
 
 
@@ -93,7 +93,7 @@ class EventPlan:
 def supports(x: Tensor, weight: Tensor, attrs: Any) -> bool:
     """Whether `EventPlan` can do a convolution, of float32 or of what float32 holds exactly."""
     return (
-        AVAILABLE
+        WORKS
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype == torch.float32

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import Writer, cgutils, intrinsic, ir, types
+from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.vector_code import WORKS, Writer, cgutils, intrinsic, ir, types
 
 NEURON_LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
 VECTORS = 1  # at a time
@@ -183,7 +183,7 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
@@ -198,3 +198,9 @@ if AVAILABLE:
         """
         given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, out, vectorized, input_sum)
         return types.void(*given), _fire
+
+else:
+
+    @compiled
+    def fire_all(*_: Any) -> None:
+        """Nothing: the plain code takes all neurons."""

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels.bit_code import BIT_LANES
-from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.layout import flat
+from speedysnn.kernels.vector_code import WORKS
 
-if AVAILABLE:
+if WORKS:
     from speedysnn.kernels.bit_code import pack_run, unpack_run
 
 Array = Any
@@ -43,7 +44,7 @@ class Packed:
 def pack(x: Tensor) -> Packed | None:
     """Pack binary spikes; None if the values are not binary or their layout does not fit."""
     fits = x.ndim == 4 and x.shape[1] % BIT_LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
-    if not AVAILABLE or not fits or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+    if not WORKS or not fits or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
     numbers, channels = flat(x).numpy(), x.shape[1]
     words = torch.empty(x.numel() // BIT_LANES, dtype=torch.int16)

@@ -5,11 +5,9 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.blocks import add, fire, load, load_half, spread, store_half
-from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.neuron_code import AT_ONCE
-
-if AVAILABLE:
-    from speedysnn.kernels.neuron_code import fire_all
+from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.neuron_code import AT_ONCE, fire_all
+from speedysnn.kernels.vector_code import WORKS
 
 Array = Any
 NEURON_BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
@@ -72,7 +70,7 @@ def forward(
         if first == begin or size % period != 0:
             spread(theta, first, m, inner, th)
             spread(start, first, m, inner, v0)
-        vectorized = m // AT_ONCE * AT_ONCE
+        vectorized = m // AT_ONCE * AT_ONCE if WORKS else 0
         seen = 1 if constant else min(1 + delay, steps)
         fire_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, vectorized, input_sum)
         if vectorized < m:

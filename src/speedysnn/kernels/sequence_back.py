@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from speedysnn.kernels.adjoint_code import adjoint_all
 from speedysnn.kernels.blocks import RECTANGLE, add, add_slope, adjoint, fire_and_note, gather, spread
-from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.neuron_code import AT_ONCE
 from speedysnn.kernels.sequence import NEURON_BLOCK, block_size, period_of, total_upto
-
-if AVAILABLE:
-    from speedysnn.kernels.adjoint_code import adjoint_all
+from speedysnn.kernels.vector_code import WORKS
 
 Array = Any
 HISTORY_VALUES = 65536  # numbers of a block's history
@@ -106,11 +105,11 @@ def backward(
             spread(start, first, m, inner, v0)
             for i in range(m):
                 inv[i] = hi / hi / th[i]
-        vectorized = m // AT_ONCE * AT_ONCE if simple else 0
-        state[4:, vectorized:m] = 0
-        adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
-                    shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
-        if vectorized < m:
+            vectorized = m // AT_ONCE * AT_ONCE if simple and WORKS else 0
+            state[4:, vectorized:m] = 0
+            adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
+                        shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
+            if vectorized < m:
             block_back(
                 x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels, shape,
                 lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:], total, work,

@@ -7,8 +7,7 @@ Winograd's minimal filtering F(4 x 4, 3 x 3) over the points 0, 1, -1, 2, -2 and
 from collections.abc import Callable
 from typing import Any
 
-from speedysnn.kernels.compiled import AVAILABLE
-from speedysnn.kernels.vector_code import Writer, intrinsic, ir, types
+from speedysnn.kernels.vector_code import WORKS, Writer, intrinsic, ir, types
 
 TILE_LANES = 16  # channels at once
 ALIKE = 7  # the point (1, 1): what it holds goes to all results of a tile
@@ -175,7 +174,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-if AVAILABLE:
+if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, many: Any) -> Any:

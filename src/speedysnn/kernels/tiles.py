@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.kernels.compiled import AVAILABLE, compiled
+from speedysnn.kernels.compiled import compiled
 from speedysnn.kernels.cpu import spread_over
 from speedysnn.kernels.events import Size
 from speedysnn.kernels.layout import array
 from speedysnn.kernels.packed import Packed
 from speedysnn.kernels.tile_code import ALIKE, TILE_LANES
+from speedysnn.kernels.vector_code import WORKS
 
-if AVAILABLE:
+if WORKS:
     from speedysnn.kernels.bit_code import unpack_run
     from speedysnn.kernels.tile_code import copy_run, gradients_at_points, inputs_at_points, multiply, results_of_points
 
@@ -38,7 +39,7 @@ FILTERS = torch.kron(_FILTER, _FILTER)  # (36, 9)
 
 def supports(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, size: Size) -> bool:
     """Whether a convolution from so many channels to so many, with results of that size, is one of these."""
-    plain = AVAILABLE and kernel == (3, 3) and stride == (1, 1) and padding == (1, 1)
+    plain = WORKS and kernel == (3, 3) and stride == (1, 1) and padding == (1, 1)
     return plain and not any(c % TILE_LANES for c in channels) and not any(s % TILE for s in size)
 
 

@@ -1,18 +1,44 @@
-"""Vector code written for the compiler by hand, where numba's own keeps in memory what belongs in registers."""
+"""Vector code written for the compiler by hand, where numba's own keeps in memory what belongs in registers.
 
+It stands on numba's own insides, which may change with any version: where a first piece of it does not compile and run,
+none is used (`WORKS` is False), and the neuron's plain numba code and torch's convolutions do its work.
+"""
+
+import warnings
 from importlib import import_module
 from typing import Any
 
-from speedysnn.kernels.compiled import AVAILABLE
+import numpy as np
+
+from speedysnn.kernels.compiled import AVAILABLE, compiled
 
 VECTOR_LANES = 8  # numbers a vector
 ir: Any = None
 types: Any = None
 intrinsic: Any = None
 cgutils: Any = None
-if AVAILABLE:
-    ir, types = import_module("llvmlite.ir"), import_module("numba.core.types")
-    intrinsic, cgutils = import_module("numba.extending").intrinsic, import_module("numba.core.cgutils")
+
+
+
+def _imported() -> bool:
+    """Whether numba's insides are where they were."""
+    global ir, types, intrinsic, cgutils
+    try:
+        ir, types = import_module("llvmlite.ir"), import_module("numba.core.types")
+        intrinsic, cgutils = import_module("numba.extending").intrinsic, import_module("numba.core.cgutils")
+    except (ImportError, AttributeError) as err:
+        _warn(err)
+        return False
+    return True
+
+
+def _warn(err: Exception) -> None:
+    warnings.warn(
+        f"numba {import_module('numba').__version__} does not take this package's vector code ({type(err).__name__}: "
+        f"{str(err)[:200]}): plain numba runs instead, slower; install a version that pyproject.toml names",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _least(kind: Any) -> int:
@@ -111,3 +137,47 @@ class Writer:
             phi.add_incoming(value, block)
             out.append(phi)
         return out
+
+
+def _trial(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Twice what an array begins with, by what all vector code is made of."""
+    w = Writer(context, builder, signature.args, args)
+    x, before = w.pointer(0), builder.block
+    loop, done = w.blocks("loop", "done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    (i,) = w.phis(w.index, [w.number(0)], before)
+    w.prefetch(x, i)
+    value = w.vector(x, i, w.reals)
+    twice = w.everywhere(ir.Constant(w.real, 2.0), w.reals)
+    w.store(builder.fmul(value, twice, flags=("contract",)), x, i)
+    later = builder.add(i, w.number(VECTOR_LANES))
+    w.close([i], [later], loop)
+    builder.cbranch(builder.icmp_signed("<", later, args[1]), loop, done)
+    builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+def _works() -> bool:
+    """Whether the trial compiles and gives what it should."""
+    if not AVAILABLE or not _imported():
+        return False
+    try:
+
+        @intrinsic  # type: ignore[untyped-decorator]
+        def double(_: Any, x: Any, many: Any) -> Any:
+            return types.void(x, many), _trial
+
+        @compiled
+        def run(x: Any, many: int) -> None:  # pragma: no cover - compiled
+            double(x, many)
+
+        numbers = np.arange(2 * VECTOR_LANES, dtype=np.float32)
+        run(numbers, numbers.size)
+    except Exception as err:  # whatever another version of numba or LLVM raises: its own classes change as well
+        _warn(err)
+        return False
+    return bool((numbers == 2 * np.arange(2 * VECTOR_LANES)).all())
+
+
+WORKS = _works()

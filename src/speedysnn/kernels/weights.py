@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.blocks import to_half
-from speedysnn.kernels.compiled import AVAILABLE, compiled
-from speedysnn.kernels.vector_code import VECTOR_LANES
+from speedysnn.kernels.compiled import compiled
+from speedysnn.kernels.vector_code import VECTOR_LANES, WORKS
 
-if AVAILABLE:
+if WORKS:
     from speedysnn.kernels.event_code import turn
 
 Array = Any

@@ -1,0 +1,64 @@
+"""Where numba does not take the vector code, plain numba does its work, with a warning and the same neurons."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speedysnn.kernels.compiled import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
+
+BREAK = {
+    "gone": "import numba.extending; del numba.extending.intrinsic",
+    "refused": (
+        "import llvmlite.ir as ir\n"
+        "def bitcast(*_, **__): raise NotImplementedError('no typed pointers')\n"
+        "ir.IRBuilder.bitcast = bitcast"
+    ),
+}
+RUN = """
+import warnings
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    from speedysnn.kernels import vector_code
+assert not vector_code.WORKS
+(said,) = [str(each.message) for each in told if "vector code" in str(each.message)]
+assert "plain numba runs instead" in said
+import torch
+from speedysnn import settings
+from speedysnn.kernels import Rule, cpu, multistep, reference
+from speedysnn.kernels import events, event_gradient, packed, tiles
+drive = torch.randn(4 * 3, 37)
+theta, v_init = torch.rand(37) + 0.5, torch.full((37,), 0.5)
+for constant in (False, True):
+    rule, x = Rule(4), drive[:3] if constant else drive
+    assert not cpu.refuses(x, theta, v_init, rule)
+    assert torch.equal(multistep(x, theta, v_init, rule, constant=constant, backend="cpu"),
+                       reference.multistep(x, theta, v_init, rule, constant))
+found = []
+for name in ("cpu", "reference"):
+    inputs = [value.clone().requires_grad_() for value in (drive, theta)]
+    out = multistep(inputs[0], inputs[1], v_init, Rule(4), backend=name)
+    found.append(torch.autograd.grad(out.square().sum(), inputs))
+for got, wanted in zip(*found):
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+x, weight = torch.rand(2, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.rand(16, 16, 3, 3)
+assert not events.takes(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
+assert not event_gradient.takes((3, 3), (1, 1), (1, 1)) and packed.pack(x) is None
+assert not tiles.takes((16, 16), (3, 3), (1, 1), (1, 1), (8, 8))
+"""
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_plain_numba_does_its_work(how, tmp_path) -> None:
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    environment = {
+        **os.environ, "SPEEDYSNN_CACHE": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    code = [sys.executable, "-c", f"{BREAK[how]}\n{RUN}"]
+    run = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
