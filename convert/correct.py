@@ -12,8 +12,9 @@ joins; where a weight layer feeds this neuron alone an export may add it to that
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from speedysnn.data import Batch, iter_batches
 from speedysnn.errors import InputError
 from speedysnn.executor import Execution, Value
+from speedysnn.graph import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
@@ -118,9 +120,26 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
+class _Correcting(Execution):
+    """A pass in which every layer settles before the next one runs."""
+
+    def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Layer"]) -> None:
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        self._layers = layers
+
+    def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
+        """Q(z) after the correction."""
+        return self._layers[node.name].settle(partial(super().quantized_neuron, node, drive))
+
+    def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, inplace: bool) -> Tensor:
+        """Spikes after the correction; the input is needed more than once, so it is never written over."""
+        spikes = partial(super().spiking_neuron, node, drive, constant=constant, inplace=False)
+        return self._layers[node.name].settle(spikes)
+
+
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Layer"]) -> None:
-    """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
-    run = Execution(snn.graph, cast(Mapping[str, IFNeuron], layers), snn.tensors, snn.timesteps, wires=snn.wires)
+    """One pass that corrects layer by layer; a layer-synchronous network's counts are Q's."""
+    run = _Correcting(snn, layers)
     if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
         run.static(images, "quantized")
     else:
@@ -133,7 +152,7 @@ def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Te
     def observe(tap: Tap) -> None:
         means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
 
-    run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observe, wires=snn.wires)
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, wires=snn.wires)
     run.static(images, "analog")
     return means
 
@@ -146,27 +165,17 @@ def channel_means(x: Tensor, channel_dim: int) -> Tensor:
 
 
 class _Layer:
-    """A neuron that corrects itself when its input arrives; all else of it is the neuron."""
+    """How a layer is corrected when its input arrives."""
 
     def __init__(self, neuron: IFNeuron, target: Tensor, change: str) -> None:
         self.neuron, self.target, self.change = neuron, target, change
         self.record: dict[str, Any] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.neuron, name)
-
-    def quantized(self, z: Tensor) -> Tensor:
-        """Q(z) after the correction."""
-        return self._settle(lambda: self.neuron.quantized(z))
-
-    def spiking(self, x: Tensor, *, constant: bool = False, over: bool = False) -> Tensor:
-        """Spikes after the correction; the input is needed more than once, so it is never written over."""
-        return self._settle(lambda: self.neuron.spiking(x, constant=constant))
-
     def _gap(self, out: Tensor) -> Tensor:
         return channel_means(out, self.neuron.channel_dim) - self.target
 
-    def _settle(self, emit: Callable[[], Tensor]) -> Tensor:
+    def settle(self, emit: Callable[[], Tensor]) -> Tensor:
+        """What the layer emits after its correction, `emit` giving what it emits now."""
         out = emit()
         before, gap = self._value(), self._gap(out)
         self._set(before, gap, torch.ones_like(gap, dtype=torch.bool))

@@ -1,7 +1,7 @@
 """Batch-norm while a network trains: statistics of the whole batch and all its steps, running ones kept beside."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from speedysnn.fold import fold_batch_norm
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Reading
-from speedysnn.operators import Operator
+from speedysnn.owned import own_tensors
 from speedysnn.tap import Observer
 
 MOMENTUM = 0.1
@@ -27,11 +27,12 @@ class TrainingExecution(Execution):
     The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
     """
 
-    def _affine(
-        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
-    ) -> Tensor:
-        if node.op != "batch_norm":
-            return super()._affine(operator, node, args, tensors, sparse)
+    def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
+        """A node's result; batch-norm's with the statistics of what it is given."""
+        module = self.layers(node.name)
+        if node.op != "batch_norm" or module is None:
+            return super().affine(node, args, sparse)
+        tensors = own_tensors(module, node.op)
         return F.batch_norm(
             args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
             node.attrs["eps"],
@@ -42,7 +43,7 @@ def run_training(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
 ) -> Any:
     """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading."""
-    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
+    run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, wires=snn.wires)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
         values = run.spiking(ready, per_step=False)
