@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speedysnn.analysis.latency import first_steps, lag_sums, starts
 from speedysnn.analysis.moments import histogram
-from speedysnn.analysis.readings import mean_of, reached_counts, received
+from speedysnn.analysis.readings import mean_of, reached_counts
 from speedysnn.analysis.units import counted
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons import IFNeuron
@@ -42,7 +42,7 @@ def added(first: Sums, second: Sums) -> Sums:
 def summed_plainly(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
     """Every sum of `LayerSums` by name. Shapes: z, twin (B, ...), theta and start () or (C,)."""
     neuron = tap.neuron
-    drive, constant = received(tap)
+    drive, constant = tap.received()
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
     rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, *outs)]
     size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))

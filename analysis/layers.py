@@ -11,7 +11,7 @@ from speedysnn.analysis.definition import added, rows_of, steps_of, summed_plain
 from speedysnn.analysis.fused import Clip, Running, takes
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
-from speedysnn.analysis.readings import events, mean_of, received
+from speedysnn.analysis.readings import mean_of
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.rows import Found
 from speedysnn.errors import InputError
@@ -67,7 +67,7 @@ class LayerSums:
         fired = self._at_once(z, clip, twin, tap)
         if fired is None:
             found = summed_plainly(z, source, twin, tap, self.theta, self.start)
-            fired = events(tap) if tap.static_output else int(found["pulses"].sum())
+            fired = tap.events() if tap.static_output else int(found["pulses"].sum())
             if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
                 del found["pulses"]
             self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
@@ -80,7 +80,7 @@ class LayerSums:
 
     def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | Tensor | None:
         """All sums in one read, with the pass's spike events; None where this cannot be done."""
-        drive, constant = received(tap)
+        drive, constant = tap.received()
         read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
         kind = Running if takes(*read) else fused_cuda.RunningThere if fused_cuda.takes(*read) else None
         if kind is None:
@@ -92,7 +92,7 @@ class LayerSums:
                 z, neuron.channel_dim, self.theta, self.start, steps=neuron.timesteps, most=self.most,
                 least=-self.most if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
-        fired = None if trains else int(events(tap))
+        fired = None if trains else int(tap.events())
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
 
     def _settle(self) -> None:

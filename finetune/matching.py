@@ -24,8 +24,7 @@ class Recorder:
 
 def mean_output(tap: Tap) -> Tensor:
     """A neuron's output averaged over its steps, (B, ...)."""
-    out = tap.output
-    return out if tap.static_output else out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
+    return tap.mean_output()
 
 
 def outputs_and_layers(

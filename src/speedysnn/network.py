@@ -135,7 +135,7 @@ class SpikingNetwork(Parts):
         chosen = which or PRESERVED
         if odd := [name for name in chosen if name not in PRESERVED]:
             raise InputError(f"preserved: expected names of {', '.join(PRESERVED)}, got {odd[0]!r}")
-        own, neurons = (self.timesteps, self._reading), self.neurons
+        own, neurons = (self.timesteps, self._reading, self.provenance.get("correction")), self.neurons
         before = {name: _settings_of(neuron) for name, neuron in neurons.items()}
 
         def put_back() -> None:
@@ -143,6 +143,8 @@ class SpikingNetwork(Parts):
                 self.timesteps = own[0]
             if "reading" in chosen:
                 self._reading = own[1]
+            if "offset" in chosen and own[2] is not None:  # its record stays with it
+                self.provenance["correction"] = own[2]
             for name, neuron in neurons.items():
                 _put_back_settings(neuron, {key: value for key, value in before[name].items() if key in chosen})
             self.reset()
