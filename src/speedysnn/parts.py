@@ -20,8 +20,8 @@ class Parts(nn.Module):
     """A graph with its layers and neurons in execution order; see `SpikingNetwork`.
 
     `layers` holds one module a node that owns tensors, by the node's name with "/" for ".": torch's own classes where
-    there is one. Each may be pruned, parametrized, hooked or replaced; a run calls it. Convolution weights lie with their
-    channels innermost; torch's unstructured pruning wants `to(memory_format=torch.contiguous_format)` first.
+    there is one. Each may be pruned, parametrized, hooked or replaced; a run calls it. Convolution weights have
+    their channels innermost; torch's unstructured pruning wants `to(memory_format=torch.contiguous_format)` first.
     """
 
     BUFFERS = ("mean", "var", "value", "index", "mask")
