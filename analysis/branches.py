@@ -10,7 +10,7 @@ from speedysnn.analysis.change import Change
 from speedysnn.analysis.handing_back import hand_back
 from speedysnn.analysis.mixed import Fork, MixedRun
 from speedysnn.analysis.outputs import OutputSums
-from speedysnn.analysis.readings import events, run
+from speedysnn.analysis.readings import run
 from speedysnn.analysis.score import Score
 from speedysnn.data import Batch
 from speedysnn.network import SpikingNetwork
@@ -45,7 +45,7 @@ def measured(
     counted = OutputSums()
 
     def count(tap: Tap) -> None:
-        counted.add_spikes(tap, events(tap))
+        counted.add_spikes(tap, tap.events())
 
     analog = run(snn, "analog", piece.inputs)
     outs = analog, run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, count)

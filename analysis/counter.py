@@ -44,7 +44,7 @@ class Counter:
     def _static(self, inputs: Sequence[Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
         """Values of the quantized reading at the wanted nodes."""
         graph = Graph(self.snn.graph.nodes, list(wanted))
-        run = Execution(graph, self.snn.neurons, self.snn.tensors, self.snn.timesteps)
+        run = Execution(graph, self.snn.neurons, self.snn.layer, self.snn.timesteps)
         means = [x.mean(0) if timed else x for x, timed in zip(inputs, self.timed, strict=True)]
         return checked(lambda: run.static(means, "quantized"), inputs)
 

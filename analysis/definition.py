@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.latency import first_steps, lag_errors
-from speedysnn.analysis.readings import mean_of, reached_counts, received
+from speedysnn.analysis.readings import mean_of, reached_counts
 from speedysnn.analysis.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, TOTALS, UNITS, Sum, user_sums
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons import IFNeuron
@@ -201,7 +201,7 @@ def _blocks(
 ) -> Iterator[Block]:  # fmt: skip
     """A pass in blocks of elements."""
     neuron = tap.neuron
-    drive, constant = received(tap)
+    drive, constant = tap.received()
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
     rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, *outs)]
     size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))

@@ -12,7 +12,7 @@ from speedysnn.analysis.delay_choice import TRIED as TRIED
 from speedysnn.analysis.delay_choice import DelayChoice as DelayChoice
 from speedysnn.analysis.images import pass_size, passes
 from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.readings import mean_of, reached_counts, received, run
+from speedysnn.analysis.readings import mean_of, reached_counts, run
 from speedysnn.analysis.theory import decibels
 from speedysnn.data import Batch
 from speedysnn.errors import InputError
@@ -56,12 +56,8 @@ def choose_delay(
     targets = _targets(accuracy, agreement, sqnr_db)
     if not isinstance(largest, int) or isinstance(largest, bool) or not 0 <= largest <= snn.timesteps:
         raise InputError(f"largest: expected a whole number of steps from 0 to T = {snn.timesteps}, got {largest!r}")
-    own = {name: neuron.delay for name, neuron in snn.neurons.items()}
-    try:
-        with torch.no_grad():
-            return _Search(snn, data, targets, largest, progress).choice()
-    finally:
-        snn.set_delay(own)
+    with torch.no_grad(), snn.preserved("delay"):
+        return _Search(snn, data, targets, largest, progress).choice()
 
 
 def _targets(accuracy: float | None, agreement: float | None, sqnr_db: float | None) -> dict[str, float]:
@@ -167,9 +163,9 @@ def _timing(tap: Tap) -> tuple[float, float]:
         return 0.0, 0.0
     neuron = tap.neuron
     steps = neuron.timesteps
-    mean = mean_of(tap.output.reshape(steps, -1, *tap.output.shape[1:]).unbind(0))
+    mean = mean_of(tap.steps().unbind(0))
     theta, start = (neuron.per_channel(x.detach(), mean.ndim) for x in (neuron.threshold, neuron.v_init))
     step = theta.to(torch.float64) / steps
     r = torch.round(mean / step) * step
-    error = r - reached_counts(*received(tap), theta, start, neuron) * step
+    error = r - reached_counts(*tap.received(), theta, start, neuron) * step
     return float((r**2).sum()), float((error**2).sum())

@@ -133,8 +133,9 @@ def evaluate(
             score(snn, reference.analog(batch.inputs), batch, sums, reduced)
     lost = {} if reduced is None else reduced.figures()
     return Evaluation(
-        reference=reference.outputs, precision=precision, execution=execution(), **settings(snn), **sums.figures(), **lost
-    )
+        reference=reference.outputs, precision=precision, execution=execution(),
+        **settings(snn), **sums.figures(), **lost,
+    )  # fmt: skip
 
 
 def score(

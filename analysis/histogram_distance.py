@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from speedysnn.analysis.settings import restoring
 from speedysnn.analysis.theory import decibels
 from speedysnn.network import SpikingNetwork
 from speedysnn.thresholds import squared_error, starts_of
@@ -22,7 +21,7 @@ def theta_distance(snn: SpikingNetwork) -> pd.DataFrame:
         InputError: the network holds no histograms.
     """
     thetas = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
-    with torch.no_grad(), restoring(snn):
+    with torch.no_grad(), snn.preserved():
         snn.calibration.rules, kept = dict.fromkeys(snn.neurons, "mse"), snn.calibration.rules
         try:
             snn.recalibrate()

@@ -14,7 +14,7 @@ from speedysnn.analysis.histogram_distance import theta_distance as theta_distan
 from speedysnn.analysis.images import batch_dims, pass_size, passes
 from speedysnn.analysis.outputs import OutputSums, settings
 from speedysnn.analysis.readings import run
-from speedysnn.analysis.settings import Case, apply, check, restoring
+from speedysnn.analysis.settings import Case, apply, check
 from speedysnn.analysis.sweep import SWEEP
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
@@ -60,7 +60,7 @@ def knobs(
     cases = [(name, value) for name, values in chosen.items() for value in values]
     if not cases:
         raise InputError(f"knobs: expected values of some of {', '.join(chosen)}, got none")
-    with torch.no_grad(), restoring(snn) as reset:
+    with torch.no_grad(), snn.preserved() as reset:
         check(snn, cases, reset)
         sums: dict[Case, OutputSums] = {case: OutputSums() for case in cases}
         local: dict[Case, dict[str, list[float]]] = {case: {name: [0.0, 0.0] for name in snn.neurons} for case in cases}

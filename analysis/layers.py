@@ -13,7 +13,7 @@ from speedysnn.analysis.fused import Clip, Running, supports
 from speedysnn.analysis.layer_totals import LayerTotals
 from speedysnn.analysis.memory import LayerMemory, places
 from speedysnn.analysis.moments import MOST_CHANNELS, compared, gram
-from speedysnn.analysis.readings import events, mean_of, received
+from speedysnn.analysis.readings import mean_of
 from speedysnn.analysis.rows import OWN, totals_of
 from speedysnn.analysis.rows import PARTS as PARTS
 from speedysnn.analysis.schema import UNITS
@@ -71,7 +71,7 @@ class LayerSums:
         fired = self._at_once(z, clip, twin, tap)
         if fired is None:
             found = reference_sums(z, source, twin, tap, self.theta, self.start)
-            fired = events(tap) if tap.static_output else int(found["pulses"].sum())
+            fired = tap.events() if tap.static_output else int(found["pulses"].sum())
             if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
                 del found["pulses"]
             self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
@@ -86,7 +86,7 @@ class LayerSums:
 
     def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | Tensor | None:
         """All sums in one read, with the pass's spike events; None where this cannot be done."""
-        drive, constant = received(tap)
+        drive, constant = tap.received()
         read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
         kind = Running if supports(*read) else fused_cuda.RunningThere if fused_cuda.supports(*read) else None
         if kind is None:
@@ -98,7 +98,7 @@ class LayerSums:
                 z, neuron.channel_dim, self.theta, self.start, timesteps=neuron.timesteps, max_count=self.max_count,
                 min_count=-self.max_count if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
-        fired = None if trains else int(events(tap))
+        fired = None if trains else int(tap.events())
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
 
     def _settle(self) -> None:

@@ -20,7 +20,7 @@ from speedysnn import plan
 from speedysnn.analysis.images import batch_dims, device_of, pass_size
 from speedysnn.data import Batch
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.executor import Execution, Value
+from speedysnn.executor import Execution, Value, run_graph, run_nodes
 from speedysnn.graph import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
@@ -53,7 +53,7 @@ class MixedRun(Execution):
     """A pass in which layers are read apart; `neurons` replaces the network's own, which stay as they are."""
 
     def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
-        super().__init__(snn.graph, neurons or snn.neurons, snn.tensors, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
         self._snn = snn
         self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
 
@@ -67,36 +67,35 @@ class MixedRun(Execution):
         """What a layer hands on: a train, or one value for the mean of its drive."""
         neuron = self.neurons[name]
         if reading == "spiking" and not self.synchronous:
-            return Value(neuron.spiking(drive.tensor, constant=not drive.dynamic), True)
-        mean = self.mean(drive)
-        return Value(neuron.analog(mean) if reading == "analog" else neuron.quantized(mean))
+            return Value(neuron(drive.tensor, reading="spiking", constant=not drive.dynamic), True)
+        return Value(neuron(self.mean(drive), reading="analog" if reading == "analog" else "quantized"))
 
     def forks(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Iterator[Fork]:
         """Run with these readings, and stop after every neuron layer."""
-        values = self._entering(inputs)
-        for position, node in enumerate(self.graph.nodes):
-            reading = readings if isinstance(readings, str) else readings.get(node.name, "analog")
-            drive = values[node.inputs[0]] if node.op == "neuron" else None
-            self._advance(values, position, reading)
-            if drive is not None:
-                rest = {name: value for name, value in values.items() if name != node.name}
-                yield Fork(position, node, drive, values[node.name], rest)
+        values, start, nodes = self._entering(inputs), 0, self.graph.nodes
+        feed, handler = iter(()), _Mixed(self, readings)
+        for position, node in enumerate(nodes):
+            if node.op != "neuron":
+                continue
+            run_nodes(nodes, values, feed, handler, self.wires.last_uses, start, position)
+            drive, start = values[node.inputs[0]], position + 1
+            run_nodes(nodes, values, feed, handler, self.wires.last_uses, position, start)
+            yield Fork(position, node, drive, values[node.name], {n: v for n, v in values.items() if n != node.name})
+            del drive
+        run_nodes(nodes, values, feed, handler, self.wires.last_uses, start)
 
     def outputs(self, fork: Fork, emitted: Value, reading: Reading) -> Any:
         """The network's output where a layer hands on `emitted` and all later ones have one reading."""
         values = {**fork.values, fork.node.name: emitted}
         if reading != "spiking":
             values = {name: Value(self.mean(value)) for name, value in values.items()}
-        for position in range(fork.position + 1, len(self.graph.nodes)):
-            self._advance(values, position, reading)
+        handler, start = _Mixed(self, reading), fork.position + 1
+        run_nodes(self.graph.nodes, values, iter(()), handler, self.wires.last_uses, start)
         return self.read_out(values)
 
     def read(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Any:
         """The network's output, every layer in its own reading."""
-        values = self._entering(inputs)
-        for position, node in enumerate(self.graph.nodes):
-            reading = readings if isinstance(readings, str) else readings.get(node.name, "analog")
-            self._advance(values, position, reading)
+        values = run_graph(self.graph, self._entering(inputs).values(), _Mixed(self, readings), self.wires.last_uses)
         return self.read_out(values)
 
     def read_out(self, values: Mapping[str, Value]) -> Any:
@@ -104,7 +103,7 @@ class MixedRun(Execution):
         return map_outputs(self.graph.outputs, {name: self.mean(values[name]) for name in self.graph.output_names})
 
     def _entering(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
-        """The inputs by name, events (T, B, ...) as trains."""
+        """The inputs by name in order, events (T, B, ...) as trains."""
         shapes, steps = self._snn.input_shapes, self.timesteps
         fits = len(inputs) == len(shapes) and all(
             x.ndim == len(shape) + 1 or (x.ndim == len(shape) + 2 and x.shape[0] == steps)
@@ -121,18 +120,23 @@ class MixedRun(Execution):
             values[node.name] = Value(laid_out, bool(timed))
         return values
 
-    def _advance(self, values: dict[str, Value], position: int, reading: Reading) -> None:
-        """Run one node and drop what nothing later reads."""
-        node = self.graph.nodes[position]
-        if node.op == "neuron":
-            values[node.name] = self.emit(node.name, values[node.inputs[0]], reading)
-        elif node.op != "input":
-            args = [values[name] for name in node.inputs]
-            if node.name in self.wires.readout_nodes:
-                args = [Value(self.mean(arg)) for arg in args]
-            values[node.name] = self._node(node, args)
-        for name in self.wires.last_uses.get(position, ()):
-            values.pop(name, None)
+
+class _Mixed:
+    """Every layer in its own reading, "analog" where none is named, or all in one."""
+
+    def __init__(self, run: MixedRun, readings: Mapping[str, Reading] | Reading) -> None:
+        self.run, self.readings = run, readings
+
+    def neuron(self, node: Node, drive: Value) -> Value:
+        """What the layer hands on in its reading."""
+        named = self.readings if isinstance(self.readings, str) else self.readings.get(node.name, "analog")
+        return self.run.emit(node.name, drive, named)
+
+    def operator(self, node: Node, args: list[Value]) -> Value:
+        """Every step, or the mean over time after the last neuron."""
+        if node.name in self.run.wires.readout_nodes:
+            args = [Value(self.run.mean(arg)) for arg in args]
+        return self.run.timed_operator(node, args)
 
 
 def read_mixed(snn: SpikingNetwork, readings: Mapping[str, Reading], *inputs: Tensor) -> Any:

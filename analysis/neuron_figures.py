@@ -64,7 +64,7 @@ def figure_staircase(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int
         source, twin, tap = (_tap(snn, layer, reading, x) for reading in ("analog", "quantized", "spiking"))
         full = neuron.per_channel(neuron.threshold, source.output.ndim) * neuron.levels_per_step
         a, q = (source.output / full).flatten(), (twin.output / full).flatten()
-        r = (_steps(tap, tap.output, tap.static_output).mean(0) / full).flatten()
+        r = (tap.steps().mean(0) / full).flatten()
     chosen = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))[:neurons]
     levels = snn.timesteps * neuron.levels_per_step
     with mpl.rc_context(STYLE):
@@ -97,7 +97,7 @@ def figure_raster(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 
     with torch.no_grad():
         tap, source = _tap(snn, layer, "spiking", x[:1]), _tap(snn, layer, "analog", x[:1])
         theta = neuron.per_channel(neuron.threshold, source.output.ndim)
-        counts = (_steps(tap, tap.output, tap.static_output) / theta).flatten(1)
+        counts = (tap.steps() / theta).flatten(1)
         wanted = (source.output / theta).flatten()
     chosen = counts.abs().sum(0).topk(min(neurons, counts.shape[1])).indices
     with mpl.rc_context(STYLE):
@@ -140,8 +140,8 @@ def figure_membrane(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: Sequ
         tap = _tap(snn, layer, "spiking", x[:1])
         theta = neuron.per_channel(neuron.threshold, x[:1].ndim if tap.drive.ndim == x.ndim else tap.drive.ndim)
         start = neuron.per_channel(neuron.v_init, tap.drive.ndim)
-        sums = _steps(tap, tap.drive, tap.static_drive).cumsum(0) / theta + start
-        fired = (_steps(tap, tap.output, False) / theta).cumsum(0)
+        sums = tap.drive_steps().cumsum(0) / theta + start
+        fired = (tap.steps() / theta).cumsum(0)
         u, spikes = (sums - fired).flatten(1), fired.diff(dim=0, prepend=torch.zeros_like(fired[:1])).flatten(1)
     wanted = spikes.abs().sum(0).topk(min(4, u.shape[1])).indices.tolist() if neurons is None else list(neurons)
     if not wanted or min(wanted) < 0 or max(wanted) >= u.shape[1]:
@@ -181,7 +181,3 @@ def _tap(snn: SpikingNetwork, layer: str, reading: Any, x: Tensor) -> Tap:
     return found[0]
 
 
-def _steps(tap: Tap, values: Tensor, static: bool) -> Tensor:
-    """(T, B, ...); what holds for every step repeated."""
-    steps = tap.neuron.timesteps
-    return values.expand(steps, *values.shape) if static else values.view(steps, -1, *values.shape[1:])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.readings import events, leaves
+from speedysnn.analysis.readings import leaves
 from speedysnn.analysis.theory import decibels
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
@@ -45,7 +45,7 @@ class OutputSums:
     @sees("nothing")
     def count(self, tap: Tap) -> None:
         """Observer of the spiking pass: adds its events and its neurons."""
-        fired = events(tap)
+        fired = tap.events()
         with self._lock:
             self.add_spikes(tap, fired)
 
@@ -61,8 +61,7 @@ class OutputSums:
     def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
         """Add the events of a tap, which a GPU may still be counting, and the neurons that could have made them."""
         self._spikes = self._spikes + fired
-        steps = 1 if tap.static_output else tap.neuron.timesteps
-        self.fired += tap.output.numel() // steps
+        self.fired += tap.neurons
 
     def merge(self, other: "OutputSums") -> None:
         """Add what was summed over other images."""

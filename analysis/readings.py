@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from speedysnn.analysis.images import batch_dims
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.kernels.nonzero import nonzero
 from speedysnn.kernels.quantizer import levels
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron, Reading
-from speedysnn.tap import Observer, Tap
+from speedysnn.tap import Observer
 
 
 def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
@@ -92,39 +91,15 @@ def mean_of(outs: Sequence[Tensor]) -> Tensor:
     return total / len(outs)
 
 
-def received(tap: Tap) -> tuple[Tensor, bool]:
-    """What the neuron integrated, (B, ...), offset included: (sum over all steps, False) or (constant drive, True).
-
-    The sum is built step by step, as the neuron builds it, so that a neuron that saw all of its input has the same
-    count to the last tie.
-    """
-    if tap.static_drive:
-        return tap.neuron.corrected(tap.drive), True
-    return (tap.drive if tap.total else tap.neuron.total(tap.drive)), False
-
-
 def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
     """Spikes that the time mean of the drive, held for all steps, would have given; whole numbers.
 
-    Shapes: drive (..., C) as `received` gives it, theta and start () or (C,), or any that broadcast.
+    Shapes: drive (..., C) as `Tap.received` gives it, theta and start () or (C,), or any that broadcast.
     """
     if constant:
         return levels(drive, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
     most = neuron.timesteps * neuron.levels_per_step
     return torch.floor(drive / theta + start).clamp_(-most if neuron.signed else 0, most)
-
-
-def events(tap: Tap) -> int | Tensor:
-    """Spike events of a pass: steps in which a neuron emitted anything, whatever its sign or grade.
-
-    A GPU may still be counting them.
-    """
-    if not tap.static_output:
-        return nonzero(tap.output) if tap.output.device.type == "cpu" else torch.count_nonzero(tap.output)
-    neuron = tap.neuron
-    step = neuron.per_channel(neuron.threshold.detach(), tap.output.ndim).to(torch.float64) / neuron.timesteps
-    counts = torch.round(tap.output.to(torch.float64) / step).abs()
-    return int(counts.clamp_max(neuron.timesteps).sum())  # constant drive paces them: one a step before any second one
 
 
 def leaves(out: Any) -> list[Tensor]:

@@ -148,7 +148,7 @@ class _Meter:
 
     def __call__(self, tap: Tap) -> None:
         """Add one layer, `ahead` steps beyond the output."""
-        trains = tap.output.reshape(self.timesteps, -1, *tap.output.shape[1:]).flatten(2)
+        trains = tap.steps().flatten(2)
         sent = torch.count_nonzero(trains, 2).cumsum(0)
         reached = (torch.arange(self.timesteps) + self.ahead[tap.name]).clamp_max(self.timesteps - 1)
         self.spent = self.spent.to(sent.device) + sent[reached.to(sent.device)]

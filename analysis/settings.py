@@ -1,8 +1,7 @@
-"""One setting of a network moved, and put back."""
+"""One setting of a network moved."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,22 +37,4 @@ def check(snn: SpikingNetwork, cases: Sequence[Case], reset: Callable[[], None])
         if name == "v_init" and not 0 <= value <= 1:
             raise InputError(f"v_init: expected fractions of theta in 0..1, got {value!r}")
         apply(snn, (name, value))
-        reset()
-
-
-@contextmanager
-def restoring(snn: SpikingNetwork) -> Iterator[Callable[[], None]]:
-    """A function that puts T, theta, v_init, look-ahead and spikes back; it is called at the end too."""
-    timesteps = snn.timesteps
-    own = {name: (n.log_threshold.data, n.v_init.data, n.delay, n.spikes) for name, n in snn.neurons.items()}
-
-    def reset() -> None:
-        snn.timesteps = timesteps
-        for name, neuron in snn.neurons.items():
-            neuron.log_threshold.data, neuron.v_init.data, neuron.delay, neuron.spikes = own[name]
-        snn.reset()
-
-    try:
-        yield reset
-    finally:
         reset()

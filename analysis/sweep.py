@@ -1,7 +1,6 @@
 """sweep: accuracy and SQNR against T, with theta as it is and with theta chosen again for each T."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -56,7 +55,7 @@ def sweep(
     steps = list(dict.fromkeys(timesteps))
     if not steps:
         raise InputError("timesteps: expected at least one T, got none")
-    with torch.no_grad(), _restoring(snn):
+    with torch.no_grad(), snn.preserved():
         cases = _cases(snn, steps, kinds)
         sums = {case: OutputSums() for case in cases}
         for batch in track(passes(snn, data, pass_size(snn, 1), limit=limit), "sweeping", enabled=progress):
@@ -105,16 +104,3 @@ def _apply(snn: SpikingNetwork, timesteps: int, thetas: Thetas) -> None:
         snn.timesteps = timesteps
     for name, neuron in snn.neurons.items():
         neuron.log_threshold.data = thetas[name].clone()
-
-
-@contextmanager
-def _restoring(snn: SpikingNetwork) -> Iterator[None]:
-    """T and the thresholds' own tensors, put back at the end of the block."""
-    timesteps = snn.timesteps
-    own = {name: neuron.log_threshold.data for name, neuron in snn.neurons.items()}
-    try:
-        yield
-    finally:
-        snn.timesteps = timesteps
-        for name, neuron in snn.neurons.items():
-            neuron.log_threshold.data = own[name]

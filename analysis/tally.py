@@ -34,7 +34,7 @@ class Tally:
         for name, train in inputs.items():
             self._add(name, train != 0)
         trains = [Value({**self._trains, **inputs}[node.name], True) for node in self._pools.inputs]
-        run = Execution(self._pools, self.snn.neurons, self.snn.tensors, self.snn.timesteps)
+        run = Execution(self._pools, self.snn.neurons, self.snn.layer, self.snn.timesteps)
         for name, value in run.spiking(trains, per_step=True).items():
             self._add(name, value.tensor.abs() > self._smallest)
         self._trains.clear()

@@ -12,6 +12,7 @@ joins; where a weight layer feeds this neuron alone an export may add it to that
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -125,20 +126,17 @@ class _Settling(Execution):
     """A pass in which every layer is corrected when its input arrives, before the next one runs."""
 
     def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Correction"]) -> None:
-        super().__init__(snn.graph, snn.neurons, snn.tensors, snn.timesteps, wires=snn.wires)
-        self.layers = layers
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        self._corrections = layers
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
         """Q(z) after the layer's correction."""
-        return self.layers[node.name].settle(lambda: self.neurons[node.name].quantized(drive))
+        return self._corrections[node.name].settle(partial(super().quantized_neuron, node, drive))
 
-    def _node(self, node: Node, args: list[Value]) -> Value:
+    def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, inplace: bool) -> Tensor:
         """Spikes after the layer's correction; the input is needed more than once, so it is never written over."""
-        if node.op != "neuron":
-            return super()._node(node, args)
-        neuron, drive = self.neurons[node.name], args[0]
-        settled = self.layers[node.name].settle(lambda: neuron.spiking(drive.tensor, constant=not drive.dynamic))
-        return Value(settled, True)
+        spikes = partial(super().spiking_neuron, node, drive, constant=constant, inplace=False)
+        return self._corrections[node.name].settle(spikes)
 
 
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Correction"]) -> None:
@@ -156,7 +154,7 @@ def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Te
     def observe(tap: Tap) -> None:
         means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
 
-    run = Execution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observe, wires=snn.wires)
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, wires=snn.wires)
     run.static(images, "analog")
     return means
 

@@ -26,14 +26,14 @@ class _Blocks(Execution):
     """A static pass in which every neuron's output is cut off from what made it, after `visit` has seen it."""
 
     def __init__(self, snn: SpikingNetwork, visit: Visit, before: Visit | None = None) -> None:
-        super().__init__(snn.graph, snn.neurons, snn.tensors, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
         self._visit, self._before = visit, before
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
         """The layer's output, detached."""
         if self._before is not None:
             self._before(node.name, drive, drive)
-        out = self.neurons[node.name].quantized(drive)
+        out = super().quantized_neuron(node, drive)
         self._visit(node.name, drive, out)
         return out.detach()
 

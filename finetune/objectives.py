@@ -230,8 +230,7 @@ def mean_output(tap: Tap) -> Tensor:
     Returns:
         One value a neuron and image.
     """
-    out = tap.output
-    return out if tap.static_output else out.view(tap.neuron.timesteps, -1, *out.shape[1:]).mean(0)
+    return tap.mean_output()
 
 
 def outputs_and_layers(

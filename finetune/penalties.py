@@ -18,13 +18,7 @@ def spikes_of(tap: Tap) -> Tensor:
     Returns:
         One number.
     """
-    neuron = tap.neuron
-    positive = not neuron.signed and (tap.static_output or neuron.spikes == "binary")
-    out = tap.output if positive else tap.output.abs()
-    theta = neuron.per_channel(neuron.threshold, out.ndim)
-    along = [dim for dim, size in enumerate(theta.shape) if size == 1 < out.shape[dim]]
-    total = ((out.sum(along, keepdim=True) if along else out) / theta).sum()  # one division a channel
-    return total * neuron.timesteps if tap.static_output else total
+    return tap.spikes()
 
 
 def neurons_of(tap: Tap) -> int:
@@ -33,7 +27,7 @@ def neurons_of(tap: Tap) -> int:
     Returns:
         A count.
     """
-    return tap.output.numel() // (1 if tap.static_output else tap.neuron.timesteps)
+    return tap.neurons
 
 
 def membrane_penalty(tap: Tap) -> Tensor:

@@ -179,9 +179,7 @@ class Run:
 @contextmanager
 def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
     """The network at the stage's T, look-ahead and spike kind; its own come back afterwards, thetas stay."""
-    before = {name: (neuron.delay, neuron.spikes) for name, neuron in snn.neurons.items()}
-    steps = snn.timesteps
-    try:
+    with snn.preserved("timesteps", "delay", "spikes"):
         if stage.timesteps is not None:
             snn.timesteps = stage.timesteps
         if stage.delay is not None:
@@ -189,11 +187,6 @@ def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
         if stage.spikes is not None:
             snn.set_spikes(stage.spikes)
         yield
-    finally:
-        snn.timesteps = steps
-        for name, neuron in snn.neurons.items():
-            neuron.delay, neuron.spikes = before[name]
-        snn.reset()
 
 
 def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:

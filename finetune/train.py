@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from speedysnn.graph import Node, map_outputs
 from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import Delay, Reading
-from speedysnn.operators import Operator
+from speedysnn.owned import own_tensors
 from speedysnn.settings import repeatable
 from speedysnn.tap import Observer
 
@@ -44,11 +44,16 @@ class TrainingExecution(Execution):
     The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
     """
 
-    def _affine(
-        self, operator: Operator, node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor], sparse: bool
-    ) -> Tensor:
-        if node.op != "batch_norm":
-            return super()._affine(operator, node, args, tensors, sparse)
+    def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
+        """A node's result; batch-norm's with the statistics of what it is given.
+
+        Returns:
+            The node's value.
+        """
+        module = self.layers(node.name)
+        if node.op != "batch_norm" or module is None:
+            return super().affine(node, args, sparse)
+        tensors = own_tensors(module, node.op)
         return F.batch_norm(
             args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
             node.attrs["eps"],
@@ -63,7 +68,7 @@ def run_training(
     Returns:
         The outputs, nested as the source nests them.
     """
-    run = TrainingExecution(snn.graph, snn.neurons, snn.tensors, snn.timesteps, observer, wires=snn.wires)
+    run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, wires=snn.wires)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
         values = run.spiking(ready, per_step=False)

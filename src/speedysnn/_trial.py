@@ -1,12 +1,14 @@
 """Whether what came out of a file is a network that runs: its records, options, and shapes, without using memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speedysnn.errors import ArtifactError
+from speedysnn.executor import run_graph
 from speedysnn.graph import Graph, Node, map_outputs
 from speedysnn.histogram import ActivationHistogram
 from speedysnn.neurons import IFNeuron
@@ -39,31 +41,49 @@ def require_runs(
     """
     if len(shapes) != len(graph.inputs):
         raise ArtifactError(f"graph: expected {len(graph.inputs)} input shapes, one an input, got {len(shapes)}")
-    values: dict[str, Tensor] = {}
-    given = iter(shapes)
     floats = (x.dtype for own in tensors.values() for x in own.values() if x.is_floating_point())
     kind = next(floats, torch.float32)
-    for node in graph.nodes:
-        try:
-            if node.op == "input":
-                out = torch.empty((2, *next(given)), dtype=kind, device="meta")
-            else:
-                out = _run(node, [values[name] for name in node.inputs], tensors.get(node.name, {}), neurons)
-        except NotImplementedError:  # an operator without shape rules: nothing can be said
-            return
-        except _WRONG as err:
-            reason = str(err).strip().partition("\n")[0]
-            raise ArtifactError(f"graph: node {node.name!r} ({node.op}) cannot run: {reason}") from None
-        if not isinstance(out, Tensor) or not out.ndim or out.shape[0] != 2 or out.numel() > 2 * LARGEST:
-            made = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ArtifactError(f"graph: node {node.name!r} ({node.op}) gives {made} for two images")
-        values[node.name] = out
+    empty = partial(torch.empty, dtype=kind, device="meta")
+    each = zip(graph.inputs, shapes, strict=True)
+    given = (_checked_shape(node, partial(empty, (2, *shape))) for node, shape in each)
+    try:
+        values = run_graph(graph, given, _TrialRun(tensors, neurons))
+    except NotImplementedError:  # an operator without shape rules: nothing can be said
+        return
     map_outputs(graph.outputs, values)
 
 
-def _run(node: Node, args: list[Tensor], own: Mapping[str, Tensor], neurons: Mapping[str, IFNeuron]) -> Tensor:
-    if node.op == "neuron":
-        return _neuron(neurons[node.name], args[0])
+class _TrialRun:
+    """What a node gives on the "meta" device: shapes alone."""
+
+    def __init__(self, tensors: Mapping[str, Mapping[str, Tensor]], neurons: Mapping[str, IFNeuron]) -> None:
+        self.tensors, self.neurons = tensors, neurons
+
+    def neuron(self, node: Node, drive: Tensor) -> Tensor:
+        """The analog reading's shape."""
+        return _checked_shape(node, lambda: _neuron(self.neurons[node.name], drive))
+
+    def operator(self, node: Node, args: list[Tensor]) -> Tensor:
+        """The operator's shape."""
+        return _checked_shape(node, lambda: _run(node, args, self.tensors.get(node.name, {})))
+
+
+def _checked_shape(node: Node, call: Callable[[], Any]) -> Tensor:
+    """The call's result, (2, ...) and of a size that memory may hold."""
+    try:
+        out = call()
+    except NotImplementedError:
+        raise
+    except _WRONG as err:
+        reason = str(err).strip().partition("\n")[0]
+        raise ArtifactError(f"graph: node {node.name!r} ({node.op}) cannot run: {reason}") from None
+    if not isinstance(out, Tensor) or not out.ndim or out.shape[0] != 2 or out.numel() > 2 * LARGEST:
+        made = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ArtifactError(f"graph: node {node.name!r} ({node.op}) gives {made} for two images")
+    return out
+
+
+def _run(node: Node, args: list[Tensor], own: Mapping[str, Tensor]) -> Tensor:
     index = {name: value.to("meta") for name, value in own.items()}
     if node.op == "take" and (own["index"].min() < -args[0].shape[node.attrs["dim"]]
                               or own["index"].max() >= args[0].shape[node.attrs["dim"]]):  # fmt: skip

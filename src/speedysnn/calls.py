@@ -1,12 +1,10 @@
 """One call of a network: its inputs accepted, cut into passes that fit the caches, and run in a reading."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -18,12 +16,10 @@ from speedysnn.eventwise import Eventwise, shared
 from speedysnn.executor import Execution, Value
 from speedysnn.graph import map_outputs
 from speedysnn.neurons import IFNeuron, Reading
+from speedysnn.parts import Parts
 from speedysnn.tap import Observer, Tap
 from speedysnn.thread_count import single_threaded
 from speedysnn.wiring import Wires
-
-if TYPE_CHECKING:
-    from speedysnn.network import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Call:
         eventwise: its convolutions on the CPU; None where a compiler follows the call, which is to see torch's own.
     """
 
-    snn: SpikingNetwork
+    snn: Parts
     reading: Reading
     per_step: bool
     observer: Observer | None
@@ -52,7 +48,12 @@ class Call:
 
 
 def read(
-    snn: SpikingNetwork, reading: Reading, inputs: Sequence[Any], per_step: bool, observer: Observer | None
+    snn: Parts,
+    reading: Reading,
+    inputs: Sequence[Any],
+    per_step: bool,
+    observer: Observer | None,
+    at_once: bool = False,
 ) -> Any:
     """The outputs of one call, whatever the network's present reading is; see `SpikingNetwork.forward`.
 
@@ -63,7 +64,7 @@ def read(
     neurons = snn.neurons
     synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
     steps = 1 if reading != "spiking" or synchronous else snn.timesteps
-    passes = _passes(snn, inputs, dynamic, observer, steps)
+    passes = _passes(snn, inputs, dynamic, observer, steps, at_once)
     pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
     own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
     eventwise = None if own else Eventwise(pictures, snn.tables, reading)
@@ -78,7 +79,7 @@ def read(
 def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
     if call.eventwise is not None:
         with single_threaded():
-            call.eventwise.prepare(call.snn.tensors)
+            call.eventwise.prepare(call.snn.plain_tensors)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, call, piece) for piece in pieces]
@@ -86,11 +87,11 @@ def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> A
 
 
 @contextmanager
-def held(snn: SpikingNetwork, images: int) -> Iterator[None]:
+def held(snn: Parts, images: int) -> Iterator[None]:
     """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
     with ExitStack() as stack:
         with single_threaded():
-            stack.enter_context(shared(snn.tables, snn.tensors, ("quantized", "spiking"), images))
+            stack.enter_context(shared(snn.tables, snn.plain_tensors, ("quantized", "spiking"), images))
         yield
 
 
@@ -99,7 +100,7 @@ def one_pass(call: Call, inputs: Sequence[Tensor]) -> Any:
     return _run(call, [accept(call.snn, x, i) for i, x in enumerate(inputs)])
 
 
-def accept(snn: SpikingNetwork, x: Tensor, position: int) -> Value:
+def accept(snn: Parts, x: Tensor, position: int) -> Value:
     """An input as the executor takes it: (B, ...) static, or events (T, B, ...) with time folded into the batch.
 
     Raises:
@@ -109,7 +110,7 @@ def accept(snn: SpikingNetwork, x: Tensor, position: int) -> Value:
     return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
 
 
-def is_events(snn: SpikingNetwork, x: Tensor, position: int) -> bool:
+def is_events(snn: Parts, x: Tensor, position: int) -> bool:
     """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
 
     Raises:
@@ -129,10 +130,15 @@ def is_events(snn: SpikingNetwork, x: Tensor, position: int) -> bool:
 
 
 def _passes(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], dynamic: Sequence[bool], observer: Observer | None, steps: int
+    snn: Parts,
+    inputs: Sequence[Tensor],
+    dynamic: Sequence[bool],
+    observer: Observer | None,
+    steps: int,
+    at_once: bool,
 ) -> list[int]:
-    """Images of each pass; all in one where gradients or an observer need them together."""
-    together = observer is not None and not getattr(observer, "any_order", False)
+    """Images of each pass; all in one where that is asked, or gradients, an observer or hooks need them together."""
+    together = at_once or (observer is not None and not getattr(observer, "any_order", False))
     images = inputs[0].shape[int(dynamic[0])]
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
@@ -141,10 +147,11 @@ def _passes(
     worth = images * steps * snn.multiplications >= parts * plan.WORTH * len(snn.graph.nodes)
     if worth and not snn.images_per_pass and not plan.asked():
         size = min(size, -(-images // parts))
-    return plan.cut(images, size, parts)
+    sizes = plan.cut(images, size, parts)
+    return [images] if len(sizes) > 1 and snn.watched else sizes
 
 
-def images_at_once(snn: SpikingNetwork, steps: int, x: Tensor) -> int:
+def images_at_once(snn: Parts, steps: int, x: Tensor) -> int:
     """Images of one pass through so many steps at once: what was asked for, else what the caches hold."""
     if snn.images_per_pass:
         return snn.images_per_pass
@@ -156,9 +163,7 @@ def images_at_once(snn: SpikingNetwork, steps: int, x: Tensor) -> int:
 
 def _run(call: Call, values: Sequence[Value]) -> Any:
     snn, reading = call.snn, call.reading
-    run = Execution(
-        snn.graph, call.neurons, snn.tensors, snn.timesteps, call.observer, None, call.eventwise, call.wires
-    )
+    run = Execution(snn.graph, call.neurons, snn.layer, snn.timesteps, call.observer, None, call.eventwise, call.wires)
     if reading != "spiking" or (not call.per_step and call.synchronous):
         static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
         out = run.static([run.mean(value) for value in values], static)
@@ -176,9 +181,9 @@ def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
         drives[tap.name] = tap.drive
 
     means = [run.mean(value) for value in values]
-    known = Execution(run.graph, run.neurons, run.tensors, run.timesteps, record, None, run.eventwise, run.wires)
+    known = Execution(run.graph, run.neurons, run.layers, run.timesteps, record, None, run.eventwise, run.wires)
     known.static(means, "quantized")
-    paced = Execution(run.graph, run.neurons, run.tensors, run.timesteps, run.observer, drives, wires=run.wires)
+    paced = Execution(run.graph, run.neurons, run.layers, run.timesteps, run.observer, drives, wires=run.wires)
     return paced.spiking(values, per_step=True)
 
 

@@ -68,7 +68,10 @@ class Eventwise:
         if self._wanted == "never":
             return
         for name, shape, half in self.tables.last.get(self.kind, ()):
-            weight, bias = tensors(name)["weight"], tensors(name).get("bias")
+            own = tensors(name)
+            weight, bias = own.get("weight"), own.get("bias")
+            if weight is None:  # the layer was pruned, wrapped or replaced since
+                continue
             if weight.numel() > SMALL or weight.device.type != "cpu" or weight.dtype != torch.float32:
                 continue
             if shape is not None:

@@ -1,17 +1,17 @@
 """SpikingNetwork: a graph with weights and neurons, read as the source, its quantized twin, or spikes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from speedysnn import calls, plan
+from speedysnn import calls
 from speedysnn.calibration import Calibration as Calibration
 from speedysnn.errors import InputError
 from speedysnn.graph import Graph, map_outputs
-from speedysnn.kernels.tables import Tables
+from speedysnn.neuron_options import READINGS
 from speedysnn.neurons import Delay, IFNeuron, Reading
 from speedysnn.notebook import block
 from speedysnn.parts import Parts
@@ -21,6 +21,8 @@ from speedysnn.stream import Stream
 from speedysnn.summary import summarized
 from speedysnn.tap import Observer
 from speedysnn.wiring import depth, lags
+
+PRESERVED = ("timesteps", "reading", "threshold", "v_init", "offset", "delay", "spikes")
 
 
 class SpikingNetwork(Parts):
@@ -46,7 +48,9 @@ class SpikingNetwork(Parts):
         images_per_pass: images that run at once, None for what fits the caches.
 
     Without gradients a batch is cut into passes that fit the caches, one pass a core on the CPU; `images_per_pass`, or
-    $SPEEDYSNN_IMAGES_PER_PASS, sets their size.
+    $SPEEDYSNN_IMAGES_PER_PASS, sets their size. A network with forward or backward hooks on a layer or a neuron runs
+    the whole batch in one pass, so that a hook fires once a call (`step`: once a tick, with None for no input and for
+    no output); hooks of torch's pruning and weight norm, and global ones, do not count.
 
     Raises:
         InputError: on a call whose input has another rank than the network was converted with.
@@ -64,31 +68,10 @@ class SpikingNetwork(Parts):
         *,
         copy: bool = True,
     ) -> None:
-        super().__init__(graph, tensors, neurons, copy=copy)
-        self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
-        self.calibration = calibration or Calibration()
-        self.provenance = provenance or {}
-        self._reading: Reading = "spiking"
-        self._stream: Stream | None = None
-        self.tables = Tables()
-        self.width = plan.widest(graph, self.input_shapes)
-        self.multiplications = plan.multiplications(graph, self.tensors)
-        self.images_per_pass: int | None = None
-        self.timesteps = timesteps
-
-    @property
-    def timesteps(self) -> int:
-        """T; setting it keeps every theta (see `recalibrate`)."""
-        return self._timesteps
-
-    @timesteps.setter
-    def timesteps(self, value: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"timesteps: expected a whole number of at least 1, got {value!r}")
-        self._timesteps = value
-        for neuron in self.neurons.values():
-            neuron.timesteps = value
-        self.reset()
+        self._reading: Reading
+        self._stream: Stream | None
+        super().__init__(graph, tensors, neurons, timesteps, input_shapes, calibration, provenance, copy=copy)
+        self._reading = "spiking"
 
     def set_delay(self, delay: Delay | Mapping[str, Delay]) -> None:
         """Give all neurons a look-ahead, or the named ones theirs."""
@@ -123,27 +106,84 @@ class SpikingNetwork(Parts):
     @contextmanager
     def reading(self, reading: Reading) -> Iterator["SpikingNetwork"]:
         """Read the network as "analog", "quantized" or "spiking" inside the block."""
-        if reading not in get_args(Reading):
-            raise InputError(f"reading: expected one of {', '.join(get_args(Reading))}, got {reading!r}")
+        if reading not in READINGS:
+            raise InputError(f"reading: expected one of {', '.join(READINGS)}, got {reading!r}")
         before, self._reading = self._reading, reading
         try:
             yield self
         finally:
             self._reading = before
 
-    def forward(self, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None) -> Any:
+    @contextmanager
+    def preserved(self, *which: str) -> Iterator[Callable[[], None]]:
+        """T, neurons' settings and reading as they are now, put back when the block ends, whatever happens.
+
+        Args:
+            which: names of `PRESERVED` to put back; all by default. Tensors come back as the very ones they were, so
+                that a block which writes into them, as training does, leaves them out or replaces `.data`.
+
+        Yields:
+            A function that puts them back at once.
+
+        Raises:
+            InputError: another name.
+
+        Example:
+            >>> with snn.preserved():                                             # doctest: +SKIP
+            ...     snn.timesteps = 16
+        """
+        chosen = which or PRESERVED
+        if odd := [name for name in chosen if name not in PRESERVED]:
+            raise InputError(f"preserved: expected names of {', '.join(PRESERVED)}, got {odd[0]!r}")
+        own, neurons = (self.timesteps, self._reading, self.provenance.get("correction")), self.neurons
+        before = {name: _settings_of(neuron) for name, neuron in neurons.items()}
+
+        def put_back() -> None:
+            if "timesteps" in chosen:
+                self.timesteps = own[0]
+            if "reading" in chosen:
+                self._reading = own[1]
+            if "offset" in chosen and own[2] is not None:  # its record stays with it
+                self.provenance["correction"] = own[2]
+            for name, neuron in neurons.items():
+                _put_back_settings(neuron, {key: value for key, value in before[name].items() if key in chosen})
+            self.reset()
+
+        try:
+            yield put_back
+        finally:
+            put_back()
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        per_step: bool = False,
+        observer: Observer | None = None,
+        at_once: bool = False,
+    ) -> Any:
         """Run all T steps, or one pass in the other readings; see the class.
 
         Args:
             inputs: one tensor an input of the source network, (B, ...) static or (T, B, ...) events.
             per_step: the running mean after each step, (T, B, ...), instead of the mean over T.
             observer: called with a `Tap` for every neuron in execution order.
-        """
-        return self.read(self._reading, *inputs, per_step=per_step, observer=observer)
+            at_once: run the batch at once, never cut into passes, whatever its size.
 
-    def read(self, reading: Reading, *inputs: Tensor, per_step: bool = False, observer: Observer | None = None) -> Any:
+        Returns:
+            A tensor, or tensors in the structure of the source network's output.
+        """
+        return self.read(self._reading, *inputs, per_step=per_step, observer=observer, at_once=at_once)
+
+    def read(
+        self,
+        reading: Reading,
+        *inputs: Tensor,
+        per_step: bool = False,
+        observer: Observer | None = None,
+        at_once: bool = False,
+    ) -> Any:
         """A call in one reading, whatever the present one is; several threads may use several readings at once."""
-        return calls.read(self, reading, self._all(inputs), per_step, observer)
+        return calls.read(self, reading, self._all(inputs), per_step, observer, at_once)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):
@@ -156,15 +196,14 @@ class SpikingNetwork(Parts):
         Returns the output of one step, not a mean, or None while the look-ahead holds it back (`latency` - T ticks).
         """
         if self._stream is None:
-            self._stream = Stream(self.graph, self.neurons, self.tensors, self.timesteps)
+            self._stream = Stream(self.graph, self.neurons, self.layer, self.timesteps, self.wires)
         out = self._stream.tick([None if x is None else calls.channels_last(x) for x in self._all(inputs)])
         return None if any(value is None for value in out.values()) else map_outputs(self.graph.outputs, out)
 
     def reset(self) -> None:
         """Forget the streaming state of `step`."""
         self._stream = None
-        for neuron in self.neurons.values():
-            neuron.reset()
+        super().reset()
 
     def recalibrate(self) -> "SpikingNetwork":
         """Choose every theta again for the present T, v_init and spikes from the stored histograms, without data.
@@ -201,3 +240,19 @@ class SpikingNetwork(Parts):
     def extra_repr(self) -> str:
         """T, depth and latency in one line."""
         return f"T={self.timesteps}, {len(self.neurons)} neuron layers, latency={self.latency} steps"
+
+
+def _settings_of(neuron: IFNeuron) -> dict[str, Any]:
+    """What `SpikingNetwork.preserved` keeps of a neuron; the tensors themselves, since settings are replaced."""
+    return {"threshold": neuron.log_threshold.data, "v_init": neuron.v_init.data, "offset": neuron.offset,
+            "delay": neuron.delay, "spikes": neuron.spikes}  # fmt: skip
+
+
+def _put_back_settings(neuron: IFNeuron, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if name == "threshold":
+            neuron.log_threshold.data = value
+        elif name == "v_init":
+            neuron.v_init.data = value
+        else:
+            setattr(neuron, name, value)

@@ -1,6 +1,6 @@
 """What a neuron can be told, and what it refuses: theta, its clip, T and the look-ahead."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from speedysnn.errors import InputError
 
 Reading = Literal["analog", "quantized", "spiking"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
 Delay = int | Literal["full"]
 THRESHOLD_GRADIENTS = ("surrogate", "step", "mixed")
 

@@ -7,10 +7,10 @@ from speedysnn.errors import InputError
 from speedysnn.kernels import Rule, multistep, over_time, parse_spikes, with_total
 from speedysnn.kernels.quantizer import levels, quantize, step_gradient
 from speedysnn.kernels.reference import fire
+from speedysnn.neuron_options import READINGS, check_range, check_steps
 from speedysnn.neuron_options import THRESHOLD_GRADIENTS as THRESHOLD_GRADIENTS
 from speedysnn.neuron_options import Delay as Delay
 from speedysnn.neuron_options import Reading as Reading
-from speedysnn.neuron_options import check_range, check_steps
 from speedysnn.neuron_parameters import NeuronParameters
 from speedysnn.surrogate import SURROGATES
 from speedysnn.window import Window
@@ -75,7 +75,8 @@ class IFNeuron(NeuronParameters):
         self.detach_reset, self.ceiling, self.floor, self.steps = detach_reset, ceiling, floor, steps
         self.scaled_gradient = True
         self.threshold_gradient = "surrogate"
-        self.reading: Reading = "spiking"
+        self._reading: Reading = "spiking"
+        self.belongs_to_network = False
         self.timesteps, self.delay = timesteps, delay
         parse_spikes(spikes)
         if surrogate not in SURROGATES:
@@ -123,13 +124,62 @@ class IFNeuron(NeuronParameters):
             self.signed,
         )
 
-    def forward(self, x: Tensor, *, constant: bool = False) -> Tensor:
-        """Read the layer as `self.reading` says; `constant` marks a drive (B, ...) that holds for all T steps."""
-        if self.reading == "analog":
-            return self.analog(x)
-        if self.reading == "quantized":
-            return self.quantized(x)
-        return self.spiking(x, constant=constant)
+    @property
+    def reading(self) -> Reading:
+        """How a call reads the layer that names no reading; a network names its own in every call.
+
+        Raises:
+            InputError: on setting it to another word, or in a network, which has one reading for all its neurons.
+        """
+        return self._reading
+
+    @reading.setter
+    def reading(self, reading: Reading) -> None:
+        if self.belongs_to_network:
+            raise InputError(
+                "neuron.reading: this neuron belongs to a network, whose reading holds for all its layers; use "
+                "`with snn.reading(...)`, analysis.read_mixed(snn, {layer: reading}, x) for one layer, or name the "
+                "reading in the call, neuron(x, reading=...)"
+            )
+        self._reading = _known_reading(reading)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        *,
+        reading: Reading | None = None,
+        constant: bool = False,
+        inplace: bool = False,
+        one_step: bool = False,
+    ) -> Tensor | None:
+        """The layer's output in a reading, by default its own; a network calls each neuron so, once a pass.
+
+        Args:
+            x: (T*B, ...) time-major when spiking, (B, ...) otherwise, with `constant`, or for one step.
+            reading: "analog", "quantized" or "spiking".
+            constant: a drive (B, ...) that holds for all T steps; for the spiking reading.
+            inplace: the input may be written over; for the spiking reading.
+            one_step: `step` instead of a reading, with its state; only then may `x` or the output be None.
+
+        Returns:
+            Spikes times theta, (T*B, ...), or the value of the other readings, (B, ...).
+
+        Raises:
+            InputError: no such reading, or no input.
+
+        Example:
+            >>> neuron = IFNeuron(1.0, timesteps=2)
+            >>> neuron(torch.tensor([0.4, 0.8]), reading="quantized").tolist()
+            [0.5, 1.0]
+        """
+        if one_step:
+            return self.step(x)
+        if x is None:
+            raise InputError("neuron: expected a tensor, got None; only a single step may have no input")
+        reading = self._reading if reading is None else _known_reading(reading)
+        if reading == "spiking":
+            return self.spiking(x, constant=constant, inplace=inplace)
+        return self.analog(x) if reading == "analog" else self.quantized(x)
 
     def analog(self, z: Tensor) -> Tensor:
         """The activation that the neuron replaced: min(max(z, floor), ceiling), or the source's own staircase."""
@@ -199,3 +249,9 @@ class IFNeuron(NeuronParameters):
             f"T={self.timesteps}, spikes={self.spikes}, delay={self.delay}, theta per {self.granularity}, "
             f"surrogate={self.surrogate}({self.width:g})"
         )
+
+
+def _known_reading(reading: Reading) -> Reading:
+    if reading not in READINGS:
+        raise InputError(f"reading: expected one of {', '.join(READINGS)}, got {reading!r}")
+    return reading

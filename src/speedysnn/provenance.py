@@ -1,14 +1,10 @@
 """What a network's provenance says was done to it: corrections, which can be taken back, and tuning."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speedysnn.neurons import IFNeuron
-
-if TYPE_CHECKING:
-    from speedysnn.network import SpikingNetwork
+from speedysnn.parts import Parts
 
 
 def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
@@ -22,6 +18,6 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
             neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
 
 
-def weights_tuned(snn: SpikingNetwork) -> bool:
+def weights_tuned(snn: Parts) -> bool:
     """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
     return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))

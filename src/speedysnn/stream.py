@@ -2,16 +2,16 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from speedysnn.executor import wide
+from speedysnn.executor import run_graph, run_node, wide
 from speedysnn.graph import Graph, Node
 from speedysnn.neurons import IFNeuron
 from speedysnn.operators import OPERATORS
-from speedysnn.wiring import lags
+from speedysnn.wiring import Wires, lags
 
 
 class RateState:
@@ -46,10 +46,11 @@ class Stream:
         self,
         graph: Graph,
         neurons: Mapping[str, IFNeuron],
-        tensors: Callable[[str], Mapping[str, Tensor]],
+        layers: Callable[[str], nn.Module | None],
         timesteps: int,
+        wires: Wires,
     ) -> None:
-        self.graph, self.neurons, self.tensors = graph, neurons, tensors
+        self.graph, self.neurons, self.layers, self.wires = graph, neurons, layers, wires
         trail = lags(graph, lambda name: neurons[name].lookahead)
         self.lines: dict[tuple[str, int], deque[Tensor | None]] = {}
         for node in graph.nodes:
@@ -71,14 +72,7 @@ class Stream:
 
     def tick(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """One step of every node; None stands for "nothing at this tick"."""
-        values: dict[str, Tensor | None] = {}
-        feed = iter(inputs)
-        for node in self.graph.nodes:
-            if node.op == "input":
-                values[node.name] = next(feed)
-                continue
-            args = [self._delayed(node.name, i, values[name]) for i, name in enumerate(node.inputs)]
-            values[node.name] = self._node(node, args)
+        values = run_graph(self.graph, inputs, self, self.wires.last_uses)
         return {
             name: self._delayed("", position, values[name]) for position, name in enumerate(self.graph.output_names)
         }
@@ -90,16 +84,19 @@ class Stream:
         line.append(value)
         return line.popleft()
 
-    def _node(self, node: Node, args: list[Tensor | None]) -> Tensor | None:
-        if node.op == "neuron":
-            return self.neurons[node.name].step(args[0])
-        present = [arg for arg in args if arg is not None]
+    def neuron(self, node: Node, drive: Tensor | None) -> Tensor | None:
+        """One step of a neuron layer."""
+        out: Tensor | None = self.neurons[node.name](drive, one_step=True)
+        return out
+
+    def operator(self, node: Node, args: list[Tensor | None]) -> Tensor | None:
+        """One step of any other node, once all it reads is there."""
+        delayed = [self._delayed(node.name, i, arg) for i, arg in enumerate(args)]
+        present = [arg for arg in delayed if arg is not None]
         if len(present) < len(args):
             return None
-        operator, tensors = OPERATORS[node.op], self.tensors(node.name)
-        if node.name in self.rates:
-            return self.rates[node.name].step(present, lambda xs: operator.run(xs, node.attrs, tensors))
-        return operator.run(present, node.attrs, tensors)
+        run = partial(run_node, node, self.layers(node.name))
+        return self.rates[node.name].step(present, run) if node.name in self.rates else run(present)
 
 
 def flush(stream: Stream, inputs: int) -> dict[str, Tensor | None]:

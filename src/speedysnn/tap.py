@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
+from speedysnn.kernels.nonzero import nonzero
 from speedysnn.neurons import IFNeuron
 
 
@@ -31,6 +33,63 @@ class Tap:
     static_drive: bool
     static_output: bool
     total: bool = False
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the layer times images."""
+        return self.output.numel() // (1 if self.static_output else self.neuron.timesteps)
+
+    def steps(self) -> Tensor:
+        """What was emitted in every step, (T, B, ...); what holds for all of them repeated."""
+        return self._over_steps(self.output, self.static_output)
+
+    def drive_steps(self) -> Tensor:
+        """What was received in every step, (T, B, ...); what holds for all of them repeated."""
+        return self._over_steps(self.drive, self.static_drive)
+
+    def _over_steps(self, x: Tensor, static: bool) -> Tensor:
+        steps = self.neuron.timesteps
+        return x.expand(steps, *x.shape) if static else x.view(steps, x.shape[0] // steps, *x.shape[1:])
+
+    def mean_output(self) -> Tensor:
+        """The output averaged over the steps, (B, ...), with its gradient."""
+        return self.output if self.static_output else self.steps().mean(0)
+
+    def counts(self) -> Tensor:
+        """Spikes in every step, signed and graded, (T, B, ...) whole numbers."""
+        return torch.round(self.steps() / self.neuron.per_channel(self.neuron.threshold, self.output.ndim))
+
+    def received(self) -> tuple[Tensor, bool]:
+        """What the neuron integrated, (B, ...), offset included: (sum over all steps, False) or (constant drive, True).
+
+        The sum is built step by step, as the neuron builds it, so that a neuron that saw all of its input has the same
+        count to the last tie.
+        """
+        if self.static_drive:
+            return self.neuron.corrected(self.drive), True
+        return (self.drive if self.total else self.neuron.total(self.drive)), False
+
+    def events(self) -> int | Tensor:
+        """Spike events: steps in which a neuron emitted anything, whatever its sign or grade.
+
+        A GPU may still be counting them.
+        """
+        out, neuron = self.output, self.neuron
+        if not self.static_output:
+            return nonzero(out) if out.device.type == "cpu" else torch.count_nonzero(out)
+        step = neuron.per_channel(neuron.threshold.detach(), out.ndim).to(torch.float64) / neuron.timesteps
+        counts = torch.round(out.to(torch.float64) / step).abs()
+        return int(counts.clamp_max(neuron.timesteps).sum())  # constant drive: one a step before any second one
+
+    def spikes(self) -> Tensor:
+        """Spikes of either sign, one of grade n as n of them: one number with its gradient."""
+        neuron = self.neuron
+        positive = not neuron.signed and (self.static_output or neuron.spikes == "binary")
+        out = self.output if positive else self.output.abs()
+        theta = neuron.per_channel(neuron.threshold, out.ndim)
+        along = [dim for dim, size in enumerate(theta.shape) if size == 1 < out.shape[dim]]
+        total = ((out.sum(along, keepdim=True) if along else out) / theta).sum()  # one division a channel
+        return total * neuron.timesteps if self.static_output else total
 
 
 Observer = Callable[[Tap], None]

@@ -75,9 +75,7 @@ def record(snn: SpikingNetwork, *inputs: Tensor, layers: Collection[str] | None 
 
     def take(tap: Tap) -> None:
         if layers is None or tap.name in layers:
-            theta = tap.neuron.per_channel(tap.neuron.threshold, tap.output.ndim)
-            steps = tap.output.view(snn.timesteps, -1, *tap.output.shape[1:])
-            found[tap.name] = SpikeTrain.of(torch.round(steps / theta))
+            found[tap.name] = SpikeTrain.of(tap.counts())
 
     with torch.no_grad():
         snn.read("spiking", *inputs, per_step=True, observer=take)

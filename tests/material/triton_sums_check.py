@@ -6,7 +6,6 @@ import torch
 
 from speedysnn.analysis.definition import added, reference_sums
 from speedysnn.analysis.fused_cuda import RunningThere
-from speedysnn.analysis.readings import received
 from speedysnn.neurons import IFNeuron
 from speedysnn.tap import Tap
 
@@ -40,7 +39,7 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
         expected = added(expected, {**plain, "events": torch.tensor([int(plain["pulses"].sum()), z.numel(), len(z)])})
         there = (x.to(device) for x in (z, th, v0))
         ours = ours or RunningThere(next(there), dim, next(there), next(there), **options)
-        seen, held = received(tap)
+        seen, held = tap.received()
         clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z).to(device)
         z, twin, seen, out = (x.detach().to(device) for x in (z, twin, seen, out))
         assert ours.fits(z, True)

@@ -42,7 +42,7 @@ def scaling(
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
 ) -> Case:  # fmt: skip
     """Time an image against the batch and against T, and with full look-ahead."""
-    before, delays = snn.timesteps, {name: neuron.delay for name, neuron in snn.neurons.items()}
+    before = snn.timesteps
 
     def images(count: int) -> Tensor:
         return x.repeat(-(-count // len(x)), *[1] * (x.ndim - 1))[:count]
@@ -61,11 +61,8 @@ def scaling(
     for t in ends:
         full = partial(at, t, few, "full"), Point(FULL, "steps T", t, FEW, t)
         calls[f"T={t}, full look-ahead, batch {FEW}"] = full
-    try:
+    with snn.preserved("timesteps", "delay"):
         return _case("scaling", calls, rounds, x.device)
-    finally:
-        snn.timesteps = before
-        snn.set_delay(delays)
 
 
 def sizes(

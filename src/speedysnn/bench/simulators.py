@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from speedysnn.errors import InputError
+from speedysnn.executor import run_graph, run_node
+from speedysnn.graph import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.operators import OPERATORS
 
@@ -59,19 +61,17 @@ class Simulator(nn.Module):
         return x.view(*((self.steps, -1) if self.time_first else (-1, self.steps)), *x.shape[1:])
 
     def _pass(self, x: Tensor) -> Tensor:
-        values: dict[str, Tensor] = {}
-        for node in self.snn.graph.nodes:
-            if node.op == "input":
-                values[node.name] = x
-            elif node.op == "neuron":
-                values[node.name] = self._spikes(node.name, values[node.inputs[0]])
-            else:
-                args = [values[name] for name in node.inputs]
-                values[node.name] = OPERATORS[node.op].run(args, node.attrs, self.snn.tensors(node.name))
-        return values[self.snn.graph.output_names[0]]
+        graph = self.snn.graph
+        return run_graph(graph, [x] * len(graph.inputs), self)[graph.output_names[0]]
 
-    def _spikes(self, name: str, drive: Tensor) -> Tensor:
-        neuron, start = self.snn.neurons[name], None
+    def operator(self, node: Node, args: list[Tensor]) -> Tensor:
+        """The network's own layer."""
+        return run_node(node, self.snn.layer(node.name), args)
+
+    def neuron(self, node: Node, drive: Tensor) -> Tensor:
+        """The peer's spikes times theta."""
+        name, start = node.name, None
+        neuron = self.snn.neurons[name]
         theta = neuron.per_channel(neuron.threshold, drive.ndim)
         if name not in self.begun:
             images = drive.shape[0] // (self.steps if self.mode == "m" else 1)

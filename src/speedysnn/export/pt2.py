@@ -26,11 +26,7 @@ class _Fixed(nn.Module):
         self.snn = snn
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self.snn(*inputs, observer=_ignore)
-
-
-def _ignore(_: object) -> None:
-    """An observer that wants nothing."""
+        return self.snn(*inputs, at_once=True)
 
 
 def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> Path:
