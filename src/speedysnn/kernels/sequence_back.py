@@ -112,8 +112,8 @@ def backward(
             if vectorized < m:
                 block_back(
                     x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
-                    shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:], total,
-                    work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
+                    shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
+                    total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
                 )  # fmt: skip
         if alike:
             add(to_theta, m, found[0])
