@@ -7,6 +7,7 @@ import pandas as pd
 
 from speedysnn.analysis.commands import Advice
 from speedysnn.analysis.details import LayerDetail
+from speedysnn.analysis.schema import Column
 
 
 class MemoryTold(Protocol):
@@ -38,6 +39,11 @@ class NoiseTables(Protocol):
     @property
     def verdict(self) -> tuple[str, ...]:
         """The advice as plain sentences."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What each column of `layers` means and how it is shown."""
         ...
 
     @property

@@ -99,7 +99,7 @@ def activation(row: Activation) -> Handler:
             return call.neuron(call.ref(), ceiling=row.ceiling, floor=row.floor)
         return constants(call)
 
-    constants = unary(row.name, *row.constants.items())
+    constants: Handler = unary(row.name, *row.constants.items())
     return handle
 
 

@@ -140,7 +140,7 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs anything beside its `forward`."""
     return (
         bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
-        or _has_any_global_hook()
+        or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
     )
 
 
@@ -205,7 +205,7 @@ def _example_input(node: Node, weight: Tensor) -> Tensor:
     """An input that the weight's operator takes, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     if node.op == "linear":
-        shape = (4, weight.shape[1])
+        shape: tuple[int, ...] = (4, weight.shape[1])
     else:
         given = node.attrs["dilation"]
         spread = max(given) if isinstance(given, list | tuple) else int(given)

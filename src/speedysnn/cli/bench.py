@@ -69,7 +69,7 @@ def command(
     data = [asdict(case) for case in found]
     write_json(json, {"machine": machine(place), "cases": data})
     if figure is not None:
-        from speedysnn.analysis.report import png
+        from speedysnn.analysis.style import png
         from speedysnn.bench.figure import DPI, draw
 
         replace_file(figure, png(draw(data), DPI))

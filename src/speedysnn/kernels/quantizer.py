@@ -1,8 +1,8 @@
 """The quantized reading: what T steps count under constant drive, with the gradient of a learned step size."""
 
 import math
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,9 +60,23 @@ class _Quantize(torch.autograd.Function):
         return to_drive, to_theta * scale, to_start * scale, None, None, None, None
 
 
-def _compiled(drive: Tensor, theta: Tensor, v_init: Tensor) -> ModuleType | None:
+class CompiledQuantizer(NamedTuple):
+    """Compiled kernels: whether they support a call, the quantizer, and its gradients."""
+
+    supports: Callable[[Tensor, Tensor, Tensor], bool]
+    forward: Callable[[Tensor, Tensor, Tensor, int, int, int], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, int, int, int], tuple[Tensor, Tensor, Tensor]]
+
+
+COMPILED = (
+    CompiledQuantizer(quantizer_cpu.supports, quantizer_cpu.forward, quantizer_cpu.backward),
+    CompiledQuantizer(quantizer_cuda.supports, quantizer_cuda.forward, quantizer_cuda.backward),
+)
+
+
+def _compiled(drive: Tensor, theta: Tensor, v_init: Tensor) -> CompiledQuantizer | None:
     """The compiled kernels that support a call, or None."""
-    return next((own for own in (quantizer_cpu, quantizer_cuda) if own.supports(drive, theta, v_init)), None)
+    return next((own for own in COMPILED if own.supports(drive, theta, v_init)), None)
 
 
 def quantize(
