@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from speedysnn.analysis import figures
+from speedysnn.analysis import style
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("suite")
 torch.set_num_threads(1)
-figures.STYLE["savefig.dpi"] = 30  # what figures show does not depend on it, and drawing them takes longest
+style.STYLE["savefig.dpi"] = 30  # what figures show does not depend on it, and drawing them takes longest
 
 
 @pytest.fixture(autouse=True)
