@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import nn
 
-from speedysnn._replace import replace_file
-from speedysnn.analysis.noise import measure_noise
-from speedysnn.analysis.result import NoiseReport
-from speedysnn.analysis.strict import plain
+from speedysnn.analysis.noise.measure import measure_noise
+from speedysnn.analysis.noise.result import NoiseReport
+from speedysnn.display import plain
 from speedysnn.errors import InputError
+from speedysnn.files.atomic import replace_file
 from speedysnn.network import SpikingNetwork
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Comparison:
         return f"Comparison({len(self.outputs)} networks: {names}; {len(self.layers)} rows of layers)"
 
     def figures(self) -> dict[str, "Figure"]:
-        """Every figure by its file's name; each is also a function of `speedysnn.analysis.compare_figures`."""
-        from speedysnn.analysis.compare_figures import all_figures
+        """Every figure by its file's name; each is also a function of `speedysnn.analysis.report.comparisons`."""
+        from speedysnn.analysis.report.comparisons import all_figures
 
         return all_figures(self.layers, self.outputs)
 
@@ -61,7 +61,7 @@ class Comparison:
         Raises:
             InputError: a file of that name is there and overwrite is False, or the folder cannot be written.
         """
-        from speedysnn.analysis.style import png
+        from speedysnn.analysis.report.style import png
 
         target = Path(folder)
         if target.exists() and not target.is_dir():

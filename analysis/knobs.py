@@ -1,4 +1,9 @@
-"""knobs: noise, accuracy and spikes as one setting at a time is moved, measured beside what theory predicts."""
+"""knobs: noise, accuracy and spikes as one setting at a time is moved, measured beside what theory predicts.
+
+One setting of a network moved.
+
+How far a network's thresholds and noise are from what its stored histograms say.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,20 +13,95 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.evaluate import score
-from speedysnn.analysis.histogram_distance import predicted_sqnr_db as predicted_sqnr_db
-from speedysnn.analysis.histogram_distance import theta_distance as theta_distance
-from speedysnn.analysis.images import batch_dims, pass_size, passes
-from speedysnn.analysis.outputs import OutputSums, settings
-from speedysnn.analysis.readings import run
-from speedysnn.analysis.settings import Case, apply, check
-from speedysnn.analysis.sweep import SWEEP
-from speedysnn.analysis.theory import decibels
+from speedysnn.analysis.evaluate import SWEEP, score
+from speedysnn.analysis.output_metrics import OutputSums, settings
+from speedysnn.analysis.reference import batch_dims, pass_size, passes, run
+from speedysnn.analysis.theory.quantization import decibels
+from speedysnn.calibration.rules import squared_error, starts_of
+from speedysnn.display import track
 from speedysnn.errors import InputError
+from speedysnn.execution.observers import Tap
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay
-from speedysnn.progress import track
-from speedysnn.tap import Tap
+from speedysnn.neurons.parameters import Delay
+
+Case = tuple[str, Any]
+
+
+def apply(snn: SpikingNetwork, case: Case) -> None:
+    """Set a knob in place."""
+    name, value = case
+    if name == "timesteps":
+        snn.timesteps = value
+    elif name == "delay":
+        snn.set_delay(value)
+    elif name == "spikes":
+        snn.set_spikes(value)
+    else:
+        for neuron in snn.neurons.values():
+            if name == "theta_scale":
+                neuron.log_threshold.data = neuron.log_threshold.data + math.log(value)
+            else:
+                neuron.v_init.data = torch.full_like(neuron.v_init.data, value)
+
+
+def check(snn: SpikingNetwork, cases: Sequence[Case], reset: Callable[[], None]) -> None:
+    """Refuse values out of range before any work."""
+    for name, value in cases:
+        if name == "theta_scale" and not value > 0:
+            raise InputError(f"theta_scale: expected factors above 0, got {value!r}")
+        if name == "v_init" and not 0 <= value <= 1:
+            raise InputError(f"v_init: expected fractions of theta in 0..1, got {value!r}")
+        apply(snn, (name, value))
+        reset()
+
+
+def theta_distance(snn: SpikingNetwork) -> pd.DataFrame:
+    """Present theta against the best for this T and v_init, theta*, by layer: columns layer, theta, best, ratio_db.
+
+    theta and best are means over channels, ratio_db the root mean square of 20 log10(theta / theta*) over them, dB;
+    ideal 0. theta* has the least squared error on the stored histograms.
+
+    Raises:
+        InputError: the network holds no histograms.
+    """
+    thetas = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
+    with torch.no_grad(), snn.preserved():
+        snn.calibration.rules, kept = dict.fromkeys(snn.neurons, "mse"), snn.calibration.rules
+        try:
+            snn.recalibrate()
+            best = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
+        finally:
+            snn.calibration.rules = kept
+    return pd.DataFrame([
+        {"layer": name, "theta": float(theta.mean()), "best": float(best[name].mean()),
+         "ratio_db": float((20 * torch.log10(theta / best[name])).square().mean().sqrt())}
+        for name, theta in thetas.items()
+    ])  # fmt: skip
+
+
+def predicted_sqnr_db(snn: SpikingNetwork) -> float:
+    """Mean over layers of the SQNR of clipping and rounding alone, from the stored histograms; NaN without them."""
+    found = []
+    for name, neuron in snn.neurons.items():
+        hist = snn.calibration.histograms.get(name)
+        if hist is None:
+            return math.nan
+        channels = hist.channels // 2 if neuron.signed else hist.channels
+        theta = neuron.threshold.detach().cpu().reshape(-1).expand(channels)
+        start = starts_of(neuron.v_init, channels)
+        if neuron.signed:
+            theta, start = theta.repeat(2), torch.cat([start, 1 - start])
+        noise = squared_error(hist, theta[:, None], start, snn.timesteps, neuron.levels_per_step)
+        found.append(decibels(_power(hist), float(noise.double().sum())))
+    return sum(found) / len(found)
+
+
+def _power(hist: Any) -> float:
+    """Sum of squares of a histogram's values, uniform within bins."""
+    edges = hist.edges().to(torch.float64)
+    low, high = edges[:, :-1], edges[:, 1:]
+    return float((hist.counts.to(torch.float64) * (low**2 + low * high + high**2) / 3).sum())
+
 
 KNOBS = ("knob", "value", *(name for name in SWEEP if name != "theta"), "rate", "layer_sqnr_db", "predicted_sqnr_db")
 

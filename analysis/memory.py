@@ -1,16 +1,24 @@
-"""What measure_noise holds in memory, known before the run; neurons are sampled where all of them would not fit."""
+"""What measure_noise holds in memory, known before the run; neurons are sampled where all of them would not fit.
+
+A noise measurement that stays below a limit of memory: fewer images at once, then a sample of neurons.
+"""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.moments import BINS
-from speedysnn.analysis.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
+from speedysnn.analysis.noise.moments import BINS, MOST_CHANNELS
+from speedysnn.analysis.noise.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
+from speedysnn.errors import InputError
+from speedysnn.neurons.layer import IFNeuron
 
 MIB = 2**20
 UNIT = 12  # bytes a neuron: images with spikes, with all it can fire (int32), largest source activation (float32)
@@ -146,3 +154,142 @@ class Memory:
             "sampled": {name: {"read": x.read, "neurons": x.neurons} for name, x in self.sampled.items()},
             "layers": {name: layer.bytes for name, layer in self.layers.items()},
         }
+
+
+DEFAULT_MIB = 1024.0  # what is taken by default, but for large networks
+SENSIBLE_IMAGES = 8  # that a pass takes by default however large the network is, where the machine has the memory
+_BOUNDLESS_MIB = 2.0**30
+SHARE_OF_MACHINE = 0.25  # of the machine's memory, the most that is taken by default
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+LEAST = 64  # neurons of a layer that a sample must have
+UNDER_WAY = 5  # trains of the widest layer that a spiking pass holds: input, output, and what is under way
+
+
+def planned(
+    shapes: Mapping[str, Shape],
+    neurons: Mapping[str, IFNeuron],
+    *,
+    full: bool,
+    limit_mib: float | None,
+    seed: int,
+    images: int,
+    at_once: int,
+    width: int,
+    item: int = 4,
+) -> Memory:
+    """Passes and samples that stay below the limit; which neurons are sampled depends on no number of threads.
+
+    Where not everything fits, first fewer passes run at once and with fewer images, then neurons are sampled: as many
+    in every layer that has more, so that all but the largest layers are read whole.
+
+    Args:
+        shapes: of every layer for one image.
+        neurons: the layers.
+        full: whether channels are compared.
+        limit_mib: the limit; None for DEFAULT_MIB, or what passes of SENSIBLE_IMAGES take where that is more, up to a
+            share of the machine's memory. What happens to be free does not matter, so that the same call gives the
+            same bits.
+        seed: of the samples.
+        images: that a pass takes where memory allows.
+        at_once: passes beside one another where memory allows.
+        width: values of the widest layer or input, for one picture.
+        item: bytes of a value.
+
+    Raises:
+        InputError: the limit is too small for one image and LEAST neurons a layer, with the least that would do.
+    """
+    if limit_mib is None:
+        own = partial(planned, shapes, neurons, full=full, seed=seed, at_once=at_once, width=width, item=item)
+        return _planned_by_default(own, images)
+    limit, steps = int(limit_mib * MIB), next(iter(neurons.values())).timesteps
+    values = sum(math.prod(shape) for shape in shapes.values())
+    image_bytes = item * (2 * values + UNDER_WAY * steps * width)
+    asked = images, max(1, at_once)
+    unrolled = any(neuron.lookahead != neuron.timesteps for neuron in neurons.values())
+
+    def memory(read: Mapping[str, int], compared: int, images: int, at_once: int) -> Memory:
+        layers = {
+            name: LayerMemory(
+                shape, channels := _channels(shape, neurons[name]), read[name],
+                min(channels, compared) if full else 0, steps * unrolled, (seed, place),
+            )
+            for place, (name, shape) in enumerate(shapes.items())
+        }  # fmt: skip
+        tight = images < asked[0] or at_once < asked[1] or any(layer.sampled for layer in layers.values())
+        return Memory(limit_mib, seed, layers, images, at_once, image_bytes, tight)
+
+    whole = {name: math.prod(shape) for name, shape in shapes.items()}
+    for passes in range(max(1, at_once), 0, -1):
+        room = limit - memory(whole, MOST_CHANNELS, 0, passes).sums_bytes
+        fit = min(images, room // (passes * image_bytes))
+        if fit >= 1:
+            return memory(whole, MOST_CHANNELS, fit, passes)
+    least = {name: min(count, LEAST) for name, count in whole.items()}
+    compared = MOST_CHANNELS
+    while full and compared > 2 and 2 * (limit - image_bytes) < 3 * memory(least, compared, 0, 1).sums_bytes:
+        compared //= 2  # a third of what sums may take is left to neurons
+    smallest = memory(least, compared, 1, 1)
+    if smallest.predicted_mib > limit_mib:
+        raise InputError(
+            f"memory_mib: expected at least {math.ceil(smallest.predicted_mib)} MiB for one image of this network at "
+            f"T = {steps} ({smallest.passes_bytes / MIB:.1f} MiB) and its sums with {LEAST} neurons a layer "
+            f"({smallest.sums_bytes / MIB:.1f} MiB), got {limit_mib:g}; give more, fewer steps or smaller images"
+        )
+    none = memory(dict.fromkeys(whole, 0), compared, 1, 1)
+    room = limit - none.passes_bytes - none.sums_bytes
+    return memory(_levelled(whole, room), compared, 1, 1)
+
+
+def _planned_by_default(plan: Callable[..., Memory], images: int) -> Memory:
+    """The plan within DEFAULT_MIB, or within more where that would make small passes."""
+    most = max(DEFAULT_MIB, SHARE_OF_MACHINE * machine_bytes() / MIB)
+    wanted = min(images, SENSIBLE_IMAGES)
+    least = plan(limit_mib=_BOUNDLESS_MIB, images=wanted).predicted_mib
+    limit = DEFAULT_MIB if least <= DEFAULT_MIB else min(least, most)
+    return plan(limit_mib=limit, images=images if limit == DEFAULT_MIB else wanted)
+
+
+def machine_bytes() -> int:
+    """Memory of the machine or of this process's control group, the smaller; it does not change from call to call."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    for file in _GROUP_LIMITS:
+        text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
+        sizes += [int(text)] if text.isdecimal() else []
+    return min(sizes, default=0)
+
+
+def _levelled(whole: Mapping[str, int], room: int) -> dict[str, int]:
+    """Neurons a layer for `room` bytes of two sets of sums: all, or as many as every other layer with too many."""
+
+    def read(share: int) -> dict[str, int]:
+        return {name: n if 2 * UNIT * n <= share else share // (2 * UNIT + PLACE) for name, n in whole.items()}
+
+    def used(counts: Mapping[str, int]) -> int:
+        return sum(2 * UNIT * n + PLACE * n * (n < whole[name]) for name, n in counts.items())
+
+    low, high = 0, room + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if used(read(middle)) <= room else (low, middle)
+    return read(low)
+
+
+def _channels(shape: Shape, neuron: IFNeuron) -> int:
+    """With sums of their own; one where the layer has none."""
+    return (1, *shape)[neuron.channel_dim] if shape else 1
+
+
+def check(memory_mib: float | None, seed: int) -> None:
+    """Refuse what is no limit or no seed.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    number = isinstance(memory_mib, int | float) and not isinstance(memory_mib, bool)
+    if memory_mib is not None and not (number and 0 < memory_mib < math.inf):
+        raise InputError(
+            f"memory_mib: expected a number of MiB above 0, got {memory_mib!r}; leave it out for "
+            f"{DEFAULT_MIB:g}, or more for a large network"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: expected a whole number of at least 0, got {seed!r}")

@@ -9,14 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from speedysnn.analysis.images import pass_size, passes
-from speedysnn.analysis.outputs import classes, settings
-from speedysnn.analysis.readings import Reference, leaves
+from speedysnn.analysis.output_metrics import classes, settings
+from speedysnn.analysis.reference import Reference, leaves, pass_size, passes
+from speedysnn.display import track
 from speedysnn.errors import DataError, InputError
+from speedysnn.execution.observers import Tap
+from speedysnn.graph.ir import lags
 from speedysnn.network import SpikingNetwork
-from speedysnn.progress import track
-from speedysnn.tap import Tap
-from speedysnn.wiring import lags
 
 SKIPPED = ("skip", "steps_read", "accuracy", "agreement", "logit_error", "images", "timesteps", "delay", "latency",
            "spikes", "spikes_per_neuron")  # fmt: skip

@@ -8,16 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from speedysnn.calibration import GIVEN
-from speedysnn.collecting import Collecting
-from speedysnn.data import iter_batches
+from speedysnn.calibration.histogram import ActivationHistogram, Collecting
+from speedysnn.calibration.record import GIVEN, Calibration
+from speedysnn.calibration.rules import (
+    CLIP,
+    GRADIENTS,
+    RULES,
+    Choose,
+    Rule,
+    ThresholdRule,
+    as_rule,
+    needs_of,
+    parse_rule,
+)
+from speedysnn.data.batches import iter_batches
+from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.histogram import ActivationHistogram
-from speedysnn.network import Calibration, SpikingNetwork
-from speedysnn.neurons import IFNeuron
-from speedysnn.progress import track
-from speedysnn.tap import Tap, any_order
-from speedysnn.thresholds import CLIP, GRADIENTS, RULES, Choose, Rule, ThresholdRule, as_rule, needs_of, parse_rule
+from speedysnn.execution.observers import Tap, any_order
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons.layer import IFNeuron
 
 Entry = float | Tensor | Rule
 Threshold = Rule | dict[str, Entry]
@@ -29,7 +38,7 @@ def collect(
     """Fill the network's histograms from the analog reading.
 
     The counts do not depend on the order of the data or on how it is split into batches. Gradients do, within the error
-    of their random signs; see `speedysnn.thresholds.Request.gradient_histogram`.
+    of their random signs; see `speedysnn.calibration.rules.Request.gradient_histogram`.
 
     Args:
         snn: the network.
@@ -198,7 +207,7 @@ def check_rules(threshold: Threshold) -> None:
             parse_rule(entry)
         elif callable_rule(entry) and _name_of(entry) in (*RULES, CLIP, GIVEN):
             raise InputError(
-                f"threshold: the function is called {_name_of(entry)!r}, as a rule of speedysnn.thresholds.RULES is; "
+                f"threshold: the function is called {_name_of(entry)!r}, as a rule of speedysnn.calibration.rules.RULES is; "
                 "give it another name, under which the network can remember it"
             )
 

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.data import Batch, iter_batches
+from speedysnn.data.batches import Batch, iter_batches
 from speedysnn.errors import InputError
-from speedysnn.executor import Execution, Value
-from speedysnn.graph import Node
+from speedysnn.execution.interpreter import Execution, Value
+from speedysnn.execution.observers import Tap
+from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import IFNeuron
+from speedysnn.neurons.layer import IFNeuron
 from speedysnn.settings import repeatable
-from speedysnn.tap import Tap
 
 KINDS = ("none", "bias", "potential", "bias+potential")
 MOST_IMAGES = 256

@@ -6,19 +6,15 @@ change here: `convert.HANDLERS[key] = handler` for every conversion, or `to_spik
 one. The latter win over the former, and both over what stands here.
 """
 
-from speedysnn.convert.call import Handler, Key
-from speedysnn.convert.ops.arithmetic import ARITHMETIC_ROWS
+from speedysnn.convert.handler_api import Handler, Key
+from speedysnn.convert.ops.activations import ACTIVATION_ROWS, NONLINEAR_ROWS
 from speedysnn.convert.ops.aten import ATEN_ROWS
 from speedysnn.convert.ops.attention import ATTENTION_ROWS
-from speedysnn.convert.ops.choices import CHOICE_ROWS
-from speedysnn.convert.ops.functions import FUNCTION_ROWS
-from speedysnn.convert.ops.indexing import INDEXING_ROWS
-from speedysnn.convert.ops.layers import LAYER_ROWS
+from speedysnn.convert.ops.functions import ARITHMETIC_ROWS, FUNCTION_ROWS
+from speedysnn.convert.ops.layers import LAYER_ROWS, NORM_ROWS
 from speedysnn.convert.ops.modules import MODULE_ROWS
-from speedysnn.convert.ops.moves import MOVE_ROWS
-from speedysnn.convert.ops.nonlinear import ACTIVATION_ROWS, NONLINEAR_ROWS
-from speedysnn.convert.ops.norms import NORM_ROWS
-from speedysnn.convert.ops.shapes import SHAPE_ROWS
+from speedysnn.convert.ops.moves import CHOICE_ROWS, MOVE_ROWS
+from speedysnn.convert.ops.shapes import INDEXING_ROWS, SHAPE_ROWS
 
 HANDLERS: dict[Key, Handler] = {
     **ACTIVATION_ROWS,

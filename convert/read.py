@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.call import Handler, Key
+from speedysnn.convert.encode import refuse_quantized
+from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.lower import Lowering
-from speedysnn.convert.quantized import refuse_quantized
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import Traced, export, open_batches, trace
 from speedysnn.errors import ConversionError, InputError, SpeedySNNError
-from speedysnn.graph import Graph
+from speedysnn.graph.ir import Graph
 
 Lowered = tuple[Graph | None, dict[str, dict[str, Tensor]], Report]
 

@@ -8,22 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
-from speedysnn.convert.call import Handler, Key
-from speedysnn.convert.check import require_equal
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
-from speedysnn.convert.exact import exact_error, has_staircases
-from speedysnn.convert.full_precision import full_precision
+from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
-from speedysnn.data import iter_batches
+from speedysnn.convert.verify import exact_error, full_precision, has_staircases, require_equal
+from speedysnn.data.batches import iter_batches
 from speedysnn.errors import ConversionError, InputError
-from speedysnn.fold import fold_batch_norm
-from speedysnn.graph import Graph
+from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay, IFNeuron
+from speedysnn.neurons.layer import IFNeuron
+from speedysnn.neurons.parameters import Delay
 from speedysnn.settings import execution, repeatable
 
 Example = Tensor | Sequence[Tensor]
@@ -107,7 +105,7 @@ def to_spiking(
         threshold: "mse" (least squared error for this T and v_init), "output-mse" (the same, weighed by gradients at
             the output), "gaussian", "laplace" or "half-normal" (as "mse", for a fitted law), "max", "percentile:99.9",
             "clip" (the source's ceiling where there is one, else "mse"), a function of a
-            `speedysnn.thresholds.Request`, or layer -> value or rule. A learned clip wins over the rule, not over the
+            `speedysnn.calibration.rules.Request`, or layer -> value or rule. A learned clip wins over the rule, not over the
             layer's own entry.
         granularity: "channel" or "layer".
         v_init: initial membrane as a fraction of theta, 0..1.

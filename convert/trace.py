@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from speedysnn import modes
+from speedysnn import torch_utils
 from speedysnn.errors import ConversionError
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -39,7 +39,7 @@ def require_initialised(model: nn.Module) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode and without gradients; every module's own mode comes back afterwards."""
-    with modes.evaluating(model), torch.no_grad():
+    with torch_utils.evaluating(model), torch.no_grad():
         yield model
 
 

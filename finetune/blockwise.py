@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.calls import accept
-from speedysnn.executor import Execution
+from speedysnn.execution.interpreter import Execution
+from speedysnn.execution.runner import accept
 from speedysnn.finetune.objectives import layer_distance
-from speedysnn.graph import Node, map_outputs
+from speedysnn.graph.ir import Node, map_outputs
+from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
-from speedysnn.operators import OPERATORS
 
 Visit = Callable[[str, Tensor, Tensor], None]
 _GRID = torch.linspace(0.5, 1.5, 41)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from speedysnn._claims import claimed, take_away, try_writing
 from speedysnn.errors import TrainingError
+from speedysnn.files.atomic import claimed, take_away, try_writing
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.optimization import Average
 from speedysnn.network import SpikingNetwork

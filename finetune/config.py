@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import parse_spikes
-from speedysnn.neurons import THRESHOLD_GRADIENTS, Delay, Reading
+from speedysnn.neurons.parameters import THRESHOLD_GRADIENTS, Delay, Reading
 
 KINDS = ("quantized", "spiking", "blockwise")
 GROUPS = ("thresholds", "v_init", "biases", "weights")

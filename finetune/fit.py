@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.augment import augmentation
+from speedysnn.finetune.augment import as_dataset, augmentation, hold_out
 from speedysnn.finetune.checkpoint import Origin, RunState
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
@@ -20,14 +20,12 @@ from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
 from speedysnn.finetune.penalties import Budget
-from speedysnn.finetune.result import Log, changes, record, result_of
-from speedysnn.finetune.result import Result as Result
+from speedysnn.finetune.result import Log, Result, changes, record, result_of
 from speedysnn.finetune.run import Report, Run, layer_table
-from speedysnn.finetune.samples import as_dataset, hold_out
 from speedysnn.finetune.step import Need
-from speedysnn.modes import evaluating
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
+from speedysnn.torch_utils import evaluating
 
 
 class _Teacher(nn.Module):

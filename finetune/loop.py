@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from speedysnn.data import Batch
+from speedysnn.data.batches import Batch
+from speedysnn.display import track
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.finetune.augment import augmentation, mix
+from speedysnn.finetune.augment import augmentation, gather, mix
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
 from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range, rate_schedule
 from speedysnn.finetune.penalties import Budget, Events
 from speedysnn.finetune.result import Log
-from speedysnn.finetune.samples import gather
 from speedysnn.finetune.step import Need, Step, logits
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Reading
-from speedysnn.progress import track
+from speedysnn.neurons.parameters import Reading
 
 
 def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
+from speedysnn.execution.observers import Tap
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Reading
-from speedysnn.tap import Tap
+from speedysnn.neurons.parameters import Reading
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from speedysnn.execution.observers import Tap, any_order, sees
 from speedysnn.finetune.objectives import mean_output
-from speedysnn.kernels.nonzero import nonzero
-from speedysnn.tap import Tap, any_order, sees
+from speedysnn.kernels.elementwise import nonzero
 
 
 def spikes_of(tap: Tap) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from speedysnn._replace import replace_file
+from speedysnn.display import block
 from speedysnn.errors import TrainingError
+from speedysnn.files.atomic import replace_file
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
-from speedysnn.notebook import block
 
 
 @dataclass(frozen=True)

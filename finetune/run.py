@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.calibration.rules import CLIP
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.blockwise import settle
@@ -18,7 +19,6 @@ from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.objectives import outputs_and_layers
 from speedysnn.finetune.optimization import Average, optimizer, trainable
 from speedysnn.network import SpikingNetwork
-from speedysnn.thresholds import CLIP
 
 _OVER = 100.0  # a state within the budget is better than any above it
 _TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy

@@ -14,17 +14,17 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from speedysnn import plan
-from speedysnn.calls import images_at_once
 from speedysnn.errors import TrainingError
+from speedysnn.execution import scheduling
+from speedysnn.execution.observers import Tap
+from speedysnn.execution.runner import images_at_once
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Recorder, Target, layer_distance, loss_of, powers
 from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Reading
-from speedysnn.tap import Tap
+from speedysnn.neurons.parameters import Reading
 
 _SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -186,7 +186,7 @@ class Step:
     ) -> list[tuple[Tensor, Gradients, Tensor]]:  # fmt: skip
         device, own = inputs[0].device, inputs[0].shape[dims[0]]
         parts = torch.get_num_threads() if device.type == "cpu" else 1
-        sizes = plan.cut(own, self._images(inputs, own, parts), parts)
+        sizes = scheduling.cut(own, self._images(inputs, own, parts), parts)
         pieces = zip(*(torch.split(x, sizes, dim) for x, dim in zip(inputs, dims, strict=True)), strict=True)
         one = self._local if self.local else self._piece
         calls = [
@@ -194,7 +194,7 @@ class Step:
             for piece, goal, layers in zip(pieces, target.split(sizes), _apart(source, sizes), strict=True)
         ]
         with self.snn.reading(self.reading):
-            return plan.run(calls, parallel=device.type == "cpu")
+            return scheduling.run(calls, parallel=device.type == "cpu")
 
     def _share(self) -> None:
         """Add up the gradients of all processes; what no image reached stays without."""

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from speedysnn.calls import accept
 from speedysnn.convert.spiking import to_spiking
-from speedysnn.data import Batch
+from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
-from speedysnn.executor import Execution
+from speedysnn.execution.interpreter import Execution
+from speedysnn.execution.module import own_tensors
+from speedysnn.execution.observers import Observer
+from speedysnn.execution.runner import accept
+from speedysnn.finetune.augment import as_dataset, gather, hold_out
 from speedysnn.finetune.config import Config, with_old_names
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
 from speedysnn.finetune.loop import Place, Trainer
@@ -24,16 +27,12 @@ from speedysnn.finetune.objectives import loss_of
 from speedysnn.finetune.optimization import optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
-from speedysnn.finetune.samples import as_dataset, gather, hold_out
 from speedysnn.finetune.step import logits
-from speedysnn.fold import fold_batch_norm
-from speedysnn.graph import Node, map_outputs
-from speedysnn.modes import evaluating
+from speedysnn.graph.ir import Node, fold_batch_norm, map_outputs
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay, Reading
-from speedysnn.owned import own_tensors
+from speedysnn.neurons.parameters import Delay, Reading
 from speedysnn.settings import repeatable
-from speedysnn.tap import Observer
+from speedysnn.torch_utils import evaluating
 
 MOMENTUM = 0.1
 

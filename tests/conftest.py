@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from speedysnn.analysis import style
+from speedysnn.analysis.report import style
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("suite")

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 import speedysnn
 from speedysnn import convert, data
+from speedysnn.calibration.rules import RULES, Request, ThresholdRule
 from speedysnn.cli.main import run
 from speedysnn.errors import ArtifactError, InputError
 from speedysnn.export import EXPORTERS, Exporter, export
 from speedysnn.network import SpikingNetwork
-from speedysnn.thresholds import RULES, Request, ThresholdRule
 
 NET = "speedysnn.assets.digits:load_digits_net"
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn import SpikingNetwork, calls, convert, executor, plan, wiring
+from speedysnn import SpikingNetwork, convert
 from speedysnn.errors import InputError
+from speedysnn.execution import interpreter, runner, scheduling
+from speedysnn.graph import ir
 
 
 class Residual(nn.Module):
@@ -110,9 +112,9 @@ def test_pooled_spikes_stay_spikes() -> None:
 
         snn(torch.randn(3, 2, 8, 8), observer=observe)
         theta = taken[0].neuron.per_channel(taken[0].neuron.threshold, 4)
-        execution = executor.Execution(snn.graph, snn.neurons, snn.layer, 5)
+        execution = interpreter.Execution(snn.graph, snn.neurons, snn.layer, 5)
         node = next(node for node in snn.graph.nodes if node.op == "max_pool2d")
-        pooled = execution.timed_operator(node, [executor.Value(taken[0].output, True)]).tensor
+        pooled = execution.timed_operator(node, [interpreter.Value(taken[0].output, True)]).tensor
     spikes = pooled / theta
     assert torch.equal(spikes, spikes.round())
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
@@ -156,11 +158,11 @@ def test_values_that_nothing_reads_again_are_written_over(delay: int | str, monk
     snn, x = residual(), torch.randn(6, 2, 8, 8)
     snn.set_delay(delay)
     given = x.clone()
-    assert {node.op for node in snn.graph.nodes if node.name in wiring.spent(snn.graph)} >= {"add", "conv2d"}
+    assert {node.op for node in snn.graph.nodes if node.name in ir.spent(snn.graph)} >= {"add", "conv2d"}
     with torch.no_grad():
         ours = snn(x, per_step=True)
         assert torch.equal(x, given)
-        monkeypatch.setattr(wiring, "spent", lambda _: frozenset())
+        monkeypatch.setattr(ir, "spent", lambda _: frozenset())
         assert torch.equal(snn(x, per_step=True), ours)
 
 
@@ -169,8 +171,8 @@ def test_sums_over_what_no_gradient_reads_change_no_gradient(events: str, monkey
     monkeypatch.setenv("SPEEDYSNN_EVENTS", events)
     snn, x = residual(), torch.randn(6, 2, 8, 8)
     found = []
-    for names in (executor._UNSAVED, frozenset()):
-        monkeypatch.setattr(executor, "_UNSAVED", names)
+    for names in (interpreter._UNSAVED, frozenset()):
+        monkeypatch.setattr(interpreter, "_UNSAVED", names)
         snn.zero_grad()
         snn(x).square().sum().backward()
         found.append([p.grad for p in snn.parameters() if p.grad is not None])
@@ -181,22 +183,22 @@ def test_sums_over_what_no_gradient_reads_change_no_gradient(events: str, monkey
 def test_what_fits_one_pass_is_cut_where_it_is_work_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = residual(), torch.randn(9, 2, 8, 8)
     found: list[int] = []
-    one_pass = calls.one_pass
-    monkeypatch.setattr(calls, "one_pass", lambda call, inputs: found.append(len(inputs[0])) or one_pass(call, inputs))
-    monkeypatch.delenv(plan.VARIABLE, raising=False)
+    one_pass = runner.one_pass
+    monkeypatch.setattr(runner, "one_pass", lambda call, inputs: found.append(len(inputs[0])) or one_pass(call, inputs))
+    monkeypatch.delenv(scheduling.VARIABLE, raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with torch.no_grad():
             wanted = snn(x)
             needed = 9 * snn.timesteps * snn.multiplications / len(snn.graph.nodes) / 2
-            monkeypatch.setattr(plan, "WORTH", 1.01 * needed)
+            monkeypatch.setattr(scheduling, "WORTH", 1.01 * needed)
             snn(x)
-            monkeypatch.setattr(plan, "WORTH", needed)
+            monkeypatch.setattr(scheduling, "WORTH", needed)
             torch.testing.assert_close(snn(x), wanted)
-            monkeypatch.setenv(plan.VARIABLE, "9")
+            monkeypatch.setenv(scheduling.VARIABLE, "9")
             snn(x)
-            monkeypatch.delenv(plan.VARIABLE)
+            monkeypatch.delenv(scheduling.VARIABLE)
             snn.images_per_pass = 9
             snn(x)
     finally:
@@ -208,14 +210,14 @@ def test_passes_run_beside_one_another_under_the_callers_modes(monkeypatch: pyte
     snn, x = residual(), torch.randn(12, 2, 8, 8)
     snn.images_per_pass = 2
     seen: list[tuple[int, int, bool, bool]] = []
-    one_pass = calls.one_pass
+    one_pass = runner.one_pass
 
     def look(*args: object) -> object:
         modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         seen.append((threading.get_ident(), torch.get_num_threads(), *modes))
         return one_pass(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(calls, "one_pass", look)
+    monkeypatch.setattr(runner, "one_pass", look)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

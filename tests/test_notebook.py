@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from speedysnn import analysis, convert, finetune
-from speedysnn.notebook import block
+from speedysnn.display import block
 
 
 class _Text(HTMLParser):

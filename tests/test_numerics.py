@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import speedysnn
 from speedysnn import IFNeuron, SpikingNetwork, analysis, convert
-from speedysnn.histogram import ActivationHistogram
+from speedysnn.calibration.histogram import ActivationHistogram
+from speedysnn.calibration.rules import RULES, choose
 from speedysnn.kernels import Rule, multistep
-from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.quantizer import quantize
-from speedysnn.thresholds import RULES, choose
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 READINGS = ("analog", "quantized", "spiking")

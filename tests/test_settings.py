@@ -6,7 +6,7 @@ import pytest
 
 from speedysnn import settings
 from speedysnn.errors import InputError
-from speedysnn.kernels.compiled import cache_folder
+from speedysnn.kernels.jit import cache_folder
 
 VALUES = {
     "events": ("never", "always"), "tiles": ("always", "measure"), "images_per_pass": ("3", 5), "kernel": ("cpu", "reference"),

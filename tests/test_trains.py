@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from speedysnn import trains
+from speedysnn import spike_trains
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.convert import to_spiking
 from speedysnn.data import load
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork
-from speedysnn.trains import SpikeTrain
+from speedysnn.spike_trains import SpikeTrain
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_trains_are_what_the_network_emitted(images, spikes, delay):
     seen = {}
     with torch.no_grad():
         snn(images, per_step=True, observer=lambda tap: seen.update({tap.name: tap}))
-    found = trains.record(snn, images)
+    found = spike_trains.record(snn, images)
     assert list(found) == list(snn.neurons)
     for name, train in found.items():
         neuron, tap = snn.neurons[name], seen[name]
@@ -51,9 +51,9 @@ def test_trains_are_what_the_network_emitted(images, spikes, delay):
 def test_some_layers_alone(images):
     snn = network(images, "binary", 1)
     name = list(snn.neurons)[1]
-    assert list(trains.record(snn, images, layers=[name])) == [name]
+    assert list(spike_trains.record(snn, images, layers=[name])) == [name]
     with pytest.raises(InputError, match="no neuron is called 'nose'"):
-        trains.record(snn, images, layers=["nose"])
+        spike_trains.record(snn, images, layers=["nose"])
 
 
 @given(arrays("int16", st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 5)), elements=st.integers(-3, 3)))
@@ -68,21 +68,21 @@ def test_more_than_a_byte_is_refused():
 
 
 def test_files(images, tmp_path: Path):
-    found = trains.record(network(images, "ternary", 0), images)
+    found = spike_trains.record(network(images, "ternary", 0), images)
     path = tmp_path / "trains.safetensors"
-    trains.save(found, path)
-    again = trains.load(path)
+    spike_trains.save(found, path)
+    again = spike_trains.load(path)
     assert list(again) == list(found)
     assert all(torch.equal(again[name].counts, train.counts) for name, train in found.items())
     with pytest.raises(DataError, match="cannot be written"):
-        trains.save(found, tmp_path / "trains.safetensors" / "inside")
-    assert trains.load(path)
+        spike_trains.save(found, tmp_path / "trains.safetensors" / "inside")
+    assert spike_trains.load(path)
 
 
 def test_other_files_are_refused(tmp_path: Path):
     odd = SpikeTrain(torch.zeros(2, dtype=torch.uint8), (3, 10**9))
-    trains.save({"a": odd}, tmp_path / "lies")
+    spike_trains.save({"a": odd}, tmp_path / "lies")
     (tmp_path / "text").write_text("no spikes")
     for name in ("lies", "text", "missing", "."):
         with pytest.raises(DataError, match="expected a file written by"):
-            trains.load(tmp_path / name)
+            spike_trains.load(tmp_path / name)

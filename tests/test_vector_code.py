@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.jit import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 

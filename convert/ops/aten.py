@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
-from speedysnn.activations import overloads
-from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call, Handler, Key
-from speedysnn.convert.ops import arithmetic, attention, choices, indexing, layers, moves, nonlinear, norms, shapes
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.ops import activations, attention, functions, layers, moves, shapes
 from speedysnn.convert.ops import functions as f
+from speedysnn.convert.ops import layers as norms
+from speedysnn.convert.ops import moves as choices
+from speedysnn.convert.ops import shapes as indexing
+from speedysnn.graph.activations import overloads
 
 
 def _norm(handler: Handler, *more: str) -> Handler:
@@ -63,7 +65,7 @@ def _upsample(mode: str) -> Handler:
 
 
 def _lrelu(call: Call) -> Ref:
-    return nonlinear.two_neurons(call, float(call.get(1, "negative_slope", 0.01)))
+    return activations.two_neurons(call, float(call.get(1, "negative_slope", 0.01)))
 
 
 def _elu(call: Call) -> Ref:
@@ -106,13 +108,13 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("clamp", "clamp_"), f.clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), f.clamp_min),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
-    **dict.fromkeys(("prelu", "_prelu_kernel"), nonlinear.prelu),
+    **dict.fromkeys(("prelu", "_prelu_kernel"), activations.prelu),
     **dict.fromkeys(("elu", "elu_"), _elu),
-    **dict.fromkeys(("add", "add_"), arithmetic.add(1)),
-    **dict.fromkeys(("sub", "sub_"), arithmetic.add(-1)),
-    **dict.fromkeys(("mul", "mul_"), arithmetic.multiply),
-    **dict.fromkeys(("div", "div_"), arithmetic.divide),
-    "neg": arithmetic.negate,
+    **dict.fromkeys(("add", "add_"), functions.add(1)),
+    **dict.fromkeys(("sub", "sub_"), functions.add(-1)),
+    **dict.fromkeys(("mul", "mul_"), functions.multiply),
+    **dict.fromkeys(("div", "div_"), functions.divide),
+    "neg": functions.negate,
     "mean": f.reduce("mean"),
     "sum": f.reduce("sum"),
     "cat": shapes.cat,
@@ -137,14 +139,14 @@ _BY_NAME: dict[str, Handler] = {
     "index_select": moves.index_select,
     "masked_fill": moves.masked_fill,
     "movedim": moves.movedim,
-    **dict.fromkeys(("softmax", "_softmax"), nonlinear.along("softmax")),
-    **dict.fromkeys(("log_softmax", "_log_softmax"), nonlinear.along("log_softmax")),
-    "glu": nonlinear.along("glu"),
+    **dict.fromkeys(("softmax", "_softmax"), activations.along("softmax")),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), activations.along("log_softmax")),
+    "glu": activations.along("glu"),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(norms.layer_norm)),
     "rms_norm": norms.rms_norm,
     "group_norm": norms.group_norm,
     "instance_norm": _norm(norms.instance_norm, "use_input_stats", "momentum", "eps"),
-    "pow": nonlinear.power,
+    "pow": activations.power,
     **{op: choices.compare(op) for op in ("gt", "ge", "lt", "le")},
     "where": choices.where,
     "maximum": choices.pairwise("maximum"),

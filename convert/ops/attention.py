@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call, Handler, Key
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
 
 
 def matmul(call: Call) -> Ref:

@@ -1,12 +1,16 @@
-"""Handlers of functions and tensor methods that clamp, reduce or interpolate."""
+"""Handlers of functions and tensor methods that clamp, reduce or interpolate.
 
+Handlers of arithmetic: sums, products and quotients, of two branches or of a branch and a constant.
+"""
+
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from speedysnn.convert.builder import Ref
-from speedysnn.convert.call import Call, Handler, Key
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
 from speedysnn.convert.ops.layers import as_list
 
 
@@ -71,4 +75,76 @@ FUNCTION_ROWS: dict[Key, Handler] = {
     **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
     "mean": reduce("mean"),
     "sum": reduce("sum"),
+}
+
+
+def add(sign: int) -> Handler:
+    """Sum or difference of two branches, or of a branch and a constant."""
+
+    def handle(call: Call) -> Ref:
+        a, b = call.args[0], call.get(1, "other")
+        if call.kwargs.get("alpha", 1) != 1:
+            raise Unsupported("an addition with alpha", "scale the branch first")
+        if isinstance(a, Ref) and isinstance(b, Ref):
+            return call.emit("add" if sign > 0 else "sub", (a, b))
+        if isinstance(a, Ref):
+            return _affine(call, a, None, b if not isinstance(b, Tensor) or sign > 0 else -b, sign)
+        if sign > 0:
+            return _affine(call, call.ref(1, "other"), None, a, 1)
+        negated = call.emit("scale", (call.ref(1, "other"),), {"factor": -1.0, "offset": 0.0})
+        return _affine(call, negated, None, a, 1)
+
+    return handle
+
+
+def multiply(call: Call) -> Ref:
+    """Product with a constant, which is affine, or of two branches, which is not."""
+    a, b = call.args[0], call.get(1, "other")
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        return call.emit("mul", (a, b))
+    return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
+
+
+def divide(call: Call) -> Ref:
+    """Division by a constant, which is affine, or by a branch, which is not."""
+    a, b = call.args[0], call.get(1, "other")
+    if call.kwargs.get("rounding_mode"):
+        raise Unsupported("a division that rounds", "divide without rounding_mode")
+    if not isinstance(b, Ref):
+        return _affine(call, call.ref(), 1.0 / b, None)
+    if isinstance(a, Ref):
+        return call.emit("div", (a, b))
+    return _affine(call, call.emit("reciprocal", (b,), shape=b.shape), a, None)
+
+
+def negate(call: Call) -> Ref:
+    """Negation."""
+    return _affine(call, call.ref(), -1.0, None)
+
+
+def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
+    for value in (factor, offset):
+        if isinstance(value, Tensor) and value.numel() > 1 and value.ndim >= len(x.shape) and value.shape[0] != 1:
+            raise Unsupported("a constant with a batch dimension of its own", "give it a first dimension of 1")
+        if value is not None and not isinstance(value, Tensor | int | float):
+            raise Unsupported(f"a {type(value).__name__} in an arithmetic operation", "use a constant")
+    if isinstance(factor, Tensor) or isinstance(offset, Tensor):
+        weight = factor if isinstance(factor, Tensor) or factor is None else torch.tensor(float(factor))
+        bias = offset if isinstance(offset, Tensor) or offset is None else torch.tensor(float(offset))
+        return call.emit("affine", (x,), None, {"weight": weight, "bias": bias})
+    attrs = {"factor": 1.0 if factor is None else float(factor), "offset": sign * float(offset or 0.0)}
+    return call.emit("scale", (x,), attrs)
+
+
+ARITHMETIC_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub), add(-1)),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), multiply),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), divide),
+    **dict.fromkeys((operator.neg, torch.neg), negate),
+    **dict.fromkeys(("add", "add_"), add(1)),
+    **dict.fromkeys(("sub", "sub_"), add(-1)),
+    **dict.fromkeys(("mul", "mul_"), multiply),
+    **dict.fromkeys(("div", "div_"), divide),
+    "neg": negate,
 }

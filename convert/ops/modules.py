@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from speedysnn.convert.builder import Ref, Unsupported
-from speedysnn.convert.call import Call, Handler, Key
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
 from speedysnn.convert.ops.shapes import pad_mode
 
 

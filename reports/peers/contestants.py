@@ -15,7 +15,7 @@ from networks import Subject
 from torch import Tensor, nn
 
 from speedysnn import analysis, convert
-from speedysnn.bench.peers import installed
+from speedysnn.bench.simulators import installed
 from speedysnn.network import SpikingNetwork
 
 os.environ.setdefault("TQDM_DISABLE", "1")

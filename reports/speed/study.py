@@ -21,8 +21,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from speedysnn.analysis.report import png
-from speedysnn.bench.figure import DPI, draw
+from speedysnn.analysis.report.style import png
+from speedysnn.bench.scaling import DPI, draw
 
 HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, ...]] = {

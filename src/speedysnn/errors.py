@@ -1,6 +1,5 @@
 """The package's errors: one base class; a message says what was expected, what came, where, and what to do."""
 
-
 LONGEST = 1500  # characters of one line
 
 

@@ -1,4 +1,9 @@
-"""SpikingNetwork: a graph with weights and neurons, read as the source, its quantized twin, or spikes."""
+"""SpikingNetwork: a graph with weights and neurons, read as the source, its quantized twin, or spikes.
+
+What a network's provenance says was done to it: corrections, which can be taken back, and tuning.
+
+The table of a network's neuron layers, one row each.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,20 +12,57 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from speedysnn import calls
-from speedysnn.calibration import Calibration as Calibration
+from speedysnn.calibration.record import Calibration
+from speedysnn.display import block
 from speedysnn.errors import InputError
-from speedysnn.graph import Graph, map_outputs
-from speedysnn.neuron_options import READINGS
-from speedysnn.neurons import Delay, IFNeuron, Reading
-from speedysnn.notebook import block
-from speedysnn.parts import Parts
-from speedysnn.provenance import uncorrected
-from speedysnn.provenance import weights_tuned as weights_tuned
-from speedysnn.stream import Stream
-from speedysnn.summary import summarized
-from speedysnn.tap import Observer
-from speedysnn.wiring import depth, lags
+from speedysnn.execution import runner
+from speedysnn.execution.module import Parts
+from speedysnn.execution.observers import Observer
+from speedysnn.execution.streaming import Stream
+from speedysnn.graph.ir import Graph, depth, lags, map_outputs
+from speedysnn.neurons.layer import IFNeuron
+from speedysnn.neurons.parameters import READINGS, Delay, Reading
+
+
+def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
+    """Take a correction back: no offsets, and v_init as it was before where the correction changed it."""
+    made = provenance.pop("correction", None)
+    if made is None:
+        return
+    for name, neuron in neurons.items():
+        neuron.offset = None
+        if "potential" in made["kind"]:
+            neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
+
+
+def weights_tuned(snn: Parts) -> bool:
+    """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
+    return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
+
+
+def summarized(graph: Graph, neurons: Mapping[str, IFNeuron], calibration: Calibration) -> pd.DataFrame:
+    """The columns that `SpikingNetwork.summary` describes."""
+    rows = []
+    for node in graph.neurons:
+        neuron = neurons[node.name]
+        theta = neuron.threshold.detach()
+        rows.append(
+            {
+                "layer": node.name,
+                "neurons": node.attrs.get("features"),
+                "thresholds": theta.numel(),
+                "theta_min": theta.min().item(),
+                "theta_mean": theta.mean().item(),
+                "theta_max": theta.max().item(),
+                "v_init": neuron.v_init.detach().mean().item(),
+                "spikes": neuron.spikes,
+                "delay": neuron.delay,
+                "predicted_rate": calibration.predicted_rate(node.name, neuron),
+                "source": node.source,
+            }
+        )
+    return pd.DataFrame(rows)
+
 
 PRESERVED = ("timesteps", "reading", "threshold", "v_init", "offset", "delay", "spikes")
 
@@ -183,7 +225,7 @@ class SpikingNetwork(Parts):
         at_once: bool = False,
     ) -> Any:
         """A call in one reading, whatever the present one is; several threads may use several readings at once."""
-        return calls.read(self, reading, self._all(inputs), per_step, observer, at_once)
+        return runner.read(self, reading, self._all(inputs), per_step, observer, at_once)
 
     def _all(self, inputs: Sequence[Tensor | None]) -> Sequence[Any]:
         if len(inputs) != len(self.input_shapes):
@@ -197,7 +239,7 @@ class SpikingNetwork(Parts):
         """
         if self._stream is None:
             self._stream = Stream(self.graph, self.neurons, self.layer, self.timesteps, self.wires)
-        out = self._stream.tick([None if x is None else calls.channels_last(x) for x in self._all(inputs)])
+        out = self._stream.tick([None if x is None else runner.channels_last(x) for x in self._all(inputs)])
         return None if any(value is None for value in out.values()) else map_outputs(self.graph.outputs, out)
 
     def reset(self) -> None:

@@ -96,7 +96,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 """By name:
 
-events: which convolutions multiply spikes only. "fixed": by `speedysnn.sparse_rule`, the same on every machine of a
+events: which convolutions multiply spikes only. "fixed": by `speedysnn.execution.sparse_conv`, the same on every machine of a
     kind; "measure": what a stopwatch found faster on this machine, without gradients alone; "never"; "always".
 tiles: dense 3 x 3 convolutions by Winograd's tiles. "never"; "always": wherever the shape allows; "measure": where a
     stopwatch found them faster, without gradients alone.

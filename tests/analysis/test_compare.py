@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from speedysnn.analysis import Comparison, compare, measure_noise
-from speedysnn.analysis.compare_figures import all_figures, front
-from speedysnn.analysis.schema import COLUMNS
+from speedysnn.analysis.noise.schema import COLUMNS
+from speedysnn.analysis.report.comparisons import all_figures, front
 from speedysnn.errors import InputError
 
 CAUSES = ("clip", "round", "propagated", "temporal")

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis.energy import COUNTS, CostTable, energies
-from speedysnn.analysis.fanout import FanOut, Flow
-from speedysnn.analysis.memory_energy import access, with_memory
+from speedysnn.analysis.cost.energy import COUNTS, CostTable, access, energies, with_memory
+from speedysnn.analysis.cost.fan_out import FanOut, Flow
 from speedysnn.encoders import EncodedImages
 from speedysnn.errors import DataError, InputError
 from speedysnn.graph import Graph, Node

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from speedysnn.analysis import budget
-from speedysnn.analysis.budget import DEFAULT_MIB, SENSIBLE_IMAGES, planned
-from speedysnn.analysis.images import passes
+from speedysnn.analysis import memory
+from speedysnn.analysis.memory import DEFAULT_MIB, SENSIBLE_IMAGES, planned
+from speedysnn.analysis.reference import passes
 from speedysnn.neurons import IFNeuron
 
 SHAPES = {f"relu{i}": (64, 112, 112) for i in range(12)}  # 9.6 million neurons, as in a ResNet-50 of 224 pixels
@@ -20,7 +20,7 @@ def plan(shapes, limit, images=16):
 
 
 def test_a_large_network_does_not_fall_to_one_image_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "machine_bytes", lambda: 32 * 2**30)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 32 * 2**30)
     assert plan(SHAPES, DEFAULT_MIB).images == 1
     found = plan(SHAPES, None)
     assert (found.images, found.at_once, found.sampled) == (SENSIBLE_IMAGES, 2, {})
@@ -30,7 +30,7 @@ def test_a_large_network_does_not_fall_to_one_image_a_pass(monkeypatch: pytest.M
 
 
 def test_a_small_machine_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "machine_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * 2**30)
     found = plan(SHAPES, None)
     assert found.limit_mib == 2 * 1024
     assert found.predicted_mib <= 2 * 1024

@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from speedysnn.analysis import COLUMNS, measure_noise, moments, units
-from speedysnn.analysis.latency import lag_one, lateness
-from speedysnn.analysis.noise_figures import figure_noise_distribution
+from speedysnn.analysis import COLUMNS, measure_noise
+from speedysnn.analysis.noise import layer_totals, moments
+from speedysnn.analysis.noise.moments import lag_one, lateness
+from speedysnn.analysis.report.figures import figure_noise_distribution
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
 
@@ -237,7 +238,7 @@ def test_lag_and_lateness():
 def test_many_names_are_cut_to_the_worst_in_order():
     peak = torch.zeros(300)
     peak[[7, 250]] = torch.tensor([1.0, 3.0])
-    found = units.summary("net.relu", (3, 100), 4, torch.zeros(300), torch.zeros(300), peak)
+    found = layer_totals.summary("net.relu", (3, 100), 4, torch.zeros(300), torch.zeros(300), peak)
     assert (found.dead, found.lost, found.saturated, found.worst_saturated) == (300, 2, 0, ())
     assert [unit.index for unit in found.first_dead[:4]] == [(2, 50), (0, 7), (0, 0), (0, 1)]
     assert len(found.first_dead) == 100

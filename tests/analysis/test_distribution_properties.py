@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from speedysnn.analysis import moments
-from speedysnn.analysis.details import detail_of
-from speedysnn.analysis.layers import LayerSums
-from speedysnn.analysis.rows import row_of
+from speedysnn.analysis.noise import moments
+from speedysnn.analysis.noise.layer import LayerSums
+from speedysnn.analysis.noise.rows import row_of
+from speedysnn.analysis.report.data import detail_of
+from speedysnn.execution.observers import Tap
 from speedysnn.neurons import IFNeuron
-from speedysnn.tap import Tap
 
 KINDS = [{}, {"spikes": "ternary"}, {"spikes": "graded:2", "delay": 1}, {"floor": None}]
 

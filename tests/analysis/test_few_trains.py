@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedysnn.analysis import few_trains, theory
-from speedysnn.analysis.drive import Trains
-from speedysnn.analysis.few_trains import few, lattices, neurons
-from speedysnn.analysis.lattice import Lattice
+from speedysnn.analysis import theory
+from speedysnn.analysis.theory import lattice as few_trains
+from speedysnn.analysis.theory.drive import Trains
+from speedysnn.analysis.theory.lattice import Lattice, few, lattices, neurons
 from speedysnn.errors import InputError
 from tests.material.arrivals import arriving, simulated
 

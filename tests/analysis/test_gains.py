@@ -9,8 +9,8 @@ import torch
 import speedysnn
 from speedysnn import convert
 from speedysnn.analysis import evaluate, measure_sensitivity
-from speedysnn.analysis.gains import CHANGES
-from speedysnn.analysis.sensitivity import GAINS
+from speedysnn.analysis.sensitivity.changes import CHANGES
+from speedysnn.analysis.sensitivity.measure import GAINS
 from speedysnn.data import load
 from speedysnn.errors import InputError
 from tests.material.by_hand import by_hand, sqnr

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from speedysnn.analysis import handing_back, measure_noise, measure_sensitivity, side_by_side
+from speedysnn import torch_utils
+from speedysnn.analysis import measure_noise, measure_sensitivity
+from speedysnn.analysis.noise import passes
 from speedysnn.cli import process
 
 STATUS = Path("/proc/self/status")
@@ -29,11 +31,11 @@ def test_holes_are_handed_back_where_the_program_says_so(monkeypatch) -> None:
     for block in blocks[:-1]:
         libc.free(block)
     before = resident()
-    handing_back.hand_back()  # in a process of the user's own nothing is installed
+    torch_utils.hand_back()  # in a process of the user's own nothing is installed
     assert before - resident() < 5
-    monkeypatch.setattr(handing_back, "_release", None)
-    handing_back.install(process.trim)
-    handing_back.hand_back()
+    monkeypatch.setattr(torch_utils, "_release", None)
+    torch_utils.install(process.trim)
+    torch_utils.hand_back()
     freed = before - resident()
     libc.free(blocks[-1])
     assert freed > 25
@@ -41,7 +43,7 @@ def test_holes_are_handed_back_where_the_program_says_so(monkeypatch) -> None:
 
 def test_only_where_the_limit_binds(build, digits, monkeypatch) -> None:
     calls: list[int] = []
-    for module in (side_by_side, __import__("speedysnn.analysis.branches", fromlist=["x"])):
+    for module in (passes, __import__("speedysnn.analysis.sensitivity.branches", fromlist=["x"])):
         monkeypatch.setattr(module, "hand_back", lambda: calls.append(1))
     snn, x = build("avg"), digits[0][:20]
     whole = measure_noise(snn, x)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speedysnn.analysis import NoiseSums, measure_noise
-from speedysnn.analysis.budget import LEAST, planned
-from speedysnn.analysis.memory import MIB, places
+from speedysnn.analysis.memory import LEAST, MIB, places, planned
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
 from speedysnn.neurons import IFNeuron

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from speedysnn import analysis
-from speedysnn.analysis import sketch
+from speedysnn.analysis.report import page as sketch
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.convert import to_spiking
 from speedysnn.data import load

@@ -13,7 +13,7 @@ from torch.multiprocessing import start_processes
 
 from speedysnn import analysis
 from speedysnn.analysis import NoiseSums, measure_noise
-from speedysnn.analysis.processes import gathered, require_alike
+from speedysnn.analysis.noise.passes import gathered, require_alike
 from speedysnn.errors import InputError
 from tests.material.networks import Small
 

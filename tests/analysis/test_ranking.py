@@ -9,8 +9,8 @@ import pytest
 from torch.utils.data import Subset
 
 from speedysnn.analysis import evaluate, measure_sensitivity
-from speedysnn.analysis.score import Score, expected_by_rank, gained
-from speedysnn.analysis.sensitivity import GAINS
+from speedysnn.analysis.sensitivity.branches import Score, expected_by_rank, gained
+from speedysnn.analysis.sensitivity.measure import GAINS
 from speedysnn.data import load
 from speedysnn.errors import InputError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis.exits import MEASURES, exit_steps
+from speedysnn.analysis.early_exit import MEASURES, exit_steps
 from speedysnn.analysis.readout import read_after
 from speedysnn.encoders import EncodedImages
 from speedysnn.errors import DataError, InputError

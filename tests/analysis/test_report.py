@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from speedysnn.analysis import COLUMNS, figures, measure_noise, sweep
-from speedysnn.analysis.strict import plain
-from speedysnn.analysis.verdict import verdict
+from speedysnn.analysis import COLUMNS, measure_noise, sweep
+from speedysnn.analysis.report import figures
+from speedysnn.analysis.report.verdict import verdict
 from speedysnn.convert import to_spiking
+from speedysnn.display import plain
 from speedysnn.errors import InputError
 
 OUTPUT = {

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis import COLUMNS, SUMS, Column, Sum, schema, sum_blocks, sum_channels, sum_rows, sums
-from speedysnn.analysis.layers import LayerSums
-from speedysnn.analysis.rows import row_of
+from speedysnn.analysis import COLUMNS, SUMS, Column, Sum
+from speedysnn.analysis.noise import numba_backend, numba_block, numba_channels, schema
+from speedysnn.analysis.noise.layer import LayerSums
+from speedysnn.analysis.noise.rows import row_of
 from speedysnn.errors import InputError
+from speedysnn.execution.observers import Tap
 from speedysnn.neurons import IFNeuron
-from speedysnn.tap import Tap
 
 STEPS = 4
 POWERS = {"E1": "e", "E2": "ee", "E3": "eee", "E4": "eeee", "G1": "g", "G2": "gg", "G3": "ggg", "G4": "gggg",
@@ -96,7 +97,7 @@ def found_by_name(layer: LayerSums) -> dict[str, Any]:
 @pytest.mark.parametrize("compiled", [True, False])
 def test_every_sum_has_a_row_and_is_what_numpy_finds(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr("speedysnn.analysis.layers.supports", lambda *_: False)
+        monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
     layer, expected = layer_sums()
     ours = found_by_name(layer)
     assert set(ours) == set(SUMS) == set(expected)
@@ -109,7 +110,7 @@ def test_every_sum_has_a_row_and_is_what_numpy_finds(compiled: bool, monkeypatch
 
 def test_every_kernel_index_comes_from_the_schema() -> None:
     seen = set()
-    for module in (sums, sum_blocks, sum_channels):
+    for module in (numba_backend, numba_block, numba_channels):
         text = Path(module.__file__).read_text()
         assert not re.search(r"\b(counts|totals|sums)\[\d", text), module.__name__
         for name in re.findall(r"[A-Z][A-Z0-9_]+", ", ".join(re.findall(r"(.+) = indices\(", text))):
@@ -118,21 +119,21 @@ def test_every_kernel_index_comes_from_the_schema() -> None:
             seen.add(own)
     assert seen == set(schema.CHANNELS + schema.TOTALS + schema.COUNTS + schema.HISTOGRAMS)
     folder = Path(schema.__file__).parent
-    assert {Path(m.__file__) for m in (schema, sums, sum_blocks, sum_channels)} <= set(sum_rows.FILES)
-    assert set(sum_rows.FILES) == set(folder.rglob("*.py"))
+    assert {Path(m.__file__) for m in (schema, numba_backend, numba_block, numba_channels)} <= set(numba_channels.FILES)
+    assert set(numba_channels.FILES) == set(folder.rglob("*.py"))
 
 
 def test_triton_takes_its_rows_from_the_schema() -> None:
     pytest.importorskip("triton")
-    from speedysnn.analysis import triton_sums
+    from speedysnn.analysis.noise import triton_kernels
 
-    text = Path(triton_sums.__file__).read_text()
+    text = Path(triton_kernels.__file__).read_text()
     stored = re.findall(r"_put\(found, (\w+), channels", text)
     assert len(stored) == len(set(stored)) == len(schema.ELEMENT_SUMS) + len(schema.TRAIN_SUMS)
     for name in stored:
         own = POWERS.get(name, name.lower())
         rows = schema.ELEMENT_SUMS if own in schema.ELEMENT_SUMS else schema.TRAIN_SUMS
-        assert getattr(triton_sums, name).value == rows.index(own), name
+        assert getattr(triton_kernels, name).value == rows.index(own), name
 
 
 @pytest.mark.usefixtures("registry")
@@ -170,7 +171,7 @@ def test_a_users_column_shows_in_table_report_and_json(snn: Any, tmp_path: Path)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_users_sum_is_computed_beside_the_others(snn: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr("speedysnn.analysis.layers.supports", lambda *_: False)
+        monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
     SUMS["absolute"] = Sum("total", "activation", "Absolute error.", lambda block: block.e.abs())
     SUMS["too_high"] = Sum("count", "elements", "Elements with too large an output.", lambda block: block.e > 0)
     SUMS["low"] = Sum("channel", "elements", "Elements with too small an output.", lambda block: block.e < 0)

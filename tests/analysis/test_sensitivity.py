@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis import measure_sensitivity, read_mixed, sensitivity_figures
-from speedysnn.analysis.sensitivity import MODES
+from speedysnn.analysis import measure_sensitivity, read_mixed
+from speedysnn.analysis.report import neurons
+from speedysnn.analysis.sensitivity.result import MODES
 from speedysnn.data import load
 from speedysnn.errors import DataError, InputError
 
@@ -96,7 +97,7 @@ def test_save_writes_whole_files(build, digits, tmp_path):
 
 def test_figures_draw_what_the_tables_hold(build, digits):
     found = measure_sensitivity(build("max", 4), digits[0][:20])
-    drawn = sensitivity_figures.all_figures(found)
+    drawn = neurons.all_figures(found)
     assert set(drawn) == {"sensitivity", "gains"}
     axes = drawn["sensitivity"].axes[0]
     lines = {line.get_label().partition(":")[0]: line for line in axes.lines}
@@ -130,7 +131,7 @@ def test_twenty_layers_overlap_nowhere():
     x = torch.rand(12, 8)
     snn = convert.to_spiking(Deep().eval(), x, timesteps=2)
     assert len(snn.neurons) == 20
-    for name, figure in sensitivity_figures.all_figures(measure_sensitivity(snn, x, modes=MODES)).items():
+    for name, figure in neurons.all_figures(measure_sensitivity(snn, x, modes=MODES)).items():
         FigureCanvasAgg(figure).draw()
         axes, legend = figure.axes[0], figure.legends[0].get_window_extent()
         ticks = axes.get_yticklabels() if name == "gains" else axes.get_xticklabels()
@@ -173,7 +174,7 @@ def test_a_network_without_noise_is_infinitely_good():
     assert found.gains.set_index("change")["gain_db"]["bit"] == 0
     assert "undefined" not in " ".join(found.verdict)
     assert found.to_dict()["table"][0]["sqnr_db"] == "inf"
-    assert set(sensitivity_figures.all_figures(found)) == {"sensitivity", "gains"}
+    assert set(neurons.all_figures(found)) == {"sensitivity", "gains"}
 
 
 def test_what_is_refused(build, digits):

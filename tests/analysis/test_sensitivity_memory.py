@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speedysnn.analysis import measure_noise, measure_sensitivity
-from speedysnn.analysis.kept import kept_images
 from speedysnn.analysis.memory import MIB
-from speedysnn.analysis.sensitivity_memory import LEAST
+from speedysnn.analysis.sensitivity.memory import LEAST, kept_images
 from speedysnn.errors import DataError, InputError
 
 FEW = ("prefix",)

@@ -9,7 +9,7 @@ from torch import nn
 
 from speedysnn import convert
 from speedysnn.analysis import evaluate, measure_sensitivity, read_mixed
-from speedysnn.analysis.sensitivity import TABLE
+from speedysnn.analysis.sensitivity.measure import TABLE
 from speedysnn.data import load
 from speedysnn.encoders import EncodedImages
 from tests.material.by_hand import by_hand, readings_of, run_by_hand, sqnr

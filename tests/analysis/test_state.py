@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from speedysnn.analysis import evaluate, measure_noise, sweep
-from speedysnn.analysis.sweep import SWEEP
+from speedysnn.analysis.evaluate import SWEEP
 from speedysnn.errors import DataError, InputError
 
 MEASURES = {

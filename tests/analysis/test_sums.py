@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.kernels.compiled import AVAILABLE
+from speedysnn.kernels.jit import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 
@@ -41,7 +41,7 @@ def network(case: str) -> tuple[Any, torch.Tensor]:
 def test_one_read_gives_the_figures_of_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = network(case)
     ours = analysis.measure_noise(snn, x)
-    monkeypatch.setattr("speedysnn.analysis.layers.supports", lambda *_: False)
+    monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
     expected = analysis.measure_noise(snn, x)
     numbers = expected.layers.select_dtypes("number").columns
     for name in numbers:
@@ -65,7 +65,7 @@ def test_passes_beside_one_another_add_up() -> None:
 def test_details_are_those_of_the_definition(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snn, x = network(case)
     ours = analysis.measure_noise(snn, x, detail="full")
-    monkeypatch.setattr("speedysnn.analysis.layers.supports", lambda *_: False)
+    monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
     expected = analysis.measure_noise(snn, x, detail="full")
     for name, detail in expected.details.items():
         own = ours.details[name]
@@ -86,7 +86,7 @@ def test_however_many_channels(channels: int, monkeypatch: pytest.MonkeyPatch) -
     snn = convert.to_spiking(nn.Sequential(nn.Conv2d(2, channels, 1), nn.ReLU(), nn.Flatten()), torch.randn(8, 2, 4, 5), 3)
     x = torch.randn(33, 2, 4, 5)
     ours = analysis.measure_noise(snn, x)
-    monkeypatch.setattr("speedysnn.analysis.layers.supports", lambda *_: False)
+    monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
     expected = analysis.measure_noise(snn, x)
     name = next(iter(ours.details))
     np.testing.assert_allclose(ours.details[name].channels, expected.details[name].channels, rtol=1e-7, atol=1e-9)

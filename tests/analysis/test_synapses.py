@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis.synapses import spike_fan_out
+from speedysnn.analysis.cost.measure import spike_fan_out
 
 
 def _network():

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 
 from speedysnn.analysis import theory
+from speedysnn.calibration.distributions import law_error
+from speedysnn.calibration.histogram import ActivationHistogram
+from speedysnn.calibration.rules import squared_error
 from speedysnn.errors import InputError
-from speedysnn.histogram import ActivationHistogram
-from speedysnn.laws import law_error
 from speedysnn.neurons import IFNeuron
-from speedysnn.thresholds import squared_error
 
 LAWS = {"uniform": stats.uniform(), "half-normal": stats.halfnorm(), "exponential": stats.expon()}
 STEPS = (1, 2, 4, 8, 15, 16, 32)

@@ -9,10 +9,10 @@ import pytest
 import typer
 
 from speedysnn import finetune
-from speedysnn.analysis.commands import Advice, CommandNames, command_words, filled
-from speedysnn.analysis.gains import CHANGES
-from speedysnn.analysis.sensitivity_verdict import advise_on_layers
-from speedysnn.analysis.verdict import advise
+from speedysnn.analysis.report.data import Advice, CommandNames, command_words, filled
+from speedysnn.analysis.report.verdict import advise
+from speedysnn.analysis.sensitivity.changes import CHANGES
+from speedysnn.analysis.sensitivity.result import advise_on_layers
 from speedysnn.cli.main import app
 
 OUTPUTS: dict[str, Any] = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from speedysnn.analysis.report import png
-from speedysnn.bench import figure, growth, networks, pairs, peers
-from speedysnn.bench.pairs import paired
-from speedysnn.bench.peak import peak_bytes
+from speedysnn.analysis.report.style import png
+from speedysnn.bench import scaling, simulators
+from speedysnn.bench import timing as pairs
+from speedysnn.bench.timing import paired, peak_bytes
 from speedysnn.cli.main import run
 
 
@@ -69,8 +69,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scaling_leaves_the_network_as_it_was() -> None:
-    snn, x = networks.make("digits", 2, 4)
-    case = growth.scaling(snn, x, 1, batches=(2, 4))
+    snn, x = scaling.make("digits", 2, 4)
+    case = scaling.scaling(snn, x, 1, batches=(2, 4))
     assert {"T=2, batch 4", "T=32, full look-ahead, batch 64"} <= {row["name"] for row in case.rows}
     assert snn.timesteps == 2
     assert {neuron.delay for neuron in snn.neurons.values()} == {0}
@@ -81,9 +81,9 @@ def test_scaling_leaves_the_network_as_it_was() -> None:
 
 
 def test_sizes_grow_along_depth_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "CHANNELS", 4)
-    monkeypatch.setattr(growth, "LAYERS", 8)
-    case = growth.sizes(2, 3, 1, layers=(8, 14), channels=(4, 8))
+    monkeypatch.setattr(scaling, "CHANNELS", 4)
+    monkeypatch.setattr(scaling, "LAYERS", 8)
+    case = scaling.sizes(2, 3, 1, layers=(8, 14), channels=(4, 8))
     found = [(row["line"], row["along"], row["at"], row["images"]) for row in case.rows]
     both, width = ("T x ANN", "speedysnn"), "channels at first"
     wanted = [("layers", 8), ("layers", 14), (width, 4), (width, 8)]
@@ -98,11 +98,11 @@ def test_a_figure_has_bars_and_lines(tmp_path: Path) -> None:
          "us_per_image_step": float(at)}
         for along in ("images", "layers") for line in ("speedysnn", "T x ANN") for at in (2, 64)
     ]  # fmt: skip
-    made = figure.draw([bars, {"name": "two", "rows": rows}])
+    made = scaling.draw([bars, {"name": "two", "rows": rows}])
     assert [len(axes.lines) for axes in made.axes] == [0, 2, 2]
     assert [axes.get_xlabel() for axes in made.axes] == ["ms", "images", "layers"]
     assert "2.0 ms (1.00x)" in made.axes[0].texts[0].get_text()
-    assert png(made, figure.DPI).startswith(b"\x89PNG")
+    assert png(made, scaling.DPI).startswith(b"\x89PNG")
 
 
 def test_a_figure_is_written_and_not_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,19 +121,19 @@ def test_peers_that_compute_something_else_are_left_out(monkeypatch: pytest.Monk
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(x), 10)
 
-    snn, x = networks.make("digits", 2, 4)
-    monkeypatch.setattr(peers, "PEERS", {"wrong": ("torch", lambda _: Wrong()), "absent": ("no-such-package", Wrong)})
-    found, lines = peers.available(snn, x)
+    snn, x = scaling.make("digits", 2, 4)
+    monkeypatch.setattr(simulators, "PEERS", {"wrong": ("torch", lambda _: Wrong()), "absent": ("no-such-package", Wrong)})
+    found, lines = simulators.available(snn, x)
     assert not found
     assert "left out" in lines[0]
     assert "not installed" in lines[1]
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", simulators.PEERS)
 def test_peers_compute_the_same(name: str) -> None:
-    package, make = peers.PEERS[name]
+    package, make = simulators.PEERS[name]
     pytest.importorskip(package)
-    snn, x = networks.make("digits", 4, 8)
+    snn, x = scaling.make("digits", 4, 8)
     with torch.no_grad():
         for _ in range(2):  # nothing of a run stays behind
             torch.testing.assert_close(make(snn)(x), snn(x), rtol=1e-3, atol=1e-3)

@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(here, capfd, monkeyp
     def locked(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("speedysnn._claims.tempfile.TemporaryFile", locked)
+    monkeypatch.setattr("speedysnn.files.atomic.tempfile.TemporaryFile", locked)
     before = contents(here)
     assert run(line.split()) == 2
     err = capfd.readouterr().err

@@ -5,9 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
-from speedysnn import progress
+from speedysnn import display
 from speedysnn.cli import show
-from speedysnn.progress import shortened, track
+from speedysnn.display import shortened, track
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -34,7 +34,7 @@ def test_a_name_is_shortened_in_the_middle() -> None:
 
 def test_plain_lines_tell_how_many_and_how_long(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
 
     class Items:
         def __iter__(self):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import speedysnn
 from speedysnn import convert
 from speedysnn.errors import ConversionError, InputError
-from speedysnn.operators import OPERATORS
+from speedysnn.graph.operators import OPERATORS
 
 IMAGE, SEQUENCE = (4, 6, 6), (5, 8)
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn import convert
-from speedysnn.activations import ACTIVATIONS
 from speedysnn.convert import handlers as table
-from speedysnn.operators import OPERATORS, Operator
-from speedysnn.programs.onnx import OPERATORS as ONNX
+from speedysnn.graph.activations import ACTIVATIONS
+from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.sources import load_model
+from speedysnn.sources.onnx_reader import OPERATORS as ONNX
 
 
 class Bend(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import speedysnn
-from speedysnn import _claims
 from speedysnn.cli.main import run
 from speedysnn.convert import to_spiking
 from speedysnn.errors import ArtifactError
+from speedysnn.files import atomic
 from tests.faults import interrupts, trial
 
 FORKS = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of forks beside threads
@@ -57,7 +57,7 @@ def test_a_command_that_is_stopped_anywhere_loses_nothing(stage: str) -> None:
 )  # fmt: skip
 def test_a_second_run_into_one_folder_is_refused(line: str, held: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    with _claims.claimed(tmp_path / held):  # a lock belongs to an open file, so this process can be the other one
+    with atomic.claimed(tmp_path / held):  # a lock belongs to an open file, so this process can be the other one
         assert run(line.split()) == 2
     assert f"{held}: another run is writing there now" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -69,33 +69,33 @@ def test_a_claim_ends_with_its_process_and_leaves_nothing(tmp_path: Path) -> Non
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
         child = os.fork()
     if child == 0:
-        held = _claims.claimed(path)
+        held = atomic.claimed(path)
         held.__enter__()
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert (path.parent / ".net.snn.lock").exists()
-    with _claims.claimed(path):
-        with pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+    with atomic.claimed(path):
+        with pytest.raises(ArtifactError, match="another run"), atomic.claimed(path):
             pass
         assert (path.parent / ".net.snn.lock").exists()
     assert list(path.parent.iterdir()) == []
-    with _claims.claimed(tmp_path / "new" / "deep" / "net.snn"):
+    with atomic.claimed(tmp_path / "new" / "deep" / "net.snn"):
         pass
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_lent_claim_lets_one_call_pass(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with _claims.claimed(path, lend=True):
-        with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+    with atomic.claimed(path, lend=True):
+        with atomic.claimed(path), pytest.raises(ArtifactError, match="another run"), atomic.claimed(path):
             pass
-        with pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+        with pytest.raises(ArtifactError, match="another run"), atomic.claimed(path):
             pass
-    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path, lend=True):
+    with atomic.claimed(path), pytest.raises(ArtifactError, match="another run"), atomic.claimed(path, lend=True):
         pass
-    with _claims.claimed(path, lend=True):
+    with atomic.claimed(path, lend=True):
         pass
-    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+    with atomic.claimed(path), pytest.raises(ArtifactError, match="another run"), atomic.claimed(path):
         pass  # a loan ends with its claim
     assert list(tmp_path.iterdir()) == []
 
@@ -107,28 +107,28 @@ def test_where_no_lock_can_be_made_it_lies_elsewhere(tmp_path: Path, tmp_path_fa
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    locked = _claims._locked
-    monkeypatch.setattr(_claims, "_locked", lambda lock: refuse(lock) if lock.parent == tmp_path else locked(lock))
-    monkeypatch.setattr(_claims.tempfile, "tempdir", str(elsewhere))
-    with _claims.claimed(path), pytest.raises(ArtifactError, match="another run"), _claims.claimed(path):
+    locked = atomic._locked
+    monkeypatch.setattr(atomic, "_locked", lambda lock: refuse(lock) if lock.parent == tmp_path else locked(lock))
+    monkeypatch.setattr(atomic.tempfile, "tempdir", str(elsewhere))
+    with atomic.claimed(path), pytest.raises(ArtifactError, match="another run"), atomic.claimed(path):
         pass
-    with _claims.claimed(path), _claims.claimed(tmp_path / "none"):
+    with atomic.claimed(path), atomic.claimed(tmp_path / "none"):
         assert len(list(elsewhere.iterdir())) == 2
     assert list(tmp_path.iterdir()) == [path]
     assert list(elsewhere.iterdir()) == []
-    monkeypatch.setattr(_claims, "_locked", refuse)
-    with _claims.claimed(path):
+    monkeypatch.setattr(atomic, "_locked", refuse)
+    with atomic.claimed(path):
         pass
 
 
 def test_folders_change_names_also_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch) -> None:
     for libc in (None, object()):
         if libc is not None:
-            monkeypatch.setattr(_claims.ctypes, "CDLL", lambda *_, **__: object())
+            monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
         for name in ("one", "other"):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "text").write_text(name)
-        _claims.exchange(tmp_path / "one", tmp_path / "other")
+        atomic.exchange(tmp_path / "one", tmp_path / "other")
         assert (tmp_path / "one" / "text").read_text() == "other"
         assert (tmp_path / "other" / "text").read_text() == "one"
         assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "other"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speedysnn import _claims
-from speedysnn._replace import replace_file, replace_set
+from speedysnn.files import atomic
+from speedysnn.files.atomic import replace_file, replace_set
 from tests.faults.trial import _full, _kill, at_write
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -98,7 +98,7 @@ def test_where_the_folder_cannot_be_exchanged_its_files_are(reason: str, tmp_pat
     if reason == "working folder":
         monkeypatch.chdir(target)
     else:
-        place = "speedysnn._replace." + ("exchange" if reason == "no exchange" else "shutil.copymode")
+        place = "speedysnn.files.atomic." + ("exchange" if reason == "no exchange" else "shutil.copymode")
         monkeypatch.setattr(place, lambda *_: (_ for _ in ()).throw(OSError(16, "busy")))
     replace_set(Path() if reason == "working folder" else target, NEW, OLD)
     assert target.stat().st_ino == number
@@ -116,8 +116,8 @@ def test_a_file_is_old_or_new_and_its_scratch_goes(act, expected: int, tmp_path:
 
 
 def test_an_exchange_that_breaks_off_puts_the_old_one_back(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(_claims.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
     fill(tmp_path / "other", OLD)
     with pytest.raises(FileNotFoundError):
-        _claims.exchange(tmp_path / "none", tmp_path / "other")
+        atomic.exchange(tmp_path / "none", tmp_path / "other")
     assert held(tmp_path / "other") == OLD

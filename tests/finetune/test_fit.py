@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from speedysnn import convert, finetune
-from speedysnn._claims import claimed
 from speedysnn.errors import ArtifactError, DataError, InputError, TrainingError
+from speedysnn.files.atomic import claimed
 from speedysnn.finetune.augment import AUGMENTATIONS
 from speedysnn.finetune.objectives import layer_distance, outputs_and_layers
 from speedysnn.finetune.optimization import grouped

@@ -6,9 +6,9 @@ import torch
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
+from speedysnn.execution.observers import Tap
 from speedysnn.finetune.penalties import Budget, Rates, membrane_penalty
 from speedysnn.neurons import IFNeuron
-from speedysnn.tap import Tap
 from tests.finetune.test_fit import _config, _data, _network
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from speedysnn.errors import SpeedySNNError
-from speedysnn.kernels.compiled import cache_folder
+from speedysnn.kernels.jit import cache_folder
 
 SECONDS, MEGABYTES = 20, 600
 _ACTIONS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.mkdir",

@@ -136,7 +136,7 @@ def _compiled() -> list[str]:
     """Modules that numba compiles, which knows nothing of counters of branches."""
     kernels = sorted((ROOT / "src" / "speedysnn" / "kernels").glob("*.py"))
     sums = sorted((ROOT / "analysis").glob("sum*.py"))
-    return ["speedysnn.thresholds", *(f"speedysnn.analysis.{path.stem}" for path in sums),
+    return ["speedysnn.calibration.rules", *(f"speedysnn.analysis.{path.stem}" for path in sums),
             *(f"speedysnn.kernels.{path.stem}" for path in kernels)]  # fmt: skip
 
 

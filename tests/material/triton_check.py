@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from speedysnn.bench.networks import make
+from speedysnn.bench.scaling import make
 from speedysnn.kernels import Rule, multistep, using
 
 STEPS = 4

@@ -4,9 +4,8 @@ from itertools import product
 
 import torch
 
-from speedysnn.collecting import DEPTH
-from speedysnn.histogram import ActivationHistogram
-from speedysnn.kernels.counting_cuda import DeviceTable, supports
+from speedysnn.calibration.histogram import DEPTH, ActivationHistogram
+from speedysnn.kernels.histogram import DeviceTable, supports
 
 LAYOUTS = {
     "first": lambda x: x,

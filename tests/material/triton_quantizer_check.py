@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from speedysnn.kernels import quantizer_cuda, quantizer_reference
+from speedysnn.kernels import quantizer, reference
 
 SHAPES = {"pictures": (7, 5, 3, 4), "units": (70, 3), "many": (3, 700), "tokens": (5, 4, 6)}
 
@@ -22,17 +22,17 @@ def compare(number: int, dtype: torch.dtype, shape: str, signed: bool, each: boo
     start = torch.rand(view if number % 2 else [1] * len(size), generator=g)
     steps, highest = 1 + number % 9, 1 + number % 3
     low, high = -steps * highest if signed else 0, steps * highest
-    expected = quantizer_reference.quantize_reference(z, theta, start, steps, low, high)
-    gradients = quantizer_reference.gradients_reference(grad, z, theta, start, steps, low, high)
+    expected = reference.quantize_reference(z, theta, start, steps, low, high)
+    gradients = reference.gradients_reference(grad, z, theta, start, steps, low, high)
     given = [x.to(device) for x in (grad, z, theta, start)]
-    assert device == "cpu" or quantizer_cuda.supports(*given[1:])
-    ours = quantizer_cuda.forward(*given[1:], steps, low, high)
+    assert device == "cpu" or quantizer.triton_supports(*given[1:])
+    ours = quantizer.triton_forward(*given[1:], steps, low, high)
     assert ours.dtype == dtype
     if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts bfloat16 off where hardware rounds it
         assert bool(((ours - expected).abs() <= expected.abs() / 128).all())
     else:
         assert torch.equal(ours.cpu(), expected), (number, dtype, shape, signed)
-    for mine, theirs in zip(quantizer_cuda.backward(*given, steps, low, high), gradients, strict=True):
+    for mine, theirs in zip(quantizer.triton_backward(*given, steps, low, high), gradients, strict=True):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
         scale = theirs.double().norm() + (0 if theirs.shape == z.shape else z.numel() ** 0.5)
         assert (mine.cpu().double() - theirs.double()).norm() <= 1e-6 * scale, (number, dtype, shape)
@@ -44,5 +44,5 @@ def main(device: str = "cpu") -> None:
     cases = list(product(dtypes, SHAPES, (False, True), (False, True)))
     for number, case in enumerate(cases):
         compare(number, *case, device)
-    assert device == "cpu" or quantizer_cuda._right(device)
+    assert device == "cpu" or quantizer._right(device)
     print(len(cases))

@@ -4,10 +4,10 @@ from itertools import product
 
 import torch
 
-from speedysnn.analysis.definition import added, reference_sums
-from speedysnn.analysis.fused_cuda import RunningThere
+from speedysnn.analysis.noise.sums_reference import added, reference_sums
+from speedysnn.analysis.noise.triton_backend import RunningThere
+from speedysnn.execution.observers import Tap
 from speedysnn.neurons import IFNeuron
-from speedysnn.tap import Tap
 
 STEPS = 4
 KINDS = {"binary": {}, "ternary": {"spikes": "ternary"}, "graded": {"spikes": "graded:3"}, "signed": {"floor": None},

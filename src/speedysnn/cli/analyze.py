@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
-from speedysnn.analysis.budget import DEFAULT_MIB
-from speedysnn.analysis.commands import Advice, CommandNames, filled
-from speedysnn.analysis.extras import Extras
+from speedysnn.analysis.memory import DEFAULT_MIB
+from speedysnn.analysis.report.data import Advice, CommandNames, filled
+from speedysnn.analysis.report.page import Extras
 from speedysnn.cli.console import cell, percent, say, table, write_json
 from speedysnn.cli.options import (
     Data,
@@ -36,7 +36,7 @@ from speedysnn.cli.options import (
 )
 from speedysnn.cli.output_paths import check_json, check_report
 from speedysnn.cli.process import hand_freed_memory_back
-from speedysnn.data import ImageData
+from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError
 
 WORST = 10

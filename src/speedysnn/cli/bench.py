@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from speedysnn._replace import replace_file
 from speedysnn.cli import process
 from speedysnn.cli.console import note, say, table, write_json
 from speedysnn.cli.options import Device, JsonFile, Overwrite, device_of, network_of
 from speedysnn.cli.output_paths import check_file, check_json
 from speedysnn.errors import InputError
+from speedysnn.files.atomic import replace_file
 
 CASES = ("neuron", "inference", "training", "measuring", "scaling", "sizes")
 KEPT = ", freed memory kept"
@@ -53,7 +53,7 @@ def command(
     check_json(json, overwrite, figure)
     if figure is not None:
         check_file(figure, "--figure", overwrite)
-    from speedysnn.bench.case import Case
+    from speedysnn.bench.timing import Case
 
     found: list[Case] = []
     for case, kept in _in_order(chosen):
@@ -69,8 +69,8 @@ def command(
     data = [asdict(case) for case in found]
     write_json(json, {"machine": machine(place), "cases": data})
     if figure is not None:
-        from speedysnn.analysis.style import png
-        from speedysnn.bench.figure import DPI, draw
+        from speedysnn.analysis.report.style import png
+        from speedysnn.bench.scaling import DPI, draw
 
         replace_file(figure, png(draw(data), DPI))
 
@@ -91,22 +91,22 @@ def _run(
     compiled: bool,
     device: torch.device,
 ) -> Any:
-    from speedysnn.bench import cases, growth
-    from speedysnn.bench.inference import inference
+    from speedysnn.bench import cases, scaling
+    from speedysnn.bench.cases import inference
 
     if case == "neuron":
         return cases.neuron(neurons, steps, rounds, device)
     if case == "sizes":
-        return growth.sizes(steps, batch, rounds, device)
+        return scaling.sizes(steps, batch, rounds, device)
     snn, x = _network(network, steps, batch, pixels, device)
     if case == "inference":
         return inference(snn, x, rounds, compiled=compiled)
-    chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": growth.scaling}[case]
+    chosen = {"training": cases.training, "measuring": cases.measuring, "scaling": scaling.scaling}[case]
     return chosen(snn, x, rounds)
 
 
 def _network(name: str, steps: int, batch: int, pixels: int | None, device: torch.device) -> Any:
-    from speedysnn.bench.networks import make
+    from speedysnn.bench.scaling import make
 
     if not name.endswith(".snn"):
         return make(name, steps, batch, pixels, device=device)
@@ -118,7 +118,7 @@ def _network(name: str, steps: int, batch: int, pixels: int | None, device: torc
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The kind of machine and of GPU, the versions of what was timed, and whether freed memory is kept."""
-    from speedysnn.bench.peers import facts
+    from speedysnn.bench.simulators import facts
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from speedysnn._replace import replace_file
-from speedysnn.progress import shortened
+from speedysnn.display import shortened
+from speedysnn.files.atomic import replace_file
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
+from speedysnn.calibration.rules import parse_rule, rules_help
 from speedysnn.cli.console import cell, say, table, typed, write_json
 from speedysnn.cli.options import (
     AllowHybrid,
@@ -31,7 +32,6 @@ from speedysnn.cli.options import (
 from speedysnn.cli.output_paths import check_json, check_network
 from speedysnn.convert import to_spiking
 from speedysnn.network import SpikingNetwork
-from speedysnn.thresholds import parse_rule, rules_help
 
 
 def _rules_help() -> str:

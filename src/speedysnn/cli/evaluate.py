@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from speedysnn import analysis
-from speedysnn.analysis.exits import MEASURES
+from speedysnn.analysis.early_exit import MEASURES
 from speedysnn.cli.console import cell, note, percent, table, write_json
 from speedysnn.cli.options import (
     Data,
@@ -31,11 +31,11 @@ from speedysnn.cli.options import (
     steps_of,
 )
 from speedysnn.cli.output_paths import check_json
-from speedysnn.data import ImageData
+from speedysnn.data.images import ImageData
 from speedysnn.encoders import EncodedImages, encoder_of
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons import Delay
+from speedysnn.neurons.parameters import Delay
 
 SKIP = ("T", "delay", "skipped steps", "accuracy %", "agree %", "logit error", "spikes per neuron")
 EXIT = ("T", "delay", "confidence", "accuracy %", "agree %", "unchanged %", "mean steps", "90 % of images",

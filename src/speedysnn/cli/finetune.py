@@ -7,8 +7,8 @@ import typer
 from torch.utils.data import ConcatDataset
 
 from speedysnn import artifact
-from speedysnn.analysis.outputs import settings
-from speedysnn.analysis.synapses import spike_fan_out
+from speedysnn.analysis.cost.measure import spike_fan_out
+from speedysnn.analysis.output_metrics import settings
 from speedysnn.cli.console import cell, note, percent, say, table, typed, write_json
 from speedysnn.cli.options import (
     Data,
@@ -31,13 +31,12 @@ from speedysnn.cli.options import (
     seeded,
 )
 from speedysnn.cli.output_paths import check_json, check_network, check_run
-from speedysnn.data import ImageData
+from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, Result, Stage, fit
-from speedysnn.finetune.augment import AUGMENTATIONS
+from speedysnn.finetune.augment import AUGMENTATIONS, Unlabelled, hold_out
 from speedysnn.finetune.config import GROUPS
 from speedysnn.finetune.engine import Engine
-from speedysnn.finetune.samples import Unlabelled, hold_out
 from speedysnn.network import SpikingNetwork
 
 ALL = ",".join(GROUPS)

@@ -24,7 +24,7 @@ from speedysnn.cli.options import (
 from speedysnn.cli.output_paths import check_json
 from speedysnn.convert import Report, Row
 from speedysnn.convert import inspect as inspect_network
-from speedysnn.data import iter_batches
+from speedysnn.data.batches import iter_batches
 from speedysnn.errors import InputError
 
 COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}

@@ -9,14 +9,16 @@ import typer
 from rich.markup import escape
 
 from speedysnn import artifact
-from speedysnn._usercode import FILE, MODULE, kind_of
-from speedysnn.analysis.readings import leaves, run
+from speedysnn.analysis.reference import leaves, run
 from speedysnn.cli.console import note
-from speedysnn.data import HANDLERS, ImageData, iter_batches, kinds_help, load
+from speedysnn.data.batches import iter_batches
+from speedysnn.data.images import ImageData
+from speedysnn.data.registry import HANDLERS, kinds_help, load
 from speedysnn.errors import DataError, InputError
+from speedysnn.files.safety import FILE, MODULE, kind_of
 from speedysnn.network import SpikingNetwork, weights_tuned
-from speedysnn.neurons import Delay
-from speedysnn.sources import MODELS, Source, load_model
+from speedysnn.neurons.parameters import Delay
+from speedysnn.sources.registry import MODELS, Source, load_model
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:N.")]
 

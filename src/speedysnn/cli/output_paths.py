@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from speedysnn import artifact
-from speedysnn._claims import claimed, try_writing
 from speedysnn.errors import ArtifactError, InputError
+from speedysnn.files.atomic import claimed, try_writing
 
 REPORT, RUN = "noise.json", "run.safetensors"
 ELSEWHERE = "choose another name"

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from speedysnn import settings
-from speedysnn.analysis import handing_back
+from speedysnn import settings, torch_utils
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as in glibc's malloc.h
 _KEEP = (2**30, 2**25, 2**26)  # bytes: the end of the heap that is kept, the smallest block that is mapped by itself,
@@ -26,7 +25,7 @@ def own_process() -> None:
     """This process is a program's own: what follows may be decided for it."""
     global _program
     _program = True
-    handing_back.install(trim)
+    torch_utils.install(trim)
 
 
 def keep_freed_memory() -> None:

@@ -29,7 +29,7 @@ from speedysnn.cli.options import (
     named,
     provenance,
     seeded,
-)  # fmt: skip
+)
 from speedysnn.cli.output_paths import check_json, check_network, check_run
 from speedysnn.finetune.config import Stage
 from speedysnn.finetune.train import TrainConfig, train

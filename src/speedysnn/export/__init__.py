@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from speedysnn.errors import InputError
-from speedysnn.export._target import ExportWarning as ExportWarning
 from speedysnn.export.nir import check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
+from speedysnn.files.atomic import ExportWarning as ExportWarning
 from speedysnn.network import SpikingNetwork
 
 __all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_nir", "to_pt2"]

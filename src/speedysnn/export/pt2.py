@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn._claims import scratch_beside
 from speedysnn.errors import ArtifactError
-from speedysnn.export._target import check_target
+from speedysnn.files.atomic import check_target, scratch_beside
 from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 

@@ -1,23 +1,127 @@
-"""Choose the backend of the multi-step neuron; user entries in BACKENDS win."""
+"""Choose the backend of the multi-step neuron; user entries in BACKENDS win.
+
+The multi-step neuron as a custom operator of torch: traced, compiled and exported as one call, whatever runs it.
+"""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn import settings
 from speedysnn.errors import InputError
-from speedysnn.kernels import cpu, cuda, operator, reference
-from speedysnn.kernels.layout import rows_first
-from speedysnn.kernels.operator import BACKENDS, Backend
-from speedysnn.kernels.rule import Rule
+from speedysnn.kernels import reference
+from speedysnn.kernels.layout import promised, rows_first
+from speedysnn.kernels.neuron import numba_backend, triton_backend
+from speedysnn.kernels.reference import Rule
 
-BACKENDS["cpu"] = Backend(cpu.forward, cpu.backward, cpu.refuses, partial(cpu.forward, inplace=True))
-BACKENDS["cuda"] = Backend(cuda.forward, cuda.backward, cuda.refuses, partial(cuda.forward, inplace=True))
+Forward = Callable[[Tensor, Tensor, Tensor, Rule, bool], Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Rule, bool], tuple[Tensor, Tensor, Tensor]]
+Refuses = Callable[[Tensor, Tensor, Tensor, Rule], str]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs the neuron.
+
+    Attributes:
+        forward: from drive to output.
+        backward: its adjoint.
+        refuses: why it cannot run a call, "" if it can.
+        inplace: forward that may write over the drive; None if there is none.
+    """
+
+    forward: Forward
+    backward: Backward
+    refuses: Refuses
+    inplace: Forward | None = None
+
+
+BACKENDS: dict[str, Backend] = {}
+
+_RULE = ", ".join(f"{getattr(field.type, '__name__', field.type)} {field.name}" for field in fields(Rule))
+
+
+def _multistep(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any) -> Tensor:
+    return BACKENDS[kernel].forward(drive, theta, v_init, Rule(*rule), constant)
+
+
+def _multistep_backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return BACKENDS[kernel].backward(grad, drive, theta, v_init, Rule(*rule), constant)
+
+
+_TENSORS = "Tensor drive, Tensor theta, Tensor v_init, str kernel, bool constant"
+_forward = torch.library.custom_op(
+    "speedysnn::multistep", _multistep, mutates_args=(), schema=f"({_TENSORS}, {_RULE}) -> Tensor"
+)
+_backward = torch.library.custom_op(
+    "speedysnn::multistep_backward", _multistep_backward, mutates_args=(),
+    schema=f"(Tensor grad, {_TENSORS}, {_RULE}) -> (Tensor, Tensor, Tensor)",
+)  # fmt: skip
+
+
+@_forward.register_fake
+def _(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any) -> Tensor:
+    return promised(drive, Rule(*rule).timesteps, constant)
+
+
+@_backward.register_fake
+def _(grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return promised(drive, 1, False), torch.empty_like(theta), torch.empty_like(v_init)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    drive, theta, v_init, *ctx.rest = inputs
+    ctx.save_for_backward(drive, theta, v_init)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * len(ctx.rest))
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def multistep_operator(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
+    """Theta * s[t] of all steps, run by the named backend."""
+    out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values())
+    return out
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool
+    ) -> Tensor:
+        ctx.save_for_backward(drive, theta, v_init)
+        backend = BACKENDS[kernel]
+        ctx.call = backend, rule, constant
+        return backend.forward(drive, theta, v_init, rule, constant)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backend, rule, constant = ctx.call
+        return (*backend.backward(grad, *ctx.saved_tensors, rule, constant), None, None, None)
+
+
+def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
+    """The same with gradients but without the custom operator, whose overhead equals a small layer's work."""
+    out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
+    return out
+
+
+BACKENDS["cpu"] = Backend(numba_backend.forward, numba_backend.backward, numba_backend.refuses, partial(numba_backend.forward, inplace=True))
+BACKENDS["cuda"] = Backend(triton_backend.forward, triton_backend.backward, triton_backend.refuses, partial(triton_backend.forward, inplace=True))
 
 _told: set[str] = set()
 
@@ -67,7 +171,7 @@ def multistep(
         reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
         if not reason:
             return _run(name, drive, theta, v_init, rule, constant, inplace)
-        if asked is not None or reason.startswith(cuda.BROKEN):
+        if asked is not None or reason.startswith(triton_backend.BROKEN):
             _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
 
@@ -76,9 +180,9 @@ def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tupl
     """What `multistep` gives, written over a drive (T*B, ...), and that drive's sum over its steps, (B, ...)."""
     step = drive[: len(drive) // rule.timesteps]
     plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive) and not recorded(drive, theta, v_init)
-    if plain and _candidates(_chosen(), drive) == ("cpu",) and not cpu.refuses(drive, theta, v_init, rule):
+    if plain and _candidates(_chosen(), drive) == ("cpu",) and not numba_backend.refuses(drive, theta, v_init, rule):
         input_sum = torch.empty_like(step)
-        return cpu.forward(drive, theta, v_init, rule, False, True, input_sum), input_sum
+        return numba_backend.forward(drive, theta, v_init, rule, False, True, input_sum), input_sum
     input_sum = over_time(drive, rule.timesteps)
     return multistep(drive, theta, v_init, rule, inplace=True), input_sum
 
@@ -115,9 +219,9 @@ def _run(
     """Run through the custom operator only if a tracer follows: its overhead equals a small layer's work."""
     inputs = (drive, theta, v_init)
     if traced() or torch._C._are_functorch_transforms_active():
-        return operator.multistep(*inputs, name, rule, constant)
+        return multistep_operator(*inputs, name, rule, constant)
     if recorded(*inputs):
-        return operator.direct(*inputs, name, rule, constant)
+        return direct(*inputs, name, rule, constant)
     backend = BACKENDS[name]
     forward = backend.inplace if inplace and backend.inplace is not None else backend.forward
     return forward(*inputs, rule, constant)

@@ -1,13 +1,86 @@
-"""The multi-step neuron in plain torch: the definition that every faster backend is held equal to."""
+"""The firing rule as data: everything a backend needs to know beside the tensors.
+
+The multi-step neuron in plain torch: the definition that every faster backend is held equal to.
+
+The quantized reading in plain torch: the definition that the compiled kernels are held equal to.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speedysnn.kernels.rule import Rule
-from speedysnn.surrogate import slope
+from speedysnn.errors import InputError
+from speedysnn.surrogate import SURROGATES, slope
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a neuron fires over T steps.
+
+    With S[k] the input summed over the first k steps, n the spikes so far and k = min(t + delay, T), the membrane in
+    units of the threshold is u = (t/k) S[k] / theta + v_init - n, and s = clip(floor(u), 0, max_spikes); with
+    min_spikes = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be
+    negative, emits s = clip(floor(u), -max_spikes, max_spikes) and its count may fall below zero.
+
+    Attributes:
+        timesteps: T.
+        delay: steps of look-ahead d, 0..T; 0 is the soft-reset integrate-and-fire neuron.
+        min_spikes: 0, or -1 for signed (ternary) spikes.
+        max_spikes: most spikes in one step; 1 is binary.
+        surrogate: name of the spike derivative used in the backward pass.
+        width: its width in units of theta.
+        detach_reset: no gradient through the reset.
+        signed: the count may be negative; spikes run from -max_spikes to max_spikes.
+    """
+
+    timesteps: int
+    delay: int = 0
+    min_spikes: int = 0
+    max_spikes: int = 1
+    surrogate: str = "rectangle"
+    width: float = 1.0
+    detach_reset: bool = False
+    signed: bool = False
+
+    def values(self) -> tuple[int | float | str | bool, ...]:
+        """The attributes in order, written out: torch.compile does not follow `vars` before torch 2.7."""
+        return (
+            self.timesteps, self.delay, self.min_spikes, self.max_spikes, self.surrogate, self.width, self.detach_reset,
+            self.signed,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend could compute."""
+        if self.timesteps < 1:
+            raise InputError(f"timesteps: expected at least 1, got {self.timesteps}")
+        if not 0 <= self.delay <= self.timesteps:
+            raise InputError(f"delay: expected 0..{self.timesteps} (T), got {self.delay}")
+        if self.surrogate not in SURROGATES:
+            raise InputError(f"unknown surrogate {self.surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
+        if not self.width > 0:
+            raise InputError(f"surrogate width: expected a positive number, got {self.width}")
+
+    def seen(self, t: int) -> int:
+        """k: how many inputs the neuron has seen when it makes its output of step t = 1..T."""
+        return min(t + self.delay, self.timesteps)
+
+
+def parse_spikes(spikes: str) -> tuple[int, int]:
+    """The (min_spikes, max_spikes) in one step of a kind: "binary", "ternary" or "graded:N".
+
+    Raises:
+        InputError: another word, or N below 1.
+    """
+    kinds = {"binary": (0, 1), "ternary": (-1, 1)}
+    if spikes in kinds:
+        return kinds[spikes]
+    head, _, tail = spikes.partition(":")
+    if head == "graded" and tail.isdecimal() and int(tail) >= 1:
+        return 0, int(tail)
+    raise InputError(f'spikes: expected "binary", "ternary" or "graded:N" with N at least 1, got {spikes!r}')
 
 
 def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
@@ -156,3 +229,42 @@ def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant
     """The reference backend; see `speedysnn.kernels.multistep`."""
     out: Tensor = _MultiStep.apply(drive, theta, v_init, rule, constant)
     return out
+
+
+def count_reference(
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
+) -> Tensor:
+    """Spikes counted in T steps of constant drive, clip(floor(T z / theta + v_init), min_count, max_count).
+
+    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive, float32 at least.
+    """
+    dtype = torch.promote_types(drive.dtype, torch.float32)
+    count = torch.floor(drive.to(dtype) * timesteps / theta.to(dtype) + v_init.to(dtype))
+    return count.clamp_(min_count, max_count)
+
+
+def quantize_reference(
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
+) -> Tensor:
+    """The count of `count_reference` times theta/T, in the drive's type."""
+    count = count_reference(drive, theta, v_init, timesteps, min_count, max_count)
+    return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
+
+
+def gradients_reference(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init from the output's, the last two in the parameters' shapes, not yet scaled.
+
+    Straight through inside the clip, and the step gradient of a learned step size.
+
+    Reference: esser2020
+    """
+    dtype = torch.promote_types(drive.dtype, torch.float32)
+    count = count_reference(drive, theta, v_init, timesteps, min_count, max_count)
+    ratio, low, high = drive.to(dtype) / theta.to(dtype), min_count / timesteps, max_count / timesteps
+    inside = (ratio > low) & (ratio < high)
+    to_theta = grad * torch.where(inside, count / timesteps - ratio, ratio.clamp(low, high))
+    to_start = grad * inside * (theta / timesteps)
+    sums = (to_theta.sum_to_size(theta.shape).to(theta.dtype), to_start.sum_to_size(v_init.shape).to(v_init.dtype))
+    return grad * inside, *sums

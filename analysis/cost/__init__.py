@@ -1,0 +1,1 @@
+"""Spikes, synaptic operations and estimated energy."""

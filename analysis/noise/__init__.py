@@ -1,0 +1,1 @@
+"""Every layer's noise against the source activations, and its causes."""

@@ -1,0 +1,219 @@
+"""measure_noise: three readings of every image, layer by layer.
+
+NoiseSums: the running sums of a noise measurement, over some of the images and in some of the processes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from speedysnn.analysis.memory import Memory, check, planned
+from speedysnn.analysis.noise.layer import LayerSums
+from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
+from speedysnn.analysis.noise.result import NoiseReport
+from speedysnn.analysis.noise.rows import row_of
+from speedysnn.analysis.noise.schema import table_columns
+from speedysnn.analysis.output_metrics import OutputSums, settings
+from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
+from speedysnn.analysis.report.data import detail_of
+from speedysnn.analysis.report.verdict import advise
+from speedysnn.display import track
+from speedysnn.errors import InputError
+from speedysnn.execution import scheduling
+from speedysnn.network import SpikingNetwork
+from speedysnn.settings import repeatable
+
+DETAILS = ("standard", "full")
+_LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
+
+
+class NoiseSums:
+    """The running sums behind `measure_noise`, over some of the images; sums of several processes add up.
+
+    `sums = NoiseSums(snn).add(shard)`, then `sums.gather()` in every process of torch.distributed (accelerate), or
+    `sums.add_state(other.state())` however the tensors travelled; `sums.report()` is that of all images. Memory does
+    not grow with the images.
+
+    Args:
+        snn, source, detail, memory_mib, seed: as in `measure_noise`; the same in every process, the limit each
+            process's own.
+
+    Raises:
+        InputError: an option out of range, or a source that does not fit.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        source: nn.Module | None = None,
+        *,
+        detail: str = "standard",
+        memory_mib: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if detail not in DETAILS:
+            raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
+        check(memory_mib, seed)
+        self.snn, self.reference = snn, Reference.of(snn, source)
+        self._full, self._limit, self._seed = detail == "full", memory_mib, seed
+        self.memory: Memory | None = None
+        self.outputs, self.layers = OutputSums(), self._empty()
+
+    def _empty(self) -> dict[str, LayerSums]:
+        own = {} if self.memory is None else self.memory.layers
+        return {name: LayerSums(name, neuron, self._full, own.get(name)) for name, neuron in self.snn.neurons.items()}
+
+    def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Decide by the layers' shapes what is held, once; which neurons are sampled is the same in every process."""
+        snn, device = self.snn, device_of(self.snn)
+        least = _NARROW if 4 * snn.width * _NARROW <= scheduling.LEAST_BYTES else _LEAST
+        images = snn.images_per_pass or max(least, scheduling.images_per_pass(snn.width, snn.timesteps, device))
+        alone = device.type != "cpu" or self.reference.module is not None  # a user's module may not run in two threads
+        self.memory = planned(
+            shapes, snn.neurons, full=self._full, limit_mib=self._limit, seed=self._seed, images=images,
+            at_once=1 if alone else torch.get_num_threads(), width=snn.width,
+            item=max((p.element_size() for p in snn.parameters()), default=4),
+        )  # fmt: skip
+        before, self.layers = self.layers, self._empty()
+        for name, layer in before.items():
+            self.layers[name].add_state(layer.state())
+
+    def _follow(self) -> "NoiseSums":
+        """Take over the plan of sums that came from elsewhere."""
+        if self.memory is None and all(layer.sums for layer in self.layers.values()):
+            self._plan({name: layer.shape for name, layer in self.layers.items()})
+        return self
+
+    def add(self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False) -> "NoiseSums":
+        """Measure these images too, all or none; arguments and errors as in `measure_noise`."""
+        chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
+        readings: SideBySide | None = None
+        with torch.no_grad():
+            for batch in track(chunks, "measuring noise", enabled=progress):
+                if self.memory is None:
+                    self._plan(layer_shapes(self.snn, batch))
+                assert self.memory is not None
+                readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers)
+                readings.read(batch)
+        if readings is not None:
+            readings.put_together(self.layers, self.outputs)
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums as tensors by "output/name" and "layer/name"; counts are whole numbers, the rest float64."""
+        out = {f"/{name}": value for name, value in self.outputs.state().items()}
+        for layer, sums in self.layers.items():
+            out.update({f"{layer}/{name}": value for name, value in sums.state().items()})
+        return out
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another process summed over other images.
+
+        Raises:
+            InputError: those sums are of another network, of images of another size, or of another sample of neurons.
+        """
+        given: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            layer, _, name = key.rpartition("/")
+            given.setdefault(layer, {})[name] = value
+        if unknown := given.keys() - self.layers.keys() - {""}:
+            raise InputError(f"add_state: expected sums of the same network, got a layer {min(unknown)!r}")
+        self.outputs.add_state(given[""])
+        for layer, own in self.layers.items():
+            own.add_state(given.get(layer, {}))
+        self._follow()
+
+    def gather(self) -> "NoiseSums":
+        """Put together the sums of all processes, in each of them; the figures are those of one process.
+
+        One layer of one process travels at a time, so that memory does not grow with their number.
+
+        Raises:
+            InputError: torch.distributed is not initialised, or another process has another network or sample.
+        """
+        require_alike(list(self.layers))
+        own, self.layers = self.layers, self._empty()
+        outputs, self.outputs = self.outputs, OutputSums()
+        for state in gathered(outputs.state()):
+            self.outputs.add_state(state)
+        for name in list(own):
+            for state in gathered(own.pop(name).state()):
+                self.layers[name].add_state(state)
+        return self._follow()
+
+    def report(self) -> NoiseReport:
+        """Compute the figures of the images so far.
+
+        Returns:
+            The report.
+        """
+        reads = direct_inputs(self.snn.graph)
+        found = {name: layer.found(reads[name]) for name, layer in self.layers.items()}
+        columns = table_columns()
+        layers = pd.DataFrame([row_of(layer) for layer in found.values()], columns=list(columns))
+        figures = {
+            "reference": self.reference.outputs,
+            "layer_reference": self.reference.layers,
+            **settings(self.snn),
+            **self.outputs.figures(),
+        }
+        details = {name: detail_of(layer) for name, layer in found.items()}
+        return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)
+
+
+@repeatable
+def measure_noise(
+    snn: SpikingNetwork,
+    data: Any,
+    source: nn.Module | None = None,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    progress: bool = False,
+    detail: str = "standard",
+    memory_mib: float | None = None,
+    seed: int = 0,
+) -> NoiseReport:
+    """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
+
+    Each image is read three times, analog, quantized and spiking, and every element's error e = r - a is split into
+
+        clip        clamp(z, 0, N theta) - a           the range is too small
+        round       Q(z) - clamp(z, 0, N theta)        the step is too coarse
+        propagated  Q(z') - Q(z)                       the input is off already
+        temporal    r - Q(z')                          the input's spikes came unevenly
+
+    with a, z the source's activation and pre-activation, z' the mean over time of the spiking layer's input and r that
+    of its output. The parts add up to e, and their shares sum(part e) / sum(e^2) to 1; a share may be below 0. The
+    order of the parts is a convention. All sums are float64 over all elements of all images, taken in passes of a
+    fixed size, so that no figure depends on how the data is batched.
+
+    Args:
+        snn: the network, at its present T, thresholds and look-ahead; it is left as it is.
+        data: a Dataset, a DataLoader, a tensor (B, ...), a tuple (x, y), or batches; labels give accuracies.
+        source: what to compare with: None for the network's own analog reading; a SpikingNetwork with the same
+            neurons, as it was before tuning (theta stays this network's own); or the original nn.Module, whose outputs
+            alone can be compared, the layers then with the own analog reading.
+        batch_size: images read at a time where the data is not in batches yet; no figure depends on it.
+        limit: stop after this many images.
+        progress: show progress.
+        detail: "full" also compares every two channels' errors and steps beside one another.
+        memory_mib: what sums and readings may take beside the weights, MiB; predicted from the first image's shapes and
+            stated in `NoiseReport.memory`. None for 1024 or, for a large network, what passes of 8 images take, up to
+            a quarter of the machine's memory. Where it is short fewer images are read at once, then dead and saturated
+            neurons are looked for in a sample of the largest layers; every sum over elements stays whole.
+        seed: of that sample.
+
+    Raises:
+        InputError: an option out of range, a source that does not fit, or a limit too small for one image.
+        DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> noise = measure_noise(snn, data)                                            # doctest: +SKIP
+        >>> noise.layers[["layer", "sqnr_db", "share_temporal"]]                        # doctest: +SKIP
+    """
+    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
+    return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()

@@ -1,0 +1,187 @@
+"""The noise's own distribution: histograms, moments from power sums, distance to the uniform law, correlations.
+
+When spikes come: first spikes of neurons and of images, the mean step of all spikes, correlation of adjacent steps.
+
+These are the definitions in plain torch; the kernels compute the same compiled.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speedysnn.neurons.layer import IFNeuron
+
+Floats = NDArray[np.float64]
+BINS, PER_STEP = 64, 32  # of a histogram over [-1, 1) steps; one bin more below, one above, one for what is left out
+EDGES: Floats = np.arange(BINS + 1) / PER_STEP - 1  # in steps theta/T
+MOST_CHANNELS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean, variance, skew and kurtosis (3 for a normal law, 1.8 for a uniform one); NaN where undefined."""
+
+    mean: Floats
+    variance: Floats
+    skew: Floats
+    kurtosis: Floats
+
+
+def histogram(x: Tensor, kept: Tensor) -> Tensor:
+    """Counts of values in steps, (BINS + 3,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on, left out."""
+    place = (x * PER_STEP + (PER_STEP + 1)).clamp(0, BINS + 1).to(torch.int64)  # which cuts off
+    return torch.bincount(torch.where(kept, place, BINS + 2).reshape(-1), minlength=BINS + 3)
+
+
+def from_powers(n: float, powers: Floats) -> Moments:
+    """Moments of n values from the sums of their first four powers, (4, ...); each of shape (...).
+
+    A variance below 1e-12 of the mean square is what rounding of the sums leaves, and counts as none.
+    """
+    m, second, third, fourth = np.asarray(powers, np.float64) / (n if n > 0 else math.nan)
+    variance = second - m * m
+    none = variance <= 1e-12 * second
+    spread = np.where(none, math.nan, variance)
+    skew = (third - 3 * m * second + 2 * m**3) / spread**1.5
+    kurtosis = (fourth - 4 * m * third + 6 * m * m * second - 3 * m**4) / spread**2
+    return Moments(m, np.where(none, 0.0, variance), skew, kurtosis)
+
+
+def law(x: Floats, starts: Floats, weights: Floats) -> Floats:
+    """P(error <= x) of a quantizer whose values are spread evenly in each step: uniform on [v - 1, v].
+
+    Shapes: x (K,) in steps, starts v and their weights (C,); result (K,). Weights add up to 1.
+    """
+    return np.clip(x[:, None] - (starts[None, :] - 1), 0, 1) @ weights
+
+
+def kolmogorov_smirnov(counts: Floats, starts: Floats, weights: Floats) -> float:
+    """Largest distance between a histogram's cumulative shares and the uniform law, at the bins' edges.
+
+    A lower bound of the distance between the values themselves, and at most one bin's share below it. NaN without
+    values.
+    """
+    total = float(counts.sum())
+    if total == 0 or float(weights.sum()) == 0:
+        return math.nan
+    reached = np.cumsum(counts[:-1]) / total
+    return float(np.abs(reached - law(EDGES, starts, weights / weights.sum())).max())
+
+
+def correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
+    """Pearson's correlation of two quantities from their sums; NaN where one is constant."""
+    if not n > 0:
+        return math.nan
+    across, down = n * xx - x * x, n * yy - y * y
+    if across <= 1e-12 * n * xx or down <= 1e-12 * n * yy:
+        return math.nan
+    return max(-1.0, min(1.0, (n * xy - x * y) / math.sqrt(across * down)))
+
+
+def compared(channels: int, most: int = MOST_CHANNELS) -> Tensor:
+    """The channels whose errors are compared: all up to `most`, else that many drawn with a fixed seed, in order."""
+    if channels <= most:
+        return torch.arange(channels)
+    drawn = torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:most]
+    return drawn.sort().values
+
+
+def gram(error: Tensor) -> Tensor:
+    """Products of the channels' errors, summed: (M, C) -> (C, C) float64."""
+    error = error.to(torch.float64)
+    return error.T @ error
+
+
+def mean_abs_correlation(products: Tensor, sums: Tensor, n: float) -> float:
+    """Mean |correlation| of two different channels' errors; channels of constant error are left out, NaN below two.
+
+    Shapes: products (C, C) and sums (C,) over n values a channel.
+    """
+    covariance = products / n - torch.outer(sums, sums) / n**2
+    variance, square = covariance.diagonal(), products.diagonal() / n
+    kept = variance > 1e-12 * square
+    if int(kept.sum()) < 2:
+        return math.nan
+    spread = variance[kept].sqrt()
+    found = (covariance[kept][:, kept] / torch.outer(spread, spread)).abs().clamp_max(1)
+    pairs = len(found) * (len(found) - 1)
+    return float(found.sum() - found.diagonal().sum()) / pairs
+
+
+def first_steps(outs: Sequence[Tensor]) -> Tensor:
+    """Find every element's first spike.
+
+    Returns:
+        The first step with a spike, 1 to T, and 0 where none came; int64, shape of one step.
+    """
+    when = torch.zeros_like(outs[0], dtype=torch.int64)
+    for t, out in enumerate(outs, 1):
+        when = torch.where((when == 0) & (out != 0), t, when)
+    return when
+
+
+def starts(when: Tensor) -> Tensor:
+    """Count the images with a spike in the layer, and add up the steps of their first spikes.
+
+    Args:
+        when: first steps, (B, ...), as `first_steps` gives them.
+
+    Returns:
+        Both numbers, (2,).
+    """
+    never = torch.iinfo(when.dtype).max
+    rows = torch.where(when == 0, never, when).reshape(len(when), -1)
+    begun = rows.min(1).values if rows.shape[1] else rows.new_full((len(rows),), never)
+    return torch.stack([(begun != never).sum(), torch.where(begun == never, 0, begun).sum()])
+
+
+def lag_errors(
+    drive: Tensor, covered: int, outs: Sequence[Tensor], theta: Tensor, neuron: IFNeuron
+) -> tuple[Tensor, Tensor]:
+    """Compare each step's spike with the mean drive: d[t] = s[t] - mean drive / theta.
+
+    Args:
+        drive: the sum over `covered` steps, (M, C).
+        covered: steps in that sum.
+        outs: the neuron's output of every step, (M, C) each.
+        theta: () or (C,).
+        neuron: the layer.
+
+    Returns:
+        Whether the mean drive lies inside the range of a step and is not 0, (M, C) bool; and d where it does, else 0,
+        (T, M, C) float64.
+    """
+    mean = drive.to(torch.float64) / theta.to(torch.float64) / covered
+    low = -float(neuron.levels_per_step) if neuron.signed else 0.0
+    inside = (mean > low) & (mean < neuron.levels_per_step) & (mean != 0)
+    trains = torch.stack([out.to(torch.float64) / theta.to(torch.float64) for out in outs])
+    return inside, torch.where(inside, trains - mean, 0)
+
+
+def lag_one(square: float, next_to: float, steps: int) -> float | None:
+    """Autocorrelation of the train's error one step apart: [sum d[t] d[t+1] / (T - 1)] / [sum d[t]^2 / T].
+
+    Returns:
+        About -1 to 1; None for a single step, NaN where no train has an error.
+    """
+    if steps < 2:
+        return None
+    return next_to / square * steps / (steps - 1) if square > 0 else math.nan
+
+
+def lateness(pulses: Sequence[int]) -> float | None:
+    """Mean step of all spikes minus (T + 1)/2, the mean of evenly spread ones.
+
+    Returns:
+        Steps; None for a single step, NaN without spikes.
+    """
+    if len(pulses) < 2:
+        return None
+    total = sum(pulses)
+    mean = sum(t * count for t, count in enumerate(pulses, 1)) / total if total else math.nan
+    return mean - (len(pulses) + 1) / 2

@@ -1,0 +1,165 @@
+"""Three readings of a batch beside one another, in passes that fit the memory they were given.
+
+Tensors of all processes in each of them, without pickle.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor
+
+from speedysnn.analysis.memory import Memory
+from speedysnn.analysis.noise.layer import LayerSums
+from speedysnn.analysis.output_metrics import OutputSums
+from speedysnn.analysis.reference import Reference, device_of, images_in, part, run
+from speedysnn.data.batches import Batch
+from speedysnn.errors import InputError
+from speedysnn.execution import scheduling
+from speedysnn.execution.observers import Tap, sees
+from speedysnn.execution.runner import held
+from speedysnn.graph.ir import Graph
+from speedysnn.network import SpikingNetwork
+from speedysnn.torch_utils import hand_back
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What some of the passes have added up."""
+
+    layers: Mapping[str, LayerSums]
+    outputs: OutputSums
+
+
+class SideBySide:
+    """The readings of batch after batch, whose passes are shared among threads with sums of their own.
+
+    Which pass is whose goes by its place alone, so that the same sums come out of every run.
+
+    Args:
+        snn: the network.
+        reference: what it is compared with.
+        memory: says how large passes are, and how many run at once.
+        layers: the sums to be made, of which each thread has its own, empty at first.
+    """
+
+    def __init__(
+        self, snn: SpikingNetwork, reference: Reference, memory: Memory, layers: Mapping[str, LayerSums]
+    ) -> None:
+        self._snn, self._reference, self._memory = snn, reference, memory
+        self._parallel = device_of(snn).type == "cpu" and reference.module is None
+        self._sums = [
+            _Sums({name: layer.fresh() for name, layer in layers.items()}, OutputSums()) for _ in range(memory.at_once)
+        ]
+
+    def read(self, batch: Batch) -> None:
+        """One batch in passes: each thread takes every second, third, ... one."""
+        own = self._sums
+        stops = list(accumulate(scheduling.cut(images_in(self._snn, batch.inputs), self._memory.images, len(own))))
+        spans = list(zip([0, *stops], stops, strict=False))
+        jobs = [
+            partial(self._passes, batch, spans[i :: len(own)], sums) for i, sums in enumerate(own[: len(spans)])
+        ]
+        with held(self._snn, stops[-1]):
+            scheduling.run(jobs, parallel=self._parallel)
+
+    def put_together(self, layers: Mapping[str, LayerSums], outputs: OutputSums) -> None:
+        """Add what was read to these sums; once."""
+        while self._sums:
+            own = self._sums.pop(0)
+            for name, layer in own.layers.items():
+                layers[name].merge(layer)
+            outputs.merge(own.outputs)
+
+    def _passes(self, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums) -> None:
+        for start, stop in spans:
+            self._pass(part(self._snn, batch, start, stop), sums)
+
+    def _pass(self, batch: Batch, sums: _Sums) -> None:
+        """What the first two readings leave behind is used up by the third, layer by layer."""
+        snn, sources = self._snn, self._reference.network.neurons
+        drives: dict[str, Tensor] = {}
+        twins: dict[str, Tensor] = {}
+        release = hand_back if self._memory.tight and device_of(snn).type == "cpu" else _nothing
+
+        @sees("total")
+        def spiking(tap: Tap) -> None:
+            layer = sums.layers[tap.name]
+            fired = layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
+            sums.outputs.add_spikes(tap, fired)
+            release()
+
+        analog_out = self._reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
+        release()
+        twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
+        release()
+        spiking_out = run(snn, "spiking", batch.inputs, spiking)
+        sums.outputs.update(analog_out, twin_out, spiking_out, batch.labels)
+
+
+def _nothing() -> None:
+    """Where memory is not short, or a GPU's, freed memory is kept for the next layer, which is faster."""
+
+
+def layer_shapes(snn: SpikingNetwork, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Every neuron layer's shape for one image of this batch."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    one = part(snn, batch, 0, 1)
+    run(snn, "analog", one.inputs, lambda tap: shapes.update({tap.name: tuple(tap.output.shape[1:])}))
+    return shapes
+
+
+def direct_inputs(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """For every neuron layer, the neuron layers that reach it without passing another."""
+    reach: dict[str, tuple[str, ...]] = {}
+    out: dict[str, tuple[str, ...]] = {}
+    for node in graph.nodes:
+        before = tuple(dict.fromkeys(name for feed in node.inputs for name in reach[feed]))
+        if node.op == "neuron":
+            out[node.name] = before
+        reach[node.name] = (node.name,) if node.op == "neuron" else before
+    return out
+
+
+def gathered(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Each process's state in the order of their ranks, so that all add alike; names and shapes may differ.
+
+    Raises:
+        InputError: torch.distributed is not initialised.
+    """
+    _require()
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    for rank in range(dist.get_world_size()):
+        sent = torch.empty(0, dtype=torch.uint8)
+        if rank == dist.get_rank():
+            data = save({name: x.contiguous() for name, x in state.items()})
+            sent = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        size = torch.tensor([len(sent)], device=device)
+        dist.broadcast(size, rank)
+        data_there = sent.to(device) if len(sent) else torch.empty(int(size), dtype=torch.uint8, device=device)
+        dist.broadcast(data_there, rank)
+        yield load(data_there.cpu().numpy().tobytes())
+
+
+def require_alike(names: Sequence[str]) -> None:
+    """Refuse to go on where another process has other names, which would wait for one another for ever.
+
+    Raises:
+        InputError: it has, or torch.distributed is not initialised.
+    """
+    own = torch.tensor(list(hashlib.sha256("\n".join(names).encode()).digest()), dtype=torch.uint8)
+    if any(not torch.equal(state["names"], own) for state in list(gathered({"names": own}))):
+        raise InputError("gather: expected the same network in every process, but the layers' names differ")
+
+
+def _require() -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise InputError(
+            "gather: expected torch.distributed to be initialised, as `torchrun` and `accelerate launch` do; in one "
+            "process leave it out"
+        )

@@ -1,0 +1,527 @@
+"""The one place where a sum and a column of a noise measurement are declared.
+
+A sum is a row of `SUMS`: kind, unit, meaning, and its definition in torch over the quantities of a block. The
+compiled kernels take its place in their arrays from here (`index`). A column of `NoiseReport.layers` is a row of
+`COLUMNS`: how it is shown, what it means, and the function that computes it from a layer's sums.
+
+Both are dictionaries, and an entry of a user wins over a built-in one. A new column of existing sums is one entry:
+
+    >>> from speedysnn.analysis import COLUMNS, Column
+    >>> COLUMNS["error_per_spike"] = Column(
+    ...     "activation squared per event", "Squared error that one spike event leaves.", False, "0",
+    ...     value=lambda layer: layer.total["ee"] / max(1, layer.events),
+    ... )
+    >>> del COLUMNS["error_per_spike"]
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.noise.layer_totals import LayerTotals, ratio
+from speedysnn.analysis.noise.moments import histogram, lag_one, lateness, starts
+from speedysnn.analysis.theory.quantization import decibels
+from speedysnn.errors import InputError
+
+Kind = Literal["channel", "total", "count", "histogram", "unit", "step"]
+Scope = Literal["element", "train", "image"]
+Format = Literal["number", "percent", "decibels"]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One sum over all images.
+
+    Attributes:
+        kind: "channel" for one number a channel, "total" for one float64 number, "count" for one whole number,
+            "histogram", "unit" for one number a neuron of an image, "step" for one whole number a time step.
+        unit: of the summed quantity.
+        meaning: one phrase.
+        reference: its definition: the values that are added up, from a `definition.Block`, or from `definition.Images`
+            where `scope` is "image".
+        scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
+            "image" whole images.
+    """
+
+    kind: Kind
+    unit: str
+    meaning: str
+    reference: Callable[[Any], Tensor]
+    scope: Scope = "element"
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of products of two tensors of one shape."""
+    return torch.dot(x.reshape(-1), y.reshape(-1))
+
+
+# The order within a kind is the order in the kernels' arrays. "eee" is a power of e, "gg" of the rounding error.
+SUMS: dict[str, Sum] = {
+    "a": Sum("channel", "activation", "Source activation, absolute.", lambda b: b.a.abs()),
+    "aa": Sum("channel", "activation^2", "Source activation squared.", lambda b: b.a * b.a),
+    "s": Sum("channel", "activation", "Source activation with its sign.", lambda b: b.a),
+    "e": Sum("channel", "activation", "Error.", lambda b: b.e),
+    "ee": Sum("channel", "activation^2", "Error squared.", lambda b: b.e * b.e),
+    "eee": Sum("channel", "activation^3", "Error, third power.", lambda b: b.e * b.e * b.e),
+    "eeee": Sum("channel", "activation^4", "Error, fourth power.", lambda b: (b.e * b.e) ** 2),
+    "in_range": Sum("channel", "elements", "Elements whose z lies inside the range.", lambda b: b.in_range),
+    "granular": Sum("channel", "elements", "The same with the offset, zeros left out.", lambda b: b.granular),
+    "ar": Sum("total", "activation^2", "Source times output.", lambda b: _dot(b.a, b.r)),
+    "rr": Sum("total", "activation^2", "Output squared.", lambda b: _dot(b.r, b.r)),
+    "twin": Sum(
+        "total", "activation^2", "Error of the quantized reading, squared.", lambda b: _dot(b.twin_error, b.twin_error)
+    ),
+    "miss": Sum("total", "activation^2", "What the parts miss, squared.", lambda b: _dot(b.miss, b.miss)),
+    "clip": Sum("total", "activation^2", "Clipping times error.", lambda b: _dot(b.clip, b.e)),
+    "round": Sum("total", "activation^2", "Rounding times error.", lambda b: _dot(b.round, b.e)),
+    "propagated": Sum("total", "activation^2", "Propagated part times error.", lambda b: _dot(b.propagated, b.e)),
+    "temporal": Sum("total", "activation^2", "Temporal part times error.", lambda b: _dot(b.temporal, b.e)),
+    "g": Sum("total", "steps", "Rounding error inside the range.", lambda b: b.gap[b.granular]),
+    "gg": Sum("total", "steps^2", "The same squared.", lambda b: b.gap[b.granular] ** 2),
+    "ggg": Sum("total", "steps^3", "The same, third power.", lambda b: b.gap[b.granular] ** 3),
+    "gggg": Sum("total", "steps^4", "The same, fourth power.", lambda b: b.gap[b.granular] ** 4),
+    "lag0": Sum("total", "spikes^2", "Train's error squared.", lambda b: b.lag_error * b.lag_error, "train"),
+    "lag1": Sum(
+        "total", "spikes^2", "Train's error times that of the next step.",
+        lambda b: b.lag_error[1:] * b.lag_error[:-1], "train",
+    ),
+    "saturated": Sum("count", "elements", "Elements with the largest count.", lambda b: b.fired.abs() == b.max_count),
+    "silent": Sum("count", "elements", "Elements with output 0.", lambda b: b.fired == 0),
+    "source_silent": Sum("count", "elements", "Elements with source activation 0.", lambda b: b.a == 0),
+    "outside": Sum("count", "elements", "Elements with a temporal error.", lambda b: b.fired != b.reached),
+    "fired": Sum("count", "elements", "Elements with a spike.", lambda b: b.when != 0, "train"),
+    "first": Sum("count", "steps", "Steps of the first spikes.", lambda b: b.when, "train"),
+    "lagged": Sum("count", "elements", "Elements that lag0 and lag1 are about.", lambda b: b.lag_range, "train"),
+    "started": Sum("count", "images", "Images with a spike in the layer.", lambda i: starts(i.when)[0], "image"),
+    "start": Sum("count", "steps", "Steps of the images' first spikes.", lambda i: starts(i.when)[1], "image"),
+    "rounding": Sum("histogram", "elements", "Rounding error in steps.", lambda b: histogram(b.gap, b.granular)),
+    "noise": Sum("histogram", "elements", "Error in steps, 0 left out.", lambda b: histogram(b.e / b.step, b.e != 0)),
+    "fires": Sum("unit", "images", "Images with a spike.", lambda i: (i.fired != 0).sum(0).to(torch.int32), "image"),
+    "full": Sum(
+        "unit", "images", "Images with all spikes it can fire.",
+        lambda i: (i.fired.abs() == i.max_count).sum(0).to(torch.int32), "image",
+    ),
+    "peak": Sum(
+        "unit", "activation", "Largest |source activation|; of two passes the larger one is kept.",
+        lambda i: i.a.abs().amax(0).to(torch.float32), "image",
+    ),
+    "pulses": Sum(
+        "step", "events", "Spike events.", lambda i: torch.stack([torch.count_nonzero(x) for x in i.outputs]), "image"
+    ),
+}  # fmt: skip
+BUILT_IN_SUMS: Mapping[str, Sum] = MappingProxyType(dict(SUMS))  # what the kernels compute, whatever a user declares
+
+
+def names_of(kind: Kind) -> tuple[str, ...]:
+    """List the built-in sums of a kind.
+
+    Returns:
+        Their names, in the order in which the kernels' arrays hold them.
+    """
+    return tuple(name for name, row in BUILT_IN_SUMS.items() if row.kind == kind)
+
+
+CHANNELS, TOTALS, COUNTS, HISTOGRAMS = (names_of(kind) for kind in ("channel", "total", "count", "histogram"))
+UNITS = names_of("unit")
+FOLDER = Path(__file__).parent  # compiled code below it is renewed when a file here changes
+_SUMMED = CHANNELS + TOTALS + COUNTS
+ELEMENT_SUMS = tuple(name for name in _SUMMED if BUILT_IN_SUMS[name].scope == "element")
+TRAIN_SUMS = tuple(name for name in _SUMMED if BUILT_IN_SUMS[name].scope == "train")
+
+
+def index(name: str) -> int:
+    """Find a built-in sum's place in the array of its kind.
+
+    Returns:
+        The place, from 0 on.
+    """
+    return names_of(BUILT_IN_SUMS[name].kind).index(name)
+
+
+def indices(*names: str) -> Sequence[int]:
+    """Find the places of several built-in sums; see `index`.
+
+    Returns:
+        One place a name.
+    """
+    return tuple(index(name) for name in names)
+
+
+def user_sums() -> dict[str, Sum]:
+    """List the sums that a user declared, or declared anew: no kernel has them, so their reference is computed.
+
+    Returns:
+        Rows of `SUMS` by name.
+
+    Raises:
+        InputError: the kind of one is not "channel", "total" or "count".
+    """
+    own = {name: row for name, row in SUMS.items() if BUILT_IN_SUMS.get(name) is not row}
+    for name, row in own.items():
+        if row.kind not in ("channel", "total", "count"):
+            raise InputError(
+                f"SUMS[{name!r}]: expected the kind 'channel', 'total' or 'count', got {row.kind!r}; other kinds are "
+                "summed by compiled code only"
+            )
+    return own
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure.
+
+    Attributes:
+        unit: of its values; fractions lie in 0..1.
+        meaning: one sentence.
+        higher_is_better: None where neither direction is.
+        ideal: the value it would have without noise, in words.
+        value: the figure of a layer; a number, a string, or None where it was not measured.
+        format: how a page shows it: "number" with three digits, "percent" of a fraction, "decibels" with one digit.
+        title: heading in a page; by default the name with spaces.
+        missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
+        summary: whether the short tables of the page and of report.md show it too.
+        after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
+    """
+
+    unit: str
+    meaning: str
+    higher_is_better: bool | None = None
+    ideal: str = ""
+    value: Callable[[LayerTotals], Any] | None = None
+    format: Format = "number"
+    title: str = ""
+    missing: str = "its function found no number"
+    summary: bool = False
+    after: str = ""
+
+    def heading(self, name: str) -> str:
+        """Give the heading of a table.
+
+        Returns:
+            The title, or the column's name with spaces.
+        """
+        return self.title or name.replace("_", " ")
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the column for noise.json.
+
+        Returns:
+            Unit, meaning, direction and ideal.
+        """
+        return {
+            "unit": self.unit, "meaning": self.meaning, "higher_is_better": self.higher_is_better, "ideal": self.ideal
+        }  # fmt: skip
+
+
+_SILENT = "the source activation is zero throughout"
+_EXACT = "the layer has no error"
+_CONSTANT = "the error is the same throughout"
+_EMPTY = "no value lies inside the range"
+_FEW = "fewer than two different values inside the range"
+_STEPLESS = 'a look-ahead of "full", which is read without its steps'
+_FULL = 'not measured: detail="full" does'
+
+
+def _step_correlation(x: LayerTotals) -> float | None:
+    """Correlation of a train's error one step apart; None without detail="full"."""
+    if "gram" not in x.sums:
+        return None
+    steps = x.neuron.timesteps if x.pulses is not None else 1
+    return lag_one(x.total["lag0"], x.total["lag1"], steps)
+
+
+def _membrane_outside(x: LayerTotals) -> float | None:
+    """Share of elements with a temporal error; None but for binary spikes without look-ahead read step by step."""
+    neuron = x.neuron
+    if x.pulses is None or neuron.spikes != "binary" or neuron.lookahead != 0 or neuron.signed:
+        return None
+    return x.counts["outside"] / x.n
+
+
+# One entry a column of `NoiseReport.layers`, in the table's order. a: the source's activation; z: its pre-activation;
+# r: the neuron's mean output over T steps; e = r - a; every sum runs over all elements of all images.
+COLUMNS: dict[str, Column] = {
+    "layer": Column("name", "Name of the neuron layer, in execution order.", value=lambda x: x.name),
+    "kind": Column("name", 'Spike kind: "binary", "ternary" or "graded:N".', value=lambda x: x.neuron.spikes),
+    "reads": Column(
+        "names", "The neuron layers whose spikes reach this one directly; empty for the first.",
+        value=lambda x: ", ".join(x.reads),
+    ),
+    "theta_mean": Column("activation", "Mean threshold of the layer.", value=lambda x: float(x.theta.mean())),
+    "theta_min": Column("activation", "Smallest threshold.", value=lambda x: float(x.theta.min())),
+    "theta_max": Column("activation", "Largest threshold.", value=lambda x: float(x.theta.max())),
+    "timesteps": Column("steps", "T.", None, value=lambda x: x.neuron.timesteps),
+    "v_init": Column(
+        "fraction of theta", "Mean initial membrane; 0.5 rounds, 0 floors.",
+        value=lambda x: float(x.neuron.v_init.detach().mean()),
+    ),
+    "delay": Column("steps", 'Look-ahead, or "full" for T.', value=lambda x: x.neuron.delay),
+    "n": Column("elements", "Neurons times images.", value=lambda x: x.n),
+    "sqnr_db": Column(
+        "dB", "Signal to noise of the spiking layer: 10 log10(sum a^2 / sum e^2).", True, "its floor_db",
+        value=lambda x: x.sqnr_db, format="decibels", title="SQNR (dB)", missing=_SILENT, summary=True,
+    ),
+    "floor_db": Column(
+        "dB", "What the step theta/T alone allows, clipping and timing left out.", True, "more T, or a smaller theta",
+        value=lambda x: x.floor_db, format="decibels", title="floor (dB)", missing=_SILENT, summary=True,
+    ),
+    "gap_db": Column(
+        "dB", "floor_db - sqnr_db: what is lost beyond the step.", False, "0",
+        value=lambda x: x.floor_db - x.sqnr_db,
+        format="decibels", missing="floor and SQNR are both infinite, or one is undefined",
+    ),
+    "twin_sqnr_db": Column(
+        "dB", "The same for the quantized reading, in which time does no harm.", True, "its floor_db",
+        value=lambda x: decibels(x.total["aa"], x.total["twin"]),
+        format="decibels", title="quantized (dB)", missing=_SILENT, summary=True,
+    ),
+    "gain": Column(
+        "ratio", "sum a r / sum a^2; below 1 the layer answers too weakly.", None, "1",
+        value=lambda x: ratio(x.total["ar"], x.total["aa"]), missing=_SILENT,
+    ),
+    "cosine": Column(
+        "ratio", "sum a r / (|a| |r|), blind to a wrong scale, so read it beside gain.", True, "1",
+        value=lambda x: ratio(x.total["ar"], math.sqrt(x.total["aa"] * x.total["rr"])),
+        missing="the source activation or the spiking output is zero throughout",
+    ),
+    "rmse_steps": Column(
+        "steps theta/T", "Root mean squared error over all elements, in quantizer steps.", False, "rmse_ideal",
+        value=lambda x: math.sqrt(x.in_steps(2) / x.n),
+    ),
+    "rmse_ideal": Column(
+        "steps theta/T", "Error of rounding alone; silent elements are exact, so a sparse layer may lie below it.",
+        value=lambda x: math.sqrt(float((x.rounding_rmse**2).mean())),
+    ),
+    "saturated": Column(
+        "fraction", "Elements that fired all they could, N spikes in every step.", False, "0",
+        value=lambda x: x.counts["saturated"] / x.n, format="percent", summary=True,
+    ),
+    "silent": Column(
+        "fraction", "Elements whose mean output is 0.", None, "source_silent",
+        value=lambda x: x.counts["silent"] / x.n, format="percent", summary=True,
+    ),
+    "source_silent": Column(
+        "fraction", "Elements whose source activation is 0.",
+        value=lambda x: x.counts["source_silent"] / x.n, format="percent",
+    ),
+    "rate": Column(
+        "events per neuron and step", "Spikes, signed ones included, a graded one counted once.", False,
+        value=lambda x: x.events / x.n / x.neuron.timesteps,
+    ),
+    "rate_ideal": Column(
+        "spikes per neuron and step", "mean(a / theta): what carries the source activation.",
+        value=lambda x: float((x.channel["a"] / x.step).sum()) / x.n / x.neuron.timesteps,
+    ),
+    "spikes_per_neuron": Column(
+        "events per neuron", "rate times T: all events of one inference.", False,
+        value=lambda x: x.events / x.n,
+    ),
+    "share_clip": Column(
+        "fraction of sum e^2", "Error of the range: clamp(z, 0, N theta) - a.", None,
+        value=lambda x: x.share("clip"), format="percent", title="clip", missing=_EXACT, summary=True,
+    ),
+    "share_round": Column(
+        "fraction of sum e^2", "Error of the step: Q(z) - clamp(z, 0, N theta).", None, "1",
+        value=lambda x: x.share("round"), format="percent", title="round", missing=_EXACT, summary=True,
+    ),
+    "share_propagated": Column(
+        "fraction of sum e^2", "Error brought in from earlier layers: Q(z') - Q(z).", None,
+        value=lambda x: x.share("propagated"), format="percent", title="propagated", missing=_EXACT, summary=True,
+    ),
+    "share_temporal": Column(
+        "fraction of sum e^2", "Error of spike timing in this layer: r - Q(z').", None,
+        value=lambda x: x.share("temporal"), format="percent", title="temporal", missing=_EXACT, summary=True,
+    ),
+    "bias": Column("activation", "Mean error r - a.", None, "0", value=lambda x: x.total["e"] / x.n),
+    "bias_share": Column(
+        "fraction of sum e^2", "Part that one constant a channel would remove: a bias or v_init.", False, "0",
+        value=lambda x: x.bias_share, format="percent", missing=_EXACT,
+    ),
+    "remaining_share": Column(
+        "fraction of sum e^2", "What no constant a channel removes: the channels' variance.", None, "1",
+        value=lambda x: x.remaining_share, missing=_EXACT,
+    ),
+    "bias_gain_db": Column(
+        "dB", "SQNR that removing every channel's mean error would add.", False, "0",
+        value=lambda x: decibels(1, x.remaining_share), format="decibels", missing=_EXACT,
+    ),
+    "residual": Column(
+        "fraction", "What the four parts miss of the measured error, relative RMS; a check on the split.", False, "0",
+        value=lambda x: math.sqrt(x.total["miss"] / (x.total["ee"] or 1)),
+    ),
+    "noise_mean": Column(
+        "steps theta/T", "Mean of e over all elements.", None, "0",
+        value=lambda x: float(x.noise.mean),
+    ),
+    "noise_variance": Column(
+        "steps theta/T, squared", "Variance of e over all elements.", False,
+        value=lambda x: float(x.noise.variance),
+    ),
+    "noise_skew": Column(
+        "ratio", "Skew of e: positive where large errors are too high.", None, "0",
+        value=lambda x: float(x.noise.skew), missing=_CONSTANT,
+    ),
+    "noise_kurtosis": Column(
+        "ratio", "Kurtosis of e, 3 for a normal law: large where few elements err much.", None,
+        value=lambda x: float(x.noise.kurtosis), missing=_CONSTANT,
+    ),
+    "round_mean": Column(
+        "steps theta/T", "Mean of Q(z) - z inside the range, exact zeros of z left out.", None, "v_init - 1/2",
+        value=lambda x: float(x.rounding.mean), missing=_EMPTY,
+    ),
+    "round_variance": Column(
+        "steps theta/T, squared", "Variance of the same.", False, "1/12",
+        value=lambda x: float(x.rounding.variance), missing=_EMPTY,
+    ),
+    "round_skew": Column("ratio", "Skew of the same.", None, "0", value=lambda x: float(x.rounding.skew), missing=_FEW),
+    "round_kurtosis": Column(
+        "ratio", "Kurtosis of the same.", None, "1.8",
+        value=lambda x: float(x.rounding.kurtosis), missing=_FEW,
+    ),
+    "round_ks": Column(
+        "ratio",
+        "Kolmogorov-Smirnov distance of the same from the uniform law [v_init - 1, v_init], at the histogram's edges.",
+        False,
+        "0",
+        value=lambda x: x.rounding_distance(), missing=_EMPTY,
+    ),
+    "exact": Column("fraction", "Elements without any error.", True, value=lambda x: int(x.sums["noise"][-1]) / x.n),
+    "signal_correlation": Column(
+        "ratio", "Correlation of e with a: negative where large values come out too small.", None, "0",
+        value=lambda x: x.signal_correlation(), missing="the source activation or the error is the same throughout",
+    ),
+    "channel_correlation": Column(
+        "ratio", "Mean |correlation| of two channels' errors at one place.", False, "0; by chance sqrt(2/pi/places)",
+        value=lambda x: x.channel_correlation(), missing=_FULL + "; or fewer than two channels have an error",
+    ),
+    "channels_compared": Column(
+        "channels", "All, or 512 drawn with a fixed seed, fewer where memory is short.",
+        value=lambda x: len(x.sums["gram"]) if "gram" in x.sums else None, missing=_FULL,
+    ),
+    "step_correlation": Column(
+        "ratio",
+        "Correlation of s[t] - mean drive/theta one step apart, where the mean drive is in range: below 0 where spikes "
+        "are spread out, above where they bunch.",
+        value=_step_correlation, missing=_FULL + "; or a single step, no value inside the range, or " + _STEPLESS,
+    ),
+    "units": Column("neurons", "Neurons of one image.", value=lambda x: x.units.count),
+    "units_read": Column(
+        "neurons", "Of these, how many the next three were counted among; fewer where sampled.",
+        value=lambda x: x.units.read,
+    ),
+    "dead_units": Column("neurons", "Whose mean output was 0 on every image.", None, value=lambda x: x.units.dead),
+    "lost_units": Column(
+        "neurons", "Dead ones whose source was active on some image.", False, "0",
+        value=lambda x: x.units.lost,
+    ),
+    "saturated_units": Column(
+        "neurons", "That fired all they can on at least half of the images.", False, "0",
+        value=lambda x: x.units.saturated,
+    ),
+    "first_spike": Column(
+        "steps", "Mean step of the first spike, 1 to T, over elements that fire.", None,
+        value=lambda x: x.if_unrolled(ratio(x.counts["first"], x.counts["fired"])),
+        missing="no neuron fired, or " + _STEPLESS,
+    ),
+    "never_fired": Column(
+        "fraction", "Elements without a spike.", None, "source_silent",
+        value=lambda x: x.if_unrolled(1 - x.counts["fired"] / x.n), missing=_STEPLESS,
+    ),
+    "start_up": Column(
+        "steps", "First step in which any neuron of the layer fires, mean over images.", False, "1",
+        value=lambda x: x.if_unrolled(ratio(x.counts["start"], x.counts["started"])),
+        missing="no neuron fired, or " + _STEPLESS,
+    ),
+    "lateness": Column(
+        "steps", "Mean step of all spikes minus (T + 1)/2.", None, "0",
+        value=lambda x: x.if_unrolled(lateness(x.pulses or ())),
+        missing="a single step, no neuron fired, or " + _STEPLESS,
+    ),
+    "membrane_outside": Column(
+        "fraction",
+        "Elements whose last membrane lies outside [0, theta), silent ones below and saturated ones above excepted: "
+        "just those with a temporal error. Binary spikes without look-ahead only.", False, "0",
+        value=_membrane_outside, missing="only binary spikes without look-ahead have it",
+    ),
+}  # fmt: skip
+
+# The fields of `NoiseReport.outputs`, of `Evaluation` and of a sweep's columns.
+OUTPUTS: dict[str, Column] = {
+    "images": Column("images", "Images measured."),
+    "reading": Column("name", "The reading that accuracy, agreement, SQNR and spikes belong to."),
+    "reference": Column("words", "What the outputs are compared with."),
+    "layer_reference": Column("words", "What the layers are compared with."),
+    "timesteps": Column("steps", "T."),
+    "delay": Column("steps", 'Look-ahead of every neuron, "full" for T, or "mixed".'),
+    "latency": Column("steps", "From the first input to the last output.", False),
+    "depth": Column("layers", "Neurons on the longest path."),
+    "spikes": Column("name", "Spike kind."),
+    "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
+    "neurons": Column("neurons", "Neurons of the network."),
+    "accuracy": Column(
+        "fraction", "Spiking network, where labels are known.", True, "analog_accuracy",
+        format="percent",
+    ),
+    "twin_accuracy": Column("fraction", "Quantized reading.", True, "analog_accuracy", format="percent"),
+    "analog_accuracy": Column("fraction", "The source the network is compared with.", True, format="percent"),
+    "agreement": Column(
+        "fraction", "Images that spiking network and source classify alike.", True, "1",
+        format="percent",
+    ),
+    "twin_agreement": Column(
+        "fraction", "Images that quantized reading and source classify alike.", True, "1",
+        format="percent",
+    ),
+    "sqnr_db": Column("dB", "Spiking output against the source's.", True, "twin_sqnr_db", format="decibels"),
+    "twin_sqnr_db": Column("dB", "Quantized output against the source's.", True, "+inf", format="decibels"),
+    "temporal_gap_db": Column("dB", "twin_sqnr_db - sqnr_db: what timing costs.", False, "0", format="decibels"),
+    "logit_error": Column("ratio", "|spiking - source| / |source| of the outputs.", False, "0"),
+    "twin_logit_error": Column("ratio", "|quantized - source| / |source| of the outputs.", False, "0"),
+    "spikes_per_neuron": Column("events per neuron", "Of one inference, all layers.", False),
+    "spikes_per_inference": Column("events", "Of one image, all layers.", False, format="decibels"),
+    "precision": Column("name", "Of the spiking reading's arithmetic."),
+    "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
+    "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
+}  # fmt: skip
+
+
+def table_columns() -> dict[str, Column]:
+    """Put the columns in the order of the table.
+
+    Returns:
+        Columns by name, those with `after` behind the one that they name.
+
+    Raises:
+        InputError: a column has no function, or names a column that is not there.
+    """
+    order = [name for name, column in COLUMNS.items() if not column.after]
+    for name, column in COLUMNS.items():
+        if column.value is None:
+            raise InputError(
+                f"COLUMNS[{name!r}]: expected a function value(layer) of a LayerTotals, got none"
+            )
+        if not column.after:
+            continue
+        if column.after not in order:
+            raise InputError(
+                f"COLUMNS[{name!r}]: expected `after` to name an earlier column, got {column.after!r}; leave it out to "
+                "put the column last"
+            )
+        order.insert(order.index(column.after) + 1, name)
+    return {name: COLUMNS[name] for name in order}
+
+
+def format_of(name: str) -> Format:
+    """Say how a page shows a figure.
+
+    Returns:
+        The format of the column or output of this name; "decibels" for other names that end in _db.
+    """
+    row = COLUMNS.get(name) or OUTPUTS.get(name)
+    return row.format if row is not None else "decibels" if name.endswith("_db") else "number"

@@ -1,0 +1,158 @@
+"""The network's outputs and spikes, summed over all images."""
+
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.analysis.reference import leaves
+from speedysnn.analysis.theory.quantization import decibels
+from speedysnn.errors import InputError
+from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.network import SpikingNetwork
+
+
+def flat(out: Any) -> Tensor:
+    """All values of an output, (B, K) float64."""
+    return torch.cat([leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves(out)], 1).double()
+
+
+def classes(out: Any) -> Tensor | None:
+    """The class each image is given, (B,), where the first output is (B, classes)."""
+    first = leaves(out)[0]
+    return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
+
+
+_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
+
+
+class OutputSums:
+    """Running sums of two readings against the reference, and of the spikes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.images = self.labelled = self.classified = self.fired = 0
+        self._spikes: int | Tensor = 0
+        self.signal = 0.0
+        self.noise = {"twin": 0.0, "spiking": 0.0}
+        self.agreed = {"twin": 0, "spiking": 0}
+        self.correct = {"analog": 0, "twin": 0, "spiking": 0}
+
+    @any_order
+    @sees("nothing")
+    def count(self, tap: Tap) -> None:
+        """Observer of the spiking pass: adds its events and its neurons."""
+        fired = tap.events()
+        with self._lock:
+            self.add_spikes(tap, fired)
+
+    @property
+    def spikes(self) -> int:
+        """Spike events so far."""
+        return int(self._spikes)
+
+    @spikes.setter
+    def spikes(self, value: int) -> None:
+        self._spikes = value
+
+    def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
+        """Add the events of a tap, which a GPU may still be counting, and the neurons that could have made them."""
+        self._spikes = self._spikes + fired
+        self.fired += tap.neurons
+
+    def merge(self, other: "OutputSums") -> None:
+        """Add what was summed over other images."""
+        self.add_state(other.state())
+
+    def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
+        """Add the outputs of one pass.
+
+        Raises:
+            InputError: the reference's output has another shape.
+        """
+        reference = flat(analog)
+        chosen = classes(analog)
+        self.images += len(reference)
+        self.signal += float((reference**2).sum())
+        self.classified += 0 if chosen is None else len(reference)
+        self.labelled += 0 if labels is None or chosen is None else len(reference)
+        if labels is not None and chosen is not None:
+            self.correct["analog"] += int((chosen == labels.to(chosen.device)).sum())
+        for name, out in (("twin", twin), ("spiking", spiking)):
+            values = flat(out)
+            reference = reference.to(values.device)
+            if values.shape != reference.shape:
+                raise InputError(
+                    f"source: its output has {reference.shape[1]} values an image, the network's {values.shape[1]}"
+                )
+            self.noise[name] += float(((values - reference) ** 2).sum())
+            answer = classes(out)
+            if chosen is not None and answer is not None:
+                self.agreed[name] += int((answer == chosen.to(answer.device)).sum())
+                if labels is not None:
+                    self.correct[name] += int((answer == labels).sum())
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums as tensors by name, to send to another process."""
+        return {name: torch.tensor([getattr(self, name)], dtype=torch.int64) for name in _COUNTS} | {
+            "signal": torch.tensor([self.signal], dtype=torch.float64),
+            "noise": torch.tensor(list(self.noise.values()), dtype=torch.float64),
+            "agreed": torch.tensor(list(self.agreed.values()), dtype=torch.int64),
+            "correct": torch.tensor(list(self.correct.values()), dtype=torch.int64),
+        }
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add the `state` of another process's sums over other images."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + int(state[name]))
+        self.signal += float(state["signal"])
+        for name, value in zip(self.noise, state["noise"].tolist(), strict=True):
+            self.noise[name] += value
+        for own, key in ((self.agreed, "agreed"), (self.correct, "correct")):
+            for name, value in zip(own, state[key].tolist(), strict=True):
+                own[name] += value
+
+    def figures(self) -> dict[str, Any]:
+        """The figures by the names of `speedysnn.analysis.noise.schema.OUTPUTS`; None where not measured."""
+        sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
+        gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
+        return {
+            "images": self.images,
+            "accuracy": _share(self.correct["spiking"], self.labelled),
+            "twin_accuracy": _share(self.correct["twin"], self.labelled),
+            "analog_accuracy": _share(self.correct["analog"], self.labelled),
+            "agreement": _share(self.agreed["spiking"], self.classified),
+            "twin_agreement": _share(self.agreed["twin"], self.classified),
+            "sqnr_db": sqnr["spiking"],
+            "twin_sqnr_db": sqnr["twin"],
+            "temporal_gap_db": gap,
+            "logit_error": _error(self.noise["spiking"], self.signal),
+            "twin_logit_error": _error(self.noise["twin"], self.signal),
+            "neurons": self.fired // max(1, self.images),
+            "spikes_per_neuron": self.spikes / self.fired if self.fired else None,
+            "spikes_per_inference": self.spikes / self.images if self.images else None,
+        }
+
+
+def settings(snn: SpikingNetwork) -> dict[str, Any]:
+    """What stands beside every accuracy: T, look-ahead, latency, depth and spike kind."""
+    delays = {neuron.delay for neuron in snn.neurons.values()}
+    kinds = {neuron.spikes for neuron in snn.neurons.values()}
+    return {
+        "timesteps": snn.timesteps,
+        "delay": delays.pop() if len(delays) == 1 else "mixed",
+        "latency": snn.latency,
+        "depth": snn.depth,
+        "spikes": kinds.pop() if len(kinds) == 1 else "mixed",
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _error(noise: float, signal: float) -> float:
+    return math.sqrt(noise / signal) if signal > 0 else math.nan

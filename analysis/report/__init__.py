@@ -1,0 +1,1 @@
+"""Measurements as a page, as figures and as advice."""

@@ -1,0 +1,235 @@
+"""The report's figures; each draws the ideal that its values stand beside. No pyplot, so no global state.
+
+A layer's error drawn against the law that theory gives it.
+
+Figures of what an inference costs: operations by layer, and energy under each named table.
+"""
+
+import math
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
+
+from speedysnn.analysis.cost.energy import CostReport
+from speedysnn.analysis.noise.moments import Floats
+from speedysnn.analysis.report.data import LayerDetail, NoiseTables
+from speedysnn.analysis.report.style import (
+    COLOURS,
+    IDEAL,
+    STYLE,
+    finite_or_gap,
+    label_height,
+    layered_panels,
+    layered_width,
+    name_layers,
+    shared_legend,
+)
+from speedysnn.errors import InputError
+
+
+def sqnr(layers: pd.DataFrame) -> Figure:
+    """SQNR of every layer in spikes and in the quantized reading, below the floor that its step allows; dB."""
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
+    _line_by_layer(axes, layers["floor_db"], "ideal: floor of the step θ/T", **IDEAL)
+    _line_by_layer(
+        axes, layers["twin_sqnr_db"], "quantized reading (no timing error)", color=COLOURS["twin"], marker="s"
+    )
+    _line_by_layer(axes, layers["sqnr_db"], "spiking", color=COLOURS["spiking"], marker="o")
+    axes.set_ylabel("SQNR (dB)")
+    axes.set_title("Signal to noise against the source, higher is better", loc="left")
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
+    return figure
+
+
+def causes(layers: pd.DataFrame) -> Figure:
+    """Shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
+    up, down = [0.0] * len(layers), [0.0] * len(layers)
+    for part in ("clip", "round", "propagated", "temporal"):
+        shares = [0.0 if math.isnan(x) else float(x) for x in layers[f"share_{part}"]]
+        base = [up[i] if x >= 0 else down[i] for i, x in enumerate(shares)]
+        axes.bar(range(len(layers)), shares, 0.85, base, label=part, color=COLOURS[part])
+        up = [u + max(x, 0) for u, x in zip(up, shares, strict=True)]
+        down = [d + min(x, 0) for d, x in zip(down, shares, strict=True)]
+    axes.axhline(1, **IDEAL, label="sum of the four (ideal: all of it round)")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylabel("share of squared error (%)")
+    axes.set_title("Where each layer's error comes from", loc="left")
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
+    return figure
+
+
+def rmse(layers: pd.DataFrame) -> Figure:
+    """Root mean squared error in quantizer steps θ/T, with that of rounding alone."""
+    figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.2)
+    axes.bar(range(len(layers)), layers["rmse_steps"], 0.85, color=COLOURS["spiking"], label="spiking")
+    ideal = layers["rmse_ideal"]
+    name = f"ideal: rounding alone, {ideal.iloc[0]:.3f}" if ideal.nunique() == 1 else "ideal: rounding alone"
+    _line_by_layer(axes, ideal, name, **IDEAL)
+    axes.set_ylabel("RMS error (steps θ/T)")
+    axes.set_title("Error in quantizer steps, lower is better", loc="left")
+    name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
+    return figure
+
+
+def activity(layers: pd.DataFrame) -> Figure:
+    """Saturated and silent fractions (%) and firing rate (events per neuron and step), a panel each."""
+    figure, panels = layered_panels(list(layers["layer"]), 3, 6.4)
+    drawn = (("saturated", "saturated\n(%)"), ("silent", "silent\n(%)"), ("rate", "rate (events per\nneuron and step)"))
+    for axes, (name, label) in zip(panels, drawn, strict=True):
+        axes.bar(range(len(layers)), layers[name], 0.85, color=COLOURS["spiking"], label="spiking")
+        axes.set_ylabel(label)
+        if name != "rate":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].axhline(0, **IDEAL, clip_on=False, label="ideal: 0")
+    _line_by_layer(panels[1], layers["source_silent"], "ideal: silent in the source", **IDEAL)
+    _line_by_layer(panels[2], layers["rate_ideal"], "ideal: mean of a/θ, what carries the source", **IDEAL)
+    panels[0].set_title("How the neurons use their range", loc="left")
+    for axes in panels:
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8)
+    name_layers(panels[-1], list(layers["layer"]))
+    return figure
+
+
+def sweep(table: pd.DataFrame) -> Figure:
+    """Accuracy (agreement where there are no labels; %) and output SQNR (dB) against T, source and twin beside."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+    scored = "accuracy" if table["accuracy"].notna().any() else "agreement"
+    for axes, name in ((left, scored), (right, "sqnr_db")):
+        for kind, rows in table.groupby("theta", sort=False):
+            colour = COLOURS["spiking" if kind == "fixed" else "recalibrated"]
+            steps = rows["timesteps"].tolist()
+            axes.plot(steps, finite_or_gap(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
+            axes.plot(steps, finite_or_gap(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
+                      label=f"quantized, θ {kind}" + " (ideal: no timing error)" * (axes is right))  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(table["timesteps"]))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("T (steps)")
+    ideal = table["analog_accuracy"].iloc[0] if scored == "accuracy" else 1.0
+    left.axhline(ideal, **IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    left.set_ylabel(f"{scored} (%)" if scored == "accuracy" else "agreement with the source (%)")
+    right.set_ylabel("output SQNR (dB)")
+    delay = table["delay"].iloc[0]
+    left.set_title(f"{scored.capitalize()} against T, look-ahead {delay}", loc="left")
+    right.set_title("Output SQNR against T", loc="left")
+    shared_legend(figure, [left, right])
+    return figure
+
+
+def all_figures(layers: pd.DataFrame, table: pd.DataFrame | None = None) -> dict[str, Figure]:
+    """Every figure by its file's name; the sweep's where its table is given."""
+    out = {"sqnr": sqnr(layers), "causes": causes(layers), "rmse": rmse(layers), "activity": activity(layers)}
+    if table is not None and len(table):
+        out["sweep"] = sweep(table)
+    return out
+
+
+def _line_by_layer(axes: Axes, values: "pd.Series[Any]", label: str, **style: Any) -> None:
+    if len(values) == 1 and "marker" not in style:
+        style["marker"] = "_"
+    axes.plot(range(len(values)), finite_or_gap(values), label=label, markersize=4, **style)
+
+
+def figure_noise_distribution(report: NoiseTables, layer: str) -> Figure:
+    """Rounding error of a layer against the uniform law on [v_init - 1, v_init], and its whole error; in steps theta/T.
+
+    Densities over 64 bins; what lies outside [-1, 1) is stated in words. Left: Q(z) - z inside the range, exact zeros
+    of z left out, with the Kolmogorov-Smirnov distance from the law. Right: r - a where it is not exactly 0.
+
+    Raises:
+        InputError: no such layer in the report, or a report without details.
+    """
+    if layer not in report.details:
+        known = ", ".join(map(repr, list(report.details)[:6])) or "none: the report holds no details"
+        raise InputError(f"layer: expected one of the report's neuron layers ({known}), got {layer!r}")
+    detail = report.details[layer]
+    row = next(row for row in report.layers.to_dict("records") if row["layer"] == layer)
+    stated = f"KS {row['round_ks']:.4f}", f"{100 * row['exact']:.1f} % exact"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _panel(left, detail, detail.rounding, f"Rounding alone: {stated[0]}", "round", "Q(z) − z inside the range")
+        _panel(right, detail, detail.noise, f"Whole error: {stated[1]}", "spiking", "r − a where it is not 0")
+        figure.suptitle(f"Error of {layer}, T = {row['timesteps']}, {row['n']:,} elements", x=0.01, ha="left")
+        for axes in (left, right):
+            axes.set_xlim(detail.edges[0], detail.edges[-1])
+            axes.set_xlabel("error (steps θ/T)")
+            axes.set_ylabel("density (per step)")
+            handles, labels = axes.get_legend_handles_labels()
+            axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8)
+    return figure
+
+
+def _panel(axes: Axes, detail: LayerDetail, counts: Floats, title: str, colour: str, label: str) -> None:
+    """One histogram as a density with the law of rounding over it; what lies outside in the title."""
+    total, width = float(counts.sum()), float(detail.edges[1] - detail.edges[0])
+    if total == 0:
+        axes.set_title(f"{title.partition(':')[0]}: no such element", loc="left", fontsize=9)
+        return
+    axes.stairs(counts[1:-1] / total / width, detail.edges, fill=True, color=COLOURS[colour], label=label)
+    if detail.expected.any():
+        law = detail.expected[1:-1] / width
+        axes.stairs(law, detail.edges, **IDEAL, label="ideal: uniform on [v_init − 1, v_init]")
+    outside = 100 * float(counts[0] + counts[-1]) / total
+    axes.set_title(f"{title}, {outside:.1f} % beyond ±1 step", loc="left", fontsize=9)
+
+
+_KINDS = (("spiking_nj", "spiking", "spiking"), ("rival_nj", "quantized rival", "twin"),
+          ("analog_nj", "source network", "propagated"))  # fmt: skip
+
+
+def cost(report: CostReport) -> Figure:
+    """Operations a layer and image, spiking beside the source's dense ones (log scale), and energy (nJ an image)."""
+    rows = report.layers[report.layers["op"] != "neuron"].reset_index(drop=True)
+    with mpl.rc_context(STYLE):
+        figure = Figure(
+            figsize=(layered_width(len(rows), 9.0), 6.2 + label_height(list(rows["layer"]))), layout="constrained"
+        )
+        above, below = figure.subplots(2, 1)
+        _operations(above, rows, report.bits)
+        _energy(below, report)
+    return figure
+
+
+def _operations(axes: Axes, rows: pd.DataFrame, bits: int) -> None:
+    places = range(len(rows))
+    axes.plot(places, rows["analog_macs"], "_", markersize=9, color=COLOURS["ideal"],
+              label="source network, dense (MAC)")  # fmt: skip
+    axes.plot(places, rows["rival_macs"], "s", markersize=4, color=COLOURS["twin"],
+              label=f"rival: {bits}-bit network that skips its zeros (MAC)")  # fmt: skip
+    axes.plot(places, rows["synops"] + rows["macs"], "o", markersize=4, color=COLOURS["spiking"],
+              label="spiking (accumulations; MAC where the input is constant)")  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylabel("operations an image")
+    axes.set_title("Operations a layer, all T steps; lower is better, ideal: below the rival", loc="left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=3, fontsize=8)
+    name_layers(axes, list(rows["layer"]))
+
+
+def _energy(axes: Axes, report: CostReport) -> None:
+    tables = report.energy["table"].tolist()
+    for place, (column, label, colour) in enumerate(_KINDS):
+        positions = [i + 0.27 * (place - 1) for i in range(len(tables))]
+        bars = axes.bar(positions, report.energy[column], 0.25, label=label, color=COLOURS[colour])
+        written = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in report.energy[column]]
+        axes.bar_label(bars, written, fontsize=7, padding=1)
+    axes.set_yscale("log")
+    axes.margins(y=0.15)
+    axes.set_xticks(range(len(tables)), [name.replace(", with", ",\nwith") for name in tables])
+    axes.set_ylabel("energy (nJ an image)")
+    axes.set_title("Energy under named tables; compare within a group only", loc="left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8)

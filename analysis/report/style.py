@@ -1,0 +1,94 @@
+"""What the figures share: colours, line styles, layer names that can be read, one legend below everything, PNG."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from speedysnn.display import shortened
+
+# Okabe and Ito's palette, told apart by every kind of colour vision.
+COLOURS = {
+    "spiking": "#0072B2",
+    "twin": "#E69F00",
+    "ideal": "#000000",
+    "clip": "#CC79A7",
+    "round": "#56B4E9",
+    "propagated": "#BBBBBB",
+    "temporal": "#D55E00",
+    "recalibrated": "#009E73",
+}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 120,
+}
+IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
+LONGEST = 40  # characters of a name below an axis: enough to tell the blocks of a deep network apart
+MOST_NAMES = 75  # that stand beside one another in the widest figure without touching
+WIDEST, NARROWEST = 15.0, 7.5  # inches
+
+
+def layered_width(count: int, narrowest: float = NARROWEST) -> float:
+    """Inches that figures with this many layers side by side take."""
+    return min(WIDEST, max(narrowest, 2.5 + 0.28 * count))
+
+
+def label_height(names: Sequence[str]) -> float:
+    """Inches that these names take below an axis, upright."""
+    return 0.06 * max((len(shortened(name, LONGEST)) for name in names), default=0)
+
+
+def layered_panels(names: Sequence[str], panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels above one another, as wide as the layers need, with room for their names below."""
+    with mpl.rc_context(STYLE):
+        size = layered_width(len(names)), height + label_height(names)
+        figure = Figure(figsize=size, layout="constrained")
+        made = figure.subplots(panels, 1, sharex=True, squeeze=False)
+    return figure, [row[0] for row in made]
+
+
+def name_layers(axes: Axes, names: Sequence[str], order: str = "execution") -> None:
+    """Names below the axis, shortened in the middle where long, thinned out where they would touch."""
+    every = max(1, math.ceil(len(names) / MOST_NAMES))
+    shown = range(0, len(names), every)
+    size = 8 if len(names) <= 45 else 6.5
+    axes.set_xticks(list(shown), [shortened(names[i], LONGEST) for i in shown], rotation=90, fontsize=size)
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.set_xlabel(f"layer, in {order} order" + (f" (one of {every} named)" if every > 1 else ""))
+
+
+def shared_legend(figure: Figure, panels: Sequence[Axes], ncols: int = 3) -> None:
+    """One legend below everything, so that it never covers data."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=ncols, fontsize=8, frameon=False
+    )
+
+
+def finite_or_gap(values: "pd.Series[Any]") -> list[float]:
+    """Gaps where a value is infinite, undefined or not measured."""
+    numbers = [math.nan if value is None else float(value) for value in values]
+    return [value if math.isfinite(value) else math.nan for value in numbers]
+
+
+def png(figure: Figure, dpi: int = STYLE["savefig.dpi"]) -> bytes:
+    """A figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""What changing one layer would gain at the output."""

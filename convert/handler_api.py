@@ -1,0 +1,309 @@
+"""What a handler sees of one traced call, and how it adds nodes for it.
+
+Build the graph: handlers turn one traced call each into nodes and tensors of the network to be.
+
+What lies in the arguments of a traced call: tensors of the input, numbers that follow the batch, constants.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedysnn.graph.ir import Graph, Node
+from speedysnn.graph.operators import OPERATORS
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the new graph: the node that makes it and its shape, batch dimension included.
+
+    `order` is a permutation not made yet, because it takes the batch from the first place: dimension i of `shape` is
+    dimension order[i] of the node's tensor. It is made once the batch is first again.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchInt:
+    """A whole number that follows the batch size; only reshaping may use it."""
+
+    value: int
+
+
+WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
+
+
+class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
+    """An operator cannot be converted: why, and what the user can do."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.advice = reason, advice
+
+
+@dataclass
+class Builder:
+    """Collects nodes and tensors under unique names."""
+
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    path: str = ""
+    source: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    keep_analog: tuple[str, ...] = ()
+
+    def kept_analog(self) -> bool:
+        """Whether the present path, or a module above it, is to stay analog."""
+        return any(self.path == name or self.path.startswith(f"{name}.") for name in self.keep_analog)
+
+    def track(self, name: str, op: str, inputs: tuple[str, ...], attrs: Mapping[str, Any], shape: Any) -> None:
+        """Remember a node's shape, and which of its dimensions holds the channels."""
+        self.shapes[name] = tuple(shape)
+        first = self.channels.get(inputs[0], 1) if inputs else 1
+        if op == "linear":
+            first = len(shape) - 1
+        elif op in WEIGHTED or op == "batch_norm":
+            first = 1
+        elif op == "permute":
+            first = list(attrs["dims"]).index(first) if first in attrs["dims"] else 1
+        elif inputs and len(self.shapes.get(inputs[0], ())) != len(shape):
+            first = 1 if self.channels.get(inputs[0], 1) == 1 else len(shape) - 1
+        self.channels[name] = min(first, max(len(shape) - 1, 0))
+
+    def name(self, wanted: str) -> str:
+        """`wanted`, or the first of wanted_1, wanted_2, ... that is free."""
+        taken = {node.name for node in self.nodes}
+        name, number = wanted or "node", 0
+        while name in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        return name
+
+    def emit(
+        self,
+        op: str,
+        inputs: tuple[str, ...],
+        attrs: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        name: str | None = None,
+    ) -> str:
+        """Add a node at the present path; tensors that are None are left out. Returns its name."""
+        unique = self.name(name or self.path or op)
+        self.nodes.append(Node(unique, op, inputs, dict(attrs or {}), self.path, self.source))
+        present = {key: value for key, value in (tensors or {}).items() if value is not None}
+        if present:
+            self.tensors[unique] = present
+        return unique
+
+    def finish(self, outputs: Any) -> Graph:
+        """The graph without the nodes that no output needs."""
+        graph = Graph(tuple(self.nodes), outputs)
+        needed = set(graph.output_names)
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        kept = tuple(node for node in self.nodes if node.name in needed or node.op == "input")
+        self.tensors = {node.name: self.tensors[node.name] for node in kept if node.name in self.tensors}
+        return Graph(kept, outputs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One traced call, as a handler sees it.
+
+    Attributes:
+        builder: where nodes go.
+        module: the called module, None for functions and methods.
+        args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
+        kwargs: keyword arguments, likewise.
+        result: shape of the result for the traced batch, or a tuple of shapes for several.
+    """
+
+    builder: Builder
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def ref(self, position: int = 0, name: str = "input") -> Ref:
+        """A tensor argument that comes from the network's input.
+
+        Raises:
+            Unsupported: it is something else.
+        """
+        value = self.get(position, name)
+        if isinstance(value, Ref):
+            _require_batch_first(value)
+        else:
+            raise Unsupported(
+                f"its argument {position} is {_kind(value)}, expected a tensor computed from the input",
+                "rewrite the layer so that it works on one tensor",
+            )
+        return value
+
+    def number(self, position: int, name: str, default: Any = None) -> Any:
+        """A constant argument.
+
+        Raises:
+            Unsupported: it depends on the input or on the batch size.
+        """
+        value = self.get(position, name, default)
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Ref | BatchInt | Tensor):
+                raise Unsupported(f"its argument {name!r} is {_kind(item)}, expected a constant", "make it a constant")
+        return value
+
+    def own(self, position: int, name: str) -> Tensor | None:
+        """A tensor of the model's own, from the module or the arguments; None where it has none.
+
+        Raises:
+            Unsupported: it is computed inside the network.
+        """
+        value = getattr(self.module, name, None) if self.module is not None else self.get(position, name)
+        if value is not None and not isinstance(value, Tensor):
+            raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
+        return value
+
+    def dims(self, dim: Any, ndim: int) -> list[int]:
+        """Dimensions as non-negative numbers that leave the batch alone.
+
+        Raises:
+            Unsupported: the batch dimension is among them.
+        """
+        chosen = range(ndim) if dim is None else dim if isinstance(dim, list | tuple) else [dim]
+        out = [int(d) % ndim for d in chosen]
+        if 0 in out:
+            raise Unsupported("it works across the batch dimension", "keep images apart inside the network")
+        return out
+
+    def emit(
+        self,
+        op: str,
+        inputs: tuple[Ref, ...],
+        attrs: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Ref:
+        """Add a node; the result has the traced shape unless another is given."""
+        for ref in inputs:
+            _require_batch_first(ref)
+        names = tuple(ref.name for ref in inputs)
+        name = self.builder.emit(op, names, attrs, tensors)
+        made = tuple(self.result if shape is None else shape)
+        self.builder.track(name, op, names, attrs or {}, made)
+        return Ref(name, made)
+
+    def permuted(self, x: Ref, order: list[int]) -> Ref:
+        """The tensor with its dimensions in another order; one that moves the batch is put off.
+
+        Args:
+            x: the tensor, its own permutation made or put off.
+            order: dimension i of the result is dimension order[i] of `x`.
+
+        Returns:
+            The permuted tensor; without a node where nothing has moved, or where the batch is not first yet.
+        """
+        before = x.order or tuple(range(len(x.shape)))
+        after = tuple(before[d] for d in order)
+        shape = tuple(x.shape[d] for d in order)
+        if after == tuple(range(len(after))):
+            return Ref(x.name, shape)
+        if after[0] != 0:
+            return Ref(x.name, shape, after)
+        return self.emit("permute", (Ref(x.name, self.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
+
+    def norm_input(self) -> Ref:
+        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
+        L and not along the layer's outputs, so that it must not be folded.
+        """
+        x = self.ref()
+        made = next(node for node in self.builder.nodes if node.name == x.name)
+        if made.op == "linear" and len(x.shape) > 2:
+            return self.emit("identity", (x,), shape=x.shape)
+        return x
+
+    def neuron(self, x: Ref, ceiling: float | None = None, floor: float | None = 0.0) -> Ref:
+        """Add an integrate-and-fire layer in place of min(max(x, floor), ceiling); that clamp itself if kept analog."""
+        if self.builder.kept_analog():
+            return self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
+        return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+
+
+Handler = Callable[[Call], Any]
+"""What turns one call of the source network into nodes: the one contract of every entry of `convert.HANDLERS`.
+
+A handler reads the call's module or arguments, adds nodes with `call.emit` or `call.neuron`, and returns what the call
+returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call gives several. A tensor of the model's
+own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
+with a reason and advice, which the report shows beside the layer's path and its line in the source.
+"""
+
+Key = Any
+"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
+"package.module.name" of a class or function that need not be imported."""
+
+
+def _require_batch_first(ref: Ref) -> None:
+    if ref.order:
+        raise Unsupported("its input has the batch in another place than the first", "keep the batch first")
+
+
+def neuron_attrs(builder: Builder, x: Ref, ceiling: float | None, floor: float | None) -> dict[str, Any]:
+    """Constants of a neuron node; `features` are neurons an image, which may be folded into the batch dimension."""
+    images = max(1, next((builder.shapes[n.name][0] for n in builder.nodes if n.op == "input"), 1))
+    return {
+        "ceiling": ceiling,
+        "floor": floor,
+        "shape": list(x.shape[1:]),
+        "features": math.prod(x.shape) // images,
+        "channel_dim": builder.channels.get(x.name, 1),
+    }
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Ref):
+        return "a tensor computed from the input"
+    if isinstance(value, BatchInt):
+        return "a number that follows the batch size"
+    return f"a {type(value).__name__}" if not torch.is_tensor(value) else "a tensor of the model's own"
+
+
+def plain(value: Any) -> Any:
+    """The value with numbers that follow the batch as they were for the traced batch."""
+    if isinstance(value, BatchInt):
+        return value.value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return tuple(plain(item) for item in value) if isinstance(value, tuple | list) else value
+
+
+def any_ref(value: Any) -> bool:
+    """Whether a tensor that comes from the network's input lies in it."""
+    return _holds(value, Ref)
+
+
+def any_batch(value: Any) -> bool:
+    """Whether a number that follows the batch lies in it."""
+    return _holds(value, BatchInt)
+
+
+def _holds(value: Any, kind: type) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds(item, kind) for item in value)
+    if isinstance(value, dict):
+        return any(_holds(item, kind) for item in value.values())
+    return isinstance(value, kind)

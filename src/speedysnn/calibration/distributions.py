@@ -1,0 +1,162 @@
+"""Laws of activations with a closed form: their best full scale in units of their own, and how they fit a histogram.
+
+All three describe the values above zero; what lies at zero is quantized without error and only tells the gaussian law
+where its mean is.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speedysnn.calibration.histogram import ActivationHistogram
+from speedysnn.errors import InputError
+
+LAWS = ("gaussian", "laplace", "half-normal")
+_GRID = 64  # full scales tried before the search around the best one
+_RANGE = (0.05, 60.0)  # in units of the law's scale
+_STEP = 0.1  # means of the gaussian law are rounded to this, in units of sigma, so that few integrals are needed
+_FURTHEST = 2.5  # and stay within this of zero
+
+
+def law_error(law: str, scale: float, levels: int, v_init: float, mean: float = 0.0) -> float:
+    """Expected squared error E[(Q(z) - z)^2 | z > 0] of K + 1 levels over the full scale F, in closed form.
+
+    Q(z) = F/K clip(floor(K z / F + v_init), 0, K). Cell by cell the integral of (n F/K - z)^2 p(z) is a sum of the
+    law's partial moments, granular and overload together. "laplace": p = exp(-z), the positive part of any Laplace law
+    centred at or below zero; "gaussian": p of N(mean, 1) given z > 0; "half-normal": the same with mean 0.
+
+    Args:
+        law: one of `LAWS`.
+        scale: F = N theta, in units of the law's scale.
+        levels: K = T N.
+        v_init: initial membrane as a fraction of theta.
+        mean: of the gaussian law before rectification, in units of sigma.
+
+    Raises:
+        InputError: another law.
+
+    Reference: li2021
+    """
+    if law not in LAWS:
+        raise InputError(f"law: expected one of {', '.join(LAWS)}, got {law!r}")
+    step, counts = scale / levels, np.arange(levels + 1, dtype=np.float64)
+    edges = np.concatenate([[0.0], np.maximum((counts[1:] - v_init) * step, 0.0), [np.inf]])
+    if law == "laplace":
+        return float(_exponential(edges, counts * step).sum())
+    centre = mean if law == "gaussian" else 0.0
+    return float(_normal(edges - centre, counts * step - centre).sum() / _mass(centre))
+
+
+def _exponential(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral of (c - z)^2 exp(-z) between neighbouring edges: G(a) - G(b), G(z) = ((z-c)^2 + 2(z-c) + 2) e^-z."""
+
+    def primitive(z: NDArray[np.float64]) -> NDArray[np.float64]:
+        finite = np.where(np.isfinite(z), z, 0.0)
+        off = finite - targets
+        return np.where(np.isfinite(z), (off * off + 2 * off + 2) * np.exp(-finite), 0.0)
+
+    return primitive(edges[:-1]) - primitive(edges[1:])
+
+
+def _normal(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral of (c - x)^2 phi(x) between neighbouring edges, from the partial moments of order 0, 1 and 2."""
+    from scipy.special import ndtr
+
+    finite = np.where(np.isfinite(edges), edges, 0.0)
+    density = np.where(np.isfinite(edges), np.exp(-finite * finite / 2) / math.sqrt(2 * math.pi), 0.0)
+    zeroth = np.diff(ndtr(edges))
+    first = -np.diff(density)
+    second = zeroth - np.diff(finite * density)
+    return np.asarray(targets * targets * zeroth - 2 * targets * first + second)
+
+
+def _mass(mean: float) -> float:
+    return 0.5 * math.erfc(-mean / math.sqrt(2))
+
+
+@lru_cache(maxsize=16384)
+def optimal_scale(law: str, levels: int, v_init: float, mean: float = 0.0, signed: bool = False) -> float:
+    """c: the full scale, in units of the law's scale, that minimises `law_error`; searched once, then remembered.
+
+    A `signed` layer quantizes its negative side with 1 - v_init: c then minimises both sides' mean error.
+
+    Raises:
+        InputError: another law.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def error(exponent: float) -> float:
+        scale = math.exp(exponent)
+        sides = (v_init, 1 - v_init) if signed else (v_init,)
+        return sum(law_error(law, scale, levels, side, mean) for side in sides)
+
+    grid = np.linspace(math.log(_RANGE[0]), math.log(_RANGE[1]), _GRID)
+    best = int(np.argmin([error(x) for x in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    found = minimize_scalar(error, bounds=(float(low), float(high)), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def moments(hist: ActivationHistogram) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) each, float64: fraction of values above zero, E[z | z > 0], E[z^2 | z > 0], uniform density inside a bin."""
+    edges, counts = hist.edges(), hist.counts.to(torch.float64)
+    low, high = edges[:, :-1], edges[:, 1:]
+    above = counts.sum(1)
+    share = above / hist.total.clamp_min(1)
+    mean = (counts * (low + high) / 2).sum(1) / above.clamp_min(1)
+    square = (counts * (low * low + low * high + high * high) / 3).sum(1) / above.clamp_min(1)
+    return share, mean, square
+
+
+def _gaussian(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
+    """The mean m = Phi^-1(share above zero), sigma^2 = E[z^2 | z > 0] / (1 + m^2 + m phi(m) / Phi(m)); 0 if signed."""
+    from scipy.special import ndtri
+
+    share, _, square = moments(hist)
+    out = []
+    for part, power in zip(share.tolist(), square.tolist(), strict=True):
+        m = 0.0 if signed else float(np.clip(ndtri(part), -_FURTHEST, _FURTHEST))
+        m = round(m / _STEP) * _STEP
+        ratio = math.exp(-m * m / 2) / math.sqrt(2 * math.pi) / _mass(m)
+        out.append((math.sqrt(power / (1 + m * m + m * ratio)), m))
+    return out
+
+
+def _laplace(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
+    """Scale b = E[z | z > 0], the maximum-likelihood scale of an exponential."""
+    return [(mean, 0.0) for mean in moments(hist)[1].tolist()]
+
+
+def _half_normal(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
+    """Scale sigma, sigma^2 = E[z^2 | z > 0], the maximum-likelihood scale of a half-normal."""
+    return [(math.sqrt(power), 0.0) for power in moments(hist)[2].tolist()]
+
+
+FITS: dict[str, Callable[[ActivationHistogram, bool], list[tuple[float, float]]]] = {
+    "gaussian": _gaussian,
+    "laplace": _laplace,
+    "half-normal": _half_normal,
+}
+
+
+def fitted_threshold(
+    law: str, hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
+) -> Tensor:
+    """Theta = scale c(T N, v_init) / N with the scale from the histogram's moments, never above the maximum / N.
+
+    scale: "gaussian" takes N(m sigma, sigma^2) before a ReLU, m from the share of values above zero and sigma from
+    their mean square; "half-normal" sigma^2 = E[z^2 | z > 0]; "laplace" b = E[z | z > 0].
+
+    Shapes: v_init (C,), hist of C rows (magnitudes if `signed`); result (C,), in the activation's unit; 0 where
+    nothing was positive.
+    """
+    theta = [
+        scale * optimal_scale(law, timesteps * max_spikes, round(float(start), 6), mean, signed) if scale > 0 else 0.0
+        for (scale, mean), start in zip(FITS[law](hist, signed), v_init.tolist(), strict=True)
+    ]
+    return torch.minimum(torch.tensor(theta), hist.maximum) / max_spikes

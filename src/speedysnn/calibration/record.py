@@ -1,0 +1,76 @@
+"""What calibration leaves with a network: histograms and rules, from which every theta can be chosen again."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from speedysnn.calibration.histogram import ActivationHistogram
+from speedysnn.calibration.rules import CLIP, RULES, Rule, ThresholdRule, choose, predicted_rate
+from speedysnn.errors import InputError
+from speedysnn.neurons.layer import IFNeuron
+
+GIVEN = "given"  # in place of a rule: the theta came as a value, and stays
+
+
+@dataclass
+class Calibration:
+    """What `recalibrate` needs: the activations' histograms and the rule that chose each layer's theta.
+
+    Attributes:
+        histograms: by layer.
+        rules: by layer, the name of a rule in `speedysnn.calibration.rules.RULES` or `functions`; "given" for a value.
+        functions: rules that came as functions, by name; they are not saved with the network.
+    """
+
+    histograms: dict[str, ActivationHistogram] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, ThresholdRule] = field(default_factory=dict)
+
+    def choose_again(self, name: str, neuron: IFNeuron) -> None:
+        """Choose the named layer's theta for its present T, v_init and spikes; one given as a value stays.
+
+        A learned clip stays the full scale N theta.
+
+        Raises:
+            InputError: the layer's rule was a function, which is not saved with a network.
+        """
+        if self.rules.get(name) == CLIP and neuron.ceiling is not None:
+            neuron.set_threshold(torch.full_like(neuron.threshold, neuron.ceiling / neuron.levels_per_step))
+            return
+        theta = self.theta(name, neuron, neuron.timesteps)
+        if theta is not None:
+            neuron.set_threshold(theta if neuron.granularity == "channel" else theta[0])
+
+    def theta(self, name: str, neuron: IFNeuron, timesteps: int) -> Tensor | None:
+        """The theta (C,) that the layer's rule chooses for so many steps; None where it was given as a value.
+
+        Raises:
+            InputError: the layer's rule was a function, which is not saved with a network.
+        """
+        rule, hist = self.rules.get(name, GIVEN), self.histograms.get(name)
+        if rule == GIVEN or hist is None:
+            return None
+        return choose(
+            hist, self._known_rule(name, rule), neuron.v_init, timesteps, neuron.levels_per_step,
+            signed=neuron.signed, layer=name,
+        )  # fmt: skip
+
+    def _known_rule(self, layer: str, rule: str) -> Rule:
+        own = self.functions.get(rule)
+        if own is None and rule != CLIP and rule.partition(":")[0] not in RULES:
+            raise InputError(
+                f"layer {layer!r}: its threshold rule {rule!r} is not known here, as functions are not saved with a "
+                f"network; add it again, speedysnn.calibration.rules.RULES[{rule!r}] = ..., or convert with another rule"
+            )
+        return own or rule
+
+    def predicted_rate(self, name: str, neuron: IFNeuron) -> float | None:
+        """Spikes per neuron and step under constant drive on the calibration data; None without a histogram."""
+        hist = self.histograms.get(name)
+        if hist is None:
+            return None
+        theta = neuron.threshold.detach()
+        return predicted_rate(
+            hist, theta, neuron.v_init, neuron.timesteps, neuron.levels_per_step, signed=neuron.signed
+        )

@@ -1,0 +1,328 @@
+"""Choose theta from a histogram of activations, by one of `RULES`, the one table of rules.
+
+A rule of the user's is added with one line, `RULES["mine"] = ThresholdRule(function)`, and wins over a built-in one of
+the same name; `to_spiking(threshold=...)` takes the function itself too.
+
+"mse" is the least squared error for this T and v_init; "output-mse" weighs each error by its squared gradient at the
+output, which costs a backward pass of the calibration; "gaussian", "laplace" and "half-normal" the same for a fitted
+law (see `speedysnn.calibration.distributions`); "max" and "percentile:Q" know nothing of T. "clip" keeps the source's own clip.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.calibration.distributions import LAWS, fitted_threshold
+from speedysnn.calibration.histogram import ActivationHistogram
+from speedysnn.errors import ConversionError, InputError
+
+GRADIENTS = "gradients"  # what a rule may need: squared gradients at the output, by bin
+CLIP = "clip"  # theta is the source activation's own clip over N; no histogram is asked
+
+_COARSE = 96
+_FINE = 33
+_LOWEST = -10.0  # octaves below the maximum where the search begins
+
+
+def squared_error(
+    hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
+) -> Tensor:
+    """Summed squared error of the quantizer, sum over values of (Q(z) - z)^2, uniform density inside a bin.
+
+    With w = z/D + v_init, D = theta/T, n = min(floor(w), T N) and f = w - n, the integral of the error up to z is
+    D^3 (n K + (v^3 - (v - f)^3)/3 - v^3/3), K = (v^3 + (1-v)^3)/3: exact for every T, granular and overload together.
+
+    Shapes: theta (C, J) candidates, v_init (C,) in [0, 1]; result (C, J), the activation's unit squared.
+    """
+    start = v_init.to(torch.float64)[:, None, None]
+    step = (theta.to(torch.float64) / timesteps)[:, :, None]
+    edges = hist.edges()
+    cells = (start**3 + (1 - start) ** 3) / 3
+    w = edges[:, None, :] / step + start
+    n = torch.floor(w).clamp_max(timesteps * max_spikes)
+    integral = step**3 * (n * cells + (start**3 - (start - (w - n)) ** 3) / 3)
+    width = edges.diff(dim=1)
+    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
+    return (integral.diff(dim=2) * density[:, None, :]).sum(2)
+
+
+def least_squares(
+    hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
+) -> Tensor:
+    """Theta that minimises the quantized reading's squared error: a geometric grid, then a finer one around its best.
+
+    floor(-x + v) = -floor(x + 1 - v) but for ties, so a signed layer's negated rows are quantized with 1 - v_init.
+
+    Shapes: v_init (C,); result (C,), in the activation's unit; dead channels get 0. `signed` takes 2 C rows.
+    """
+    from speedysnn.kernels import elementwise  # numba takes half a second to import, which --help need not spend
+
+    sides = 2 if signed else 1
+    edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
+    width = edges.diff(dim=1)
+    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
+    top = hist.maximum.view(sides, -1).amax(0).to(torch.float64) * 1.05
+
+    def best(exponents: Tensor) -> Tensor:
+        """Candidates are full scales N theta = top 2^e, so that graded spikes search the same range."""
+        theta = (top[:, None] * 2**exponents / max_spikes).clamp_min(1e-30).repeat(sides, 1)
+        errors = elementwise.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
+        return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
+
+    ratio = -_LOWEST / (_COARSE - 1)
+    coarse = best(torch.linspace(_LOWEST, 0, _COARSE, dtype=torch.float64).expand(len(top), -1))
+    fine = best(coarse[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64))
+    return (top * 2**fine / max_spikes).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a rule chooses from.
+
+    Attributes:
+        histogram: of the layer's activations, C rows, or 2 C rows if `signed`: the values, then the values negated.
+        magnitudes: the histogram of the absolute values, C rows.
+        v_init: (C,) in 0..1.
+        timesteps: T.
+        max_spikes: N, the most spikes a step.
+        signed: the values may be negative.
+        argument: what stands after the colon in the rule's name, as `ThresholdRule.parse` read it.
+        layer: the neuron's name.
+    """
+
+    histogram: ActivationHistogram
+    magnitudes: ActivationHistogram
+    v_init: Tensor
+    timesteps: int
+    max_spikes: int
+    signed: bool
+    argument: Any = None
+    layer: str = ""
+
+    def gradient_histogram(self) -> ActivationHistogram:
+        """The histogram with squared gradients in place of numbers: each bin holds the sum of (v dy/dz)^2.
+
+        z is an activation in the bin, y the network's output and v random signs, one for each output and image, so that
+        the expected sum is that of the squared Jacobian: how much the output's squared error grows with a squared error
+        made there. A rule that reads this says so, `ThresholdRule(mine, needs=(GRADIENTS,))`.
+
+        Returns:
+            Rows and bins as those of `histogram`, counts float64; values at zero have none.
+
+        Raises:
+            ConversionError: the gradients were not collected.
+        """
+        found = self.histogram.by_gradient()
+        if found is None:
+            raise ConversionError(
+                f"layer {self.layer!r}: its threshold rule asks for gradients, which were not collected; give the rule "
+                f"needs=({GRADIENTS!r},) and convert again with calibration data"
+            )
+        return found
+
+
+Choose = Callable[[Request], Tensor]
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """One rule of `RULES`.
+
+    Attributes:
+        choose: called with a `Request`; returns theta, (C,) or one number, in the activation's unit. A channel's theta
+            of 0 stands for a dead channel.
+        needs: what the calibration has to collect beside the histogram; `GRADIENTS` is all there is.
+        parse: reads what a user writes after the colon and raises ValueError where it is wrong; None: nothing may.
+        form: how a user writes a rule with an argument, for messages.
+    """
+
+    choose: Choose
+    needs: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    form: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse needs that calibration cannot fill.
+
+        Raises:
+            InputError: another word than `GRADIENTS`.
+        """
+        unknown = [need for need in self.needs if need != GRADIENTS]
+        if unknown:
+            raise InputError(f"threshold rule: needs must be () or ({GRADIENTS!r},), got {self.needs!r}")
+
+
+Rule = str | ThresholdRule | Choose
+
+
+def _fitted(law: str, r: Request) -> Tensor:
+    return fitted_threshold(law, r.magnitudes, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)
+
+
+def _percentage(text: str) -> float:
+    q = float(text)
+    if not 0 < q <= 100:
+        raise ValueError
+    return q
+
+
+def least_output_error(r: Request) -> Tensor:
+    """Theta that minimises the output's squared error to first order: every value's error counts by its gradient.
+
+    A channel that the output does not depend on takes the theta of "mse".
+
+    Shapes: result (C,), in the activation's unit.
+    """
+    plain = least_squares(r.histogram, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)
+    weighted = r.gradient_histogram()
+    seen = weighted.counts.sum(1).view(2 if r.signed else 1, -1).sum(0) > 0
+    return torch.where(seen, least_squares(weighted, r.v_init, r.timesteps, r.max_spikes, signed=r.signed), plain)
+
+
+# One row a rule. A function of a `Request` may stand for a row that says no more.
+RULES: dict[str, ThresholdRule | Choose] = {
+    "mse": ThresholdRule(lambda r: least_squares(r.histogram, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)),
+    "output-mse": ThresholdRule(least_output_error, needs=(GRADIENTS,)),
+    "max": ThresholdRule(lambda r: r.magnitudes.maximum / r.max_spikes),
+    "percentile": ThresholdRule(
+        lambda r: r.magnitudes.percentile(r.argument) / r.max_spikes,
+        parse=_percentage,
+        form='"percentile:Q" with 0 < Q <= 100',
+    ),
+    **{law: ThresholdRule(partial(_fitted, law)) for law in LAWS},
+}
+
+
+def as_rule(rule: ThresholdRule | Choose) -> ThresholdRule:
+    """A row of `RULES`, or the function that stands for one.
+
+    Raises:
+        InputError: it can not be called.
+    """
+    if isinstance(rule, ThresholdRule):
+        return rule
+    if not callable(rule):
+        raise InputError(f"threshold rule: expected a name, a function or a ThresholdRule, got {rule!r}")
+    return ThresholdRule(rule)
+
+
+def parse_rule(rule: str) -> tuple[str, Any]:
+    """(a key of `RULES` or "clip", its argument).
+
+    Raises:
+        InputError: another word, or an argument that the rule does not take.
+    """
+    name, colon, value = rule.partition(":")
+    if name == CLIP and not colon:
+        return name, None
+    if name in RULES:
+        parse = as_rule(RULES[name]).parse
+        if parse is None and not colon:
+            return name, None
+        if parse is not None:
+            with suppress(ValueError):
+                return name, parse(value)
+    raise InputError(f"threshold rule: expected {rules_help()}, got {rule!r}")
+
+
+def rules_help() -> str:
+    """Every rule that is known now.
+
+    Returns:
+        "one of ...", for messages and the help of an option.
+    """
+    rows = {name: as_rule(rule) for name, rule in RULES.items()}
+    plain = [f'"{name}"' for name, row in rows.items() if row.parse is None]
+    words = [*plain, f'"{CLIP}"', *(row.form or f'"{name}:..."' for name, row in rows.items() if row.parse)]
+    return f"one of {', '.join(words[:-1])} or {words[-1]}"
+
+
+def needs_of(rule: Rule) -> tuple[str, ...]:
+    """What a rule needs beside the histogram; nothing for a name that is not known."""
+    if not isinstance(rule, str):
+        return as_rule(rule).needs
+    name = rule.partition(":")[0]
+    return as_rule(RULES[name]).needs if name in RULES else ()
+
+
+def starts_of(v_init: Tensor, channels: int) -> Tensor:
+    """v_init as (C,) in 0..1; a layer-wide threshold over channels that start apart takes their mean."""
+    start = v_init.detach().to("cpu", torch.float32).clamp(0, 1)
+    return (start if start.numel() in (1, channels) else start.mean()).reshape(-1).expand(channels)
+
+
+def choose(
+    hist: ActivationHistogram,
+    rule: Rule,
+    v_init: Tensor,
+    timesteps: int,
+    max_spikes: int = 1,
+    *,
+    signed: bool = False,
+    layer: str = "",
+) -> Tensor:
+    """Theta (C,) by a rule; a dead channel takes the layer's largest theta, so that it stays silent.
+
+    A `signed` layer's histogram holds 2 C rows; all built-in rules but "mse" use the magnitudes. "clip" is no question
+    to a histogram: a layer without a clip of its own takes "mse".
+
+    Raises:
+        ConversionError: no activation of the layer was ever positive, or the rule gave something else than thetas.
+        InputError: an unknown rule.
+    """
+    name, argument = parse_rule(rule) if isinstance(rule, str) else ("", None)
+    row = as_rule(RULES["mse" if name == CLIP else name] if isinstance(rule, str) else rule)
+    sizes = hist.folded() if signed else hist
+    start = starts_of(v_init, sizes.channels)
+    theta = row.choose(Request(hist, sizes, start, timesteps, max_spikes, signed, argument, layer))
+    theta = _checked(theta, sizes.channels, layer)
+    # a percentile below the zeros would silence a neuron
+    theta = torch.where(theta > 0, theta, sizes.maximum / max_spikes)
+    if not bool((theta > 0).any()):
+        raise ConversionError(
+            f"layer {layer!r}: no activation was {'other than zero' if signed else 'positive'} on the calibration "
+            "data, so no threshold can be chosen; "
+            "check the checkpoint and the input's normalisation, or give the threshold yourself"
+        )
+    return torch.where(theta > 0, theta, theta.max())
+
+
+def _checked(theta: Any, channels: int, layer: str) -> Tensor:
+    """What a rule gave, as (C,) float32.
+
+    Raises:
+        ConversionError: no tensor, another shape, or NaN or infinity in it.
+    """
+    if not isinstance(theta, Tensor) or theta.numel() not in (1, channels) or not bool(theta.isfinite().all()):
+        came = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
+        raise ConversionError(
+            f"layer {layer!r}: its threshold rule gave {came}; expected a tensor of {channels} finite thetas, or of one"
+        )
+    return theta.detach().to("cpu", torch.float32).reshape(-1).expand(channels)
+
+
+def predicted_rate(
+    hist: ActivationHistogram,
+    theta: Tensor,
+    v_init: Tensor,
+    timesteps: int,
+    max_spikes: int = 1,
+    *,
+    signed: bool = False,
+) -> float:
+    """Mean spikes per neuron and step that the quantizer would emit on the calibration data (bin centres)."""
+    edges = hist.edges()
+    centres = (edges[:, 1:] + edges[:, :-1]) / 2
+    channels = hist.channels // 2 if signed else hist.channels
+    th = theta.detach().cpu().to(torch.float64).reshape(-1).expand(channels)
+    v0 = starts_of(v_init, channels).to(torch.float64)
+    if signed:
+        th, v0 = th.repeat(2), torch.cat([v0, 1 - v0])
+    scaled = centres * timesteps / th[:, None] + v0[:, None]
+    spikes = torch.floor(scaled).clamp(0, timesteps * max_spikes) * hist.counts
+    return float(spikes.sum() / hist.total.sum().clamp_min(1) / timesteps) * (2 if signed else 1)

@@ -1,0 +1,257 @@
+"""Batches out of whatever holds data: a dataset, a loader, tensors, or any iterable of batches.
+
+What one batch may look like: a tensor, inputs and labels, a dict; each becomes a `Batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from speedysnn.errors import DataError, InputError, SpeedySNNError
+
+INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
+LABEL_KEYS = ("label", "labels", "y", "target", "targets")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one forward call and, where known, the class of each image, int64 (B,)."""
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Shapes only."""
+        labels = None if self.labels is None else tuple(self.labels.shape)
+        return f"Batch(inputs={[tuple(value.shape) for value in self.inputs]}, labels={labels})"
+
+
+def parse(raw: Any, where: str) -> Batch:
+    if isinstance(raw, Batch):
+        return raw
+    if isinstance(raw, Tensor):
+        return Batch((raw,))
+    if isinstance(raw, Mapping):
+        return _parse_dict(raw, where)
+    if isinstance(raw, Sequence) and not isinstance(raw, (str, bytes)):
+        return _parse_sequence(raw, where)
+    expected = f"expected a tensor, (inputs, labels), or a dict with {_keys(INPUT_KEYS)}"
+    raise DataError(f"{where}: got {_kind(raw)}, {expected}")
+
+
+def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
+    images = next((raw[key] for key in INPUT_KEYS if key in raw), None)
+    if images is None:
+        have = ", ".join(map(repr, raw)) or "none"
+        raise DataError(f"{where}: a dict with the keys {have}; the images must be below one of {_keys(INPUT_KEYS)}")
+    labels = next((raw[key] for key in LABEL_KEYS if key in raw), None)
+    return Batch(_inputs(images, where), None if labels is None else _labels(labels, where))
+
+
+def _parse_sequence(raw: Sequence[Any], where: str) -> Batch:
+    if not raw:
+        raise DataError(f"{where}: an empty {type(raw).__name__}, expected inputs and, if known, labels")
+    *front, last = raw
+    if front and (last is None or _are_labels(last)):
+        inputs = tuple(value for part in front for value in _inputs(part, where))
+        return Batch(inputs, last)
+    if front and isinstance(last, int):
+        raise DataError(
+            f"{where}: the label is one number, so this is a single image; put the images into a DataLoader"
+        )
+    return Batch(tuple(value for part in raw for value in _inputs(part, where)))
+
+
+def _are_labels(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1 and not (value.is_floating_point() or value.is_complex())
+
+
+def _inputs(value: Any, where: str) -> tuple[Tensor, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
+        return tuple(value)
+    array = "; make it a tensor with torch.from_numpy" if hasattr(value, "__array__") else ""
+    raise DataError(f"{where}: got {_kind(value)} where a tensor of inputs was expected{array}")
+
+
+def _labels(value: Any, where: str) -> Tensor:
+    if _are_labels(value):
+        return value  # type: ignore[no-any-return]
+    raise DataError(f"{where}: labels are {_kind(value)}, expected a 1-D tensor of whole numbers, one an image")
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _keys(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4]))
+
+
+__all__ = ["Batch", "iter_batches", "steps_of"]
+
+_EXPECTED = "a Dataset, a DataLoader, a tensor (B, ...), a tuple (inputs, labels) of tensors, or an iterable of batches"
+
+
+def steps_of(data: Any) -> int:
+    """T where a dataset's samples are events (T, ...), as its attribute `timesteps` says, else 0.
+
+    Loaders and subsets are looked through to the dataset below.
+    """
+    while isinstance(data, (Dataset, DataLoader)):
+        steps = getattr(data, "timesteps", None)
+        if isinstance(steps, int) and not isinstance(steps, bool):
+            return steps
+        data = getattr(data, "dataset", None)
+    return 0
+
+
+def iter_batches(
+    data: Any,
+    *,
+    batch_size: int = 64,
+    what: str = "calibration data",
+    events: Literal["mean", "steps"] = "mean",
+    ranks: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Batches from a Dataset, a DataLoader, a tensor (B, ...), a tuple (x, y), or any iterable of batches.
+
+    A batch is a tensor, a list or tuple whose last element may be the labels, or a dict with keys such as "image" and
+    "label". A last element that is a 1-D integer tensor is the labels; a floating one is one more input. Events are
+    known by the attribute `timesteps` of their dataset, whose batches (B, T, ...) are put time first; else by `ranks`;
+    else by labels, which must be as many as the second dimension is long and not as the first.
+
+    Args:
+        data: where the batches come from; a tuple is one big batch, a list a sequence of batches.
+        batch_size: used where the data is not in batches yet.
+        what: how messages name the data.
+        events: what to give for events, their "mean" over time (B, ...), or all "steps" (T, B, ...).
+        ranks: dimensions of each static input with its batch; an input of one more is events (T, B, ...).
+
+    Raises:
+        InputError: batch_size below 1, or another word for `events`.
+        DataError: nothing in it, NaN or infinity, something that is not a tensor, unequal lengths.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if events not in ("mean", "steps"):
+        raise InputError(f'events: expected "mean" or "steps", got {events!r}')
+    used_up = isinstance(data, Iterator)
+    steps, index = steps_of(data), -1
+    for index, raw in enumerate(_read(_raw_batches(data, batch_size, what, ranks), what)):
+        where = f"{what}, batch {index}"
+        batch = parse(raw, where)
+        batch = batch if not steps else _time_first(batch, steps, where)
+        dims = _batch_dims(batch, ranks, steps)
+        _check(batch, dims, where)
+        yield batch if events == "steps" else _mean(batch, dims)
+    if index < 0:
+        advice = (
+            "it is an iterator that gives its batches once and is used up; pass a list, a Dataset or a DataLoader"
+            if used_up
+            else f"expected {_EXPECTED} with at least one image"
+        )
+        raise DataError(f"{what}: no batch in it; {advice}")
+
+
+def _raw_batches(data: Any, batch_size: int, what: str, ranks: Sequence[int] | None) -> Iterable[Any]:
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=batch_size)
+    if isinstance(data, (Tensor, tuple, Mapping, Batch)):
+        return _chunks(parse(data, what), batch_size, what, ranks)
+    if isinstance(data, (str, bytes)):
+        raise DataError(f"{what}: got the text {data!r}; load it first, as speedysnn.data.load({data!r})")
+    if not isinstance(data, Iterable) or type(data).__module__.partition(".")[0] == "numpy":
+        array = "; make it a tensor with torch.from_numpy" if hasattr(data, "__array__") else ""
+        raise DataError(f"{what}: got {type(data).__name__}, expected {_EXPECTED}{array}")
+    return data
+
+
+def _chunks(whole: Batch, batch_size: int, what: str, ranks: Sequence[int] | None) -> Iterator[Batch]:
+    dims = _batch_dims(whole, ranks, 0)
+    count = _check_lengths(whole, dims, what)
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        inputs = tuple(x.narrow(dim, start, size) for x, dim in zip(whole.inputs, dims, strict=True))
+        yield Batch(inputs, None if whole.labels is None else whole.labels[start : start + size])
+
+
+def _time_first(batch: Batch, steps: int, where: str) -> Batch:
+    """Events (B, T, ...) of a dataset as (T, B, ...)."""
+    if any(x.ndim < 2 or x.shape[1] != steps for x in batch.inputs):
+        came = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
+        raise DataError(f"{where}: the dataset says timesteps={steps}; expected a batch (B, {steps}, ...), got {came}")
+    return Batch(tuple(x.transpose(0, 1) for x in batch.inputs), batch.labels)
+
+
+def _batch_dims(batch: Batch, ranks: Sequence[int] | None, steps: int) -> list[int]:
+    """The dimension of each input that counts the images: 1 where it is events (T, B, ...), else 0."""
+    if steps:
+        return [1] * len(batch.inputs)
+    if ranks is not None and len(ranks) == len(batch.inputs):
+        return [int(x.ndim == rank + 1) for x, rank in zip(batch.inputs, ranks, strict=True)]
+    if batch.labels is None:
+        return [0] * len(batch.inputs)
+    count = len(batch.labels)
+    return [int(x.ndim > 2 and len(x) != count and x.shape[1] == count) for x in batch.inputs]
+
+
+def _mean(batch: Batch, dims: Sequence[int]) -> Batch:
+    if not any(dims):
+        return batch
+    inputs = (x.to(torch.promote_types(x.dtype, torch.float32)).mean(0) if dim else x
+              for x, dim in zip(batch.inputs, dims, strict=True))  # fmt: skip
+    return Batch(tuple(inputs), batch.labels)
+
+
+def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
+    """The batches; what a user's dataset raises becomes one message with the batch's number."""
+    index = 0
+    try:
+        for batch in batches:
+            yield batch
+            index += 1
+    except SpeedySNNError:
+        raise
+    except Exception as err:
+        reason = str(err).strip().partition("\n")[0]
+        raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason}") from err
+
+
+def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
+    """The number of images, the same in every input and in the labels."""
+    if any(value.ndim <= dim or value.shape[dim] == 0 for value, dim in zip(batch.inputs, dims, strict=True)):
+        raise DataError(f"{where}: an input of shape {[tuple(value.shape) for value in batch.inputs]} holds no image")
+    parts = batch.inputs if batch.labels is None else (*batch.inputs, batch.labels)
+    counts = {value.shape[dim] for value, dim in zip(parts, (*dims, 0), strict=False)}
+    if len(counts) > 1:
+        raise DataError(
+            f"{where}: inputs and labels differ in length ({', '.join(str(tuple(value.shape)) for value in parts)}); "
+            "each image needs one label, and a sequence of batches must be a list, not a tuple"
+        )
+    return counts.pop()
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all values are finite: so they are where their sum is, which is found at once."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
+def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
+    """Inputs must be finite floats (or indices), as many as labels."""
+    _check_lengths(batch, dims, where)
+    for value in batch.inputs:
+        if value.dtype == torch.uint8:
+            raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255")
+        if value.is_floating_point() and not _finite(value):
+            bad = int((~value.isfinite()).sum())
+            raise DataError(
+                f"{where}: {bad} of {value.numel()} values are NaN or infinity; remove or repair those images"
+            )

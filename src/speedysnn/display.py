@@ -1,0 +1,88 @@
+"""What a terminal shows of long work: a bar, plain lines elsewhere, nothing unless asked; and names that fit it.
+
+What a notebook shows for a network, a noise report or a run: a line of facts and a table, all text escaped.
+
+Strict JSON: no NaN, no Infinity, no numpy.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
+from operator import length_hint
+from typing import Any, TypeVar
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+_EVERY_S = 15.0
+
+
+def track(
+    items: Iterable[T], label: str, *, total: int | None = None, enabled: bool = True,
+    status: Callable[[], str] | None = None,
+) -> Iterator[T]:  # fmt: skip
+    """The items, with progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere.
+
+    `total` is `operator.length_hint` of the items where it is not given; with it the time left is shown too.
+    `status` gives a few words on where the work stands, shown beside the count.
+    """
+    if not enabled:
+        yield from items
+        return
+    if total is None:
+        total = length_hint(items) or None
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            for item in items:
+                yield item
+                bar.update(task, advance=1, description=label if status is None else f"{label} {status()}")
+        return
+    begin = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= _EVERY_S:
+            last = now
+            of = f"/{total}" if total else ""
+            left = f", about {(now - begin) / done * (total - done):.0f} s left" if total else ""
+            words = "" if status is None else f", {status()}"
+            sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s{left}{words}\n")
+            sys.stderr.flush()
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in at most `width` characters: cut in the middle, for its end tells layers apart."""
+    if len(name) <= width:
+        return name
+    if width < 2:
+        return name[len(name) - width :]
+    end = -(-(width - 1) * 2 // 3)  # two thirds
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+
+
+def block(title: str, sentences: Sequence[str], table: pd.DataFrame, most: int = 40) -> str:
+    """HTML of a title, sentences and the first `most` rows of a table; numbers to four digits."""
+    lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    shown = table.head(most).to_html(index=False, escape=True, border=0, na_rep="-", float_format="{:.4g}".format)
+    left = len(table) - most
+    more = f"<p>and {left} more rows</p>" if left > 0 else ""
+    return f"<div><strong>{escape(title)}</strong>{lines}{shown}{more}</div>"
+
+
+def plain(value: Any) -> Any:
+    """A figure as JSON data: infinities as the words "inf" and "-inf", NaN and what was not measured as None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return None
+    return "inf" if value > 0 else "-inf"

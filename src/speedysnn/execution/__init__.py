@@ -1,0 +1,1 @@
+"""Running a graph: one interpreter, its passes, streaming and observers."""

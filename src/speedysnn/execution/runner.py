@@ -1,0 +1,206 @@
+"""One call of a network: its inputs accepted, cut into passes that fit the caches, and run in a reading."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from speedysnn.errors import InputError
+from speedysnn.execution import scheduling
+from speedysnn.execution.interpreter import Execution, Value
+from speedysnn.execution.module import Parts
+from speedysnn.execution.observers import Observer, Tap
+from speedysnn.execution.scheduling import single_threaded
+from speedysnn.execution.sparse_conv import Eventwise, shared
+from speedysnn.graph.ir import Wires, map_outputs
+from speedysnn.neurons.layer import IFNeuron
+from speedysnn.neurons.parameters import Reading
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all passes of one call share, found once.
+
+    Attributes:
+        snn: the network.
+        reading: of this call.
+        per_step: the running mean after each step is wanted.
+        observer: sees every neuron.
+        neurons: by name.
+        wires: of its graph.
+        synchronous: every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them.
+        eventwise: its convolutions on the CPU; None where a compiler follows the call, which is to see torch's own.
+    """
+
+    snn: Parts
+    reading: Reading
+    per_step: bool
+    observer: Observer | None
+    neurons: Mapping[str, IFNeuron]
+    wires: Wires
+    synchronous: bool
+    eventwise: Eventwise | None
+
+
+def read(
+    snn: Parts,
+    reading: Reading,
+    inputs: Sequence[Any],
+    per_step: bool,
+    observer: Observer | None,
+    at_once: bool = False,
+) -> Any:
+    """The outputs of one call, whatever the network's present reading is; see `SpikingNetwork.forward`.
+
+    Raises:
+        InputError: an input of another rank than the network was converted with, or no tensor.
+    """
+    dynamic = [is_events(snn, x, i) for i, x in enumerate(inputs)]
+    neurons = snn.neurons
+    synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
+    steps = 1 if reading != "spiking" or synchronous else snn.timesteps
+    passes = _passes(snn, inputs, dynamic, observer, steps, at_once)
+    pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
+    own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
+    eventwise = None if own else Eventwise(pictures, snn.tables, reading)
+    call = Call(snn, reading, per_step, observer, neurons, snn.wires, synchronous, eventwise)
+    try:
+        return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
+    finally:
+        if eventwise is not None:
+            eventwise.close()
+
+
+def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
+    if call.eventwise is not None:
+        with single_threaded():
+            call.eventwise.prepare(call.snn.plain_tensors)
+    batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
+    pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
+    parts = [partial(one_pass, call, piece) for piece in pieces]
+    return join(scheduling.run(parts, parallel=inputs[0].device.type == "cpu"), dim=int(call.per_step))
+
+
+@contextmanager
+def held(snn: Parts, images: int) -> Iterator[None]:
+    """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
+    with ExitStack() as stack:
+        with single_threaded():
+            stack.enter_context(shared(snn.tables, snn.plain_tensors, ("quantized", "spiking"), images))
+        yield
+
+
+def one_pass(call: Call, inputs: Sequence[Tensor]) -> Any:
+    """The outputs for images that run at once."""
+    return _run(call, [accept(call.snn, x, i) for i, x in enumerate(inputs)])
+
+
+def accept(snn: Parts, x: Tensor, position: int) -> Value:
+    """An input as the executor takes it: (B, ...) static, or events (T, B, ...) with time folded into the batch.
+
+    Raises:
+        InputError: another rank, or no tensor.
+    """
+    dynamic = is_events(snn, x, position)
+    return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
+
+
+def is_events(snn: Parts, x: Tensor, position: int) -> bool:
+    """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
+
+    Raises:
+        InputError: another rank, or no tensor.
+    """
+    expected = snn.input_shapes[position]
+    if not isinstance(x, Tensor):
+        raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
+    if x.ndim == len(expected) + 1:
+        return False
+    if x.ndim == len(expected) + 2 and x.shape[0] == snn.timesteps:
+        return True
+    raise InputError(
+        f"input {position}: expected (B, {_shape(expected)}), or ({snn.timesteps}, B, {_shape(expected)}) for "
+        f"T={snn.timesteps} steps of events, got {tuple(x.shape)}"
+    )
+
+
+def _passes(
+    snn: Parts,
+    inputs: Sequence[Tensor],
+    dynamic: Sequence[bool],
+    observer: Observer | None,
+    steps: int,
+    at_once: bool,
+) -> list[int]:
+    """Images of each pass; all in one where that is asked, or gradients, an observer or hooks need them together."""
+    together = at_once or (observer is not None and not getattr(observer, "any_order", False))
+    images = inputs[0].shape[int(dynamic[0])]
+    if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
+        return [images]
+    parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
+    size = images_at_once(snn, steps, inputs[0])
+    worth = images * steps * snn.multiplications >= parts * scheduling.WORTH * len(snn.graph.nodes)
+    if worth and not snn.images_per_pass and not scheduling.asked():
+        size = min(size, -(-images // parts))
+    sizes = scheduling.cut(images, size, parts)
+    return [images] if len(sizes) > 1 and snn.watched else sizes
+
+
+def images_at_once(snn: Parts, steps: int, x: Tensor) -> int:
+    """Images of one pass through so many steps at once: what was asked for, else what the caches hold."""
+    if snn.images_per_pass:
+        return snn.images_per_pass
+    item = x.element_size() if x.is_floating_point() else 4
+    if torch.is_autocast_enabled(x.device.type):  # halves what a pass holds, so that twice the images fit
+        item = torch.get_autocast_dtype(x.device.type).itemsize
+    return scheduling.images_per_pass(snn.width, steps, x.device, item, snn.weight_bytes)
+
+
+def _run(call: Call, values: Sequence[Value]) -> Any:
+    snn, reading = call.snn, call.reading
+    run = Execution(snn.graph, call.neurons, snn.layer, snn.timesteps, call.observer, None, call.eventwise, call.wires)
+    if reading != "spiking" or (not call.per_step and call.synchronous):
+        static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
+        out = run.static([run.mean(value) for value in values], static)
+        return _finish(run, {name: Value(out[name]) for name in snn.graph.output_names}, call.per_step)
+    if call.synchronous:
+        return _finish(run, _replay(run, values), call.per_step)
+    return _finish(run, run.spiking(values, call.per_step), call.per_step)
+
+
+def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
+    """Spike trains of a layer-synchronous network: drives from one quantized pass, then paced over the steps."""
+    drives: dict[str, Tensor] = {}
+
+    def record(tap: Tap) -> None:
+        drives[tap.name] = tap.drive
+
+    means = [run.mean(value) for value in values]
+    known = Execution(run.graph, run.neurons, run.layers, run.timesteps, record, None, run.eventwise, run.wires)
+    known.static(means, "quantized")
+    paced = Execution(run.graph, run.neurons, run.layers, run.timesteps, run.observer, drives, wires=run.wires)
+    return paced.spiking(values, per_step=True)
+
+
+def _finish(run: Execution, values: Mapping[str, Value], per_step: bool) -> Any:
+    take = run.running_mean if per_step else run.mean
+    return map_outputs(run.graph.outputs, {name: take(values[name]) for name in run.graph.output_names})
+
+
+def join(pieces: Sequence[Any], dim: int) -> Any:
+    """Outputs of one structure, concatenated leaf by leaf."""
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves, dim), *pieces)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Pictures with their channels innermost, as convolutions run fastest; other tensors as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

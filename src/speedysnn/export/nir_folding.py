@@ -1,0 +1,190 @@
+"""Thresholds folded into weights: the graph as layers between neurons of threshold one that emit 0 or 1."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedysnn.errors import ConversionError
+from speedysnn.graph.ir import Node
+from speedysnn.graph.operators import OPERATORS
+from speedysnn.network import SpikingNetwork
+
+WEIGHTED = ("conv2d", "linear")
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A value: the sum of what `sources` emit, times `scale`; `shape` and `scale` have no batch dimension."""
+
+    sources: tuple[str, ...]
+    scale: Tensor
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One folded layer: its kind, the shape it reads, and its constants."""
+
+    kind: str
+    shape: tuple[int, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Folded:
+    """The network's layers by name and their edges; several edges into one layer add.
+
+    A neuron's theta leaves through the weights after it (columns times theta), its drive arrives in units of theta
+    (rows and bias over theta); where no weight layer stands between, a layer "scale" does it. Folded in float64.
+    """
+
+    def __init__(self, snn: SpikingNetwork) -> None:
+        self.snn = snn
+        self.layers: dict[str, Layer] = {}
+        self.edges: list[tuple[str, str]] = []
+        self._signals: dict[str, Signal] = {}
+        self._names = {node.name: plain(node.name) for node in snn.graph.nodes}
+        self._uses = Counter([name for node in snn.graph.nodes for name in node.inputs] + [*snn.graph.output_names])
+        self._units = self._wanted()
+        for node in snn.graph.nodes:
+            self._signals[node.name] = self._fold(node)
+        last = self._signals[snn.graph.output_names[0]]
+        self.add("output", "output", self.scaled(last, torch.ones((), dtype=torch.float64)), {}, last.shape)
+
+    def _wanted(self) -> dict[str, Tensor]:
+        """The unit, theta of the neuron they drive alone, in which weight layers and sums had best answer."""
+        units: dict[str, Tensor] = {}
+        for node in reversed(self.snn.graph.nodes):
+            unit = self.theta(node) if node.op == "neuron" else units.get(node.name)
+            if unit is not None and node.op in ("neuron", "add", "identity"):
+                units.update({name: unit for name in node.inputs if self._uses[name] == 1})
+        return units
+
+    def theta(self, node: Node) -> Tensor:
+        """A neuron's theta, shaped to broadcast against its values without the batch dimension."""
+        neuron, ndim = self.snn.neurons[node.name], len(node.attrs["shape"]) + 1
+        theta = neuron.threshold.detach().double().cpu()
+        return neuron.per_channel(theta, ndim)[0] if theta.ndim else theta
+
+    def add(self, name: str, kind: str, signal: Signal, constants: Mapping[str, Any], shape: tuple[int, ...]) -> Signal:
+        """Append a layer that reads `signal`; what it emits, at scale one."""
+        while name in self.layers:
+            name += "_"
+        self.layers[name] = Layer(kind, signal.shape, constants)
+        self.edges += [(source, name) for source in signal.sources]
+        return Signal((name,), torch.ones((), dtype=torch.float64), shape)
+
+    def scaled(self, signal: Signal, unit: Tensor) -> Signal:
+        """The same value as `unit` times what is emitted, through a layer "scale" where that is not so yet."""
+        ratio = signal.scale / unit
+        if bool((ratio == 1).all()):
+            return Signal(signal.sources, unit, signal.shape)
+        name = "_and_".join(signal.sources) + "_scale"
+        factors = {"scale": ratio.expand(signal.shape).float()}
+        return Signal(self.add(name, "scale", signal, factors, signal.shape).sources, unit, signal.shape)
+
+    def _fold(self, node: Node) -> Signal:
+        name, one = self._names[node.name], torch.ones((), dtype=torch.float64)
+        if node.op == "input":
+            self.layers[name] = Layer("input", self.snn.input_shapes[0])
+            return Signal((name,), one, self.snn.input_shapes[0])
+        inputs = [self._signals[each] for each in node.inputs]
+        if node.op == "neuron":
+            theta, v_init = self.theta(node), self.snn.neurons[node.name].v_init.detach().cpu()
+            drive = self.scaled(inputs[0], theta)
+            return Signal(self.add(name, "neuron", drive, {"v_init": v_init}, drive.shape).sources, theta, drive.shape)
+        if node.op == "add":
+            return self._sum(inputs, self._units.get(node.name, one))
+        if node.op == "identity":
+            return inputs[0]
+        shape = self._shape(node, inputs[0].shape)
+        if node.op in WEIGHTED:
+            return self._weights(node, inputs[0], shape)
+        return self._pass(node, inputs[0], shape)
+
+    def _sum(self, inputs: list[Signal], unit: Tensor) -> Signal:
+        first, second = (self.scaled(each, unit) for each in inputs)
+        if set(first.sources) & set(second.sources):
+            twice = {"scale": torch.ones(second.shape)}
+            copy = self.add("_and_".join(second.sources) + "_again", "scale", second, twice, second.shape)
+            second = Signal(copy.sources, unit, second.shape)
+        return Signal(first.sources + second.sources, unit, first.shape)
+
+    def _shape(self, node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+        with torch.no_grad():
+            tensors = {key: value.detach().cpu() for key, value in self.snn.tensors(node.name).items()}
+            return tuple(OPERATORS[node.op].run([torch.zeros(1, *shape)], node.attrs, tensors).shape[1:])
+
+    def _weights(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
+        own = {key: value.detach().double().cpu() for key, value in self.snn.tensors(node.name).items()}
+        weight, unit = own["weight"], self._units.get(node.name, torch.ones((), dtype=torch.float64))
+        bias = own.get("bias", weight.new_zeros(weight.shape[0])) + self._offset(node)
+        constants = dict(node.attrs)
+        columns = signal.scale.expand(signal.shape[0], *signal.scale.shape[1:]).reshape(-1)
+        if node.op == "conv2d":
+            weight, constants["groups"] = dense(weight, node.attrs["groups"]), 1
+        rows = unit.expand(shape[0], *unit.shape[1:]).reshape(-1)
+        tail = (1,) * (weight.ndim - 2)
+        weight = weight * columns.view(1, -1, *tail) / rows.view(-1, 1, *tail)
+        constants |= {"weight": weight.float(), "bias": (bias / rows).float()}
+        out = self.add(self._names[node.name], node.op, signal, constants, shape)
+        return Signal(out.sources, unit, shape)
+
+    def _offset(self, node: Node) -> Tensor:
+        """The correction's constant current of the neuron that this layer alone drives, 0 where there is none."""
+        for reader in self.snn.graph.neurons:
+            offset = self.snn.neurons[reader.name].offset
+            if offset is not None and reader.inputs == (node.name,):
+                return offset.detach().double().cpu()
+        return torch.zeros((), dtype=torch.float64)
+
+    def _pass(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
+        """Pooling keeps a scale that is the same all over a channel; flattening spreads it over the pixels."""
+        if node.op in ("flatten", "reshape"):
+            out = self.add(self._names[node.name], "flatten", signal, {}, shape)
+            scale = signal.scale.expand(signal.shape).reshape(shape) if signal.scale.ndim else signal.scale
+            return Signal(out.sources, scale, shape)
+        window = pooling(node, signal.shape, shape)
+        out = self.add(self._names[node.name], "avg_pool2d", signal, window, shape)
+        return Signal(out.sources, signal.scale, shape)
+
+
+def pooling(node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
+    """Kernel, stride and padding of an average pooling, (height, width) each.
+
+    Raises:
+        ConversionError: windows of unequal size.
+    """
+    if node.op == "avg_pool2d":
+        stride = node.attrs["kernel"] if node.attrs["stride"] is None else node.attrs["stride"]
+        return {"kernel": pair(node.attrs["kernel"]), "stride": pair(stride), "padding": pair(node.attrs["padding"])}
+    if shape[1] % out[1] or shape[2] % out[2]:
+        raise ConversionError(
+            f"NIR: {node.name!r} pools {shape[1:]} to {out[1:]} with windows of unequal size; expected a divisor"
+        )
+    kernel = (shape[1] // out[1], shape[2] // out[2])
+    return {"kernel": kernel, "stride": kernel, "padding": (0, 0)}
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """One number or two as (height, width)."""
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def dense(weight: Tensor, groups: int) -> Tensor:
+    """A grouped convolution's weight (O, I/groups, h, w) as (O, I, h, w) with zeros between the groups."""
+    if groups == 1:
+        return weight
+    each, width = weight.shape[0] // groups, weight.shape[1]
+    out = weight.new_zeros(weight.shape[0], width * groups, *weight.shape[2:])
+    for g in range(groups):
+        out[g * each : (g + 1) * each, g * width : (g + 1) * width] = weight[g * each : (g + 1) * each]
+    return out
+
+
+def plain(name: str) -> str:
+    """A node name without dots and slashes, which readers of NIR forbid."""
+    return name.replace(".", "_").replace("/", "_")

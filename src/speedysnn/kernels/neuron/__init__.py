@@ -1,0 +1,1 @@
+"""The neuron over time: a reference and its compiled backends."""

@@ -1,0 +1,168 @@
+"""The multi-step neuron on the CPU: compiled, one read and one write of the sequence, as many threads as torch."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedysnn.kernels.jit import AVAILABLE
+from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
+from speedysnn.kernels.neuron import numba_neuron, numba_sequence
+from speedysnn.kernels.neuron.llvm_neuron import flags_of
+from speedysnn.kernels.neuron.numba_sequence import backward as back
+from speedysnn.kernels.reference import Rule
+from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
+
+_SLOPES = {
+    "rectangle": (numba_neuron.RECTANGLE, rectangle),
+    "triangle": (numba_neuron.TRIANGLE, triangle),
+    "sigmoid": (numba_neuron.SIGMOID, sigmoid),
+    "atan": (numba_neuron.ATAN, atan),
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_SHARE = 65536  # neuron-steps worth a thread
+
+
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+    """Why this backend cannot run a call, or ""."""
+    if not AVAILABLE:
+        return "numba is not installed"
+    if drive.device.type != "cpu":
+        return f"the drive is on {drive.device.type}"
+    if drive.dtype not in _DTYPES:
+        return f"{drive.dtype} is not one of its types"
+    if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
+        return f"the surrogate {rule.surrogate!r} is not one of its own"
+    if channel_dim(drive, theta, v_init) is None:
+        return "theta or v_init varies along more than one dimension"
+    return ""
+
+
+def forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False,
+    input_sum: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`.
+
+    A dense `input_sum` (B, ...) with the strides of one step takes the drive's sum over the steps.
+    """
+    where = _plan(drive, theta, v_init, rule, constant)
+    if inplace and not constant:  # step t has read the drive up to a step k >= t when it writes row t
+        out = where.drive
+    else:
+        out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
+    if out.numel() == 0:
+        return out
+    work, result = _work(drive), array(out)
+    arrays = (array(where.drive), *_channels(theta, v_init, work))
+    sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
+    low, high, take_back = _clip(rule, work)
+    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None)
+    sums = array(input_sum) if input_sum is not None else np.empty(0, _numpy(work))
+    given = (flags, *arrays, *sizes, factors, low, high, sums, where.neurons)
+    share(where.neurons, rule.timesteps, lambda begin, end, _: numba_sequence.forward(*given, begin, end, result))
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    work = _work(drive)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    grad_x = torch.empty_like(where.drive)
+    sums = np.zeros((2, max(1, _workers(where.neurons, rule.timesteps)), where.channels))
+    if drive.numel():
+        outputs = laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
+        kind = _SLOPES[rule.surrogate][0]
+        arrays = (array(where.drive), array(outputs), *_channels(theta, v_init, work))
+        rest = (
+            where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
+            *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
+        )  # fmt: skip
+        result, flags = array(grad_x), flags_of(constant, False)
+        share(
+            where.neurons,
+            rule.timesteps,
+            lambda begin, end, i: back(flags, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+        )
+    to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
+    return grad_x.to(drive.dtype), reduced(to_theta, theta), reduced(to_start, v_init)
+
+
+def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    assert where is not None
+    return where
+
+
+def _work(drive: Tensor) -> torch.dtype:
+    return torch.promote_types(drive.dtype, torch.float32)
+
+
+def _numpy(dtype: torch.dtype) -> Any:
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:
+    return values(theta, dtype).numpy(), values(v_init, dtype).numpy()
+
+
+@lru_cache(maxsize=256)
+def _factors(rule: Rule, constant: bool, dtype: torch.dtype) -> Any:
+    steps = range(1, rule.timesteps + 1)
+    return np.array([float(t) if constant else t / rule.seen(t) for t in steps], _numpy(dtype))
+
+
+@lru_cache(maxsize=256)
+def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The levels of a step, and the surrogate's width, half of it, its inverse and pi."""
+    number = _numpy(dtype)
+    shape = [rule.width, rule.width / 2, 1 / rule.width, np.pi]
+    return np.arange(rule.max_spikes + 1, dtype=number), np.array(shape, number)
+
+
+@lru_cache(maxsize=256)
+def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
+    number = _numpy(dtype)
+    low = number(-rule.max_spikes if rule.signed else 0)
+    return low, number(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
+
+
+@cache
+def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # a forked child makes its own
+    return ThreadPoolExecutor(workers, thread_name_prefix="speedysnn")
+
+
+def _workers(neurons: int, steps: int) -> int:
+    return max(1, min(torch.get_num_threads(), neurons * steps // _SHARE))
+
+
+def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
+    """Divide the neurons among threads at whole blocks; calls work(begin, end, thread)."""
+    workers = _workers(neurons, steps)
+    block = numba_sequence.NEURON_BLOCK
+    _beside([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
+
+
+def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
+    """Divide items, `size` values in all, among threads; calls work(begin, end)."""
+    workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
+    _beside([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
+
+
+def _beside(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
+    """Run the pieces between the bounds, each in a thread, the first in this one."""
+    if len(bounds) == 2:
+        work(bounds[0], bounds[1], 0)
+        return
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, len(bounds) - 1)]
+    work(bounds[0], bounds[1], 0)
+    for other in others:
+        other.result()

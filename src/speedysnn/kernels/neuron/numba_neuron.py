@@ -1,0 +1,177 @@
+"""The neuron's inner loops over one block of neurons, compiled; `reference` is the definition they are held equal to.
+
+The state of a block stays in a small local array, so that the sequence is read once and written once. Every value is
+rounded in the same order as in the reference: results agree bit for bit. Each float kernel also takes bfloat16 as the
+upper half of a float32's bits (uint16).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.kernels.jit import compiled
+
+Array = Any
+RECTANGLE, TRIANGLE, SIGMOID, ATAN = range(4)
+
+
+@compiled
+def spread(values: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Each neuron's value of a per-channel array, for the m neurons from `first` on."""
+    channels = values.size
+    if channels == 1:
+        out[:m] = values[0]
+    elif inner == 1:
+        c, done = first % channels, 0
+        while done < m:  # whole rows of channels, so that the inner loop has no branch
+            run = min(channels - c, m - done)
+            for i in range(run):
+                out[done + i] = values[c + i]
+            done, c = done + run, 0
+    else:
+        done = 0
+        while done < m:
+            run = (first + done) // inner
+            stop = min(m, (run + 1) * inner - first)
+            out[done:stop] = values[run % channels]
+            done = stop
+
+
+@compiled
+def gather(grad: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Add m neurons' values to their channels' sums."""
+    channels = out.size
+    if inner == 1 and channels > 1:
+        c, done = first % channels, 0
+        while done < m:  # whole rows of channels, so that the inner loop has no branch
+            run = min(channels - c, m - done)
+            for i in range(run):
+                out[c + i] += grad[done + i]
+            done, c = done + run, 0
+        return
+    done = 0
+    while done < m:
+        run = (first + done) // inner
+        stop = m if channels == 1 else min(m, (run + 1) * inner - first)
+        total = 0.0
+        for i in range(done, stop):
+            total += grad[i]
+        out[run % channels] += total
+        done = stop
+
+
+@compiled
+def load(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block in."""
+    for i in range(m):
+        out[i] = x[i]
+
+
+@compiled
+def load_half(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block in from bfloat16."""
+    bits = out.view(np.uint32)
+    for i in range(m):
+        bits[i] = np.uint32(x[i]) << np.uint32(16)
+
+
+@compiled
+def add(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Add a block."""
+    for i in range(m):
+        out[i] += x[i]
+
+
+@compiled
+def to_half(bits: Any) -> Any:  # pragma: no cover - compiled
+    """A float32's bits whose upper half is its bfloat16, ties to even; in 32 bits, or the compiler takes 64."""
+    return np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+
+
+@compiled
+def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
+    """Copy a block out to bfloat16, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    for i in range(m):
+        rounded = to_half(bits[i]) >> np.uint32(16)
+        out[i] = np.uint16(0x7FC0) if values[i] != values[i] else np.uint16(rounded)
+
+
+@compiled
+def fire(
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, s: Array
+) -> None:  # pragma: no cover - compiled
+    """Spikes of one step, and the counts they lead to."""
+    one, zero = hi / hi, hi - hi
+    for i in range(m):
+        level = total[i] * factor / th[i] + v0[i]
+        spikes = np.floor(level) - count[i]
+        spikes = hi if spikes > hi else spikes
+        spikes = lo if spikes < lo else spikes
+        if take_back:
+            spikes -= one if (level < count[i]) & (count[i] > zero) else zero
+        count[i] += spikes
+        s[i] = spikes
+
+
+@compiled
+def fire_and_note(
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, u: Array,
+    before: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for the backward pass: keeps the membrane before firing and the count before it."""
+    one, zero = hi / hi, hi - hi
+    for i in range(m):
+        level = total[i] * factor / th[i] + v0[i]
+        spikes = np.floor(level) - count[i]
+        spikes = hi if spikes > hi else spikes
+        spikes = lo if spikes < lo else spikes
+        if take_back:
+            spikes -= one if (level < count[i]) & (count[i] > zero) else zero
+        u[i] = level - count[i]
+        before[i] = count[i]
+        count[i] += spikes
+
+
+@compiled
+def add_slope(
+    kind: int, u: Array, at: Any, shape: Array, weight: Any, count: Array, only_fired: bool, m: int, total: Array,
+    weighted: Array,
+) -> None:  # pragma: no cover - compiled
+    """Add a surrogate's slope at u - at, and `weight` times it; where `only_fired`, only at positive counts."""
+    half, inverse, pi = shape[1], shape[2], shape[3]
+    one, zero = inverse / inverse, inverse - inverse
+    for i in range(m):
+        x = u[i] - at
+        if kind == RECTANGLE:
+            h = inverse if abs(x) < half else zero
+        elif kind == TRIANGLE:
+            h = max(one - abs(x) * inverse, zero) * inverse
+        elif kind == SIGMOID:
+            p = one / (one + np.exp(-x * inverse))
+            h = p * (one - p) * inverse
+        else:
+            a = pi * x * inverse
+            h = inverse / (one + a * a)
+        if only_fired:
+            h = h if count[i] > zero else zero
+        total[i] += h
+        weighted[i] += weight * h
+
+
+@compiled
+def adjoint(
+    g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
+    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """One step of reverse time; see `reference._adjoint`. `inv` holds 1/theta, `keep` is 0 without a gradient
+    through the reset, else 1.
+    """
+    for i in range(m):
+        at_spike = g[i] + later[i] * inv[i]
+        to_membrane = at_spike * slopes[i]
+        spikes = after[i] - count[i]
+        to_theta[i] += g[i] * spikes - at_spike * weighted[i] + to_membrane * (v0[i] - count[i])
+        to_start[i] += to_membrane * th[i]
+        summed[i] += to_membrane * factor
+        later[i] -= to_membrane * th[i] * keep

@@ -1,0 +1,233 @@
+"""A layer's whole sequence, block by block, compiled; bfloat16 comes as bits.
+
+The adjoint of a layer's whole sequence, block by block, compiled: what is needed is computed again, not kept.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from speedysnn.kernels.jit import WORKS, compiled
+from speedysnn.kernels.neuron.llvm_neuron import AT_ONCE, adjoint_all, fire_all
+from speedysnn.kernels.neuron.numba_neuron import (
+    RECTANGLE,
+    add,
+    add_slope,
+    adjoint,
+    fire,
+    fire_and_note,
+    gather,
+    load,
+    load_half,
+    spread,
+    store_half,
+)
+
+Array = Any
+NEURON_BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
+
+
+@compiled
+def block_size(most: int, period: int) -> int:  # pragma: no cover - compiled
+    """Neurons a block: whole periods of the thetas where they fit, so that one layout of theta serves every block."""
+    return most // period * period if period <= most else most
+
+
+@compiled
+def period_of(theta: Array, start: Array, inner: int) -> int:  # pragma: no cover - compiled
+    """Neurons after which the thetas and starts come again."""
+    channels = max(theta.size, start.size)
+    return channels * inner if channels > 1 else 1
+
+
+@compiled
+def total_upto(
+    x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array
+) -> None:  # pragma: no cover - compiled
+    """Add the inputs of steps seen..upto - 1, in the order in which they arrive."""
+    for step in range(seen, upto):
+        row = x[step * neurons + first : step * neurons + first + m]
+        if step == 0:
+            load(row, m, total)
+        else:
+            add(row, m, total)
+
+
+@compiled
+def total_upto_half(
+    x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array, row: Array
+) -> None:  # pragma: no cover - compiled
+    """The same from bfloat16."""
+    for step in range(seen, upto):
+        load_half(x[step * neurons + first : step * neurons + first + m], m, row)
+        if step == 0:
+            load(row, m, total)
+        else:
+            add(row, m, total)
+
+
+@compiled
+def forward(
+    flags: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
+    hi: Any, input_sum: Array, neurons: int, begin: int, end: int, out: Array,
+) -> None:  # pragma: no cover - compiled
+    """Theta * s[t] of the neurons begin..end - 1, all steps; `flags` are those of `neuron_code.CallFlags`.
+
+    If the flag `input_sum` is set, the drive's sum over all steps goes to the array of that name.
+    """
+    th, v0 = np.empty(NEURON_BLOCK, theta.dtype), np.empty(NEURON_BLOCK, theta.dtype)
+    constant, take_back, half = len(flags.constant) > 0, len(flags.take_back) > 0, len(flags.half) > 0
+    period = period_of(theta, start, inner)
+    size = block_size(NEURON_BLOCK, period)
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or size % period != 0:
+            spread(theta, first, m, inner, th)
+            spread(start, first, m, inner, v0)
+        vectorized = m // AT_ONCE * AT_ONCE if WORKS else 0
+        seen = 1 if constant else min(1 + delay, steps)
+        fire_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, vectorized, input_sum)
+        if vectorized < m:
+            few(x, first + vectorized, m - vectorized, steps, delay, constant, half, factors, lo, hi, take_back,
+                th[vectorized:], v0[vectorized:], neurons, out, input_sum)  # fmt: skip
+
+
+@compiled
+def few(
+    x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array, input_sum: Array,
+) -> None:  # pragma: no cover - compiled
+    """The same for what is left at the end, at most AT_ONCE neurons."""
+    total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
+    seen = 0
+    for t in range(1, steps + 1):
+        upto = 1 if constant else min(t + delay, steps)
+        if half:
+            total_upto_half(x, first, m, neurons, seen, upto, total, s)
+        else:
+            total_upto(x, first, m, neurons, seen, upto, total)
+        seen = upto
+        row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+        fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
+        for i in range(m):
+            s[i] = s[i] * th[i]
+        if half:
+            store_half(s, m, row)
+        else:
+            load(s, m, row)
+    if input_sum.size:
+        load(total, m, input_sum[first : first + m])
+
+
+HISTORY_VALUES = 65536  # numbers of a block's history
+
+
+@compiled
+def history(
+    x: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
+    hi: Any, take_back: bool, th: Array, v0: Array, total: Array, u: Array, counts: Array,
+) -> None:  # pragma: no cover - compiled
+    """A block's membranes before firing (steps, size) and counts before each step, the last row after the last."""
+    counts[steps, :m] = 0
+    seen = 0
+    for t in range(1, steps + 1):
+        upto = 1 if constant else min(t + delay, steps)
+        total_upto(x, first, m, neurons, seen, upto, total)
+        seen = upto
+        fire_and_note(total, factors[t - 1], th, v0, counts[steps], lo, hi, take_back, m, u[t - 1], counts[t - 1])
+
+
+@compiled
+def slopes_of(
+    kind: int, shape: Array, levels: Array, signed: bool, take_back: bool, u: Array, count: Array, m: int,
+    slopes: Array, weighted: Array,
+) -> None:  # pragma: no cover - compiled
+    """Slopes of one step's spikes over all thresholds, and the same weighted by the threshold's level."""
+    slopes[:m] = 0
+    weighted[:m] = 0
+    for n in range(1, levels.size):
+        add_slope(kind, u, levels[n], shape, levels[n], count, False, m, slopes, weighted)
+    if signed:
+        for n in range(levels.size - 1):
+            add_slope(kind, u, -levels[n], shape, -levels[n], count, False, m, slopes, weighted)
+    elif take_back:
+        add_slope(kind, u, levels[0], shape, levels[0], count, True, m, slopes, weighted)
+
+
+@compiled
+def hand_on(
+    summed: Array, t: int, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, grad_x: Array
+) -> None:  # pragma: no cover - compiled
+    """Write the gradient of the inputs that step t was the first to see."""
+    if constant:
+        if t == 1:
+            grad_x[first : first + m] = summed[:m]
+        return
+    k = min(t + delay, steps)
+    begin = 0 if t == 1 else min(t - 1 + delay, steps)
+    for step in range(begin, k):
+        grad_x[step * neurons + first : step * neurons + first + m] = summed[:m]
+
+
+@compiled
+def block_back(
+    x: Array, grad: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array,
+    levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int, keep: Any, th: Array,
+    v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array, to_theta: Array,
+    to_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """A block's gradients of any kind of spikes and surrogate; what each neuron's theta and start get is added."""
+    later, summed, slopes, weighted = work[0], work[1], work[2], work[3]
+    history(x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts)
+    work[:2, :m] = 0
+    for t in range(steps, 0, -1):
+        row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
+        before, after = counts[t - 1], counts[t]
+        slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
+        adjoint(row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
+                to_start)  # fmt: skip
+        hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
+
+
+@compiled
+def backward(
+    flags: Any, x: Array, grad: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, constant: bool,
+    factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
+    keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
+) -> None:  # pragma: no cover - compiled
+    """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
+    period = period_of(theta, start, inner)
+    size = block_size(max(64, min(NEURON_BLOCK, HISTORY_VALUES // steps)), period)
+    state, work = np.empty((6, size), theta.dtype), np.empty((4, size), theta.dtype)
+    th, v0, inv, total, to_theta, to_start = state[0], state[1], state[2], state[3], state[4], state[5]
+    u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
+    notes = np.empty(2 * steps * AT_ONCE, theta.dtype)
+    simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back
+    seen = 1 if constant else min(1 + delay, steps)
+    alike, found = size % period == 0, np.zeros((2, size))  # a place has the same channel in every block
+    for first in range(begin, end, size):
+        m = min(size, end - first)
+        if first == begin or not alike:
+            spread(theta, first, m, inner, th)
+            spread(start, first, m, inner, v0)
+            for i in range(m):
+                inv[i] = hi / hi / th[i]
+            vectorized = m // AT_ONCE * AT_ONCE if simple and WORKS else 0
+            state[4:, vectorized:m] = 0
+            adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
+                        shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
+            if vectorized < m:
+                block_back(
+                    x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
+                    shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
+                    total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
+                )  # fmt: skip
+        if alike:
+            add(to_theta, m, found[0])
+            add(to_start, m, found[1])
+        else:
+            gather(to_theta, first, m, inner, grad_theta)
+            gather(to_start, first, m, inner, grad_start)
+    if alike:
+        gather(found[0], begin, size, inner, grad_theta)
+        gather(found[1], begin, size, inner, grad_start)

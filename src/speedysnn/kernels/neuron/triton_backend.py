@@ -1,0 +1,189 @@
+"""The multi-step neuron on a GPU, through Triton; tests run it on the CPU in the interpreter (TRITON_INTERPRET=1)."""
+
+import os
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from speedysnn.kernels import reference
+from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
+from speedysnn.kernels.neuron.numba_neuron import ATAN, RECTANGLE, SIGMOID, TRIANGLE
+from speedysnn.kernels.reference import Rule
+from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
+
+_SLOPES = {
+    "rectangle": (RECTANGLE, rectangle),
+    "triangle": (TRIANGLE, triangle),
+    "sigmoid": (SIGMOID, sigmoid),
+    "atan": (ATAN, atan),
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_BLOCK = 512
+INSTALLED = find_spec("triton") is not None  # looked up here, where no compiler follows
+BROKEN = "Triton does not run here"
+
+
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+    """Why this backend cannot run a call, or ""."""
+    if not INSTALLED:
+        return "Triton is not installed"
+    if not _reaches(drive.device.type):
+        return f"the drive is on {drive.device.type}"
+    if drive.dtype not in _DTYPES:
+        return f"{drive.dtype} is not one of its types"
+    if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
+        return f"the surrogate {rule.surrogate!r} is not one of its own"
+    if channel_dim(drive, theta, v_init) is None:
+        return "theta or v_init varies along more than one dimension"
+    found: str = _usable(drive.device.type)
+    return found
+
+
+def usable(device: str) -> bool:
+    """Whether Triton is there and computes what it should on such a device."""
+    return INSTALLED and _reaches(device) and not _fault(device)
+
+
+def _reaches(device: str) -> bool:
+    """Whether Triton's programs run on tensors of such a device."""
+    return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _usable(device: str) -> str:
+    """What `_fault` finds; torch.compile takes it as it is and does not look into Triton."""
+    return _fault(device)
+
+
+@cache
+def _fault(device: str) -> str:
+    """What keeps Triton from running here, such as an old driver or compiled code that is wrong; tried once."""
+    try:
+        with _disable_current_modes(), torch.inference_mode(False):  # a tracer's tensors would hold no values
+            wrong = _wrong(device)
+    except Exception as err:
+        wrong = (str(err).strip() or type(err).__name__).splitlines()[-1][:200]
+    return f"{BROKEN}: {wrong}" if wrong else ""
+
+
+def _wrong(device: str) -> str:
+    """Where a few neurons differ from the reference on the CPU: what the compiler made is not taken on trust."""
+    import triton
+
+    generator = torch.Generator().manual_seed(0)
+    drive, grad = (torch.randn(8, 3, 5, generator=generator) + 0.3 for _ in range(2))
+    theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
+    z, th, v0 = (x.to(device) for x in (drive, theta, start))
+    for rule in (Rule(4), Rule(4, 1, -1), Rule(4, 4, 0, 2)):
+        x, amplitude, begin = (value.clone().requires_grad_() for value in (drive, theta, start))
+        with torch.enable_grad():
+            expected = reference.multistep(x, amplitude, begin, rule, False)
+            gradients = torch.autograd.grad(expected, (x, amplitude, begin), grad)
+        if not torch.equal(forward(z, th, v0, rule, False).cpu(), expected.detach()):
+            return f"the spikes of its compiled code are not those of the reference (Triton {triton.__version__})"
+        ours = backward(grad.to(device), z, th, v0, rule, False)
+        if not all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True)):
+            return f"the gradients of its compiled code are not those of the reference (Triton {triton.__version__})"
+    return ""
+
+
+def forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False
+) -> Tensor:
+    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
+    from speedysnn.kernels import triton_kernels
+
+    where = _plan(drive, theta, v_init, rule, constant)
+    if inplace and not constant:
+        out = where.drive
+    else:
+        out = like(where.drive, rule.timesteps) if constant else torch.empty_like(where.drive)
+    if out.numel() == 0:
+        return out
+    work = torch.promote_types(drive.dtype, torch.float32)
+    th, v0 = values(theta, work), values(v_init, work)
+    lo, hi, take_back = _clip(rule)
+    with on(drive):
+        triton_kernels.forward[_grid(where)](
+            flat(where.drive), th, v0, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
+            th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
+            work == torch.float64, _BLOCK,
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    from speedysnn.kernels import triton_kernels
+
+    work = torch.promote_types(drive.dtype, torch.float32)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    one = where.drive if constant else where.drive[: where.drive.shape[0] // rule.timesteps]
+    grad_x = torch.empty_like(where.drive)
+    to_theta, to_start = (torch.zeros_like(one) for _ in range(2))
+    if drive.numel():
+        outputs = laid_out(grad.detach().to(work), where.drive)
+        th, v0 = values(theta, work), values(v_init, work)
+        factors = _factors(rule, constant, work, drive.device)
+        lo, hi, take_back = _clip(rule)
+        options: dict[str, Any] = {"dtype": work, "device": drive.device}
+        membranes = torch.empty(rule.timesteps, where.neurons, **options)
+        counts = torch.empty(rule.timesteps + 1, where.neurons, **options)
+        shape = _shape(rule.width, rule.detach_reset, work, drive.device)
+        sizes = (where.neurons, th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay)
+        with on(drive):
+            triton_kernels.note[_grid(where)](
+                flat(where.drive), th, v0, factors, membranes, counts, *sizes, lo, hi, constant, take_back,
+                work == torch.float64, _BLOCK,
+            )  # fmt: skip
+            triton_kernels.adjoint[_grid(where)](
+                flat(outputs), th, v0, factors, shape, membranes, counts, flat(grad_x), flat(to_theta), flat(to_start),
+                *sizes, rule.max_spikes, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
+            )  # fmt: skip
+    return (
+        grad_x.to(drive.dtype),
+        to_theta.sum_to_size(_against(theta, one)).reshape(theta.shape).to(theta.dtype),
+        to_start.sum_to_size(_against(v_init, one)).reshape(v_init.shape).to(v_init.dtype),
+    )
+
+
+def _against(parameter: Tensor, one: Tensor) -> tuple[int, ...]:
+    return (*[1] * (one.ndim - parameter.ndim), *parameter.shape)
+
+
+def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    assert where is not None
+    return where
+
+
+def _grid(where: Layout) -> tuple[int]:
+    return (-(-where.neurons // _BLOCK),)
+
+
+def _clip(rule: Rule) -> tuple[float, float, bool]:
+    low = float(-rule.max_spikes if rule.signed else 0)
+    return low, float(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
+
+
+@lru_cache(maxsize=256)
+def _factors(rule: Rule, constant: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """t/k of every step, kept on the device: sending it anew would wait for the GPU at every call."""
+    steps = range(1, rule.timesteps + 1)
+    return torch.tensor([float(t) if constant else t / rule.seen(t) for t in steps], dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=256)
+def _shape(width: float, detach_reset: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([width / 2, 1 / width, float(not detach_reset)], dtype=dtype, device=device)
+
+
+def on(x: Tensor) -> Any:
+    """The block in which kernels go to the tensor's GPU."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.autograd.profiler.record_function("neuron")

@@ -1,0 +1,1 @@
+"""Convolutions that multiply only what is not zero."""

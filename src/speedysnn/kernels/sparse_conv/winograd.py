@@ -1,0 +1,245 @@
+"""A dense 3 x 3 convolution and its gradients on the CPU by tiles, with a quarter of the products (Winograd; float32).
+
+What a convolution reads is divided into tiles of 4 x 4 results. Each is taken to 36 points, where the convolution is a
+product of matrices over the channels a point, and back. Errors are some 1e-6 of a result and of the gradient of an
+input, 1e-5 of that of a weight, where products of tens of thousands of places are summed.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedysnn.kernels.jit import WORKS, compiled
+from speedysnn.kernels.layout import array
+from speedysnn.kernels.neuron.numba_backend import spread_over
+from speedysnn.kernels.sparse_conv.bitpack import Packed
+from speedysnn.kernels.sparse_conv.forward import Size
+from speedysnn.kernels.sparse_conv.winograd_code import ALIKE, TILE_LANES
+
+if WORKS:
+    from speedysnn.kernels.sparse_conv.bitpack import unpack_run
+    from speedysnn.kernels.sparse_conv.winograd_code import (
+        copy_run,
+        gradients_at_points,
+        inputs_at_points,
+        multiply,
+        results_of_points,
+    )
+
+Array = Any
+TILE, POINTS = 4, 36
+BLOCK_BYTES = 150_000  # of the tiles that are multiplied together: their points and products stay near
+FRAME_BYTES = 2**17
+APART = 16  # numbers between points, which would else begin in the same places of a cache
+_FILTER = torch.tensor([
+    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+])  # fmt: skip
+_NOTHING, _NO_WORDS = torch.empty(0), torch.empty(0, dtype=torch.int16)
+FILTERS = torch.kron(_FILTER, _FILTER)  # (36, 9)
+
+
+def supports(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, size: Size) -> bool:
+    """Whether a convolution from so many channels to so many, with results of that size, is one of these."""
+    plain = WORKS and kernel == (3, 3) and stride == (1, 1) and padding == (1, 1)
+    return plain and not any(c % TILE_LANES for c in channels) and not any(s % TILE for s in size)
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The weights (O, C, 3, 3) at the 36 points, (36, C, O)."""
+    outputs, channels = weight.shape[:2]
+    return (FILTERS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(POINTS, channels, outputs)
+
+
+def turned(weight: Tensor) -> Tensor:
+    """Weights with which a convolution of dL/dy is dL/dx."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution of x (N, C, H, W), channels-last, with weights as `laid_out` gives them and a bias (O,).
+
+    Of float32, or of bfloat16, which its result is rounded to then.
+    """
+    images, channels, rows, columns = x.shape
+    outputs = points.shape[2]
+    out = torch.empty((images, outputs, rows, columns), dtype=x.dtype, memory_format=torch.channels_last)
+    shape = _cut(channels, outputs, rows, columns)
+    given, weights, taken = array(x), array(points), array(out)
+    start = (torch.zeros(outputs) if bias is None else bias.detach()).numpy()
+
+    def work(begin: int, end: int) -> None:
+        frame, near = shape.frame(), shape.room(channels)
+        sums = near if shape.in_place else shape.room(outputs)
+        _spread(shape.rows, shape.columns, given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
+
+    spread_over(images, x.numel(), work)
+    return out
+
+
+def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """dL/dW (O, C, 3, 3) and dL/db (O,); x (N, C, H, W) and grad (N, O, H, W), channels-last."""
+    images, channels, rows, columns = x.shape
+    outputs, parts = grad.shape[1], dict[int, Tensor]()
+    shape = _cut(channels, outputs, rows, columns)
+    bits = Packed(_NO_WORDS, _NOTHING, x.shape) if isinstance(x, Tensor) else x
+    spikes = (bits.words.numpy(), bits.values.numpy())
+    inputs, given = array(x if isinstance(x, Tensor) else _NOTHING), array(grad)
+
+    def work(begin: int, end: int) -> None:
+        frame, near, wanted = shape.frame(), shape.room(channels), shape.room(outputs)
+        parts[begin] = torch.zeros((POINTS * channels + 1) * outputs)
+        sums, own = parts[begin].numpy(), np.zeros(outputs, np.float32)
+        some = (inputs, *spikes, given, shape.numbers, begin, end, frame, near, wanted, sums, own)
+        _gather(shape.rows, shape.columns, *some)
+
+    spread_over(images, grad.numel(), work)
+    first, *others = (parts[begin] for begin in sorted(parts))
+    for other in others:
+        first += other
+    filters = FILTERS.T @ first[:-outputs].view(POINTS, -1)
+    return filters.view(3, 3, channels, outputs).permute(3, 2, 0, 1), first[-outputs:]
+
+
+class _Cut:
+    """How pictures are cut: sizes of groups and blocks, and of a product's parts that stay in registers."""
+
+    def __init__(self, channels: int, outputs: int, rows: int, columns: int) -> None:
+        vectors = 1 if outputs % 32 else 2
+        self.rows, self.columns = (0,) * (16 // vectors), (0,) * vectors
+        high, wide = rows // TILE, columns // TILE
+        framed = (rows + 2) * (columns + 2) * channels
+        block = max(16, BLOCK_BYTES // (4 * POINTS * max(channels, outputs)) // 16 * 16)
+        group = max(1, FRAME_BYTES // (4 * framed))
+        while group > 1 and group * high * wide % len(self.rows):  # rows of the last product that nobody asked for
+            group += 1
+        self.block, self.size = block, group * framed
+        self.numbers = (channels, outputs, rows, columns, high, wide, group, block)
+        self.in_place = channels == outputs == TILE_LANES * len(self.columns)
+
+    def frame(self) -> Array:
+        """Zeros around some pictures."""
+        return torch.zeros(self.size).numpy()  # torch's memory begins at a cache line
+
+    def room(self, channels: int) -> Array:
+        """For the points of a block of tiles; what lies beyond the last tile is multiplied too, and not used."""
+        return torch.empty(self.block * (POINTS * channels + APART)).numpy()
+
+
+_cut = lru_cache(maxsize=256)(_Cut)
+
+
+@compiled
+def _framed(
+    x: Array, first: int, images: int, rows: int, columns: int, channels: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Some pictures, each within the zeros that are there already."""
+    run, line = columns * channels, (columns + 2) * channels
+    for n in range(images):
+        for row in range(rows):
+            to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * run
+            copy_run(x, since, out, to, run)
+
+
+@compiled
+def _framed_bits(
+    words: Array, values: Array, first: int, images: int, rows: int, columns: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """The same of pictures that are spikes, kept as bits."""
+    channels = values.size
+    spread, line = channels // TILE_LANES, (columns + 2) * channels
+    for n in range(images):
+        for row in range(rows):
+            to, since = (n * (rows + 2) + row + 1) * line + channels, ((first + n) * rows + row) * columns * spread
+            for g in range(spread):
+                c = g * TILE_LANES
+                unpack_run(words, since + g, spread, values, c, out, to + c, channels, columns)
+
+
+@compiled
+def _place(t: int, high: int, wide: int, rows: int, columns: int) -> Any:  # pragma: no cover - compiled
+    """Where tile t begins, in pixels of pictures with so many rows and columns each."""
+    image, inside = t // (high * wide), t % (high * wide)
+    return (image * rows + inside // wide * TILE) * columns + inside % wide * TILE
+
+
+@compiled
+def _points_of(
+    frame: Array, first: int, many: int, sizes: Any, apart: int, near: Array
+) -> None:  # pragma: no cover - compiled
+    """Some tiles of the frame at the points."""
+    channels, _, rows, columns, high, wide, _, _ = sizes
+    for t in range(many):
+        at = _place(first + t, high, wide, rows + 2, columns + 2) * channels
+        inputs_at_points(frame, at, (columns + 2) * channels, channels, near, t * apart, channels, channels)
+
+
+@compiled
+def _spread(
+    some: Any, vectors: Any, x: Array, weights: Array, bias: Array, sizes: Any, begin: int, end: int, frame: Array,
+    near: Array, sums: Array, out: Array,
+) -> None:  # pragma: no cover - compiled
+    """The results of images begin..end - 1."""
+    channels, outputs, rows, columns, high, wide, group, block = sizes
+    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
+    for n in range(begin, end, group):
+        images = min(group, end - n)
+        _framed(x, n, images, rows, columns, channels, frame)
+        for first in range(0, images * high * wide, block):
+            many = min(block, images * high * wide - first)
+            _points_of(frame, first, many, sizes, apart, near)
+            for p in range(POINTS):
+                for column in range(0, outputs, width):
+                    for row in range(0, many, len(some)):
+                        multiply(some, vectors, (0,), near, p * channels + row * apart, apart, 1, weights,
+                                 p * channels * outputs + column, outputs, channels, sums,
+                                 p * outputs + row * further + column, further)  # fmt: skip
+            for t in range(many):
+                at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
+                results_of_points(sums, t * further, outputs, bias, out, at, columns * outputs, outputs, outputs)
+
+
+@compiled
+def _add_whole(
+    wanted: Array, many: int, outputs: int, further: int, own: Array, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Add all of some tiles' gradients: at the point (1, 1) a tile's own are summed up already."""
+    own[:] = 0
+    for t in range(many):
+        whole = wanted[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
+        for o in range(outputs):
+            own[o] += whole[o]
+    for o in range(outputs):
+        out[o] += own[o]
+
+
+@compiled
+def _gather(
+    some: Any, vectors: Any, x: Array, words: Array, values: Array, grad: Array, sizes: Any, begin: int, end: int,
+    frame: Array, near: Array, wanted: Array, sums: Array, own: Array,
+) -> None:  # pragma: no cover - compiled
+    """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's behind it."""
+    channels, outputs, rows, columns, high, wide, group, block = sizes
+    apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
+    for n in range(begin, end, group):
+        images = min(group, end - n)
+        if words.size:
+            _framed_bits(words, values, n, images, rows, columns, frame)
+        else:
+            _framed(x, n, images, rows, columns, channels, frame)
+        for first in range(0, images * high * wide, block):
+            many = min(block, images * high * wide - first)
+            _points_of(frame, first, many, sizes, apart, near)
+            for t in range(many):
+                at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
+                gradients_at_points(grad, at, columns * outputs, outputs, wanted, t * further, outputs, outputs)
+            _add_whole(wanted, many, outputs, further, own, sums[POINTS * channels * outputs :])
+            for p in range(POINTS):
+                for column in range(0, outputs, width):
+                    for row in range(0, channels, len(some)):
+                        multiply(some, vectors, (0, 0), near, p * channels + row, 1, apart, wanted,
+                                 p * outputs + column, further, many, sums,
+                                 (p * channels + row) * outputs + column, outputs)  # fmt: skip
