@@ -207,7 +207,7 @@ def check_rules(threshold: Threshold) -> None:
             parse_rule(entry)
         elif callable_rule(entry) and _name_of(entry) in (*RULES, CLIP, GIVEN):
             raise InputError(
-                f"threshold: the function is called {_name_of(entry)!r}, as a rule of speedysnn.calibration.rules.RULES is; "
+                f"threshold: the function is called {_name_of(entry)!r}, as a rule of speedysnn.calibration.RULES is; "
                 "give it another name, under which the network can remember it"
             )
 

@@ -105,8 +105,8 @@ def to_spiking(
         threshold: "mse" (least squared error for this T and v_init), "output-mse" (the same, weighed by gradients at
             the output), "gaussian", "laplace" or "half-normal" (as "mse", for a fitted law), "max", "percentile:99.9",
             "clip" (the source's ceiling where there is one, else "mse"), a function of a
-            `speedysnn.calibration.rules.Request`, or layer -> value or rule. A learned clip wins over the rule, not over the
-            layer's own entry.
+            `speedysnn.calibration.Request`, or layer -> value or rule. A learned clip wins over the rule, not over
+            the layer's own entry.
         granularity: "channel" or "layer".
         v_init: initial membrane as a fraction of theta, 0..1.
         spikes: "binary", "ternary" or "graded:N".

@@ -1,8 +1,8 @@
-"""docs/architecture.md against the code: which room imports which, and every module of the core by name."""
+"""docs/architecture.md against the code: the order of rooms, every module by name, the sizes of files and folders."""
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,72 +11,82 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "src" / "speedysnn"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LINKED = ("convert", "analysis", "finetune")  # below src/ only where tools/link_rooms.py has run
-KERNELS_MAY = ("speedysnn.errors", "speedysnn.settings", "speedysnn.surrogate", "speedysnn.kernels")
+KERNELS_MAY = {"errors", "surrogate", "settings", "files", "torch_utils"}
+MOST_FILES, MOST_MODULES = 190, 15
 
 
-def table() -> dict[str, tuple[Path, set[str]]]:
-    """Room -> its folder and what the page says it imports."""
-    rows = re.findall(r"^\| `(\w+)` \| `([\w/]+)` \|[^|]*\|([^|]*)\|$", PAGE, re.MULTILINE)
-    return {room: (ROOT / folder, set(re.findall(r"`(\w+)`", imports))) for room, folder, imports in rows}
-
-
-ROOMS = table()
-
-
-def modules(room: str) -> Iterator[Path]:
-    folder = ROOMS[room][0]
-    yield from sorted(folder.glob("*.py") if room == "core" else folder.rglob("*.py"))
-
-
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def room_of(name: str) -> str:
-    inner = name.split(".")[1]
-    return inner if inner in ROOMS else "core"
-
-
-def neighbours(room: str) -> dict[str, str]:
-    """Room that is imported -> a module that does it."""
-    found = {room_of(name): path.name for path in modules(room) for name in imported(path)
-             if name.startswith("speedysnn.")}  # fmt: skip
-    found.pop(room, None)
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of the whole library."""
+    found = {}
+    for folder, prefix in ((CORE, "speedysnn"), *((ROOT / room, f"speedysnn.{room}") for room in LINKED)):
+        for path in sorted(folder.rglob("*.py")):
+            inner = path.relative_to(folder).with_suffix("").parts
+            if folder == CORE and inner[0] in LINKED:
+                continue
+            found[".".join((prefix, *(inner[:-1] if inner[-1] == "__init__" else inner)))] = path
     return found
 
 
-def test_every_folder_of_code_is_a_room_of_the_table() -> None:
-    inner = {path.parent for path in CORE.glob("*/__init__.py") if path.parent.name not in LINKED}
-    assert {folder for folder, _ in ROOMS.values()} == {CORE, *inner, *(ROOT / room for room in LINKED)}
+MODULES = modules()
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_imports_what_its_row_says(room: str) -> None:
-    found, said = neighbours(room), ROOMS[room][1]
-    assert said <= set(ROOMS), "the row names a room that there is not"
-    assert {name: file for name, file in found.items() if name not in said} == {}, "imported, but not in the row"
-    assert said - set(found) == set(), "in the row, but imported nowhere"
+def rooms() -> list[str]:
+    """The rooms in the page's order: each may import those before it."""
+    return re.findall(r"^\| `(\w+)` \| `[\w/.]+` \|", PAGE, re.MULTILINE)
 
 
-def test_kernels_take_three_modules_of_the_core() -> None:
-    names = {name for path in modules("kernels") for name in imported(path) if name.startswith("speedysnn.")}
-    assert {name for name in names if not name.startswith(KERNELS_MAY)} == set()
+ORDER = rooms()
 
 
-def test_modules_of_the_core_are_on_the_page_once() -> None:
-    """All public ones; private ones may be left out, but none is named that there is not."""
-    part = PAGE.partition("## The core")[2].partition("## Which room")[0]
-    named = re.findall(r"`(\w+\.py)`", part)
-    there = {path.name for path in modules("core")} - {"__init__.py"}
-    assert len(named) == len(set(named))
-    assert {name for name in there if not name.startswith("_")} <= set(named) <= there
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "speedysnn"
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/versioning.md", "CONTRIBUTING.md"])
+def imported(path: Path) -> set[str]:
+    """Modules of the library that a file imports, lazily or for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module or "")
+    return {name for name in found if name in MODULES and name != "speedysnn"}
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert set(ORDER) == {room_of(name) for name in MODULES} - {"speedysnn"}
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"speedysnn"}))
+def test_a_module_imports_rooms_before_its_own(name: str) -> None:
+    room = room_of(name)
+    before = ORDER[: ORDER.index(room)]
+    later = {other for other in map(room_of, imported(MODULES[name])) if other != room and other not in before}
+    assert not later, f"{name} imports {sorted(later)}, which come after {room}"
+
+
+def test_kernels_stand_nearly_alone() -> None:
+    names = {room_of(other) for name, path in MODULES.items() if room_of(name) == "kernels" for other in imported(path)}
+    assert names - {"kernels"} <= KERNELS_MAY
+
+
+def test_every_module_is_on_the_page_once() -> None:
+    part = PAGE.partition("## Every module")[2]
+    named = re.findall(r"^- `([\w/]+\.py)`", part, re.MULTILINE)
+    there = {path.relative_to(CORE if CORE in path.parents else ROOT).as_posix() for path in MODULES.values()}
+    assert sorted(named) == sorted(name for name in there if not name.endswith("__init__.py"))
+
+
+def test_the_house_stays_small_enough_for_a_stranger() -> None:
+    assert len(MODULES) <= MOST_FILES
+    folders = Counter(path.parent for path in MODULES.values())
+    assert {folder.name: count for folder, count in folders.items() if count > MOST_MODULES} == {}
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/versioning.md", "CONTRIBUTING.md", "docs/howto/extend.md"])
 def test_paths_on_a_page_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[\w.]+/)*[\w.]+(?:\.py|\.md|\.toml|/))`", text))
@@ -98,11 +108,11 @@ def test_the_way_to_contribute_fits_a_screen_and_gives_two_commands() -> None:
     assert all(f'"{tool}>=' in settings for tool in tools)
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
+@pytest.mark.parametrize("room", ORDER)
 def test_text_files_name_their_encoding(room: str) -> None:
     """Windows would take another one: every open for text, read_text and write_text says which."""
     silent = []
-    for path in modules(room):
+    for path in (path for name, path in MODULES.items() if room_of(name) == room):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and is_text(node) and "encoding" not in {k.arg for k in node.keywords}:
                 silent.append(f"{path.name}:{node.lineno}")

@@ -23,7 +23,8 @@ def supports(*tensors: Tensor) -> bool:
     """
     kinds = {x.device for x in tensors}
     alike = all(x.dtype == torch.float32 and x.numel() for x in tensors)
-    return len(kinds) == 1 and tensors[0].device.type != "cpu" and alike and triton_backend.usable(tensors[0].device.type)
+    where = tensors[0].device.type
+    return len(kinds) == 1 and where != "cpu" and alike and triton_backend.usable(where)
 
 
 class RunningThere:

@@ -96,7 +96,8 @@ def activation(row: Activation) -> Handler:
     def handle(call: Call) -> Ref:
         if row.behaviour == "neuron":
             return call.neuron(call.ref(), ceiling=row.ceiling, floor=row.floor)
-        return constants(call)
+        out: Ref = constants(call)
+        return out
 
     constants: Handler = unary(row.name, *row.constants.items())
     return handle

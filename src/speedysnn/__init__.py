@@ -32,5 +32,47 @@ else:  # at first use: torch takes seconds to import, and the command line must 
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    MOVED = {
+        "operators": "graph.operators", "tap": "execution.observers", "trains": "spike_trains", "progress": "display",
+        "thresholds": "calibration.rules", "histogram": "calibration.histogram", "plan": "execution.scheduling",
+        "stream": "execution.streaming", "executor": "execution.interpreter", "modes": "torch_utils",
+        "spike_codes": "encoders", "analysis.columns": "analysis.noise.schema",
+    }  # fmt: skip
+
+    class _MovedModules:
+        """Old import paths, kept until 0.3: each gives the module at its new place and a warning."""
+
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            """The module's spec where it has moved, else None."""
+            from importlib import import_module
+            from importlib.util import spec_from_loader
+            from warnings import warn
+
+            new = MOVED.get(name.removeprefix("speedysnn.")) if name.startswith("speedysnn.") else None
+            if new is None:
+                return None
+            warn(f"{name} is now speedysnn.{new}; the old path goes in 0.3", DeprecationWarning, stacklevel=2)
+            return spec_from_loader(name, _Loader(import_module(f"speedysnn.{new}")))
+
+    class _Loader:
+        """Hands out a module that is there already, and leaves its own spec on it."""
+
+        def __init__(self, module: object) -> None:
+            self.module, self.spec = module, module.__spec__
+
+        def create_module(self, spec: object) -> object:
+            """The module at its new place."""
+            return self.module
+
+        def exec_module(self, module: object) -> None:
+            """Nothing runs again."""
+            module.__spec__ = self.spec
+
+    import sys
+
+    if not any(type(finder).__name__ == "_MovedModules" for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModules())
+
     def __dir__() -> list[str]:
         return sorted({*globals(), *_HOMES})

@@ -96,8 +96,9 @@ SETTINGS: Mapping[str, Setting] = {
 }
 """By name:
 
-events: which convolutions multiply spikes only. "fixed": by `speedysnn.execution.sparse_conv`, the same on every machine of a
-    kind; "measure": what a stopwatch found faster on this machine, without gradients alone; "never"; "always".
+events: which convolutions multiply spikes only. "fixed": by the table of `speedysnn.execution.sparse_conv`, the same on
+    every machine of a kind; "measure": what a stopwatch found faster on this machine, without gradients alone;
+    "never"; "always".
 tiles: dense 3 x 3 convolutions by Winograd's tiles. "never"; "always": wherever the shape allows; "measure": where a
     stopwatch found them faster, without gradients alone.
 images_per_pass: images that run at once; None for what fits the caches.

@@ -107,7 +107,9 @@ def load(path: str | Path) -> dict[str, SpikeTrain]:
             shapes = json.loads((file.metadata() or {})[_KEY])
             return {name: _checked(file.get_tensor(name), shapes[name]) for name in shapes}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as err:
-        raise DataError(f"spike trains: expected a file written by speedysnn.spike_trains.save, got {path}: {err}") from err
+        raise DataError(
+            f"spike trains: expected a file written by speedysnn.spike_trains.save, got {path}: {err}"
+        ) from err
 
 
 def _checked(data: Tensor, shape: Any) -> SpikeTrain:

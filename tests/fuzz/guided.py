@@ -68,8 +68,9 @@ def targets(good: Path, work: Path) -> dict[str, tuple[Run, bytes]]:
     """Name -> (what to do with the bytes, good bytes)."""
     from speedysnn import data
     from speedysnn.artifact import NETWORK, WEIGHTS
-    from speedysnn.programs import load_onnx, load_program
     from speedysnn.sources import load_model, read_checkpoint
+    from speedysnn.sources.exported import load_program
+    from speedysnn.sources.onnx_reader import load_onnx
 
     def images(spec: str) -> None:
         found = data.load(spec, "test")

@@ -16,8 +16,9 @@ from speedysnn.artifact import NETWORK, WEIGHTS
 from speedysnn.finetune import checkpoint as runs
 from speedysnn.finetune.checkpoint import Origin
 from speedysnn.finetune.config import Config
-from speedysnn.programs import load_onnx, load_program
 from speedysnn.sources import load_model, read_checkpoint
+from speedysnn.sources.exported import load_program
+from speedysnn.sources.onnx_reader import load_onnx
 from tests.fuzz import mutate, pickles
 
 Case = Callable[[], object]

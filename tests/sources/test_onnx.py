@@ -10,9 +10,8 @@ from torch import nn
 
 from speedysnn import convert
 from speedysnn.errors import SourceError
-from speedysnn.programs import load_onnx
 from speedysnn.sources import load_model
-from speedysnn.sources.onnx_reader import with_shapes
+from speedysnn.sources.onnx_reader import load_onnx, with_shapes
 from tests.material.networks import Small, randomise
 
 onnx = pytest.importorskip("onnx")

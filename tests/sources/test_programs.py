@@ -12,8 +12,8 @@ from torch import nn
 
 from speedysnn import convert
 from speedysnn.errors import ConversionError, InputError, SourceError
-from speedysnn.programs import load_program
 from speedysnn.sources import load_model
+from speedysnn.sources.exported import load_program
 from tests.material.networks import Small, randomise
 
 OLD = torch.__version__ < "2.9"

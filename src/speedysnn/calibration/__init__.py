@@ -5,9 +5,9 @@ from speedysnn.calibration.record import GIVEN as GIVEN
 from speedysnn.calibration.record import Calibration as Calibration
 from speedysnn.calibration.rules import CLIP as CLIP
 from speedysnn.calibration.rules import RULES as RULES
+from speedysnn.calibration.rules import Request as Request
 from speedysnn.calibration.rules import Rule as Rule
 from speedysnn.calibration.rules import ThresholdRule as ThresholdRule
 from speedysnn.calibration.rules import choose as choose
+from speedysnn.calibration.rules import least_squares as least_squares
 from speedysnn.calibration.rules import predicted_rate as predicted_rate
-from speedysnn.errors import InputError as InputError
-from speedysnn.neurons.layer import IFNeuron as IFNeuron

@@ -61,7 +61,7 @@ class Calibration:
         if own is None and rule != CLIP and rule.partition(":")[0] not in RULES:
             raise InputError(
                 f"layer {layer!r}: its threshold rule {rule!r} is not known here, as functions are not saved with a "
-                f"network; add it again, speedysnn.calibration.rules.RULES[{rule!r}] = ..., or convert with another rule"
+                f"network; add it again, speedysnn.calibration.RULES[{rule!r}] = ..., or convert with another rule"
             )
         return own or rule
 

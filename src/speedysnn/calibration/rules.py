@@ -5,7 +5,8 @@ the same name; `to_spiking(threshold=...)` takes the function itself too.
 
 "mse" is the least squared error for this T and v_init; "output-mse" weighs each error by its squared gradient at the
 output, which costs a backward pass of the calibration; "gaussian", "laplace" and "half-normal" the same for a fitted
-law (see `speedysnn.calibration.distributions`); "max" and "percentile:Q" know nothing of T. "clip" keeps the source's own clip.
+law (see `speedysnn.calibration.distributions`); "max" and "percentile:Q" know nothing of T. "clip" keeps the source's
+own clip.
 """
 
 from collections.abc import Callable

@@ -21,9 +21,3 @@ from speedysnn.data.registry import kinds_help as kinds_help
 from speedysnn.data.registry import load as load
 from speedysnn.data.registry import loader as loader
 from speedysnn.data.registry import split_holdout as split_holdout
-from speedysnn.errors import DataError as DataError
-from speedysnn.errors import InputError as InputError
-from speedysnn.files.safety import FILE as FILE
-from speedysnn.files.safety import MODULE as MODULE
-from speedysnn.files.safety import closest as closest
-from speedysnn.files.safety import kind_of as kind_of

@@ -9,7 +9,7 @@ what torch does: they are taken only where the settings ask for them.
 When a convolution multiplies its events only: a rule by shape and density, the same on every machine of a kind.
 
 The event-driven way costs a fixed part (finding the events, writing the sums) and a part in proportion to them, so that
-it pays below some share of values that are not zero. The shares below are the lower end of what `speedysnn.execution.sparse_conv`
+it pays below some share of values that are not zero. The shares below are the lower end of what the stopwatch
 measures for the shapes of ResNet-20 (32 px) and ResNet-18 (224 px) on x86-64 with AVX2, one thread. Near them both ways
 take about the same time, so that little is lost where a machine would have decided otherwise. Nothing but the call
 enters: the layer's sizes, the pictures of the call and the share of nonzero values in what the layer reads.

@@ -1,6 +1,5 @@
 """The network as data: allow-listed operators, their wiring, and JSON."""
 
-from speedysnn.errors import ArtifactError as ArtifactError
 from speedysnn.graph.ir import Attrs as Attrs
 from speedysnn.graph.ir import Graph as Graph
 from speedysnn.graph.ir import Json as Json

@@ -120,8 +120,13 @@ def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule
     return out
 
 
-BACKENDS["cpu"] = Backend(numba_backend.forward, numba_backend.backward, numba_backend.refuses, partial(numba_backend.forward, inplace=True))
-BACKENDS["cuda"] = Backend(triton_backend.forward, triton_backend.backward, triton_backend.refuses, partial(triton_backend.forward, inplace=True))
+BACKENDS["cpu"] = Backend(
+    numba_backend.forward, numba_backend.backward, numba_backend.refuses, partial(numba_backend.forward, inplace=True)
+)
+BACKENDS["cuda"] = Backend(
+    triton_backend.forward, triton_backend.backward, triton_backend.refuses,
+    partial(triton_backend.forward, inplace=True),
+)  # fmt: skip
 
 _told: set[str] = set()
 

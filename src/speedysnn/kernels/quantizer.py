@@ -98,7 +98,9 @@ def numba_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
     )  # fmt: skip
 
 
-def numba_forward(drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int) -> Tensor:
+def numba_forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
+) -> Tensor:
     """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
     where = plan(drive.detach(), theta, v_init, 1)
     assert where is not None
@@ -148,7 +150,9 @@ def triton_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
     return where is not None and (where.channels == 1 or where.inner == 1)  # channels lie side by side
 
 
-def triton_forward(drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int) -> Tensor:
+def triton_forward(
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
+) -> Tensor:
     """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
     from speedysnn.kernels import triton_kernels
 

@@ -1,12 +1,5 @@
 """A name, a file or a function becomes the `nn.Module` to convert."""
 
-from speedysnn.errors import InputError as InputError
-from speedysnn.errors import SourceError as SourceError
-from speedysnn.files.safety import FILE as FILE
-from speedysnn.files.safety import MODULE as MODULE
-from speedysnn.files.safety import UserFunction as UserFunction
-from speedysnn.files.safety import closest as closest
-from speedysnn.files.safety import kind_of as kind_of
 from speedysnn.sources.checkpoint import open_checkpoint as open_checkpoint
 from speedysnn.sources.checkpoint import read_checkpoint as read_checkpoint
 from speedysnn.sources.exported import load_program as load_program

@@ -17,8 +17,9 @@ from torch import nn
 
 from speedysnn.errors import InputError, SourceError
 from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of
-from speedysnn.programs import load_onnx, load_program
 from speedysnn.sources.checkpoint import open_checkpoint, read_checkpoint
+from speedysnn.sources.exported import load_program
+from speedysnn.sources.onnx_reader import load_onnx
 from speedysnn.sources.state_dict import load_weights
 
 __all__ = ["import_torchvision"]
