@@ -139,8 +139,8 @@ class Sensitivity:
         table: one row a layer and mode (`speedysnn.analysis.sensitivity.MODES`); sqnr_db in dB against the analog
             reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
         gains: one row a layer and change (`speedysnn.analysis.sensitivity.changes.CHANGES`), best first. gain_db: what
-            the output's SQNR gains in spikes, measured by making the change on these images, all else as it is; gain_se_db: its
-            standard error, images being a sample; expected_db: what the change of that rank gains on images that did
+            the output's SQNR gains in spikes, measured by making the change on these images, all else as it is;
+            gain_se_db: its standard error, images being a sample; expected_db: what the change of that rank gains on images that did
             not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
             in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking
             output with the change; images: that a row was measured on; screened_db: gain_db on the images of the first
