@@ -1,6 +1,6 @@
 """Write the list of modules in docs/architecture.md again, from the first sentence of every module's docstring.
 
-The rooms and their order come from the page's own table. `--check` writes nothing and fails where the page is out of date.
+The rooms and their order come from the page's own table. `--check` writes nothing and fails where the page is old.
 """
 
 import ast
