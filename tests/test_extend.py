@@ -1,20 +1,26 @@
 """What a user may add from outside, one entry each, and where it is seen: in Python and on the command line."""
 
+import dataclasses
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import speedysnn
-from speedysnn import convert, data
+from speedysnn import analysis, convert, data
 from speedysnn.calibration.rules import RULES, Request, ThresholdRule
 from speedysnn.cli.main import run
-from speedysnn.errors import ArtifactError, InputError
+from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.export import EXPORTERS, Exporter, export
+from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.network import SpikingNetwork
 
+ROOT = Path(__file__).resolve().parents[1]
 NET = "speedysnn.assets.digits:load_digits_net"
 
 
@@ -30,6 +36,132 @@ def helps(command: str, capfd: pytest.CaptureFixture[str]) -> str:
     capfd.readouterr()
     assert run([command, "--help"]) == 0
     return " ".join(capfd.readouterr().out.replace("│", " ").split())
+
+
+# an operator
+
+
+class Bend(nn.Module):
+    """A function that the package does not know, with a decision in it that no tracer follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x**2) if bool(x.isfinite().all()) else x
+
+
+BEND = Operator(lambda x, attrs, tensors: x[0] / (1 + x[0] ** 2), "rate", hybrid=True, sign="keeps")
+
+
+def emit_bend(call: convert.Call) -> convert.Ref:
+    return call.emit("bend", (call.ref(),))
+
+
+def bent() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Bend(), nn.Linear(8, 2))
+
+
+def check_bent(snn: SpikingNetwork, net: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    """The operator is in the graph, the analog reading is the source, and it is saved by name."""
+    assert "bend" in [node.op for node in snn.graph.nodes]
+    with torch.no_grad():
+        with snn.reading("analog"):
+            torch.testing.assert_close(snn(x), net(x))
+        assert torch.equal(speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))(x), snn(x))
+
+
+def test_an_operator_as_a_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = bent(), torch.rand(16, 4)
+    with pytest.raises(ConversionError):
+        convert.to_spiking(net, x, allow_hybrid=True)
+    monkeypatch.setitem(OPERATORS, "bend", BEND)
+    snn = convert.to_spiking(net, x, timesteps=4, allow_hybrid=True, handlers={Bend: emit_bend})
+    check_bent(snn, net, x, tmp_path)
+
+
+def test_an_operator_by_its_rows_in_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the guide's named lines add: a row of OPERATORS and one of the handlers, and no argument of a call."""
+    net, x = bent(), torch.rand(16, 4)
+    monkeypatch.setitem(OPERATORS, "bend", BEND)
+    monkeypatch.setitem(convert.HANDLERS, Bend, emit_bend)
+    report = convert.inspect(net, x, allow_hybrid=True)
+    assert [row.why for row in report.problems] == []
+    check_bent(convert.to_spiking(net, x, timesteps=4, allow_hybrid=True), net, x, tmp_path)
+
+
+def test_an_activation_is_neurons_by_one_entry() -> None:
+    class Clamp(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.clamp(x, 0, 1) if bool(x.isfinite().all()) else x
+
+    net, x = nn.Sequential(nn.Linear(4, 8), Clamp(), nn.Linear(8, 2)), torch.rand(16, 4)
+    snn = convert.to_spiking(net, x, timesteps=4, handlers={Clamp: convert.as_neuron(ceiling=1.0)})
+    assert list(snn.neurons) == ["1"]
+
+
+# a noise column
+
+
+ERROR_PER_SPIKE = analysis.Column(
+    "activation squared per event", "Squared error that one spike event leaves.", False, "0",
+    value=lambda layer: layer.total["ee"] / max(1, layer.events), after="gain", summary=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def columns() -> Iterator[None]:
+    """Entries that a test makes are gone after it."""
+    before = [(table, dict(table)) for table in (analysis.COLUMNS, analysis.SUMS)]
+    yield
+    for table, rows in before:
+        table.clear()
+        table.update(rows)
+
+
+def check_column(snn: SpikingNetwork, name: str, folder: Path) -> None:
+    """It stands in the table, in both forms of the report, and in the JSON with its unit."""
+    noise = analysis.measure_noise(snn, torch.rand(32, 4))
+    assert (noise.layers[name] > 0).any()
+    saved = noise.save(folder)
+    written = json.loads((saved / "noise.json").read_text(encoding="utf-8"))
+    assert written["columns"][name] == analysis.COLUMNS[name].to_json()
+    assert [layer[name] for layer in written["layers"]] == pytest.approx(noise.layers[name].tolist())
+    assert pd.read_csv(saved / "layers.csv")[name].tolist() == pytest.approx(noise.layers[name].tolist())
+    for page in ("report.html", "report.md"):
+        assert name.replace("_", " ") in (saved / page).read_text(encoding="utf-8"), page
+
+
+@pytest.mark.usefixtures("columns")
+def test_a_column_as_a_plug_in(snn: SpikingNetwork, tmp_path: Path) -> None:
+    analysis.COLUMNS["error_per_spike"] = ERROR_PER_SPIKE
+    check_column(snn, "error_per_spike", tmp_path / "report")
+
+
+@pytest.mark.usefixtures("columns")
+def test_a_column_of_a_sum_of_its_own(snn: SpikingNetwork, tmp_path: Path) -> None:
+    analysis.SUMS["absolute"] = analysis.Sum("total", "activation", "Absolute error.", lambda block: block.e.abs())
+    analysis.COLUMNS["mean_absolute"] = analysis.Column(
+        "activation", "Mean absolute error.", False, "0", value=lambda x: x.total["absolute"] / x.n, summary=True
+    )
+    check_column(snn, "mean_absolute", tmp_path / "report")
+
+
+@pytest.mark.usefixtures("columns")
+def test_a_column_by_its_row_in_the_library(
+    snn: SpikingNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row stands at its place in the table instead of `after`, and the command line shows it too."""
+    row = dataclasses.replace(ERROR_PER_SPIKE, after="")
+    for name in list(analysis.COLUMNS):
+        analysis.COLUMNS[name] = analysis.COLUMNS.pop(name)
+        if name == "cosine":
+            analysis.COLUMNS["error_per_spike"] = row
+    check_column(snn, "error_per_spike", tmp_path / "report")
+    speedysnn.save(snn, tmp_path / "net.snn")
+    images = tmp_path / "images.py"
+    images.write_text("import torch\n\ndef some(split):\n    return torch.rand(16, 4)\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run(["analyze", "net.snn", "-d", "images.py:some", "-o", "shell"]) == 0
+    assert "error_per_spike" in pd.read_csv("shell/layers.csv")
 
 
 # an export target
@@ -212,3 +344,29 @@ def test_a_threshold_rule_on_the_command_line(
     for name, neuron in snn.neurons.items():
         alive = histograms[name].maximum > 0
         torch.testing.assert_close(neuron.threshold.detach()[alive], histograms[name].maximum[alive] / 2)
+
+
+# the guide
+
+
+def sections() -> dict[str, str]:
+    """The five walk-throughs of the guide: heading -> text."""
+    page = (ROOT / "docs" / "howto" / "extend.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    return {title: text for title, text in parts if "**For the library itself:**" in text}
+
+
+def test_five_things_are_walked_through() -> None:
+    assert list(sections()) == [
+        "An operator", "A noise column", "A threshold rule", "An export target", "A data kind"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("title", sorted(sections()))
+def test_the_library_takes_at_most_four_files_that_are_there(title: str) -> None:
+    outside, _, inside = sections()[title].partition("**For the library itself:**")
+    assert outside.count("```python") >= 1
+    files = re.findall(r"`([\w/]+\.(?:py|md))`", inside)
+    assert 2 <= len(files) <= 4
+    assert len(set(files)) == len(files)
+    assert [name for name in files if not (ROOT / name).is_file()] == []
