@@ -1,5 +1,6 @@
 """Every code block of README and docs runs; one that cannot carries `<!-- not run: why -->` on the line above it."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -62,13 +63,27 @@ def test_the_blocks_of_a_page_run_in_order(page: str, tmp_path: Path, monkeypatc
             assert command_line(words[1:]) == 0, f"{page}:{line}: {' '.join(words)}"
 
 
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_the_cells_of_a_notebook_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = [cell for cell in json.loads((ROOT / page).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells), "its outputs are not stored"
+    assert any(cell["outputs"] for cell in cells)
+    names: dict[str, object] = {"__name__": "page"}
+    for number, cell in enumerate(cells, 1):
+        exec(compile("".join(cell["source"]), f"{page}, code cell {number}", "exec"), names)
+
+
 def test_pages_have_blocks_at_all() -> None:
     assert len(RUNNABLE) >= 6
 
 
 def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
-    assert {page.removeprefix("docs/") for page in DOCS} == set(re.findall(r"[\w/-]+\.md", nav))
+    assert {page.removeprefix("docs/") for page in (*DOCS, *NOTEBOOKS)} == set(re.findall(r"[\w/-]+\.(?:md|ipynb)", nav))
 
 
 def test_links_between_pages_lead_somewhere() -> None:
