@@ -153,24 +153,6 @@ def callable_rule(entry: object) -> TypeGuard[ThresholdRule | Choose]:
     return isinstance(entry, ThresholdRule) or (callable(entry) and not isinstance(entry, Tensor))
 
 
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Faults say which layer's data they are of."""
-    try:
-        yield
-    except DataError as err:
-        raise DataError(f"layer {layer!r}: {err}") from None
-
-
-def _found(name: str, layer: Collecting) -> ActivationHistogram:
-    with _named(name):
-        return layer.histogram()
-
-
-def _device(snn: SpikingNetwork) -> torch.device:
-    return next(snn.parameters()).device
-
-
 def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
     """Choose every neuron's theta by a rule, or by its own entry: a value, or another rule.
 
@@ -244,3 +226,21 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
 def _one(theta: Tensor) -> Tensor:
     """The layer's one theta, ()."""
     return theta.reshape(-1)[0]
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Faults say which layer's data they are of."""
+    try:
+        yield
+    except DataError as err:
+        raise DataError(f"layer {layer!r}: {err}") from None
+
+
+def _found(name: str, layer: Collecting) -> ActivationHistogram:
+    with _named(name):
+        return layer.histogram()
+
+
+def _device(snn: SpikingNetwork) -> torch.device:
+    return next(snn.parameters()).device

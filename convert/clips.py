@@ -1,10 +1,9 @@
 """Learned clips: activations of quantization-trained networks (QCFS, PACT, LSQ), found by layout, proven by probing.
 
 Such modules have no common base and are copied from project to project, so no class is known here. A module is a
-candidate when it owns a scalar tensor under one of the usual names; it is taken only if, on a probe that covers its
-range, it *is* clip/L floor(L z/clip + phi) cut to 0..clip for some L and phi in {1/2, 0}, or min(max(z, 0), clip).
-
-The proof that a module is a clip or a staircase: what it makes of a ramp of values.
+candidate when it owns a scalar tensor under one of the usual names; it is taken only if, on a ramp of values that
+covers its range, it *is* clip/L floor(L z/clip + phi) cut to 0..clip for some L and phi in {1/2, 0}, or
+min(max(z, 0), clip).
 """
 
 import copy
@@ -22,6 +21,12 @@ from speedysnn.errors import InputError
 MOST_LEVELS = 1024
 _SHAPES = ((2, 64, 16, 8), (128, 128))  # of the probe, images first, then rows
 _TOLERANCE, _TIE = 1e-5, 1e-2  # of the clip; of a step
+
+CLIP_NAMES = ("thresh", "threshold", "up", "lam", "lambda_", "lmbda", "alpha", "clip", "clip_val", "clip_value")
+STEP_NAMES = ("s", "step", "step_size", "scale", "delta", "alpha")
+LEVEL_NAMES = ("Qp", "qp", "q_p", "thd_pos", "qmax", "quant_max", "L", "levels")
+BIT_NAMES = ("nbits", "bits", "bit", "n_bits", "num_bits", "bitwidth", "k")
+_OWN = 8  # numbers a module may own and still be an activation
 
 
 @dataclass(frozen=True)
@@ -44,55 +49,6 @@ class Clip:
             return z.clamp(0, self.value)
         level = torch.floor(z * (self.levels / self.value) + self.shift).clamp(0, self.levels)
         return level * (self.value / self.levels)
-
-
-def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | None:
-    """The clip that a module equals on a probe from -clip/2 to 7/4 clip, None if it is none.
-
-    A copy is probed in evaluation mode, in two orders, so that a module which looks across its input is refused; within
-    a hundredth of a step of a tie nothing is compared.
-    """
-    ramp = torch.linspace(-0.5, 1.75, math.prod(_SHAPES[0]), dtype=torch.float64) * value
-    forward, backward = _probe(module, ramp), _probe(module, ramp.flip(0))
-    if forward is None or backward is None or not bool(forward.isfinite().all()):
-        return None
-    if not _close(forward, backward.flip(0), value):
-        return None
-    distinct = int(torch.unique(torch.round(forward / value * 2**16)).numel()) - 1
-    steps = levels or (distinct if 1 <= distinct <= MOST_LEVELS else None)
-    for clip in (Clip(value, steps), Clip(value, steps, 0.0)):
-        compared = torch.ones_like(ramp, dtype=torch.bool)
-        if steps is not None:
-            position = ramp * (steps / value) + clip.shift
-            compared = (position - position.round()).abs() > _TIE
-        if _close(forward[compared], clip(ramp)[compared], value):
-            return clip
-    return None
-
-
-def _close(a: Tensor, b: Tensor, value: float) -> bool:
-    return bool(((a - b).abs() <= _TOLERANCE * value).all())
-
-
-def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
-    """What a copy of the module makes of the values, None where it fails or changes their number."""
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    for shape in _SHAPES:
-        try:
-            with torch.no_grad():
-                out = copy.deepcopy(module).eval()(ramp.view(shape).to(device, torch.float32))
-        except Exception:  # the user's code on values it was not made for: whatever it raises, it is no proven clip
-            continue
-        if isinstance(out, Tensor) and out.shape == shape:
-            return out.detach().to("cpu", torch.float64).reshape(-1)
-    return None
-
-
-CLIP_NAMES = ("thresh", "threshold", "up", "lam", "lambda_", "lmbda", "alpha", "clip", "clip_val", "clip_value")
-STEP_NAMES = ("s", "step", "step_size", "scale", "delta", "alpha")
-LEVEL_NAMES = ("Qp", "qp", "q_p", "thd_pos", "qmax", "quant_max", "L", "levels")
-BIT_NAMES = ("nbits", "bits", "bit", "n_bits", "num_bits", "bitwidth", "k")
-_OWN = 8  # numbers a module may own and still be an activation
 
 
 def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] | int | None = None) -> Handler:
@@ -214,3 +170,45 @@ def _scalar(value: float | Tensor) -> float:
     if number.numel() != 1 or not bool(number.isfinite().all()) or not float(number) > 0:
         raise InputError(f"clip: expected one positive number a layer, got {value!r}")
     return float(number)
+
+
+def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | None:
+    """The clip that a module equals on a probe from -clip/2 to 7/4 clip, None if it is none.
+
+    A copy is probed in evaluation mode, in two orders, so that a module which looks across its input is refused; within
+    a hundredth of a step of a tie nothing is compared.
+    """
+    ramp = torch.linspace(-0.5, 1.75, math.prod(_SHAPES[0]), dtype=torch.float64) * value
+    forward, backward = _probe(module, ramp), _probe(module, ramp.flip(0))
+    if forward is None or backward is None or not bool(forward.isfinite().all()):
+        return None
+    if not _close(forward, backward.flip(0), value):
+        return None
+    distinct = int(torch.unique(torch.round(forward / value * 2**16)).numel()) - 1
+    steps = levels or (distinct if 1 <= distinct <= MOST_LEVELS else None)
+    for clip in (Clip(value, steps), Clip(value, steps, 0.0)):
+        compared = torch.ones_like(ramp, dtype=torch.bool)
+        if steps is not None:
+            position = ramp * (steps / value) + clip.shift
+            compared = (position - position.round()).abs() > _TIE
+        if _close(forward[compared], clip(ramp)[compared], value):
+            return clip
+    return None
+
+
+def _close(a: Tensor, b: Tensor, value: float) -> bool:
+    return bool(((a - b).abs() <= _TOLERANCE * value).all())
+
+
+def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
+    """What a copy of the module makes of the values, None where it fails or changes their number."""
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    for shape in _SHAPES:
+        try:
+            with torch.no_grad():
+                out = copy.deepcopy(module).eval()(ramp.view(shape).to(device, torch.float32))
+        except Exception:  # the user's code on values it was not made for: whatever it raises, it is no proven clip
+            continue
+        if isinstance(out, Tensor) and out.shape == shape:
+            return out.detach().to("cpu", torch.float64).reshape(-1)
+    return None

@@ -33,41 +33,6 @@ MOST_IMAGES = 256
 MOST_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
 
 
-def check_kind(kind: str) -> None:
-    """Refuse another word than those of `KINDS`.
-
-    Raises:
-        InputError: it is another.
-    """
-    if kind not in KINDS:
-        raise InputError(f"correct: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-
-
-def images_for(snn: SpikingNetwork) -> int:
-    """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
-    largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
-    return max(1, min(MOST_IMAGES, MOST_VALUES // (snn.timesteps * largest)))
-
-
-class Kept:
-    """The first images of the calibration data, kept while they pass by."""
-
-    def __init__(self, most: int) -> None:
-        self.left, self.parts = most, list[tuple[Tensor, ...]]()
-
-    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are; the first images stay."""
-        for batch in batches:
-            if self.left > 0:
-                self.parts.append(tuple(x[: self.left] for x in batch.inputs))
-                self.left -= self.parts[-1][0].shape[0]
-            yield batch
-
-    def inputs(self) -> list[Tensor]:
-        """One tensor an input, (B, ...)."""
-        return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
-
-
 @repeatable
 def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
     """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
@@ -84,7 +49,7 @@ def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> Spi
     Reference: li2021
     """
     check_kind(kind)
-    kept = Kept(images_for(snn))
+    kept = FirstImages(images_for(snn))
     batches = kept.passing(iter_batches(calibration))
     for _ in islice(batches, MOST_IMAGES):
         if kept.left <= 0:
@@ -116,6 +81,41 @@ def correct_on(snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str) -> Spik
     }
     snn.reset()
     return snn
+
+
+def check_kind(kind: str) -> None:
+    """Refuse another word than those of `KINDS`.
+
+    Raises:
+        InputError: it is another.
+    """
+    if kind not in KINDS:
+        raise InputError(f"correct: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+
+
+def images_for(snn: SpikingNetwork) -> int:
+    """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
+    largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
+    return max(1, min(MOST_IMAGES, MOST_VALUES // (snn.timesteps * largest)))
+
+
+class FirstImages:
+    """The first images of the calibration data, kept while they pass by."""
+
+    def __init__(self, most: int) -> None:
+        self.left, self.parts = most, list[tuple[Tensor, ...]]()
+
+    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are; the first images stay."""
+        for batch in batches:
+            if self.left > 0:
+                self.parts.append(tuple(x[: self.left] for x in batch.inputs))
+                self.left -= self.parts[-1][0].shape[0]
+            yield batch
+
+    def inputs(self) -> list[Tensor]:
+        """One tensor an input, (B, ...)."""
+        return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What a handler sees of one traced call, and how it adds nodes for it.
+"""What a handler is: the call it sees, how it adds nodes for that call, and how it says that it cannot.
 
-Build the graph: handlers turn one traced call each into nodes and tensors of the network to be.
-
-What lies in the arguments of a traced call: tensors of the input, numbers that follow the batch, constants.
+A handler gets a `Call` of the source network, in whose arguments tensors computed from the input are `Ref`s, and adds
+nodes to a `Builder`, which gives them unique names and remembers their shapes. The contract stands at `Handler`.
 """
 
 import math
@@ -15,6 +14,12 @@ from torch import Tensor, nn
 
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
+
+WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
+
+Key = Any
+"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
+"package.module.name" of a class or function that need not be imported."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,6 @@ class BatchInt:
     """A whole number that follows the batch size; only reshaping may use it."""
 
     value: int
-
-
-WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
@@ -251,10 +253,6 @@ returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call 
 own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
 with a reason and advice, which the report shows beside the layer's path and its line in the source.
 """
-
-Key = Any
-"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
-"package.module.name" of a class or function that need not be imported."""
 
 
 def _require_batch_first(ref: Ref) -> None:

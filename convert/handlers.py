@@ -10,25 +10,21 @@ from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.ops.activations import ACTIVATION_ROWS, NONLINEAR_ROWS
 from speedysnn.convert.ops.aten import ATEN_ROWS
 from speedysnn.convert.ops.attention import ATTENTION_ROWS
-from speedysnn.convert.ops.functions import ARITHMETIC_ROWS, FUNCTION_ROWS
-from speedysnn.convert.ops.layers import LAYER_ROWS, NORM_ROWS
+from speedysnn.convert.ops.functions import FUNCTION_ROWS
+from speedysnn.convert.ops.layers import LAYER_ROWS
 from speedysnn.convert.ops.modules import MODULE_ROWS
-from speedysnn.convert.ops.moves import CHOICE_ROWS, MOVE_ROWS
-from speedysnn.convert.ops.shapes import INDEXING_ROWS, SHAPE_ROWS
+from speedysnn.convert.ops.moves import MOVE_ROWS
+from speedysnn.convert.ops.shapes import SHAPE_ROWS
 
 HANDLERS: dict[Key, Handler] = {
     **ACTIVATION_ROWS,
     **NONLINEAR_ROWS,
     **MODULE_ROWS,
     **LAYER_ROWS,
-    **NORM_ROWS,
     **FUNCTION_ROWS,
-    **ARITHMETIC_ROWS,
     **ATTENTION_ROWS,
-    **CHOICE_ROWS,
     **SHAPE_ROWS,
     **MOVE_ROWS,
-    **INDEXING_ROWS,
     **ATEN_ROWS,
 }
 

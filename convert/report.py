@@ -1,8 +1,8 @@
 """The compatibility report: every operator of a network, how it is treated, what it costs, and why.
 
-What a node costs in one step for one image: neurons, operations, and values kept from step to step.
-
-The shape or value of every traced call, from runs of two batch sizes that tell what follows the batch.
+`Report` is what `inspect` returns, one `Row` a call. `cost_of` counts neurons, operations and values kept from step to
+step; `record` runs a traced network with two batch sizes and keeps the shape of every value, so that numbers which
+follow the batch are known.
 """
 
 import math
@@ -189,49 +189,10 @@ def _multiplications(
     return out * (weight.numel() // weight.shape[0])
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph and keeps the shape of every tensor and every other value as it is."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.records: dict[fx.Node, Any] = {}
-        self.final: Any = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.records[n] = _shapes(value)
-        if n.op == "output":
-            self.final = value
-        return value
-
-
 class Shape(tuple[int, ...]):
     """The shape of a traced tensor, apart from tuples of numbers; `leads` if the first dimension follows the batch."""
 
     leads = True
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Shape(value.shape)
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, list | tuple):
-        return tuple(_shapes(item) for item in value)
-    return value
-
-
-def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
-    """One record out of two runs with different batches: numbers that differ follow the batch."""
-    if isinstance(first, Shape):
-        if isinstance(second, Shape) and first and first is not second:
-            first.leads = first[0] * batches[1] == second[0] * batches[0]
-        return first
-    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
-        return tuple(_merge(a, b, batches) for a, b in zip(first, second, strict=True))
-    if isinstance(first, int) and not isinstance(first, bool) and first != second:
-        return BatchInt(first)
-    return first
 
 
 def record(
@@ -259,6 +220,45 @@ def record(
     first, second = runs[0], runs[-1]
     sizes = (batches[0], batches[-1])
     return {node: _merge(value, second.records[node], sizes) for node, value in first.records.items()}, first.final
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and keeps the shape of every tensor and every other value as it is."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.records: dict[fx.Node, Any] = {}
+        self.final: Any = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.records[n] = _shapes(value)
+        if n.op == "output":
+            self.final = value
+        return value
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Shape(value.shape)
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, list | tuple):
+        return tuple(_shapes(item) for item in value)
+    return value
+
+
+def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
+    """One record out of two runs with different batches: numbers that differ follow the batch."""
+    if isinstance(first, Shape):
+        if isinstance(second, Shape) and first and first is not second:
+            first.leads = first[0] * batches[1] == second[0] * batches[0]
+        return first
+    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
+        return tuple(_merge(a, b, batches) for a, b in zip(first, second, strict=True))
+    if isinstance(first, int) and not isinstance(first, bool) and first != second:
+        return BatchInt(first)
+    return first
 
 
 def has_tensor(recorded: Any) -> bool:

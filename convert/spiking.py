@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
-from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
+from speedysnn.convert.correct import FirstImages, check_kind, correct_on, images_for
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.read import read
@@ -161,7 +161,7 @@ def to_spiking(
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
-    kept = Kept(images_for(snn) if correct != "none" else 0)
+    kept = FirstImages(images_for(snn) if correct != "none" else 0)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress)
     assign(snn, threshold, granularity)

@@ -1,4 +1,4 @@
-"""Folders of image files, one folder a class, read when asked for."""
+"""Folders of image files, one folder a class; each file is read when it is asked for."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from speedysnn.errors import DataError, InputError
 from speedysnn.files.safety import expanded
 from speedysnn.sources.registry import import_torchvision
 
-__all__ = ["load_image_folder"]
-
 _PACKED = 3000  # pixels that no format of photographs puts into one byte
 # Folders a split may be in, best first.
-SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,13 @@ def _parse(rest: str) -> tuple[str, int | None]:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    found = [root / name for name in SPLITS[split] if (root / name).is_dir()]
+    found = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
     if found:
         return found[0]
-    others = [name for names in SPLITS.values() for name in names if (root / name).is_dir()]
+    others = [name for names in SPLIT_FOLDERS.values() for name in names if (root / name).is_dir()]
     if others:
         raise DataError(
-            f"{root} has {' and '.join(others)}, but no {' or '.join(SPLITS[split])} for split={split!r}; "
+            f"{root} has {' and '.join(others)}, but no {' or '.join(SPLIT_FOLDERS[split])} for split={split!r}; "
             f"ask for the other split, or name one folder for both, as 'imagefolder:{root / others[0]}'"
         )
     return root

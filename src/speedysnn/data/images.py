@@ -1,8 +1,8 @@
-"""Images in memory: one layout, one range, and what normalising them means.
+"""Images and events of one split: their layout in memory, their range of values, and how they are normalised.
 
-Normalisation of images by name or by numbers: (x - mean) / std a channel.
-
-ImageData: the samples of one split, images or events, each normalised and shortened in time when it is asked for.
+`as_nchw`, `as_events` and `as_labels` check arrays and bring them into one layout; a `Normalizer` computes
+(x - mean) / std for each channel; `ImageData` is the dataset that `speedysnn.data.load` returns, whose samples are
+converted and normalised when they are asked for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-
-__all__ = ["ArrayStore", "Loaded", "Store", "as_events", "as_labels", "as_nchw"]
 
 _COLOURS = (1, 2, 3, 4)  # channel counts by which an axis of an image array is recognised
 _BY_FUNCTION = "or serve the data from a function, as 'FILE.py:FUNCTION'"

@@ -1,6 +1,8 @@
-"""Data sets by name from their published files: digits, Fashion-MNIST, CIFAR-10. Never pickle, never a download.
+"""One reader a kind of data: .npz files, digits, Fashion-MNIST, CIFAR-10, and functions of the user's.
 
-Images or events from an .npz file: its claims are checked before memory is taken, no pickle is opened.
+A reader is called with what stands after the colon of 'npz:FILE' and with the split, and returns a `Loaded`;
+`speedysnn.data.registry.HANDLERS` names them. Nothing is downloaded, no pickle is opened, and what a file claims of its
+size is checked before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -17,13 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from speedysnn import settings
 from speedysnn.assets import DIGITS, asset_path
-from speedysnn.data.images import ArrayStore, Loaded, as_events, as_labels, as_nchw
+from speedysnn.data.batches import steps_of
+from speedysnn.data.images import ArrayStore, Loaded, Store, as_events, as_labels, as_nchw
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import DAMAGED, PACKED, expanded, reason
+from speedysnn.files.safety import DAMAGED, PACKED, UserFunction, expanded, reason
 from speedysnn.files.safety import require_data_file as require_file
+
+VARIABLE = settings.SETTINGS["data"].variable
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
+_RECORD = 1 + 3 * 32 * 32  # a CIFAR-10 record: the label, then the red, green and blue planes
+_PICKLED = "cifar-10-batches-py"
 
 
 def load_npz(rest: str, split: str) -> Loaded:
@@ -51,59 +61,6 @@ def load_npz(rest: str, split: str) -> Loaded:
                 "save plain arrays: np.savez(FILE, x_train=images, y_train=labels, ...)"
             ) from None
         raise DataError(f"{path} is not a whole .npz file ({reason(err)}); copy or save it again") from err
-
-
-def _require_honest(archive: Any, path: Path) -> None:
-    """Refuse arrays that claim another size than they have, before memory is taken for them.
-
-    Raises:
-        DataError: the array, its claim, and what is there.
-    """
-    for info in archive.zip.infolist():
-        if not info.filename.endswith(".npy"):
-            raise DataError(f"{path} holds {info.filename[:80]!r}, which is no array; save arrays alone with np.savez")
-        with archive.zip.open(info) as member:
-            start = io.BytesIO(member.read(2**16))
-        version = np.lib.format.read_magic(start)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(start)
-        claimed = math.prod(shape) * dtype.itemsize + start.tell()
-        if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != info.file_size):
-            raise DataError(
-                f"{path}: {info.filename} claims the shape {shape} of {dtype}, {claimed:,} bytes, but holds "
-                f"{info.file_size:,}; copy or save it again"
-            )
-        if info.file_size > PACKED * path.stat().st_size:
-            raise DataError(f"{path}: {info.filename} claims more than the file can hold; copy or save it again")
-
-
-def _from_archive(archive: Any, path: Path, split: str) -> Loaded:
-    keys = list(archive.keys())
-    suffix = f"_{split}" if f"x_{split}" in keys else ""
-    if f"x{suffix}" not in keys:
-        other = next((name for name in ("train", "test") if f"x_{name}" in keys), None)
-        advice = f"; for its other part ask for split={other!r}" if other else ""
-        raise DataError(
-            f"{path} holds {', '.join(keys) or 'no arrays'}, expected x_{split} and y_{split} (or x and y){advice}"
-        )
-    where = f"{path}, x{suffix}"
-    array = archive[f"x{suffix}"]
-    timesteps = array.shape[1] if array.ndim == 5 else 0
-    images = as_events(array, where) if timesteps else as_nchw(array, where)
-    if f"y{suffix}" not in keys:
-        return Loaded(ArrayStore(images, None, bool(timesteps)), path.stem, 0, timesteps)
-    labels = as_labels(archive[f"y{suffix}"], len(images), f"{path}, y{suffix}")
-    others = [archive[key] for key in ("y", "y_train", "y_test") if key in keys and key != f"y{suffix}" and suffix]
-    largest = max([int(labels.max())] + [int(y.max()) for y in others if y.size and y.dtype.kind in "iuf"])
-    return Loaded(ArrayStore(images, labels, bool(timesteps)), path.stem, largest + 1, timesteps)
-
-
-__all__ = ["load_cifar10", "load_digits", "load_fashion_mnist"]
-
-VARIABLE = settings.SETTINGS["data"].variable
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
-_RECORD = 1 + 3 * 32 * 32  # a CIFAR-10 record: the label, then the red, green and blue planes
-_PICKLED = "cifar-10-batches-py"
 
 
 def load_digits(rest: str, split: str) -> Loaded:
@@ -154,6 +111,85 @@ def load_cifar10(rest: str, split: str) -> Loaded:
     )
 
 
+def from_function(spec: str, split: str) -> Loaded:
+    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
+    function = UserFunction(spec, DataError)
+    if not function.accepts("split"):
+        raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
+    made = function(split=split)
+    if isinstance(made, Dataset):
+        return Loaded(_user_samples(made, spec), spec, _classes_of(made), steps_of(made))
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
+        raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
+    return _from_tensors(parts[0], parts[1] if len(parts) > 1 else None, spec)
+
+
+def _require_honest(archive: Any, path: Path) -> None:
+    """Refuse arrays that claim another size than they have, before memory is taken for them.
+
+    Raises:
+        DataError: the array, its claim, and what is there.
+    """
+    for info in archive.zip.infolist():
+        if not info.filename.endswith(".npy"):
+            raise DataError(f"{path} holds {info.filename[:80]!r}, which is no array; save arrays alone with np.savez")
+        with archive.zip.open(info) as member:
+            start = io.BytesIO(member.read(2**16))
+        version = np.lib.format.read_magic(start)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(start)
+        claimed = math.prod(shape) * dtype.itemsize + start.tell()
+        if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != info.file_size):
+            raise DataError(
+                f"{path}: {info.filename} claims the shape {shape} of {dtype}, {claimed:,} bytes, but holds "
+                f"{info.file_size:,}; copy or save it again"
+            )
+        if info.file_size > PACKED * path.stat().st_size:
+            raise DataError(f"{path}: {info.filename} claims more than the file can hold; copy or save it again")
+
+
+def _from_archive(archive: Any, path: Path, split: str) -> Loaded:
+    keys = list(archive.keys())
+    suffix = f"_{split}" if f"x_{split}" in keys else ""
+    if f"x{suffix}" not in keys:
+        other = next((name for name in ("train", "test") if f"x_{name}" in keys), None)
+        advice = f"; for its other part ask for split={other!r}" if other else ""
+        raise DataError(
+            f"{path} holds {', '.join(keys) or 'no arrays'}, expected x_{split} and y_{split} (or x and y){advice}"
+        )
+    where = f"{path}, x{suffix}"
+    array = archive[f"x{suffix}"]
+    timesteps = array.shape[1] if array.ndim == 5 else 0
+    images = as_events(array, where) if timesteps else as_nchw(array, where)
+    if f"y{suffix}" not in keys:
+        return Loaded(ArrayStore(images, None, bool(timesteps)), path.stem, 0, timesteps)
+    labels = as_labels(archive[f"y{suffix}"], len(images), f"{path}, y{suffix}")
+    others = [archive[key] for key in ("y", "y_train", "y_test") if key in keys and key != f"y{suffix}" and suffix]
+    largest = max([int(labels.max())] + [int(y.max()) for y in others if y.size and y.dtype.kind in "iuf"])
+    return Loaded(ArrayStore(images, labels, bool(timesteps)), path.stem, largest + 1, timesteps)
+
+
+def _read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
+    """One idx file: two zero bytes, type 8 (uint8), the number of dimensions, their sizes, the values."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(4 + 4 * dims)
+            sizes = struct.unpack(f">{dims}I", data[4:]) if len(data) == 4 + 4 * dims else ()
+            if data[:4] == bytes((0, 0, 8, dims)) and sizes:  # no more than it claims, nor than the file can hold
+                data += file.read(min(math.prod(sizes), PACKED * path.stat().st_size) + 1)
+    except DAMAGED as err:
+        raise DataError(f"{path} is not a whole gzip file ({reason(err)}); copy or download it again") from err
+    if data[:4] != bytes((0, 0, 8, dims)):
+        raise DataError(
+            f"{path} is not an idx file of {dims} dimension(s): it begins with {data[:4]!r}; fetch it again"
+        )
+    if not sizes or len(data) != 4 + 4 * dims + math.prod(sizes):
+        wrong = "longer than it says" if sizes and len(data) > 4 + 4 * dims + math.prod(sizes) else "cut short"
+        raise DataError(f"{path} is {wrong}: {len(data):,} bytes came for the sizes {sizes}; fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes).copy()
+
+
 def _cifar10_npz(path: Path, split: str) -> Loaded:
     loaded = load_npz(str(path), split)
     shape = tuple(loaded.store[0][0].shape) if loaded.classes else ()
@@ -180,26 +216,6 @@ def _read_cifar10(files: Sequence[Path]) -> Loaded:
     return Loaded(ArrayStore(images, torch.from_numpy(records[:, 0].astype(np.int64))), "cifar10", 10)
 
 
-def _read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
-    """One idx file: two zero bytes, type 8 (uint8), the number of dimensions, their sizes, the values."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(4 + 4 * dims)
-            sizes = struct.unpack(f">{dims}I", data[4:]) if len(data) == 4 + 4 * dims else ()
-            if data[:4] == bytes((0, 0, 8, dims)) and sizes:  # no more than it claims, nor than the file can hold
-                data += file.read(min(math.prod(sizes), PACKED * path.stat().st_size) + 1)
-    except DAMAGED as err:
-        raise DataError(f"{path} is not a whole gzip file ({reason(err)}); copy or download it again") from err
-    if data[:4] != bytes((0, 0, 8, dims)):
-        raise DataError(
-            f"{path} is not an idx file of {dims} dimension(s): it begins with {data[:4]!r}; fetch it again"
-        )
-    if not sizes or len(data) != 4 + 4 * dims + math.prod(sizes):
-        wrong = "longer than it says" if sizes and len(data) > 4 + 4 * dims + math.prod(sizes) else "cut short"
-        raise DataError(f"{path} is {wrong}: {len(data):,} bytes came for the sizes {sizes}; fetch it again")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sizes).copy()
-
-
 def _either(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
@@ -220,3 +236,31 @@ def _folders(rest: str, below: tuple[str, ...], spec: str, *more: Path) -> list[
 
 def _listed(folders: Sequence[Path]) -> str:
     return ", ".join(str(folder) for folder in folders)
+
+
+def _from_tensors(images: Tensor, labels: Tensor | None, spec: str) -> Loaded:
+    if labels is None or not len(images):
+        return Loaded(ArrayStore(images), spec, 0)
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            f"{spec} returned labels of {labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images; "
+            f"expected whole numbers of shape ({len(images)},)"
+        )
+    return Loaded(ArrayStore(images, labels), spec, int(labels.max()) + 1)
+
+
+def _user_samples(made: Any, spec: str) -> Store:
+    if not hasattr(made, "__len__"):
+        raise DataError(f"{spec} returned a {type(made).__name__} without a length; expected a map-style Dataset")
+    return made  # type: ignore[no-any-return]
+
+
+def _classes_of(made: Any) -> int:
+    classes = getattr(made, "classes", 0)
+    return classes if isinstance(classes, int) else len(classes) if hasattr(classes, "__len__") else 0
+
+
+def _described(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"a tuple of {', '.join(type(part).__name__ for part in made) or 'nothing'}"
+    return f"a {type(made).__name__}"

@@ -1,9 +1,7 @@
-"""Data by name: `HANDLERS` is the one table of kinds, from which the command line's help and messages are made too.
+"""Data by name: `load` finds the reader of a kind in `HANDLERS`, the one table of kinds.
 
-A kind of the user's is added with one line, `HANDLERS["noise"] = DataKind(load, "noise:SIZE")`, and wins over a
-built-in one of the same name.
-
-Data of a user's function, 'FILE.py:FUNCTION': a Dataset or tensors, checked.
+Messages and the command line's help list the kinds from this table. A kind of the user's is added with one line,
+`HANDLERS["noise"] = DataKind(load, "noise:SIZE")`, and wins over a built-in one of the same name.
 """
 
 from __future__ import annotations
@@ -14,63 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from speedysnn.data.batches import Batch, iter_batches, steps_of
 from speedysnn.data.image_folder import load_image_folder
-from speedysnn.data.images import ArrayStore, ImageData, Loaded, Store, parse_normalize
-from speedysnn.data.readers import load_cifar10, load_digits, load_fashion_mnist, load_npz
+from speedysnn.data.images import ImageData, Loaded, parse_normalize
+from speedysnn.data.readers import from_function, load_cifar10, load_digits, load_fashion_mnist, load_npz
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of
-
-
-def from_function(spec: str, split: str) -> Loaded:
-    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
-    function = UserFunction(spec, DataError)
-    if not function.accepts("split"):
-        raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
-    made = function(split=split)
-    if isinstance(made, Dataset):
-        return Loaded(_user_samples(made, spec), spec, _classes_of(made), steps_of(made))
-    parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
-        raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
-    return _from_tensors(parts[0], parts[1] if len(parts) > 1 else None, spec)
-
-
-def _from_tensors(images: Tensor, labels: Tensor | None, spec: str) -> Loaded:
-    if labels is None or not len(images):
-        return Loaded(ArrayStore(images), spec, 0)
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise DataError(
-            f"{spec} returned labels of {labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images; "
-            f"expected whole numbers of shape ({len(images)},)"
-        )
-    return Loaded(ArrayStore(images, labels), spec, int(labels.max()) + 1)
-
-
-def _user_samples(made: Any, spec: str) -> Store:
-    if not hasattr(made, "__len__"):
-        raise DataError(f"{spec} returned a {type(made).__name__} without a length; expected a map-style Dataset")
-    return made  # type: ignore[no-any-return]
-
-
-def _classes_of(made: Any) -> int:
-    classes = getattr(made, "classes", 0)
-    return classes if isinstance(classes, int) else len(classes) if hasattr(classes, "__len__") else 0
-
-
-def _described(made: Any) -> str:
-    if isinstance(made, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in made) or 'nothing'}"
-    return f"a {type(made).__name__}"
-
-
-__all__ = [
-    "HANDLERS", "ArrayStore", "Batch", "DataKind", "ImageData", "Loaded", "iter_batches", "kinds_help", "load",
-    "loader", "split_holdout", "steps_of",
-]  # fmt: skip
+from speedysnn.files.safety import FILE, MODULE, closest, kind_of
 
 SPLITS = ("train", "test")
 LoadData = Callable[[str, str], Loaded]

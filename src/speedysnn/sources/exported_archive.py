@@ -21,8 +21,6 @@ from torch import Tensor
 from speedysnn.errors import SourceError
 from speedysnn.files.safety import DOWNLOAD, ODD, expanded, require_file, require_unpacks, start_of
 
-__all__ = ["DTYPES", "Archive", "read_archive"]
-
 # Element types by the number the format gives them.
 DTYPES: dict[int, torch.dtype] = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,

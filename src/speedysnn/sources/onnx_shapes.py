@@ -1,9 +1,7 @@
-"""ONNX operators that shape, pad and resize values: op type -> what it is in torch.
+"""ONNX operators on shapes: those that reshape, pad and resize values (`SHAPES`), and those on sizes (`SIZES`).
 
-ONNX operators on sizes and constants: op type -> numbers, or calls in the graph where they are known only later.
-
-Folding the file first (tried: onnxslim) takes none of this away: where height and width are open, or a batch that is
-open is expanded, the folded file still holds Shape, Gather, Slice, Concat, Equal and Where.
+Sizes are `Numbers`: whole numbers as far as the file fixes them, and calls in the new graph where they follow the
+input, as the batch always does.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
 
-__all__ = ["SHAPES"]
+__all__ = ["SHAPES", "SIZES", "arithmetic"]
 
 
 def unsqueeze(node: Node) -> Any:
@@ -138,9 +136,6 @@ SHAPES: dict[str, Row] = {
     "Unsqueeze": unsqueeze, "Squeeze": squeeze, "Reshape": reshape, "Flatten": flatten, "Pad": pad,
     "Transpose": transpose, "Expand": expand, "Resize": resize, "Upsample": resize, "Identity": same, "Dropout": same,
 }  # fmt: skip
-
-
-__all__ = ["SIZES", "arithmetic"]
 
 
 def arithmetic(node: Node, function: Callable[[Any, Any], Any]) -> Numbers:

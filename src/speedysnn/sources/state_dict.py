@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from speedysnn.errors import SourceError
 from speedysnn.sources.checkpoint import PREFIXES, Checkpoint, some, strip_prefixes
 
-__all__ = ["load_weights"]
-
 _COUNTER = "num_batches_tracked"  # batch-norm's counter: absent from old files, and of no use after training
 
 
