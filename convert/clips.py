@@ -65,10 +65,29 @@ def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] 
         clip: module -> its clip, in the activation's unit; one value a layer.
         levels: module -> L, or L.
 
+    Returns:
+        A handler, for the right side of `handlers={MyQCFS: ...}`.
+
     Raises:
         ConversionError: on conversion, if a module is not that function.
 
     Reference: bu2022, choi2018, esser2020
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Staircase(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.full_scale = nn.Parameter(torch.tensor(2.0))
+        ...     def forward(self, x):
+        ...         return torch.floor(x / self.full_scale * 4 + 0.5).clamp(0, 4) / 4 * self.full_scale
+        >>> net = nn.Sequential(nn.Linear(4, 8), Staircase(), nn.Linear(8, 2))
+        >>> own = {Staircase: convert.as_clip(lambda module: module.full_scale)}
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), timesteps=4, handlers=own)
+        >>> snn.neurons["1"].threshold.max().item()  # theta is the trained full scale
+        2.0
     """
 
     def handle(call: Call) -> Ref:
@@ -173,7 +192,7 @@ def _scalar(value: float | Tensor) -> float:
 
 
 def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | None:
-    """The clip that a module equals on a probe from -clip/2 to 7/4 clip, None if it is none.
+    """The clip that a module equals on a ramp of values from -clip/2 to 7/4 clip, None if it equals none.
 
     A copy is probed in evaluation mode, in two orders, so that a module which looks across its input is refused; within
     a hundredth of a step of a tie nothing is compared.

@@ -37,16 +37,40 @@ MOST_VALUES = 2**26  # T times images times the largest layer: 256 MB of one act
 def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
     """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
 
-    `kind` is "bias", "potential", "bias+potential" (one pass each, in this order) or "none". The equations and the
-    number of images are those of `speedysnn.convert.correct`: at most 256, and fewer where T x images x the largest
-    layer exceeds 2^26 values; labels are ignored. A channel whose gap a correction would not shrink is left as it was.
-    What was done stands in `snn.provenance["correction"]`, gaps in each activation's unit. `recalibrate` takes it back.
+    A channel's gap g is its mean spiking output less its mean analog activation. "bias" moves the input's offset by -g,
+    "potential" moves v_init by -T g / theta, within 0 and 1. A channel whose gap a correction would not shrink is left
+    as it was. What was done stands in `snn.provenance["correction"]`, gaps in each activation's unit; `recalibrate`
+    takes it back.
+
+    Args:
+        snn: the network, changed in place.
+        calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored. The first 256
+            images are used, and fewer where T x images x the largest layer exceeds 2^26 values.
+        kind: "bias", "potential", "bias+potential" (one pass each, in this order) or "none".
+
+    Returns:
+        The same network.
 
     Raises:
         InputError: another kind.
         DataError: no data, NaN, or the wrong shape.
 
     Reference: li2021
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.apply_correction(convert.to_spiking(net, images, timesteps=4), images, "bias")
+        >>> done = snn.provenance["correction"]
+        >>> done["kind"], done["images"]
+        ('bias', 64)
+        >>> layer = done["passes"]["bias"]["1"]
+        >>> layer["gap_after"] <= layer["gap_before"]
+        True
     """
     check_kind(kind)
     kept = FirstImages(images_for(snn))

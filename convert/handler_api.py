@@ -43,7 +43,26 @@ class BatchInt:
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
-    """An operator cannot be converted: why, and what the user can do."""
+    """An operator cannot be converted: why, and what the user can do; a handler raises it.
+
+    Args:
+        reason: why not, in words that stand after the layer's path.
+        advice: what to change, "" if nothing.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Rounded(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.round()
+        >>> def refuse(call):
+        ...     raise convert.Unsupported("it rounds", "leave it out")
+        >>> net = nn.Sequential(nn.Linear(4, 8), Rounded())
+        >>> report = convert.inspect(net, torch.rand(2, 4), handlers={Rounded: refuse})
+        >>> [(row.path, row.why, row.advice) for row in report.problems]
+        [('1', 'it rounds', 'leave it out')]
+    """
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason)
@@ -127,6 +146,22 @@ class Call:
         args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
         kwargs: keyword arguments, likewise.
         result: shape of the result for the traced batch, or a tuple of shapes for several.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Shifted(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x - 0.5).relu()
+        >>> def shifted(call):
+        ...     x = call.ref()
+        ...     moved = call.emit("scale", (x,), {"factor": 1.0, "offset": -0.5}, shape=x.shape)
+        ...     return call.neuron(moved)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Shifted(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={Shifted: shifted})
+        >>> [node.op for node in snn.graph.nodes]
+        ['input', 'linear', 'scale', 'neuron', 'linear']
     """
 
     builder: Builder

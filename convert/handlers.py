@@ -4,6 +4,19 @@ There is one table for modules, functions, methods and ATen overloads, and one c
 beside the code that handles them, at the end of each file of `convert/ops`. A program adds rows of its own without a
 change here: `convert.HANDLERS[key] = handler` for every conversion, or `to_spiking(..., handlers={key: handler})` for
 one. The latter win over the former, and both over what stands here.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from speedysnn import convert
+    >>> class UpToTwo(nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.minimum(x.relu(), torch.full((), 2.0))
+    >>> convert.HANDLERS[UpToTwo] = convert.as_neuron(ceiling=2.0)
+    >>> net = nn.Sequential(nn.Linear(4, 8), UpToTwo(), nn.Linear(8, 2))
+    >>> convert.inspect(net, torch.rand(2, 4)).supported
+    True
+    >>> del convert.HANDLERS[UpToTwo]
 """
 
 from speedysnn.convert.handler_api import Handler, Key

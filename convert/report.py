@@ -65,6 +65,20 @@ class Report:
         never_called: paths of leaf modules that the forward pass does not reach.
         allow_hybrid: whether operators that need an analog unit count as converted.
         tracer: "fx" or "export", which of the two read the network.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> report = convert.inspect(net, torch.rand(2, 4))
+        >>> print(report.frame[["path", "operator", "accuracy", "neurons", "operations"]].to_string(index=False))
+        path operator    accuracy  neurons  operations
+           0   Linear       exact        0          32
+           1     ReLU approximate        8           0
+           2   Linear       exact        0          16
+        >>> report.supported, report.treatment
+        (True, 'spiking')
     """
 
     network: str

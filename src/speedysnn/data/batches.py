@@ -38,7 +38,16 @@ class Batch:
 def steps_of(data: Any) -> int:
     """T where a dataset's samples are events (T, ...), as its attribute `timesteps` says, else 0.
 
-    Loaders and subsets are looked through to the dataset below.
+    Args:
+        data: anything; loaders and subsets are looked through to the dataset below.
+
+    Returns:
+        T, 0 where the samples are static or nothing says so.
+
+    Example:
+        >>> from speedysnn import data
+        >>> data.steps_of(data.load("digits", "test", limit=5))
+        0
     """
     while isinstance(data, (Dataset, DataLoader)):
         steps = getattr(data, "timesteps", None)
@@ -70,9 +79,21 @@ def iter_batches(
         events: what to give for events, their "mean" over time (B, ...), or all "steps" (T, B, ...).
         ranks: dimensions of each static input with its batch; an input of one more is events (T, B, ...).
 
+    Yields:
+        The batches, each checked.
+
     Raises:
         InputError: batch_size below 1, or another word for `events`.
         DataError: nothing in it, NaN or infinity, something that is not a tensor, unequal lengths.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> pair = (torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 0, 1, 0]))
+        >>> list(data.iter_batches(pair, batch_size=3))
+        [Batch(inputs=[(3, 1, 8, 8)], labels=(3,)), Batch(inputs=[(2, 1, 8, 8)], labels=(2,))]
+        >>> list(data.iter_batches([{"image": torch.rand(2, 4)}]))
+        [Batch(inputs=[(2, 4)], labels=None)]
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
@@ -127,7 +148,7 @@ def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
             index += 1
     except SpeedySNNError:
         raise
-    except Exception as err:
+    except Exception as err:  # the user's dataset may raise anything
         reason = str(err).strip().partition("\n")[0]
         raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason}") from err
 

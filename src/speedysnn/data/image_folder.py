@@ -54,7 +54,31 @@ class FolderStore:
 
 
 def load_image_folder(rest: str, split: str) -> Loaded:
-    """DIR/train for training; DIR/test, DIR/val or DIR/valid for testing; DIR itself where it has none of these."""
+    """Image files by class: DIR/train for training, DIR/test, DIR/val or DIR/valid for testing, else DIR itself.
+
+    Args:
+        rest: 'DIR', or 'DIR@SIZE' to resize every image and crop its centre to SIZE x SIZE.
+        split: "train" or "test".
+
+    Returns:
+        The files and their labels; a file is read when it is asked for.
+
+    Raises:
+        DataError: the folder is missing, holds no images, or its splits have other classes.
+        InputError: the size is below 1.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from speedysnn import data
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (root / name).mkdir()
+        ...     Image.new("RGB", (8, 6)).save(root / name / "0.png")
+        >>> data.load(f"imagefolder:{root}@4").image_shape
+        (3, 4, 4)
+    """
     path, side = _parse(rest)
     root = expanded(path)
     if not rest or not root.is_dir():

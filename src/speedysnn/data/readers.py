@@ -39,7 +39,25 @@ _PICKLED = "cifar-10-batches-py"
 def load_npz(rest: str, split: str) -> Loaded:
     """Arrays x_train, y_train, x_test, y_test of an .npz file, or x and y for either split; labels may be absent.
 
-    x holds images, or events (N, T, C, H, W), whose values are kept as they are.
+    Args:
+        rest: the file.
+        split: "train" or "test".
+
+    Returns:
+        The samples: images (C, H, W), or events (T, C, H, W), whose values are kept as they are.
+
+    Raises:
+        DataError: the file is missing, damaged, holds Python objects, or its arrays have unexpected names or shapes.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from speedysnn import data
+        >>> file = Path(tempfile.mkdtemp()) / "grey.npz"
+        >>> np.savez(file, x=np.zeros((4, 8, 8), np.uint8), y=np.array([0, 1, 2, 1]))
+        >>> data.load(f"npz:{file}")
+        ImageData('grey', 4 images (1, 8, 8), 3 classes)
     """
     path = require_file(expanded(rest), "an .npz file", "npz:FILE")
     try:
@@ -64,7 +82,23 @@ def load_npz(rest: str, split: str) -> Loaded:
 
 
 def load_digits(rest: str, split: str) -> Loaded:
-    """The bundled digits: 1,200 training and 597 test images (1, 8, 8), ten classes."""
+    """The bundled digits: 1,200 training and 597 test images (1, 8, 8), ten classes.
+
+    Args:
+        rest: must be empty.
+        split: "train" or "test".
+
+    Returns:
+        The images and labels of the split.
+
+    Raises:
+        InputError: something stands after the colon.
+
+    Example:
+        >>> from speedysnn import data
+        >>> len(data.load_digits("", "train").store), len(data.load_digits("", "test").store)
+        (1200, 597)
+    """
     if rest:
         raise InputError(
             f"'digits' comes with the package and takes nothing after a colon, got {rest!r}; use 'npz:FILE'"
@@ -73,7 +107,18 @@ def load_digits(rest: str, split: str) -> Loaded:
 
 
 def load_fashion_mnist(rest: str, split: str) -> Loaded:
-    """Fashion-MNIST, 60,000 and 10,000 images (1, 28, 28), from the idx files in a folder."""
+    """Fashion-MNIST, 60,000 and 10,000 images (1, 28, 28), from the idx files in a folder.
+
+    Args:
+        rest: the folder; empty to look where SPEEDYSNN_DATA says, in `data` and here.
+        split: "train" or "test".
+
+    Returns:
+        The images and labels of the split.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
     prefix = {"train": "train", "test": "t10k"}[split]
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     folders = _folders(rest, ("fashion-mnist", "FashionMNIST/raw"), "fashion-mnist", DEBIAN)
@@ -90,7 +135,18 @@ def load_fashion_mnist(rest: str, split: str) -> Loaded:
 
 
 def load_cifar10(rest: str, split: str) -> Loaded:
-    """CIFAR-10 (3, 32, 32), from the folder of its official binary version or from a cifar10*.npz file."""
+    """CIFAR-10 (3, 32, 32), from the folder of its official binary version or from a cifar10*.npz file.
+
+    Args:
+        rest: the folder or the file; empty to look where SPEEDYSNN_DATA says, in `data` and here.
+        split: "train" or "test".
+
+    Returns:
+        The images and labels of the split.
+
+    Raises:
+        DataError: the files are missing or damaged, or hold something else.
+    """
     if rest.endswith(".npz"):
         return _cifar10_npz(Path(rest), split)
     folders = _folders(rest, ("cifar-10-batches-bin", "cifar10"), "cifar10")
@@ -112,7 +168,28 @@ def load_cifar10(rest: str, split: str) -> Loaded:
 
 
 def from_function(spec: str, split: str) -> Loaded:
-    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
+    r"""The data that a function of the user's returns, checked.
+
+    Args:
+        spec: 'FILE.py:FUNCTION' or 'package.module:FUNCTION'; the function is called with split=... and returns a
+            map-style Dataset, images (N, ...), or (images, labels).
+        split: "train" or "test".
+
+    Returns:
+        The samples; events where the Dataset says `timesteps = T`.
+
+    Raises:
+        DataError: the function is missing, fails, takes no `split`, or returns something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from speedysnn import data
+        >>> file = Path(tempfile.mkdtemp()) / "own_data.py"
+        >>> _ = file.write_text("import torch\ndef make(split): return torch.zeros(6, 1, 4, 4)", encoding="utf-8")
+        >>> len(data.load(f"{file}:make"))
+        6
+    """
     function = UserFunction(spec, DataError)
     if not function.accepts("split"):
         raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")

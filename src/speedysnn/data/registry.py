@@ -33,6 +33,18 @@ class DataKind:
         form: how a user writes it, as 'npz:FILE'; square brackets hold what may be left out.
         description: what is read, in a few words, for `--help`.
         whole_text: `load` takes the whole text instead of what stands after the colon.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> def load_grey(rest, split):
+        ...     return data.Loaded(data.ArrayStore(torch.full((int(rest), 1, 4, 4), 0.5)), "grey", 0)
+        >>> data.HANDLERS["grey"] = data.DataKind(load_grey, "grey:COUNT", "grey images")
+        >>> data.load("grey:3")
+        ImageData('grey', 3 images (1, 4, 4), 0 classes)
+        >>> data.kinds_help().endswith("grey:COUNT (grey images).")
+        True
+        >>> del data.HANDLERS["grey"]
     """
 
     load: LoadData
@@ -158,6 +170,12 @@ def split_holdout(dataset: Dataset[Any], fraction: float, seed: int = 0) -> tupl
 
     Raises:
         InputError: the fraction is out of range, or the dataset too small for it.
+
+    Example:
+        >>> from speedysnn import data
+        >>> train, held = data.split_holdout(data.load("digits", "train"), 0.25)
+        >>> len(train), len(held)
+        (900, 300)
     """
     count = len(dataset)  # type: ignore[arg-type]
     held = round(fraction * count) if 0 < fraction < 1 else 0
@@ -176,8 +194,25 @@ def loader(
 ) -> DataLoader[Any]:
     """Batches of a dataset, in this process, in an order that depends on the seed alone.
 
+    Args:
+        dataset: map-style.
+        batch_size: samples a batch; the last batch may hold fewer.
+        shuffle: take the samples in a random order, another one for every pass.
+        seed: of that order.
+        drop_last: leave out a last batch that is not full.
+
+    Returns:
+        A loader of torch, without worker processes.
+
     Raises:
         InputError: batch_size below 1.
+
+    Example:
+        >>> from speedysnn import data
+        >>> batches = data.loader(data.load("digits", "test"), batch_size=100)
+        >>> images, labels = next(iter(batches))
+        >>> images.shape, labels.shape, len(batches)
+        (torch.Size([100, 1, 8, 8]), torch.Size([100]), 6)
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")

@@ -44,10 +44,28 @@ def to_nir(snn: SpikingNetwork, path: str | Path | None = None, *, overwrite: bo
         path: a file name that ends in .nir, or None to write nothing.
         overwrite: replace a file that is there.
 
+    Returns:
+        The graph.
+
     Raises:
         InputError: the package nir is not installed.
         ConversionError: NIR cannot say what the network does; the message lists all of it.
         ArtifactError: another suffix, something is there already, or the file does not read back.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> from speedysnn import convert, export
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=4)
+        >>> with warnings.catch_warnings():  # of what a reader must take from the metadata
+        ...     warnings.simplefilter("ignore")
+        ...     graph = export.to_nir(snn)
+        >>> sorted(graph.nodes)
+        ['0', '1', '2', 'input', 'output']
+        >>> float(graph.nodes["1"].v_threshold.max())
+        1.0
     """
     if path is not None:
         check_nir(Path(path), overwrite)

@@ -39,8 +39,21 @@ def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) ->
         path: a file name that ends in .pt2.
         overwrite: replace a file that is there.
 
+    Returns:
+        The path that was written.
+
     Raises:
         ArtifactError: another suffix, something is there already, torch.export gives up, or the program differs.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import convert, export
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=2)
+        >>> export.to_pt2(snn, Path(tempfile.mkdtemp()) / "net.pt2").name
+        'net.pt2'
     """
     target = Path(path)
     check_pt2(target, overwrite)
@@ -92,7 +105,7 @@ def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
         try:
             program = torch.export.export(_Fixed(snn), inputs, dynamic_shapes=dynamic, strict=False)
             program.graph.eliminate_dead_code()  # torch 2.6 records questions about types, and cannot read them back
-        except Exception as err:
+        except Exception as err:  # torch.export raises errors of many kinds, some of which have no public class
             reason = str(err).strip().partition("\n")[0]
             raise ArtifactError(f"torch.export cannot write this network: {reason}") from err
         torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})

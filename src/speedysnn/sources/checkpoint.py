@@ -51,7 +51,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one file; `notes` says which part of it was taken and how its keys were changed."""
+    """The weights of one file.
+
+    Attributes:
+        path: the file, or the folder of shards.
+        weights: tensors by name, on the CPU.
+        sha256: of the file, or of all shards in order.
+        notes: which part of the file was taken, and how its keys were changed.
+    """
 
     path: Path
     weights: dict[str, Tensor] = field(repr=False)
@@ -64,10 +71,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Reads .safetensors, anything `torch.save` wrote as long as it holds only data, and a folder as accelerate and
     transformers save it, sharded or not. Weights below one of the usual keys (`NESTED`) are found, plain ones before
-    averaged ones, and prefixes that every key has (`PREFIXES`) removed. `FILE::KEY` takes the part below KEY.
+    averaged ones, and prefixes that every key has (`PREFIXES`) removed.
+
+    Args:
+        path: the file or folder; `FILE::KEY` takes the part of the file below KEY.
+
+    Returns:
+        Tensors by name.
 
     Raises:
         SourceError: missing, empty, damaged, not a checkpoint, holds code, no tensors, or NaN or infinity.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from speedysnn.sources import read_checkpoint
+        >>> file = Path(tempfile.mkdtemp()) / "run.pth"
+        >>> torch.save({"epoch": 3, "state_dict": {"module.fc.weight": torch.ones(2, 4)}}, file)
+        >>> {name: tuple(value.shape) for name, value in read_checkpoint(file).items()}
+        {'fc.weight': (2, 4)}
     """
     return open_checkpoint(path).weights
 
@@ -75,8 +98,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """As `read_checkpoint`, together with the file's sha256 and notes on what was taken from it.
 
+    Args:
+        path: as for `read_checkpoint`.
+
+    Returns:
+        The weights and where they came from.
+
     Raises:
         SourceError: as `read_checkpoint`.
+
+    Example:
+        >>> from speedysnn.assets import asset_path, weights_name
+        >>> from speedysnn.sources import open_checkpoint
+        >>> opened = open_checkpoint(asset_path(weights_name("avg")))
+        >>> tuple(opened.weights["fc2.weight"].shape), opened.notes
+        ((10, 64), ())
     """
     try:
         return _opened(path)

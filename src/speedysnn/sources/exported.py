@@ -41,10 +41,29 @@ _NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 
 
 def load_program(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The network in a .pt2 file, the file's sha256, and notes on what it says about itself.
+    """The network in a .pt2 file that torch.export.save wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (network, sha256, notes): the network in evaluation mode, the file's checksum, and what it says about itself.
 
     Raises:
         SourceError: the file cannot be read, or its graph holds what is not plain ATen.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from speedysnn.sources import load_program
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()).eval()
+        >>> file = Path(tempfile.mkdtemp()) / "net.pt2"
+        >>> torch.export.save(torch.export.export(net, (torch.rand(3, 4),)), file)
+        >>> again, _, _ = load_program(file)
+        >>> x = torch.rand(3, 4)
+        >>> torch.equal(again(x), net(x))
+        True
     """
     archive = read_archive(path)
     try:

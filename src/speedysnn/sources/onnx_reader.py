@@ -38,10 +38,33 @@ _AGAIN = "export it again, in evaluation mode, with a newer opset"
 
 
 def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The network in an .onnx file, the sha256 of that file, and notes on how it was read.
+    """The network in an .onnx file.
+
+    Args:
+        path: the file; files of external data lie beside it.
+
+    Returns:
+        (network, sha256, notes): the network in evaluation mode, the file's checksum, and how it was read.
 
     Raises:
         SourceError: the package onnx is missing, the file cannot be read, or it holds operators that are not known.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import onnx, torch
+        >>> from onnx import TensorProto, helper
+        >>> from speedysnn.sources import load_onnx
+        >>> ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")]
+        >>> graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
+        >>> file = Path(tempfile.mkdtemp()) / "net.onnx"
+        >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        >>> onnx.save(model, file)
+        >>> net, _, notes = load_onnx(file)
+        >>> net(torch.tensor([[-1.0, 0.0, 2.0]]))
+        tensor([[0., 0., 2.]])
+        >>> notes
+        ('read an ONNX file of unknown, opset 18',)
     """
     file = expanded(path)
     require_file(file, "network")

@@ -35,7 +35,15 @@ _EXTRA_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A network and where it came from; `notes` says how its checkpoint was read."""
+    """A network and where it came from.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        spec: the text that named it.
+        checkpoint: the file of its weights, None where none was given.
+        sha256: of that file, or of the file that holds the whole network.
+        notes: how the file was read, in sentences for the user.
+    """
 
     model: nn.Module = field(repr=False)
     spec: str
@@ -63,10 +71,14 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
         SourceError: the network cannot be built, or the checkpoint cannot be read or does not fit.
 
     Example:
+        >>> from speedysnn.assets import asset_path, weights_name
         >>> from speedysnn.sources import load_model
-        >>> source = load_model("torchvision:resnet18", num_classes=10)
-        >>> source.model.fc.out_features
-        10
+        >>> weights = asset_path(weights_name("avg"))
+        >>> source = load_model("speedysnn.assets.digits:avg_net", checkpoint=weights)
+        >>> source.model.fc2
+        Linear(in_features=64, out_features=10, bias=True)
+        >>> len(source.sha256), source.model.training
+        (64, False)
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, not {num_classes}")

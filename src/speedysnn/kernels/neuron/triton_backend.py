@@ -65,7 +65,7 @@ def _fault(device: str) -> str:
     try:
         with _disable_current_modes(), torch.inference_mode(False):  # a tracer's tensors would hold no values
             wrong = _wrong(device)
-    except Exception as err:
+    except Exception as err:  # the compiler and the driver raise errors of their own, which change with versions
         wrong = (str(err).strip() or type(err).__name__).splitlines()[-1][:200]
     return f"{BROKEN}: {wrong}" if wrong else ""
 
