@@ -217,7 +217,7 @@ def test_functions_are_remembered_by_a_name_that_is_their_own() -> None:
     def max(request):
         return request.histogram.maximum
 
-    with pytest.raises(InputError, match="as a rule of speedysnn.calibration.rules.RULES"):
+    with pytest.raises(InputError, match="as a rule of speedysnn.calibration.RULES"):
         convert.to_spiking(nn.Sequential(*DEEP), torch.randn(64, 8), threshold=max)
     with pytest.raises(InputError, match="needs must be"):
         ThresholdRule(max, needs=("samples",))

@@ -17,6 +17,10 @@ from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
 
 __all__ = ["SHAPES", "SIZES", "arithmetic"]
 
+# Why sizes are not left to onnx's own ReferenceEvaluator, or to onnxslim (both tried): they fold what is constant, but
+# the batch stays open, and often height and width, so that Shape, Gather, Slice, Concat, Equal and Where remain and need
+# all functions below. And the evaluator takes whatever memory a file claims: a ConstantOfShape of a few bytes took 4 GB.
+
 
 def unsqueeze(node: Node) -> Any:
     x = node.input(0)
