@@ -70,14 +70,14 @@ def collect(
 
 
 class Count:
-    """Histograms of all layers while batches come in, counted by whichever thread runs a part of a batch."""
+    """Histograms of all layers, filled batch by batch; several threads may add to them at once."""
 
     def __init__(self, snn: SpikingNetwork, granularity: str) -> None:
         self._snn, self._granularity = snn, granularity
         self._layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
-        """Count what the layers answer to a batch."""
+        """Add the activations of one batch."""
 
         @any_order
         def observe(tap: Tap) -> None:
@@ -89,7 +89,7 @@ class Count:
             self._snn(*inputs, observer=observe)
 
     def histograms(self) -> dict[str, ActivationHistogram]:
-        """All that has been counted, by layer."""
+        """The histograms of all layers, by name."""
         return {name: _found(name, layer) for name, layer in self._layers.items()}
 
 
@@ -108,7 +108,7 @@ class GradientCount:
         self._layers: dict[str, ActivationHistogram] = {}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
-        """Count what the layers answer to a batch, and the gradients there."""
+        """Add the activations of one batch and the gradients at them."""
         taps: list[Tap] = []
         seen = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
         with torch.enable_grad():
@@ -132,13 +132,13 @@ class GradientCount:
         histogram.add_gradients(values, slopes)
 
     def _rows(self, tap: Tap, x: Tensor) -> Tensor:
-        """Values as (C, M), or in one row."""
+        """The values as (C, M), a row for each channel; as (1, M) where the layer has one threshold."""
         if self._granularity == "layer" or x.ndim < 2:
             return x.reshape(1, -1)
         return x.movedim(tap.neuron.channel_dim, 0).flatten(1)
 
     def histograms(self) -> dict[str, ActivationHistogram]:
-        """All that has been counted, by layer."""
+        """The histograms of all layers, by name."""
         return self._layers
 
 
@@ -224,13 +224,13 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
 
 
 def _one(theta: Tensor) -> Tensor:
-    """The layer's one theta, ()."""
+    """The one theta of a layer, as a tensor without dimensions."""
     return theta.reshape(-1)[0]
 
 
 @contextmanager
 def _named(layer: str) -> Iterator[None]:
-    """Faults say which layer's data they are of."""
+    """Put the layer's name before the message of an error in its data."""
     try:
         yield
     except DataError as err:

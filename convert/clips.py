@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, neuron_attrs
 from speedysnn.errors import InputError
 
-MOST_LEVELS = 1024
+MAX_LEVELS = 1024
 _SHAPES = ((2, 64, 16, 8), (128, 128))  # of the probe, images first, then rows
 _TOLERANCE, _TIE = 1e-5, 1e-2  # of the clip; of a step
 
@@ -111,7 +111,9 @@ def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] 
 
 
 def emit(call: Call, clip: Clip) -> Ref:
-    """Neurons whose analog reading is the clip; phi = 0 is a shift of half a step before one that rounds.
+    """Add neurons whose analog reading is the clip.
+
+    A staircase that floors (phi = 0) is a shift of half a step before neurons that round.
 
     Raises:
         Unsupported: a staircase that is to stay analog.
@@ -156,7 +158,7 @@ def recognise(module: nn.Module) -> Clip | None:
     if not own or sum(tensor.numel() for tensor in own.values()) > _OWN:
         return None
     for value, steps in _candidates(module):
-        if 0 < value < math.inf and (steps is None or 1 <= steps <= MOST_LEVELS):
+        if 0 < value < math.inf and (steps is None or 1 <= steps <= MAX_LEVELS):
             found = fit(module, value, steps)
             if found is not None:
                 return found
@@ -164,7 +166,7 @@ def recognise(module: nn.Module) -> Clip | None:
 
 
 def _candidates(module: nn.Module) -> list[tuple[float, int | None]]:
-    """(clip, L) pairs by the names of attributes: tensors are trained, numbers count levels or bits."""
+    """Possible (clip, L) pairs by the names of attributes: tensors are trained, numbers count levels or bits."""
     trained = {name: value for name in (*CLIP_NAMES, *STEP_NAMES) if (value := _tensor(module, name)) is not None}
     counts = [value for name in LEVEL_NAMES if (value := _whole(module, name)) is not None]
     counts += [2**value - 1 for name in BIT_NAMES if (value := _whole(module, name)) is not None and value <= 10]
@@ -204,7 +206,7 @@ def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | No
     if not _close(forward, backward.flip(0), value):
         return None
     distinct = int(torch.unique(torch.round(forward / value * 2**16)).numel()) - 1
-    steps = levels or (distinct if 1 <= distinct <= MOST_LEVELS else None)
+    steps = levels or (distinct if 1 <= distinct <= MAX_LEVELS else None)
     for clip in (Clip(value, steps), Clip(value, steps, 0.0)):
         compared = torch.ones_like(ramp, dtype=torch.bool)
         if steps is not None:
@@ -220,7 +222,7 @@ def _close(a: Tensor, b: Tensor, value: float) -> bool:
 
 
 def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
-    """What a copy of the module makes of the values, None where it fails or changes their number."""
+    """The output of a copy of the module for the values; None where it fails or changes their number."""
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     for shape in _SHAPES:
         try:

@@ -29,8 +29,8 @@ from speedysnn.neurons.layer import IFNeuron
 from speedysnn.settings import repeatable
 
 KINDS = ("none", "bias", "potential", "bias+potential")
-MOST_IMAGES = 256
-MOST_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
+MAX_IMAGES = 256
+MAX_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
 
 
 @repeatable
@@ -75,7 +75,7 @@ def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> Spi
     check_kind(kind)
     kept = FirstImages(images_for(snn))
     batches = kept.passing(iter_batches(calibration))
-    for _ in islice(batches, MOST_IMAGES):
+    for _ in islice(batches, MAX_IMAGES):
         if kept.left <= 0:
             break
     return correct_on(snn, kept.inputs(), kind)
@@ -108,7 +108,7 @@ def correct_on(snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str) -> Spik
 
 
 def check_kind(kind: str) -> None:
-    """Refuse another word than those of `KINDS`.
+    """Refuse a kind of correction that is not in `KINDS`.
 
     Raises:
         InputError: it is another.
@@ -120,17 +120,17 @@ def check_kind(kind: str) -> None:
 def images_for(snn: SpikingNetwork) -> int:
     """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
     largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
-    return max(1, min(MOST_IMAGES, MOST_VALUES // (snn.timesteps * largest)))
+    return max(1, min(MAX_IMAGES, MAX_VALUES // (snn.timesteps * largest)))
 
 
 class FirstImages:
     """The first images of the calibration data, kept while they pass by."""
 
-    def __init__(self, most: int) -> None:
-        self.left, self.parts = most, list[tuple[Tensor, ...]]()
+    def __init__(self, max_count: int) -> None:
+        self.left, self.parts = max_count, list[tuple[Tensor, ...]]()
 
     def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are; the first images stay."""
+        """Yield the batches as they are and remember their first images."""
         for batch in batches:
             if self.left > 0:
                 self.parts.append(tuple(x[: self.left] for x in batch.inputs))
@@ -138,7 +138,7 @@ class FirstImages:
             yield batch
 
     def inputs(self) -> list[Tensor]:
-        """One tensor an input, (B, ...)."""
+        """The remembered images: one tensor (B, ...) for each input of the network."""
         return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
 
 
@@ -146,7 +146,7 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-class _Settling(Execution):
+class _CorrectingPass(Execution):
     """A pass in which every layer is corrected when its input arrives, before the next one runs."""
 
     def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Correction"]) -> None:
@@ -154,18 +154,21 @@ class _Settling(Execution):
         self._corrections = layers
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
-        """Q(z) after the layer's correction."""
-        return self._corrections[node.name].settle(partial(super().quantized_neuron, node, drive))
+        """The quantized output Q(z) after the layer's correction."""
+        return self._corrections[node.name].correct_for(partial(super().quantized_neuron, node, drive))
 
     def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, inplace: bool) -> Tensor:
-        """Spikes after the layer's correction; the input is needed more than once, so it is never written over."""
+        """The spikes after the layer's correction; the input is read several times, so it is never overwritten."""
         spikes = partial(super().spiking_neuron, node, drive, constant=constant, inplace=False)
-        return self._corrections[node.name].settle(spikes)
+        return self._corrections[node.name].correct_for(spikes)
 
 
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Correction"]) -> None:
-    """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
-    run = _Settling(snn, layers)
+    """Run one pass in which every layer is corrected before the next one runs.
+
+    With full look-ahead the counts are those of the quantized reading, which is faster.
+    """
+    run = _CorrectingPass(snn, layers)
     if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
         run.static(images, "quantized")
     else:
@@ -191,7 +194,7 @@ def channel_means(x: Tensor, channel_dim: int) -> Tensor:
 
 
 class _Correction:
-    """The correction of one neuron layer: what it should emit on average, what is changed, and what came of it."""
+    """The correction of one neuron layer: the mean it should emit, what is changed, and a record of the result."""
 
     def __init__(self, neuron: IFNeuron, target: Tensor, change: str) -> None:
         self.neuron, self.target, self.change = neuron, target, change
@@ -200,7 +203,7 @@ class _Correction:
     def _gap(self, out: Tensor) -> Tensor:
         return channel_means(out, self.neuron.channel_dim) - self.target
 
-    def settle(self, emit: Callable[[], Tensor]) -> Tensor:
+    def correct_for(self, emit: Callable[[], Tensor]) -> Tensor:
         """Correct the neuron for an input.
 
         Args:
@@ -226,7 +229,7 @@ class _Correction:
         return out
 
     def _value(self) -> Tensor:
-        """What is corrected, before: the offset, or v_init as it is."""
+        """The value that is corrected, as it is now: the offset or v_init, float64."""
         neuron = self.neuron
         if self.change == "potential":
             return neuron.v_init.detach().to(torch.float64)

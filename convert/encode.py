@@ -18,7 +18,7 @@ _ORDER: tuple[Kind, ...] = ("input", "spikes", "current", "analog")
 
 @dataclass(frozen=True)
 class Carried:
-    """What a value is: its kind, whether a neuron lies upstream, and whether it can be negative."""
+    """What is known of a value: its kind, whether a neuron lies upstream, and whether it can be negative."""
 
     kind: Kind
     timed: bool

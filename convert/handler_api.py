@@ -100,7 +100,7 @@ class Builder:
         self.channels[name] = min(first, max(len(shape) - 1, 0))
 
     def name(self, wanted: str) -> str:
-        """`wanted`, or the first of wanted_1, wanted_2, ... that is free."""
+        """A name that is free: `wanted`, or the first of wanted_1, wanted_2, ..."""
         taken = {node.name for node in self.nodes}
         name, number = wanted or "node", 0
         while name in taken:
@@ -171,7 +171,7 @@ class Call:
     result: Any
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name."""
+        """An argument of the call by its position or name."""
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)

@@ -36,7 +36,7 @@ _HYBRID = "replace it by ReLU and batch-norm and retrain, or accept an analog un
 
 
 class Lowering:
-    """One walk over a traced network.
+    """One walk over the calls of a traced network, which builds its graph and the report's rows.
 
     Args:
         traced: the traced network.
@@ -189,7 +189,7 @@ class Lowering:
 
 
 def handler_of(handlers: Mapping[Key, Handler], node: fx.Node, module: nn.Module | None) -> Handler:
-    """The handler of a call.
+    """Find the handler of a call.
 
     Raises:
         Unsupported: there is none.
@@ -206,7 +206,7 @@ def handler_of(handlers: Mapping[Key, Handler], node: fx.Node, module: nn.Module
 
 
 def word_of(node: fx.Node, module: nn.Module | None) -> str:
-    """What is called, in a word: a module's class, a method, or a function's name."""
+    """The name of what is called: a module's class, a method, or a function."""
     if module is not None:
         return type(module).__name__
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

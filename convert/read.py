@@ -120,7 +120,7 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
 
 
 def _advice(model: nn.Module, example: Sequence[Tensor], options: dict[str, Any]) -> str:
-    """Which modules inside can be converted on their own, the largest first."""
+    """Advice that names modules inside which can be converted on their own, the largest first."""
     inputs = _seen(model, example)
     parts: list[str] = []
     for name, module in model.named_modules():

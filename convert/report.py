@@ -108,7 +108,7 @@ class Report:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a call."""
+        """The rows as a table, one for each call."""
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Report:
         }
 
     def complaint(self) -> str:
-        """All problems at once, one a line."""
+        """All problems in one message, one on each line."""
         lines = [
             f"  {row.path} ({row.operator}{', ' + row.source if row.source else ''}): {row.why}"
             + (f"; {row.advice}" if row.advice else "")
@@ -146,22 +146,23 @@ class Report:
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts for one image: neurons, operations a step, values kept."""
+    """What a node costs for one image: neurons, operations in each step, and values kept from step to step."""
 
     neurons: int = 0
     operations: int = 0
     state: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """Add two costs."""
         return Cost(self.neurons + other.neurons, self.operations + other.operations, self.state + other.state)
 
 
 def cost_of(
     node: Node, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Mapping[str, Tensor]], images: int
 ) -> Cost:
-    """Multiply-accumulates of a weight layer, one evaluation a value of an analog unit, membranes and running totals.
+    """What a node costs for one image.
 
+    A weight layer costs its multiply-accumulates, an analog unit one evaluation for each value.
     A rate operator keeps the totals of its inputs and what it reached last; a neuron its membrane.
     """
     out = math.prod(shapes.get(node.name, ())) // images
@@ -263,7 +264,7 @@ def _shapes(value: Any) -> Any:
 
 
 def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
-    """One record out of two runs with different batches: numbers that differ follow the batch."""
+    """Merge the records of two runs with different batch sizes: numbers that differ follow the batch."""
     if isinstance(first, Shape):
         if isinstance(second, Shape) and first and first is not second:
             first.leads = first[0] * batches[1] == second[0] * batches[0]

@@ -178,7 +178,7 @@ def to_spiking(
 
 
 def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, Handler]:
-    """What is found by no row of the package: the program's own rows, and activations with a learned clip."""
+    """Handlers beside the package's own: those the user gave or registered, and those of recognised learned clips."""
     given = {**added_handlers(), **(handlers or {})}
     return {**recognised(ann, given), **given}
 
@@ -211,7 +211,7 @@ def _network(
 
 
 def _copied(value: Tensor) -> Tensor:
-    """A copy that lies in memory as the network wants it, so that it is not copied once more."""
+    """A copy in the memory layout that the network wants, so that it is not copied again."""
     value = value.detach()
     if value.ndim == 4 and not value.is_contiguous(memory_format=torch.channels_last):
         return value.contiguous(memory_format=torch.channels_last)

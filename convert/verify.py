@@ -40,7 +40,7 @@ def relative_error(ours: Any, reference: Any) -> float:
 
 
 def require_equal(ours: Any, reference: Any) -> float:
-    """The relative error of the analog reading.
+    """Check the analog reading against the source network, and return its relative error.
 
     Raises:
         ConversionError: it is not below 1e-5, or something is not finite.

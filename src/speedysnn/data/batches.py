@@ -30,7 +30,7 @@ class Batch:
     labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        """Shapes only."""
+        """Show the shapes, not the values."""
         labels = None if self.labels is None else tuple(self.labels.shape)
         return f"Batch(inputs={[tuple(value.shape) for value in self.inputs]}, labels={labels})"
 
@@ -140,7 +140,7 @@ def _chunks(whole: Batch, batch_size: int, what: str, ranks: Sequence[int] | Non
 
 
 def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
-    """The batches; what a user's dataset raises becomes one message with the batch's number."""
+    """Yield the batches; an error in the user's dataset becomes a `DataError` that says which batch it was."""
     index = 0
     try:
         for batch in batches:
@@ -277,5 +277,5 @@ def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all values are finite: so they are where their sum is, which is found at once."""
+    """Whether all values are finite. Their sum is tried first: where it is finite, all of them are."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())

@@ -315,7 +315,7 @@ class ImageData(Dataset[Any]):
         return image if self._normalizer is None else self._normalizer(image)
 
     def __repr__(self) -> str:
-        """Name, size and shape."""
+        """Show name, size and shape."""
         steps = f" of {self.timesteps} steps" if self.timesteps else ""
         return f"ImageData({self.name!r}, {len(self)} images {self.image_shape}{steps}, {self.classes} classes)"
 

@@ -28,7 +28,7 @@ SOFT_RESET = (
 
 
 class NIRWarning(ExportWarning):
-    """Something that a reader of the graph must take from its metadata."""
+    """A warning: a reader of the graph must take something from its metadata."""
 
 
 def to_nir(snn: SpikingNetwork, path: str | Path | None = None, *, overwrite: bool = False) -> Any:

@@ -185,7 +185,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _holds_tensors(content: Any, depth: int = 0) -> bool:
-    """Whether tensors lie in it, or below `NESTED` keys in it; not below so many that it holds itself."""
+    """Whether it holds tensors, directly or below keys of `NESTED`; the depth is limited, as it may hold itself."""
     return (
         isinstance(content, Mapping)
         and depth < _DEEPEST
@@ -215,7 +215,7 @@ def strip_prefixes(weights: Mapping[str, _T]) -> tuple[dict[str, _T], list[str]]
 
 
 def some(names: list[str], shown: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """A text with the first few names and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 

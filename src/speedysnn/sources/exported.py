@@ -132,7 +132,7 @@ class _Reader:
         return scope
 
     def _own(self, name: str, kind: str) -> fx.Node:
-        """A tensor of the network's own, set into modules nested as its name says."""
+        """Register a parameter or buffer in modules nested as its name says; returns the node that reads it."""
         *path, leaf = [identifier(part, module=True) for part in name.split(".")]
         holder = self.root
         for part in path:
@@ -176,7 +176,7 @@ class _Reader:
                 scope[name] = self.graph.call_function(operator.getitem, (node, position))
 
     def _inline(self, row: Json, scope: dict[str, fx.Node]) -> None:
-        """A block under torch.no_grad: the calls in it, as if they stood outside."""
+        """Add the calls of a block under torch.no_grad as if they stood outside it."""
         inner = row["inputs"][1]["arg"]["as_graph"]["graph"]
         operands = [value_of(item["arg"], scope) for item in row["inputs"][2:]]
         own = [names([arg])[0] for arg in inner["inputs"]]
@@ -184,7 +184,7 @@ class _Reader:
         scope.update(zip(names(row["outputs"]), results, strict=True))
 
     def _stand_in(self, row: Json, scope: dict[str, fx.Node]) -> None:
-        """Something under the call's names, so that every unknown call is listed at once."""
+        """Put placeholders where an unknown call's results would be, so that all unknown calls are found at once."""
         for name in filter(None, names(row["outputs"])):
             scope[name] = self.graph.placeholder(identifier(name))
 

@@ -228,7 +228,7 @@ def _cat(values: list[Tensor], dim: int) -> Tensor:
 
 
 def slices(node: Node) -> Any:
-    """Parts along some axes; ends may be sizes that are known only when the network runs."""
+    """Slice along some axes; the ends may be sizes that are known only when the network runs."""
     x = node.input(0)
     starts, ends = node.numbers(1, "starts") or [], node.numbers(2, "ends") or []
     axes = node.known(3, "axes") or list(range(len(starts)))

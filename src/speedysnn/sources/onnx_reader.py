@@ -190,7 +190,7 @@ def _tensor(array: Any) -> Tensor:
 
 
 def read(file: Path, how: Callable[[Path], Any]) -> Any:
-    """What `how` makes of a file, its errors as ours."""
+    """Call `how` on a file; errors of the libraries it uses become a `SourceError`."""
     try:
         return how(file)
     except ImportError:
@@ -204,7 +204,7 @@ def read(file: Path, how: Callable[[Path], Any]) -> Any:
 
 
 def checked(file: Path) -> Any:
-    """The model in a file that the package onnx finds well formed."""
+    """Open a model and let the package onnx check that it is well formed."""
     import onnx
 
     model = onnx.load(str(file))

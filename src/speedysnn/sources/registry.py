@@ -105,7 +105,7 @@ def _loaded(spec: str, checkpoint: str | Path | None, num_classes: int | None) -
 
 
 def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> Source:
-    """A whole network with its weights; nothing in the file is run."""
+    """Read a whole network with its weights from a file; no code in it is run."""
     for name, given in (("checkpoint", checkpoint), ("num_classes", num_classes)):
         if given is not None:
             raise InputError(f"{spec} holds a whole network with its weights: leave out {name} {given}")
@@ -114,7 +114,7 @@ def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None
 
 
 def _published(spec: str) -> tuple[str, ...]:
-    """What torchvision does besides loading, when it loads its own weights."""
+    """A note on what torchvision does besides loading when it loads its own published weights."""
     if spec not in ("torchvision:googlenet", "torchvision:inception_v3"):
         return ()
     return (
