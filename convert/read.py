@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.lower import Lowering
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import Traced, export, open_batches, trace
+from speedysnn.convert.trace import Traced, export, first_line, open_batches, trace
 from speedysnn.errors import ConversionError, InputError, SpeedySNNError
 from speedysnn.graph.ir import Graph
 
@@ -111,10 +111,9 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
         raise
     except Exception as err:  # the user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
-        text = str(err).splitlines()[0] if str(err) else repr(err)
         hint = "; if it was exported for one batch size, export it again with dynamic_shapes"
         raise ConversionError(
-            f"the network does not run on the example input {shapes}: {text}"
+            f"the network does not run on the example input {shapes}: {first_line(err)}"
             f"{hint if isinstance(model, torch.fx.GraphModule) else ''}"
         ) from None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from speedysnn.convert.handler_api import BatchInt
+from speedysnn.convert.trace import first_line
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
@@ -228,9 +229,10 @@ def record(
         try:
             recorder.run(*inputs)
         except Exception as err:  # the source network's own calls may raise anything
-            text = str(err).splitlines()[0] if str(err) else repr(err)
             shapes = ", ".join(str(tuple(x.shape)) for x in example)
-            raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None
+            raise ConversionError(
+                f"the network does not run on the example input {shapes}: {first_line(err)}"
+            ) from None
         runs.append(recorder)
     first, second = runs[0], runs[-1]
     sizes = (batches[0], batches[-1])

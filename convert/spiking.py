@@ -150,7 +150,7 @@ def to_spiking(
     require_initialised(ann)
     batches = iter_batches(calibration)
     first = next(batches)
-    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    device = _device(ann)
     example = [x[:4].to(device) for x in first.inputs]
     known = _known(ann, handlers)
     with evaluating(ann):
@@ -229,11 +229,16 @@ def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[s
 
 
 def _inputs(ann: nn.Module, example: Example) -> list[Tensor]:
-    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    device = _device(ann)
     items = [example] if isinstance(example, Tensor) else list(example)
     if not items or not all(isinstance(x, Tensor) and x.ndim > 0 for x in items):
         raise InputError("example: expected a tensor (B, ...), or one for each input")
     return [x.to(device) for x in items]
+
+
+def _device(ann: nn.Module) -> torch.device:
+    """Where the network's parameters are; the CPU where it has none."""
+    return next((p.device for p in ann.parameters()), torch.device("cpu"))
 
 
 def _check_options(granularity: str, v_init: float, correct: str) -> None:

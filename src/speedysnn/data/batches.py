@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.files.safety import reason
 
 INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
@@ -149,8 +150,7 @@ def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
     except SpeedySNNError:
         raise
     except Exception as err:  # the user's dataset may raise anything
-        reason = str(err).strip().partition("\n")[0]
-        raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason}") from err
+        raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason(err)}") from err
 
 
 def parse(raw: Any, where: str) -> Batch:

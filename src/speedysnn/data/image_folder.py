@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speedysnn.data.images import Loaded
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import expanded
+from speedysnn.files.safety import expanded, reason
 from speedysnn.sources.registry import import_torchvision
 
 _PACKED = 3000  # pixels that no format of photographs puts into one byte
@@ -132,7 +132,7 @@ def _image_folder(folder: Path) -> Any:
     except (FileNotFoundError, PermissionError) as err:
         raise DataError(
             f"{folder} is not a folder of images: expected one folder a class with image files in each "
-            f"({str(err).partition(chr(10))[0]})"
+            f"({reason(err)})"
         ) from err
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from speedysnn.errors import ArtifactError
 from speedysnn.files.atomic import check_target, scratch_beside
+from speedysnn.files.safety import reason
 from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 
@@ -84,7 +85,7 @@ def verify_pt2(snn: SpikingNetwork, target: Path) -> None:
     try:
         again = torch.export.load(str(target)).module()
     except (OSError, RuntimeError, ValueError) as err:
-        raise ArtifactError(f"{target}: torch.export cannot load it: {str(err).strip().partition(chr(10))[0]}") from err
+        raise ArtifactError(f"{target}: torch.export cannot load it: {reason(err)}") from err
     with torch.no_grad():
         _require_same(again(*inputs), expected)
 
@@ -106,8 +107,7 @@ def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
             program = torch.export.export(_Fixed(snn), inputs, dynamic_shapes=dynamic, strict=False)
             program.graph.eliminate_dead_code()  # torch 2.6 records questions about types, and cannot read them back
         except Exception as err:  # torch.export raises errors of many kinds, some of which have no public class
-            reason = str(err).strip().partition("\n")[0]
-            raise ArtifactError(f"torch.export cannot write this network: {reason}") from err
+            raise ArtifactError(f"torch.export cannot write this network: {reason(err)}") from err
         torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         again = torch.export.load(file).module()(*inputs)
     _require_same(again, expected)

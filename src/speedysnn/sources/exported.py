@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import ODD, checksum
+from speedysnn.files.safety import ODD, checksum, reason
 from speedysnn.sources.exported_archive import DTYPES, Archive, read_archive
 
 Json = Mapping[str, Any]
@@ -69,10 +69,9 @@ def load_program(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     try:
         return _Reader(archive).module(), checksum([archive.path]), _notes(archive.program)
     except ODD as err:
-        reason = str(err).strip().partition("\n")[0]
         raise SourceError(
-            f"network {archive.path} holds a graph that is not as expected ({type(err).__name__}: {reason}); save it "
-            "again with torch.export.save from the torch you use here"
+            f"network {archive.path} holds a graph that is not as expected ({type(err).__name__}: {reason(err)}); "
+            "save it again with torch.export.save from the torch you use here"
         ) from err
 
 

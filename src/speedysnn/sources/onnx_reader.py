@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
+from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
 from speedysnn.sources.onnx_functions import FUNCTIONS
 from speedysnn.sources.onnx_layers import LAYERS, PARTS, require_batches
 from speedysnn.sources.onnx_node import Node, Row, Unsupported
@@ -80,9 +80,8 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     except Unsupported as err:
         raise SourceError(f"network {file}: {err}") from None
     except ODD as err:
-        reason = str(err).strip().partition("\n")[0]
         raise SourceError(
-            f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason}); {_AGAIN}"
+            f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason(err)}); {_AGAIN}"
         ) from err
     return module, checksum([file]), (f"read an ONNX file of {model.producer_name or 'unknown'}, opset {opset}",)
 
@@ -196,10 +195,9 @@ def read(file: Path, how: Callable[[Path], Any]) -> Any:
     except ImportError:
         raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
     except Exception as err:  # a damaged file ends in errors of several libraries
-        reason = str(err).strip().partition("\n")[0][:200]
         raise SourceError(
-            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason}); {DOWNLOAD}, "
-            "with the files of external data beside it"
+            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason(err)[:200]}); "
+            f"{DOWNLOAD}, with the files of external data beside it"
         ) from None
 
 

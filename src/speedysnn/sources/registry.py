@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from speedysnn.errors import InputError, SourceError
-from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of
+from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of, reason
 from speedysnn.sources.checkpoint import open_checkpoint
 from speedysnn.sources.exported import load_program
 from speedysnn.sources.onnx_reader import load_onnx
@@ -201,10 +201,9 @@ def _import() -> Any:
 
 
 def _unusable(err: BaseException) -> SourceError:
-    reason = str(err).strip().partition("\n")[0]
     return SourceError(
         f"torchvision is installed but does not import beside torch {torch.__version__} "
-        f"({type(err).__name__}: {reason}); {_INSTALL}: {_COMMAND}. Then start Python again"
+        f"({type(err).__name__}: {reason(err)}); {_INSTALL}: {_COMMAND}. Then start Python again"
     )
 
 
