@@ -133,8 +133,8 @@ def _unknown(spec: str, kind: str) -> str:
         names = _torchvision_names(strict=False)
         if spec in names:
             hint = f"; did you mean 'torchvision:{spec}'?"
-    names = ", ".join(repr(known if ":" in known else f"{known}:NAME") for known in MODELS)
-    return f"unknown network {spec!r}{hint}; expected {names}, or a {' or '.join(FILES)} file"
+    forms = ", ".join(repr(known if ":" in known else f"{known}:NAME") for known in MODELS)
+    return f"unknown network {spec!r}{hint}; expected {forms}, or a {' or '.join(FILES)} file"
 
 
 def _torchvision_names(*, strict: bool = True) -> list[str]:
