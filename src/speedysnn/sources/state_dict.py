@@ -54,13 +54,14 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, spec: str) -> tuple[s
     Example:
         >>> from torch import nn
         >>> from speedysnn.assets import asset_path, digits, weights_name
+        >>> from speedysnn.errors import SourceError
         >>> from speedysnn.sources import load_weights, open_checkpoint
         >>> opened = open_checkpoint(asset_path(weights_name("avg")))
         >>> load_weights(digits.avg_net(), opened, "the digits network")
         ()
         >>> try:
         ...     load_weights(digits.avg_net(num_classes=5), opened, "a network")
-        ... except Exception as error:
+        ... except SourceError as error:
         ...     print(str(error).rpartition(". ")[2])
         The checkpoint has 10 classes and the network 5: pass --num-classes 10
     """
