@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.execution.module import is_hooked, is_plain, own_tensors
-from speedysnn.execution.observers import Observer, Tap, seen_by
-from speedysnn.execution.sparse_conv import Eventwise
-from speedysnn.graph.ir import Graph, Node, Wires
+from speedysnn.execution.observers import LayerRecord, Observer, input_needed
+from speedysnn.execution.sparse_conv import SparseConvContext
+from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
@@ -100,12 +100,12 @@ class Execution:
     Args:
         graph: its nodes.
         neurons: by name.
-        layers: the module of a node that owns tensors, by name, else None; see `Parts.layer`.
+        layers: the module of a node that owns tensors, by name, else None; see `NetworkModule.layer`.
         timesteps: T.
-        observer: handed a `Tap` of every neuron.
+        observer: handed a `LayerRecord` of every neuron.
         drives: what neurons receive instead of what reaches them, by name.
-        eventwise: convolutions that may run event-driven.
-        wires: of the graph.
+        sparse_conv: convolutions that may run event-driven.
+        graph_info: of the graph.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class Execution:
         timesteps: int,
         observer: Observer | None = None,
         drives: Mapping[str, Tensor] | None = None,
-        eventwise: Eventwise | None = None,
-        wires: Wires | None = None,
+        sparse_conv: SparseConvContext | None = None,
+        graph_info: GraphInfo | None = None,
     ) -> None:
         self.graph, self.neurons, self.layers = graph, neurons, layers
         self.timesteps, self.observer = timesteps, observer
         self.drives = drives
-        self.eventwise = eventwise
-        self.wires = wires or Wires.of(graph)
+        self.sparse_conv = sparse_conv
+        self.graph_info = graph_info or GraphInfo.of(graph)
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
-        return run_graph(self.graph, inputs, _Static(self, reading), self.wires.last_uses)
+        return run_graph(self.graph, inputs, _Static(self, reading), self.graph_info.last_uses)
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
         """A layer's answer in the quantized reading, (B, ...)."""
@@ -141,7 +141,7 @@ class Execution:
 
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
-        return run_graph(self.graph, inputs, _Spiking(self, per_step), self.wires.last_uses)
+        return run_graph(self.graph, inputs, _Spiking(self, per_step), self.graph_info.last_uses)
 
     def timed_operator(self, node: Node, args: list[Value], summed: frozenset[str] = frozenset()) -> Value:
         """A node that is no neuron, on values of which some may vary in time; `summed` may be written over by sums."""
@@ -156,8 +156,8 @@ class Execution:
     def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
         """A node's result on tensors alone; `sparse`: they come from spikes, so that zeros may be worth skipping."""
         module = self.layers(node.name)
-        if module is not None and sparse and node.op == "conv2d" and self.eventwise is not None and is_plain(module):
-            out = self.eventwise.conv2d(node.name, args[0], node.attrs, own_tensors(module, node.op))
+        if module is not None and sparse and node.op == "conv2d" and self.sparse_conv is not None and is_plain(module):
+            out = self.sparse_conv.conv2d(node.name, args[0], node.attrs, own_tensors(module, node.op))
             if out is not None:
                 return out
         return run_node(node, module, args)
@@ -217,7 +217,7 @@ class Execution:
         per_step = self._split(self.repeat(value))
         return self._per_step(wide(per_step).cumsum(0)).to(per_step.dtype)
 
-    def observe(self, tap: Tap) -> None:
+    def observe(self, tap: LayerRecord) -> None:
         """Hand an observer what a layer did."""
         if self.observer is not None:
             self.observer(tap)
@@ -237,7 +237,7 @@ class _Static:
             out: Tensor = neuron(drive, reading="analog")
         else:
             out = self.run.quantized_neuron(node, drive)
-        self.run.observe(Tap(node.name, neuron, drive, out, True, True))
+        self.run.observe(LayerRecord(node.name, neuron, drive, out, True, True))
         return out
 
     def operator(self, node: Node, args: list[Tensor]) -> Tensor:
@@ -250,10 +250,10 @@ class _Spiking:
 
     def __init__(self, run: Execution, per_step: bool) -> None:
         self.run = run
-        self.means = frozenset() if per_step else run.wires.readout_nodes
-        free = frozenset(filter(self._may_be_written_over, run.wires.spent))
-        kept = torch.is_grad_enabled() or seen_by(run.observer) == "steps"
-        self.spent = frozenset() if kept else free
+        self.means = frozenset() if per_step else run.graph_info.readout_nodes
+        free = frozenset(filter(self._may_be_written_over, run.graph_info.inplace_safe))
+        kept = torch.is_grad_enabled() or input_needed(run.observer) == "steps"
+        self.inplace_safe = frozenset() if kept else free
         self.summed = frozenset(n.name for n in run.graph.nodes if n.op in _UNSAVED) & free if kept else free
 
     def _may_be_written_over(self, name: str) -> bool:
@@ -264,17 +264,17 @@ class _Spiking:
     def neuron(self, node: Node, drive: Value) -> Value:
         """Spikes times theta; an observer that needs no steps gets its sum before the spikes are written over it."""
         run, neuron = self.run, self.run.neurons[node.name]
-        inplace = drive.dynamic and node.inputs[0] in self.spent and not is_hooked(neuron)
+        inplace = drive.dynamic and node.inputs[0] in self.inplace_safe and not is_hooked(neuron)
         if run.drives is not None:  # the whole input is known: its mean paces the spikes
             drive, inplace = Value(run.drives[node.name]), False
-        seen = seen_by(run.observer) if drive.dynamic else "steps"
-        if seen == "total" and inplace:
+        seen = input_needed(run.observer) if drive.dynamic else "steps"
+        if seen == "sum" and inplace:
             out, received = neuron.spiking_and_total(drive.tensor)
         else:
             x = drive.tensor
-            received = x if seen == "steps" else neuron.total(x) if seen == "total" else _NOTHING
+            received = x if seen == "steps" else neuron.total(x) if seen == "sum" else _NOTHING
             out = run.spiking_neuron(node, x, constant=not drive.dynamic, inplace=inplace)
-        run.observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
+        run.observe(LayerRecord(node.name, neuron, received, out, not drive.dynamic, False, seen == "sum"))
         return Value(out, True)
 
     def operator(self, node: Node, args: list[Value]) -> Value:

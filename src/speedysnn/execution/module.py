@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from speedysnn.calibration.record import Calibration
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
-from speedysnn.graph.ir import Graph, Node, Wires
+from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.kernels.sparse_conv.forward import Tables
 from speedysnn.neurons.layer import IFNeuron
@@ -229,7 +229,7 @@ def _no_weight(node: Node, module: nn.Module, why: str) -> str:
     )
 
 
-class Parts(nn.Module):
+class NetworkModule(nn.Module):
     """A graph with its layers and neurons in execution order; see `SpikingNetwork`.
 
     `layers` holds one module a node that owns tensors, by the node's name with "/" for ".": torch's own classes where
@@ -252,7 +252,7 @@ class Parts(nn.Module):
         copy: bool = True,
     ) -> None:
         super().__init__()
-        self.graph, self.wires = graph, Wires.of(graph)
+        self.graph, self.graph_info = graph, GraphInfo.of(graph)
         self._nodes = {node.name: node for node in graph.nodes}
         owners = [name for name in self._nodes if name in tensors]
         self.layers = nn.ModuleDict(
@@ -331,7 +331,7 @@ class Parts(nn.Module):
             raise InputError(f"no neuron is called {name!r}; there are {', '.join(self.neurons)}")
         return self._neuron(name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Parts":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkModule":
         """A copy; what pruning left behind as an attribute with a gradient is first computed again without one."""
         for module in self.layers.modules():
             refresh_weight(module)

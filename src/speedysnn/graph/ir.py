@@ -148,17 +148,17 @@ def _check_node(node: Node, known: set[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Wires:
+class GraphInfo:
     """What every pass over a graph needs to know of it; see the functions of the same names."""
 
     last_uses: Mapping[int, list[str]]
     readout_nodes: frozenset[str]
-    spent: frozenset[str]
+    inplace_safe: frozenset[str]
 
     @classmethod
-    def of(cls, graph: Graph) -> "Wires":
+    def of(cls, graph: Graph) -> "GraphInfo":
         """Of one graph."""
-        return cls(last_uses(graph), readout_nodes(graph), spent(graph))
+        return cls(last_uses(graph), readout_nodes(graph), inplace_safe(graph))
 
 
 def readout_nodes(graph: Graph) -> frozenset[str]:
@@ -187,7 +187,7 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
     return out
 
 
-def spent(graph: Graph) -> frozenset[str]:
+def inplace_safe(graph: Graph) -> frozenset[str]:
     """Values in memory of their own that a single node reads, once: that node may write over them."""
     uses: dict[str, int] = {}
     for node in graph.nodes:
