@@ -5,9 +5,8 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
-_UNSAVED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})  # whose gradients do not read what they gave
-_NOTHING = torch.empty(0)  # what an observer of no drive is handed
+_NOTHING = torch.empty(0)  # the drive that an observer gets which reads none
 _V = TypeVar("_V")
 
 
@@ -86,8 +84,7 @@ def run_node(node: Node, module: nn.Module | None, args: Sequence[Tensor]) -> Te
     return out
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A tensor and whether it has a time axis folded into its first dimension."""
 
     tensor: Tensor
@@ -143,13 +140,22 @@ class Execution:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         return run_graph(self.graph, inputs, _Spiking(self, per_step), self.graph_info.last_uses)
 
-    def timed_operator(self, node: Node, args: list[Value], summed: frozenset[str] = frozenset()) -> Value:
-        """A node that is no neuron, on values of which some may vary in time; `summed` may be written over by sums."""
-        operator, dynamic = OPERATORS[node.op], any(arg.dynamic for arg in args)
-        if dynamic and operator.behaviour != "affine":
+    def timed_operator(
+        self, node: Node, args: list[Value], may_sum_into: Callable[[str], bool] | None = None
+    ) -> Value:
+        """The value of a node that is no neuron, where some of its inputs may vary in time.
+
+        Args:
+            node: the node.
+            args: the values of its inputs.
+            may_sum_into: whether an addition may write its sum over the value of the node of this name; None: never.
+        """
+        dynamic = any(arg.dynamic for arg in args) if len(args) > 1 else args[0].dynamic
+        if dynamic and (operator := OPERATORS[node.op]).behaviour != "affine":
             return Value(self._rate(operator, node, args), True)
         aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
-        if node.op == "add" and args[0].dynamic and node.inputs[0] in summed and _alike(*aligned):
+        writable = node.op == "add" and may_sum_into is not None and args[0].dynamic and may_sum_into(node.inputs[0])
+        if writable and _alike(*aligned):
             return Value(aligned[0].add_(aligned[1]), True)
         return Value(self.affine(node, aligned, dynamic), dynamic)
 
@@ -217,10 +223,6 @@ class Execution:
         per_step = self._split(self.repeat(value))
         return self._per_step(wide(per_step).cumsum(0)).to(per_step.dtype)
 
-    def observe(self, tap: LayerRecord) -> None:
-        """Hand an observer what a layer did."""
-        if self.observer is not None:
-            self.observer(tap)
 
 
 class _Static:
@@ -237,7 +239,8 @@ class _Static:
             out: Tensor = neuron(drive, reading="analog")
         else:
             out = self.run.quantized_neuron(node, drive)
-        self.run.observe(LayerRecord(node.name, neuron, drive, out, True, True))
+        if self.run.observer is not None:
+            self.run.observer(LayerRecord(node.name, neuron, drive, out, True, True))
         return out
 
     def operator(self, node: Node, args: list[Tensor]) -> Tensor:
@@ -250,38 +253,44 @@ class _Spiking:
 
     def __init__(self, run: Execution, per_step: bool) -> None:
         self.run = run
-        self.means = frozenset() if per_step else run.graph_info.readout_nodes
-        free = frozenset(filter(self._may_be_written_over, run.graph_info.inplace_safe))
-        kept = torch.is_grad_enabled() or input_needed(run.observer) == "steps"
-        self.inplace_safe = frozenset() if kept else free
-        self.summed = frozenset(n.name for n in run.graph.nodes if n.op in _UNSAVED) & free if kept else free
+        self.means: frozenset[str] = frozenset() if per_step else run.graph_info.readout_nodes
+        self.input_needed = input_needed(run.observer)
+        self.values_kept = torch.is_grad_enabled() or self.input_needed == "steps"
 
     def _may_be_written_over(self, name: str) -> bool:
-        """Not what a hook or another class of layer may have kept, or handed on from elsewhere."""
+        """Whether no later node, hook or other class of layer reads the node's value, nor shares its memory."""
+        if name not in self.run.graph_info.inplace_safe:
+            return False
         module = self.run.layers(name)
         return module is None or is_plain(module)
+
+    def _may_be_summed_into(self, name: str) -> bool:
+        """The same for an addition, which may also write over values that no gradient reads."""
+        return (not self.values_kept or name in self.run.graph_info.sum_safe) and self._may_be_written_over(name)
 
     def neuron(self, node: Node, drive: Value) -> Value:
         """Spikes times theta; an observer that needs no steps gets its sum before the spikes are written over it."""
         run, neuron = self.run, self.run.neurons[node.name]
-        inplace = drive.dynamic and node.inputs[0] in self.inplace_safe and not is_hooked(neuron)
+        inplace = drive.dynamic and not self.values_kept
+        inplace = inplace and self._may_be_written_over(node.inputs[0]) and not is_hooked(neuron)
         if run.drives is not None:  # the whole input is known: its mean paces the spikes
             drive, inplace = Value(run.drives[node.name]), False
-        seen = input_needed(run.observer) if drive.dynamic else "steps"
+        seen = self.input_needed if drive.dynamic else "steps"
         if seen == "sum" and inplace:
             out, received = neuron.spiking_and_total(drive.tensor)
         else:
             x = drive.tensor
             received = x if seen == "steps" else neuron.total(x) if seen == "sum" else _NOTHING
             out = run.spiking_neuron(node, x, constant=not drive.dynamic, inplace=inplace)
-        run.observe(LayerRecord(node.name, neuron, received, out, not drive.dynamic, False, seen == "sum"))
+        if run.observer is not None:
+            run.observer(LayerRecord(node.name, neuron, received, out, not drive.dynamic, False, seen == "sum"))
         return Value(out, True)
 
     def operator(self, node: Node, args: list[Value]) -> Value:
         """Every step, or the mean over time after the last neuron."""
         if node.name in self.means:
-            args = [Value(self.run.mean(arg)) for arg in args]
-        return self.run.timed_operator(node, args, self.summed)
+            args = [Value(self.run.mean(arg)) if arg.dynamic else arg for arg in args]
+        return self.run.timed_operator(node, args, self._may_be_summed_into)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def _passes(
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
     parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
-    size = images_at_once(snn, steps, inputs[0])
+    size = images_at_once(snn, steps, inputs[0], images)
     worth = images * steps * snn.multiplications >= parts * scheduling.WORTH * len(snn.graph.nodes)
     if worth and not snn.images_per_pass and not scheduling.asked():
         size = min(size, -(-images // parts))
@@ -151,13 +151,23 @@ def _passes(
     return [images] if len(sizes) > 1 and snn.watched else sizes
 
 
-def images_at_once(snn: NetworkModule, steps: int, x: Tensor) -> int:
-    """Images of one pass through so many steps at once: what was asked for, else what the caches hold."""
+def images_at_once(snn: NetworkModule, steps: int, x: Tensor, enough: int | None = None) -> int:
+    """The number of images of one pass through `steps` steps: what was asked for, else what the caches hold.
+
+    Args:
+        snn: the network.
+        steps: steps that run at once.
+        x: its input, for device and type.
+        enough: a number of images above which the answer does not matter; small calls are then told sooner.
+    """
     if snn.images_per_pass:
         return snn.images_per_pass
     item = x.element_size() if x.is_floating_point() else 4
     if torch.is_autocast_enabled(x.device.type):  # halves what a pass holds, so that twice the images fit
         item = torch.get_autocast_dtype(x.device.type).itemsize
+    size = scheduling.images_per_pass(snn.width, steps, x.device, item)
+    if enough is not None and size >= enough:
+        return size
     return scheduling.images_per_pass(snn.width, steps, x.device, item, snn.weight_bytes)
 
 
