@@ -11,7 +11,7 @@ from torch import Tensor
 from speedysnn.analysis.reference import leaves
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.network import SpikingNetwork
 
 
@@ -42,8 +42,8 @@ class OutputSums:
         self.correct = {"analog": 0, "twin": 0, "spiking": 0}
 
     @any_order
-    @sees("nothing")
-    def count(self, tap: Tap) -> None:
+    @needs_input("nothing")
+    def count(self, tap: LayerRecord) -> None:
         """Observer of the spiking pass: adds its events and its neurons."""
         fired = tap.events()
         with self._lock:
@@ -58,7 +58,7 @@ class OutputSums:
     def spikes(self, value: int) -> None:
         self._spikes = value
 
-    def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
+    def add_spikes(self, tap: LayerRecord, fired: int | Tensor) -> None:
         """Add the events of a tap, which a GPU may still be counting, and the neurons that could have made them."""
         self._spikes = self._spikes + fired
         self.fired += tap.neurons

@@ -245,7 +245,7 @@ def mean_of(outs: Sequence[Tensor]) -> Tensor:
 def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
     """Spikes that the time mean of the drive, held for all steps, would have given; whole numbers.
 
-    Shapes: drive (..., C) as `Tap.received` gives it, theta and start () or (C,), or any that broadcast.
+    Shapes: drive (..., C) as `LayerRecord.received` gives it, theta and start () or (C,), or any that broadcast.
     """
     if constant:
         return levels(drive, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
