@@ -23,19 +23,20 @@ RUN = """
 import warnings
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    from speedysnn.kernels import vector_code
-assert not vector_code.WORKS
+    from speedysnn.kernels import jit
+assert not jit.WORKS
 (said,) = [str(each.message) for each in told if "vector code" in str(each.message)]
 assert "plain numba runs instead" in said
 import torch
 from speedysnn import settings
-from speedysnn.kernels import Rule, cpu, multistep, reference
-from speedysnn.kernels import events, event_gradient, packed, tiles
+from speedysnn.kernels import Rule, multistep, reference
+from speedysnn.kernels.neuron import numba_backend
+from speedysnn.kernels.sparse_conv import bitpack, forward, weight_gradient, winograd
 drive = torch.randn(4 * 3, 37)
 theta, v_init = torch.rand(37) + 0.5, torch.full((37,), 0.5)
 for constant in (False, True):
     rule, x = Rule(4), drive[:3] if constant else drive
-    assert not cpu.refuses(x, theta, v_init, rule)
+    assert not numba_backend.refuses(x, theta, v_init, rule)
     assert torch.equal(multistep(x, theta, v_init, rule, constant=constant, backend="cpu"),
                        reference.multistep(x, theta, v_init, rule, constant))
 found = []
@@ -46,9 +47,9 @@ for name in ("cpu", "reference"):
 for got, wanted in zip(*found):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 x, weight = torch.rand(2, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.rand(16, 16, 3, 3)
-assert not events.takes(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
-assert not event_gradient.takes((3, 3), (1, 1), (1, 1)) and packed.pack(x) is None
-assert not tiles.takes((16, 16), (3, 3), (1, 1), (1, 1), (8, 8))
+assert not forward.supports(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
+assert not weight_gradient.supports((3, 3), (1, 1), (1, 1)) and bitpack.pack(x) is None
+assert not winograd.supports((16, 16), (3, 3), (1, 1), (1, 1), (8, 8))
 """
 
 

@@ -241,7 +241,7 @@ DEPTH = BINS + 2**SUB_BITS  # codes below a row's largest, so many as a histogra
 FULL = 2**31 - 1  # values that a table's numbers hold
 
 
-class Collecting:
+class HistogramCollector:
     """Counts of one layer, the same for any order, split and number of threads.
 
     Args:
