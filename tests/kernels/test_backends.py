@@ -281,7 +281,7 @@ def test_a_compiled_network_gives_the_same_answers() -> None:
 
 
 def test_a_backend_that_cannot_run_says_so_once_and_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speedysnn.kernels.dispatch._told", set())
+    monkeypatch.setattr("speedysnn.kernels.dispatch._warned", set())
     drive, rule, half = torch.randn(4, 3).to(torch.float16), Rule(2), torch.tensor(0.5)
     with pytest.warns(KernelWarning, match=r"'cpu' cannot run \(torch.float16 is not one of its types\)"):
         out = multistep(drive, torch.tensor(1.0), half, rule, backend="cpu")

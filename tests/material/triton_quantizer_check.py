@@ -44,5 +44,5 @@ def main(device: str = "cpu") -> None:
     cases = list(product(dtypes, SHAPES, (False, True), (False, True)))
     for number, case in enumerate(cases):
         compare(number, *case, device)
-    assert device == "cpu" or quantizer._right(device)
+    assert device == "cpu" or quantizer._matches_reference(device)
     print(len(cases))

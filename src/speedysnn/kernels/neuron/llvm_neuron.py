@@ -52,7 +52,7 @@ class Neurons(Writer):
         self.ahead = [self.number(NEURON_LANES * i) for i in range(VECTORS)]
         self.x, self.factors, self.out = (self.pointer(i) for i in (1, 6, 11))
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
-        self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
+        self.limits = [self.broadcast(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
         self.floor = self.function("floor")
 
@@ -103,7 +103,7 @@ class Neurons(Writer):
         b.position_at_end(firing)
         (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
         counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * NEURON_LANES)] * VECTORS, before)
-        factor = self.everywhere(self.at(self.factors, t), self.reals)
+        factor = self.broadcast(self.at(self.factors, t), self.reals)
         fired = [self.step(sums[n], factor, own[n], origin[n], counts[n]) for n in range(VECTORS)]
         keep(t, counts, fired)
         reached, later = [count for *_, count in fired], b.add(t, self.number(1))
@@ -216,7 +216,7 @@ class _Adjoint(Neurons):
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
         self.grad, self.inverse, self.notes = self.pointer(13), self.pointer(14), self.pointer(18)
-        self.half, self.slope, self.keep = (self.everywhere(args[i], self.reals) for i in (15, 16, 17))
+        self.half, self.slope, self.keep = (self.broadcast(args[i], self.reals) for i in (15, 16, 17))
         self.one, self.zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
         self.fabs = self.function("fabs")
 
@@ -242,7 +242,7 @@ class _Adjoint(Neurons):
         (t,) = self.phis(self.index, [last], before)
         after = self.phis(self.reals, reached, before)
         state = [self.phis(self.reals, nothing, before) for _ in range(4)]
-        factor = self.everywhere(self.at(self.factors, t), self.reals)
+        factor = self.broadcast(self.at(self.factors, t), self.reals)
         row = self.coming(self.grad, t)
         counts = [self.vector(self.notes, place, self.reals) for place in self.note(t, 1)]
         turned: list[list[Any]] = [[], [], [], []]

@@ -161,7 +161,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     vectors = [w.vector(right, b.add(there, w.number(TILE_LANES * j)), w.reals) for j in range(columns)]
     added = []
     for i in range(rows):
-        value = w.everywhere(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
+        value = w.broadcast(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
         for j in range(columns):
             times = b.fmul(value, vectors[j], flags=("contract",))
             added.append(b.fadd(held[i * columns + j], times, flags=("contract",)))
