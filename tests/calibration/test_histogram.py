@@ -83,7 +83,7 @@ def test_counts_depend_on_nothing_but_the_values(
     whole.update(torch.cat([together, -together]) if signed else together)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(threads) as pool:
         patch.setattr(collecting, "FULL", full)
-        patch.setattr(collecting, "KEPT", kept)
+        patch.setattr(collecting, "REUSE", kept)
         list(pool.map(lambda piece: layer.add(piece, 1), pieces))
     for name, value in whole.state().items():
         assert torch.equal(layer.histogram().state()[name], value), name

@@ -1,7 +1,8 @@
-"""Laws of activations with a closed form: their best full scale in units of their own, and how they fit a histogram.
+"""Thresholds from fitted distributions: the full scale that is best for a gaussian, Laplace or half-normal law.
 
-All three describe the values above zero; what lies at zero is quantized without error and only tells the gaussian law
-where its mean is.
+`optimal_scale` minimises a law's quantization error in closed form, in units of the law's own scale; `fitted_threshold`
+multiplies it by the scale that fits a histogram. All three laws describe the values above zero: values at zero are
+quantized without error, and only tell the gaussian law where its mean is.
 """
 
 import math
@@ -24,7 +25,7 @@ _FURTHEST = 2.5  # and stay within this of zero
 
 
 def law_error(law: str, scale: float, levels: int, v_init: float, mean: float = 0.0) -> float:
-    """Expected squared error E[(Q(z) - z)^2 | z > 0] of K + 1 levels over the full scale F, in closed form.
+    """Compute the expected squared error E[(Q(z) - z)^2 | z > 0] of K + 1 levels over the full scale F, in closed form.
 
     Q(z) = F/K clip(floor(K z / F + v_init), 0, K). Cell by cell the integral of (n F/K - z)^2 p(z) is a sum of the
     law's partial moments, granular and overload together. "laplace": p = exp(-z), the positive part of any Laplace law
@@ -37,10 +38,18 @@ def law_error(law: str, scale: float, levels: int, v_init: float, mean: float = 
         v_init: initial membrane as a fraction of theta.
         mean: of the gaussian law before rectification, in units of sigma.
 
+    Returns:
+        The error, in units of the law's scale squared.
+
     Raises:
         InputError: another law.
 
     Reference: li2021
+
+    Example:
+        >>> from speedysnn.calibration.distributions import law_error
+        >>> round(law_error("half-normal", scale=2.0, levels=4, v_init=0.5), 3)
+        0.031
     """
     if law not in LAWS:
         raise InputError(f"law: expected one of {', '.join(LAWS)}, got {law!r}")
@@ -53,7 +62,7 @@ def law_error(law: str, scale: float, levels: int, v_init: float, mean: float = 
 
 
 def _exponential(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral of (c - z)^2 exp(-z) between neighbouring edges: G(a) - G(b), G(z) = ((z-c)^2 + 2(z-c) + 2) e^-z."""
+    """Integrate (c - z)^2 exp(-z) between neighbouring edges: G(a) - G(b), G(z) = ((z-c)^2 + 2(z-c) + 2) e^-z."""
 
     def primitive(z: NDArray[np.float64]) -> NDArray[np.float64]:
         finite = np.where(np.isfinite(z), z, 0.0)
@@ -64,7 +73,7 @@ def _exponential(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> ND
 
 
 def _normal(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral of (c - x)^2 phi(x) between neighbouring edges, from the partial moments of order 0, 1 and 2."""
+    """Integrate (c - x)^2 phi(x) between neighbouring edges, from the partial moments of order 0, 1 and 2."""
     from scipy.special import ndtr
 
     finite = np.where(np.isfinite(edges), edges, 0.0)
@@ -76,14 +85,25 @@ def _normal(edges: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray
 
 
 def _mass(mean: float) -> float:
+    """Return the probability that N(mean, 1) is above zero."""
     return 0.5 * math.erfc(-mean / math.sqrt(2))
 
 
 @lru_cache(maxsize=16384)
 def optimal_scale(law: str, levels: int, v_init: float, mean: float = 0.0, signed: bool = False) -> float:
-    """c: the full scale, in units of the law's scale, that minimises `law_error`; searched once, then remembered.
+    """Find the full scale that minimises `law_error`; each is searched once and then remembered.
 
-    A `signed` layer quantizes its negative side with 1 - v_init: c then minimises both sides' mean error.
+    A signed layer quantizes its negative side with 1 - v_init; the scale then minimises both sides' mean error.
+
+    Args:
+        law: one of `LAWS`.
+        levels: K = T N.
+        v_init: initial membrane as a fraction of theta.
+        mean: of the gaussian law before rectification, in units of sigma.
+        signed: whether the values may be negative.
+
+    Returns:
+        The full scale, in units of the law's scale.
 
     Raises:
         InputError: another law.
@@ -103,7 +123,11 @@ def optimal_scale(law: str, levels: int, v_init: float, mean: float = 0.0, signe
 
 
 def moments(hist: ActivationHistogram) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,) each, float64: fraction of values above zero, E[z | z > 0], E[z^2 | z > 0], uniform density inside a bin."""
+    """Compute a histogram's moments, with a uniform density inside each bin.
+
+    Returns:
+        The share of values above zero, E[z | z > 0] and E[z^2 | z > 0], (C,) float64 each.
+    """
     edges, counts = hist.edges(), hist.counts.to(torch.float64)
     low, high = edges[:, :-1], edges[:, 1:]
     above = counts.sum(1)
@@ -114,7 +138,10 @@ def moments(hist: ActivationHistogram) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gaussian(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
-    """The mean m = Phi^-1(share above zero), sigma^2 = E[z^2 | z > 0] / (1 + m^2 + m phi(m) / Phi(m)); 0 if signed."""
+    """Fit (sigma, m) by row: m = Phi^-1(share above zero), sigma^2 = E[z^2 | z > 0] / (1 + m^2 + m phi(m) / Phi(m)).
+
+    The mean m is 0 if signed.
+    """
     from scipy.special import ndtri
 
     share, _, square = moments(hist)
@@ -128,12 +155,12 @@ def _gaussian(hist: ActivationHistogram, signed: bool) -> list[tuple[float, floa
 
 
 def _laplace(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
-    """Scale b = E[z | z > 0], the maximum-likelihood scale of an exponential."""
+    """Fit (b, 0) by row: b = E[z | z > 0], the maximum-likelihood scale of an exponential."""
     return [(mean, 0.0) for mean in moments(hist)[1].tolist()]
 
 
 def _half_normal(hist: ActivationHistogram, signed: bool) -> list[tuple[float, float]]:
-    """Scale sigma, sigma^2 = E[z^2 | z > 0], the maximum-likelihood scale of a half-normal."""
+    """Fit (sigma, 0) by row: sigma^2 = E[z^2 | z > 0], the maximum-likelihood scale of a half-normal."""
     return [(math.sqrt(power), 0.0) for power in moments(hist)[2].tolist()]
 
 
@@ -147,13 +174,21 @@ FITS: dict[str, Callable[[ActivationHistogram, bool], list[tuple[float, float]]]
 def fitted_threshold(
     law: str, hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
 ) -> Tensor:
-    """Theta = scale c(T N, v_init) / N with the scale from the histogram's moments, never above the maximum / N.
+    """Choose theta = scale c(T N, v_init) / N, with the scale from the histogram's moments; at most the maximum / N.
 
-    scale: "gaussian" takes N(m sigma, sigma^2) before a ReLU, m from the share of values above zero and sigma from
-    their mean square; "half-normal" sigma^2 = E[z^2 | z > 0]; "laplace" b = E[z | z > 0].
+    "gaussian" fits N(m sigma, sigma^2) before a ReLU, m from the share of values above zero and sigma from their mean
+    square; "half-normal" has sigma^2 = E[z^2 | z > 0], "laplace" b = E[z | z > 0].
 
-    Shapes: v_init (C,), hist of C rows (magnitudes if `signed`); result (C,), in the activation's unit; 0 where
-    nothing was positive.
+    Args:
+        law: one of `LAWS`.
+        hist: of C rows; of the magnitudes if `signed`.
+        v_init: (C,), as a fraction of theta.
+        timesteps: T.
+        max_spikes: N.
+        signed: whether the values may be negative.
+
+    Returns:
+        Theta (C,), in the activation's unit; 0 where nothing was positive.
     """
     theta = [
         scale * optimal_scale(law, timesteps * max_spikes, round(float(start), 6), mean, signed) if scale > 0 else 0.0

@@ -131,7 +131,7 @@ class _Direct(torch.autograd.Function):
 
 
 def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
-    """Run the named backend with gradients and without the custom operator, whose overhead equals a small layer's work."""
+    """Run the named backend with gradients but without the custom operator, which costs as much as a small layer."""
     out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
     return out
 

@@ -225,7 +225,7 @@ class Writer:
             phi.add_incoming(value, block)
 
     def phis(self, kind: Any, values: list[Any], block: Any) -> list[Any]:
-        """Return a loop's variables of type `kind`; `values` are those they have when the loop is entered from `block`."""
+        """Return a loop's variables of type `kind`; `values` are theirs where the loop is entered, from `block`."""
         out = []
         for value in values:
             phi = self.b.phi(kind)
