@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speedysnn.calibration import histogram as collecting
+from speedysnn.calibration.distributions import least_squares, squared_error
 from speedysnn.calibration.histogram import BINS, ActivationHistogram, HistogramCollector
-from speedysnn.calibration.rules import choose, least_squares, predicted_rate, squared_error
+from speedysnn.calibration.rules import choose, predicted_rate
 from speedysnn.errors import ConversionError, DataError, InputError
 
 HALF = torch.tensor([0.5])

@@ -1,8 +1,9 @@
-"""Thresholds from fitted distributions: the full scale that is best for a gaussian, Laplace or half-normal law.
+"""Least-squares thresholds: the full scale with the least quantization error, for a histogram or a fitted law.
 
-`optimal_scale` minimises a law's quantization error in closed form, in units of the law's own scale; `fitted_threshold`
-multiplies it by the scale that fits a histogram. All three laws describe the values above zero: values at zero are
-quantized without error, and only tell the gaussian law where its mean is.
+`least_squares` searches the threshold for a histogram as it is. `optimal_scale` minimises the error of a gaussian,
+Laplace or half-normal law in closed form, in units of the law's own scale, and `fitted_threshold` multiplies it by the
+scale that fits a histogram. All three laws describe the values above zero: values at zero are quantized without error,
+and only tell the gaussian law where its mean is.
 """
 
 import math
@@ -22,6 +23,9 @@ _GRID = 64  # full scales tried before the search around the best one
 _RANGE = (0.05, 60.0)  # in units of the law's scale
 _STEP = 0.1  # means of the gaussian law are rounded to this, in units of sigma, so that few integrals are needed
 _FURTHEST = 2.5  # and stay within this of zero
+_COARSE = 96  # thetas of the first grid
+_FINE = 33  # thetas of the grid around the best of them
+_LOWEST = -10.0  # octaves below the maximum where the search begins
 
 
 def law_error(law: str, scale: float, levels: int, v_init: float, mean: float = 0.0) -> float:
@@ -195,3 +199,78 @@ def fitted_threshold(
         for (scale, mean), start in zip(FITS[law](hist, signed), v_init.tolist(), strict=True)
     ]
     return torch.minimum(torch.tensor(theta), hist.maximum) / max_spikes
+
+
+def squared_error(
+    hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
+) -> Tensor:
+    """Sum the quantizer's squared error (Q(z) - z)^2 over a histogram's values, with a uniform density inside a bin.
+
+    With w = z/D + v_init, D = theta/T, n = min(floor(w), T N) and f = w - n, the integral of the error up to z is
+    D^3 (n K + (v^3 - (v - f)^3)/3 - v^3/3), K = (v^3 + (1-v)^3)/3: exact for every T, granular and overload together.
+
+    Args:
+        hist: of C rows.
+        theta: J candidates a row, (C, J).
+        v_init: (C,) in [0, 1].
+        timesteps: T.
+        max_spikes: N.
+
+    Returns:
+        The errors (C, J), in the activation's unit squared.
+    """
+    start = v_init.to(torch.float64)[:, None, None]
+    step = (theta.to(torch.float64) / timesteps)[:, :, None]
+    edges = hist.edges()
+    cells = (start**3 + (1 - start) ** 3) / 3
+    w = edges[:, None, :] / step + start
+    n = torch.floor(w).clamp_max(timesteps * max_spikes)
+    integral = step**3 * (n * cells + (start**3 - (start - (w - n)) ** 3) / 3)
+    width = edges.diff(dim=1)
+    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
+    return (integral.diff(dim=2) * density[:, None, :]).sum(2)
+
+
+def least_squares(
+    hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
+) -> Tensor:
+    """Find the theta with the least squared error of the quantized reading: on a grid, then on a finer one.
+
+    floor(-x + v) = -floor(x + 1 - v) but for ties, so a signed layer's negated rows are quantized with 1 - v_init.
+
+    Args:
+        hist: of C rows, or 2 C rows if `signed`.
+        v_init: (C,), as a fraction of theta.
+        timesteps: T.
+        max_spikes: N.
+        signed: whether the values may be negative.
+
+    Returns:
+        Theta (C,), in the activation's unit; 0 for dead channels.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import ActivationHistogram, least_squares
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.linspace(0, 1, 1001)[None])
+        >>> [round(least_squares(hist, torch.tensor([0.5]), T).item(), 2) for T in (1, 4, 64)]
+        [0.67, 0.89, 0.99]
+    """
+    from speedysnn.kernels import elementwise  # numba takes half a second to import, which --help need not spend
+
+    sides = 2 if signed else 1
+    edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
+    width = edges.diff(dim=1)
+    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
+    top = hist.maximum.view(sides, -1).amax(0).to(torch.float64) * 1.05
+
+    def best(exponents: Tensor) -> Tensor:
+        """Return the best exponent e of every channel; the full scale is N theta = top 2^e for every kind of spikes."""
+        theta = (top[:, None] * 2**exponents / max_spikes).clamp_min(1e-30).repeat(sides, 1)
+        errors = elementwise.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
+        return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
+
+    ratio = -_LOWEST / (_COARSE - 1)
+    coarse = best(torch.linspace(_LOWEST, 0, _COARSE, dtype=torch.float64).expand(len(top), -1))
+    fine = best(coarse[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64))
+    return (top * 2**fine / max_spikes).to(torch.float32)

@@ -55,6 +55,8 @@ class ActivationHistogram:
         >>> hist.update(torch.tensor([[0.0, 1.0, 2.0, 4.0], [0.5, 0.5, -1.0, 0.0]]))
         >>> hist.total, hist.zeros, hist.maximum
         (tensor([4, 4]), tensor([1, 2]), tensor([4.0000, 0.5000]))
+        >>> hist.percentile(50)[0] < hist.percentile(90)[0]
+        tensor(True)
         >>> both = hist.plus(hist)  # as if all values had been counted in one
         >>> both.merged().total
         tensor([16])
@@ -205,14 +207,6 @@ class ActivationHistogram:
 
         Returns:
             One value a row, (C,), in the activation's unit.
-
-        Example:
-            >>> import torch
-            >>> from speedysnn.calibration import ActivationHistogram
-            >>> hist = ActivationHistogram()
-            >>> hist.update(torch.linspace(0, 1, 1001)[None])
-            >>> round(hist.percentile(50).item(), 2)
-            0.5
         """
         wanted = self.total.to(torch.float64) * (q / 100) - self.zeros
         cumulated = self.counts.cumsum(1).to(torch.float64)
@@ -316,7 +310,7 @@ class HistogramCollector:
         self._signed, self._lock = signed, threading.Lock()
         self._histogram = ActivationHistogram(0)
         self._idle: list[Table] = []  # tables that no thread is adding to
-        self._on_device: DeviceTable | None = None
+        self._gpu: DeviceTable | None = None
 
     def add(self, x: Tensor, channel_dim: int | None) -> None:
         """Count activations by channel, or in one row.
@@ -362,18 +356,18 @@ class HistogramCollector:
 
     def _count_on_device(self, x: Tensor, channels: int, dim: int) -> None:
         with self._lock:
-            if self._on_device is not None and (self._on_device.device != x.device or self._on_device.seen + x.numel() > FULL):
-                self._take_device_table(self._on_device)
-            if self._on_device is None:
-                self._on_device = DeviceTable(channels, self._signed, DEPTH, x.device)
-            self._on_device.add(x, dim)
+            if self._gpu is not None and (self._gpu.device != x.device or self._gpu.seen + x.numel() > FULL):
+                self._take_device_table(self._gpu)
+            if self._gpu is None:
+                self._gpu = DeviceTable(channels, self._signed, DEPTH, x.device)
+            self._gpu.add(x, dim)
 
     def _take_device_table(self, table: DeviceTable) -> None:
         found = table.counted()
         if found is None:
             raise DataError(_NOT_FINITE)
         self._histogram.take(found)
-        self._on_device = None
+        self._gpu = None
 
     def _borrow(self, channels: int, values: int) -> Table:
         """Return a table that no other thread uses and that has room for so many values more."""
@@ -399,6 +393,6 @@ class HistogramCollector:
         """
         while self._idle:
             self._settle(self._idle.pop())
-        if self._on_device is not None:
-            self._take_device_table(self._on_device)
+        if self._gpu is not None:
+            self._take_device_table(self._gpu)
         return self._histogram

@@ -18,91 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.calibration.distributions import LAWS, fitted_threshold
+from speedysnn.calibration.distributions import LAWS, fitted_threshold, least_squares
 from speedysnn.calibration.histogram import ActivationHistogram
 from speedysnn.errors import ConversionError, InputError
 
 GRADIENTS = "gradients"  # what a rule may need: squared gradients at the output, by bin
 CLIP = "clip"  # theta is the source activation's own clip over N, whatever the histogram holds
-
-_COARSE = 96  # thetas of the first grid
-_FINE = 33  # thetas of the grid around the best of them
-_LOWEST = -10.0  # octaves below the maximum where the search begins
-
-
-def squared_error(
-    hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
-) -> Tensor:
-    """Sum the quantizer's squared error (Q(z) - z)^2 over a histogram's values, with a uniform density inside a bin.
-
-    With w = z/D + v_init, D = theta/T, n = min(floor(w), T N) and f = w - n, the integral of the error up to z is
-    D^3 (n K + (v^3 - (v - f)^3)/3 - v^3/3), K = (v^3 + (1-v)^3)/3: exact for every T, granular and overload together.
-
-    Args:
-        hist: of C rows.
-        theta: J candidates a row, (C, J).
-        v_init: (C,) in [0, 1].
-        timesteps: T.
-        max_spikes: N.
-
-    Returns:
-        The errors (C, J), in the activation's unit squared.
-    """
-    start = v_init.to(torch.float64)[:, None, None]
-    step = (theta.to(torch.float64) / timesteps)[:, :, None]
-    edges = hist.edges()
-    cells = (start**3 + (1 - start) ** 3) / 3
-    w = edges[:, None, :] / step + start
-    n = torch.floor(w).clamp_max(timesteps * max_spikes)
-    integral = step**3 * (n * cells + (start**3 - (start - (w - n)) ** 3) / 3)
-    width = edges.diff(dim=1)
-    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
-    return (integral.diff(dim=2) * density[:, None, :]).sum(2)
-
-
-def least_squares(
-    hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
-) -> Tensor:
-    """Find the theta with the least squared error of the quantized reading: on a grid, then on a finer one.
-
-    floor(-x + v) = -floor(x + 1 - v) but for ties, so a signed layer's negated rows are quantized with 1 - v_init.
-
-    Args:
-        hist: of C rows, or 2 C rows if `signed`.
-        v_init: (C,), as a fraction of theta.
-        timesteps: T.
-        max_spikes: N.
-        signed: whether the values may be negative.
-
-    Returns:
-        Theta (C,), in the activation's unit; 0 for dead channels.
-
-    Example:
-        >>> import torch
-        >>> from speedysnn.calibration import ActivationHistogram, least_squares
-        >>> hist = ActivationHistogram()
-        >>> hist.update(torch.linspace(0, 1, 1001)[None])
-        >>> [round(least_squares(hist, torch.tensor([0.5]), T).item(), 2) for T in (1, 4, 64)]
-        [0.67, 0.89, 0.99]
-    """
-    from speedysnn.kernels import elementwise  # numba takes half a second to import, which --help need not spend
-
-    sides = 2 if signed else 1
-    edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
-    width = edges.diff(dim=1)
-    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
-    top = hist.maximum.view(sides, -1).amax(0).to(torch.float64) * 1.05
-
-    def best(exponents: Tensor) -> Tensor:
-        """Return the best exponent e of every channel; the full scale is N theta = top 2^e for every kind of spikes."""
-        theta = (top[:, None] * 2**exponents / max_spikes).clamp_min(1e-30).repeat(sides, 1)
-        errors = elementwise.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
-        return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
-
-    ratio = -_LOWEST / (_COARSE - 1)
-    coarse = best(torch.linspace(_LOWEST, 0, _COARSE, dtype=torch.float64).expand(len(top), -1))
-    fine = best(coarse[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64))
-    return (top * 2**fine / max_spikes).to(torch.float32)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Two compiled sums over elements: how many values are not zero, and the quantizer's squared error over a histogram.
 
 `nonzero` and `density` read memory once and compare several values at a time. `squared_error` is the inner loop of the
-search for thresholds; `speedysnn.calibration.rules.squared_error` defines it in plain torch, and a test compares both.
+search for thresholds; `speedysnn.calibration.distributions.squared_error` defines it in plain torch, and a test
+compares both.
 """
 
 from concurrent.futures import ThreadPoolExecutor
