@@ -1,22 +1,24 @@
-"""Where numba does not take the vector code, plain numba does its work, with a warning and the same neurons."""
+"""Where numba does not compile the vector code, plain numba does its work, with a warning and the same neurons."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from speedysnn.kernels import jit
 from speedysnn.kernels.jit import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 
 BREAK = {
     "gone": "import numba.extending; del numba.extending.intrinsic",
-    "refused": (
+    "refused": (  # numba itself makes no pointers to vectors
         "import llvmlite.ir as ir\n"
-        "def bitcast(*_, **__): raise NotImplementedError('no typed pointers')\n"
-        "ir.IRBuilder.bitcast = bitcast"
+        "def as_pointer(*_, **__): raise NotImplementedError('no typed pointers')\n"
+        "ir.VectorType.as_pointer = as_pointer"
     ),
 }
 RUN = """
@@ -63,3 +65,40 @@ def test_plain_numba_does_its_work(how, tmp_path) -> None:
     code = [sys.executable, "-c", f"{BREAK[how]}\n{RUN}"]
     run = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_vector_code_that_computes_something_else_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Compiled without an error, but the numbers stay as they were."""
+    monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(jit, "_trial", lambda context, builder, signature, args: context.get_dummy_value())
+    with pytest.warns(RuntimeWarning, match=r"\(ArithmeticError: its results are wrong\): plain numba runs instead"):
+        assert not jit._works()
+
+
+def test_every_file_of_the_kernels_names_their_machine_code(tmp_path: Path) -> None:
+    """Also those of sub-packages: numba itself looks at the file of the function that is called, and at no other."""
+    folder = Path(jit.__file__).parent
+    assert {file.relative_to(folder).parent.name for file in jit.KERNEL_FILES} >= {"", "neuron", "sparse_conv"}
+    assert jit.KERNELS == jit.state_of(jit.kernel_files(folder))
+    copy = shutil.copytree(folder, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    assert jit.state_of(jit.kernel_files(copy)) == jit.KERNELS
+    for name in ("neuron/numba_neuron.py", "sparse_conv/llvm_events.py", "layout.py"):
+        before = jit.state_of(jit.kernel_files(copy))
+        (copy / name).write_text((copy / name).read_text() + "\n")
+        assert jit.state_of(jit.kernel_files(copy)) != before
+
+
+def test_machine_code_lies_in_a_folder_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path))
+    kernel = jit.compiled(_double)
+    other = jit.together([Path(__file__)])(_double)
+    assert kernel(2.0) == other(2.0) == 4.0
+    own = jit.state_of([Path(__file__), *jit.KERNEL_FILES])
+    assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == sorted([jit.KERNELS, own])
+    assert all(any(path.rglob("*.nbc")) for path in (tmp_path / "kernels").iterdir())
+
+
+def _double(x: float) -> float:
+    return x * 2

@@ -1,4 +1,4 @@
-"""Binary spikes packed into bits for the backward pass: one bit a value and one amplitude a channel, 1/32 of the memory.
+"""Binary spikes packed into bits for the backward pass: one bit a value, one amplitude a channel.
 
 A word holds sixteen channels that lie side by side. `pack` also finds out whether the values are binary at all: it
 keeps the largest and the smallest spike of every channel, which have to be equal.
@@ -94,7 +94,7 @@ if WORKS:
     def unpack_run(
         _: Any, words: Any, first: Any, spread: Any, values: Any, c: Any, out: Any, to: Any, apart: Any, many: Any
     ) -> Any:  # fmt: skip
-        """Set out[to + i * apart + k] to values[c + k] where bit k of words[first + i * spread] is set, else 0; k < 16."""
+        """Set out[to + i * apart + k] to values[c + k] where bit k < 16 of words[first + i * spread] is set, else 0."""
         return types.void(words, first, spread, values, c, out, to, apart, many), _unpack
 
 

@@ -81,7 +81,8 @@ def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
     def work(begin: int, end: int) -> None:
         frame, near = shape.frame(), shape.room(channels)
         sums = near if shape.in_place else shape.room(outputs)
-        _convolve_images(shape.rows, shape.columns, given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
+        some = (given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
+        _convolve_images(shape.rows, shape.columns, *some)
 
     spread_over(images, x.numel(), work)
     return out
