@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speedysnn import settings
 from speedysnn.errors import TrainingError
 from speedysnn.execution import sparse_conv
 from speedysnn.execution.sparse_conv import Eventwise
@@ -75,11 +76,10 @@ def test_the_weights_gradient_by_tiles_reads_bits():
         assert torch.equal(bits, numbers)
 
 
-@pytest.mark.parametrize("quicker", [True, False])
-def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(quicker, monkeypatch):
-    monkeypatch.setattr(sparse_conv, "quicker", lambda *_: quicker)
-    monkeypatch.setattr(sparse_conv, "crossover", lambda *_: 1.0)  # events, where tiles are not quicker
+@pytest.mark.parametrize("way", ["tiles", "events"])
+def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(way, monkeypatch):
     monkeypatch.setattr("speedysnn.execution.sparse_conv.WORTH", 0)
+    monkeypatch.setattr("speedysnn.execution.sparse_conv.PLACES", 0)
     weight, bias = torch.randn(16, 32, 3, 3), torch.randn(16)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     grad = torch.randn(3, 16, 8, 8)
@@ -87,7 +87,9 @@ def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(quicker, monk
         given_ = x.contiguous(memory_format=torch.channels_last)
         inputs = [value.clone().requires_grad_() for value in (given_, weight, bias)]
         tensors = {"weight": inputs[1], "bias": inputs[2]}
-        sizes, out = _sizes_kept(partial(Eventwise(1).conv2d, "conv", inputs[0], attrs, tensors))
+        with settings.using(**{way: "always"}):
+            context = Eventwise(1)
+        sizes, out = _sizes_kept(partial(context.conv2d, "conv", inputs[0], attrs, tensors))
         assert sizes == [weight.numel(), *((x.numel() // 16, 32) if kept == "bits" else (x.numel(),))]
         usual = F.conv2d(*inputs, 1, 1)
         wanted = torch.autograd.grad(usual, inputs, grad)
