@@ -17,7 +17,8 @@ from speedysnn.analysis.evaluate import SWEEP, score
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import batch_dims, pass_size, passes, run
 from speedysnn.analysis.theory.quantization import decibels
-from speedysnn.calibration.rules import squared_error, starts_of
+from speedysnn.calibration.distributions import squared_error
+from speedysnn.calibration.rules import starts_of
 from speedysnn.display import track
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import LayerRecord

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from speedysnn.calibration.histogram import ActivationHistogram, Collecting
+from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
 from speedysnn.calibration.record import GIVEN, Calibration
 from speedysnn.calibration.rules import (
     CLIP,
@@ -74,7 +74,7 @@ class Count:
 
     def __init__(self, snn: SpikingNetwork, granularity: str) -> None:
         self._snn, self._granularity = snn, granularity
-        self._layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
+        self._layers = {name: HistogramCollector(neuron.signed) for name, neuron in snn.neurons.items()}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Add the activations of one batch."""
@@ -237,7 +237,7 @@ def _named(layer: str) -> Iterator[None]:
         raise DataError(f"layer {layer!r}: {err}") from None
 
 
-def _found(name: str, layer: Collecting) -> ActivationHistogram:
+def _found(name: str, layer: HistogramCollector) -> ActivationHistogram:
     with _named(name):
         return layer.histogram()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.sensitivity.mixed import MixedRun, over
-from speedysnn.calibration.histogram import ActivationHistogram, Collecting
+from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
 from speedysnn.calibration.rules import choose
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
@@ -134,7 +134,7 @@ def seen(snn: SpikingNetwork, histograms: bool, piece: Batch) -> dict[str, Layer
         rows = (1 if dim is None else values.shape[dim]) * (2 if neuron.signed else 1)
         out[name] = LayerSeen(total, torch.zeros_like(total), values.numel() // total.numel(), rows)
         if histograms and fitting(snn, name, rows) is None:
-            layer = Collecting(neuron.signed)
+            layer = HistogramCollector(neuron.signed)
             layer.add(values, dim)
             out[name].histogram = layer.histogram()
     for name, total in emitted_sums(snn, {}, piece).items():

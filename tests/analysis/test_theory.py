@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 
 from speedysnn.analysis import theory
-from speedysnn.calibration.distributions import law_error
+from speedysnn.calibration.distributions import law_error, squared_error
 from speedysnn.calibration.histogram import ActivationHistogram
-from speedysnn.calibration.rules import squared_error
 from speedysnn.errors import InputError
 from speedysnn.neurons import IFNeuron
 

@@ -11,9 +11,9 @@ from torch import nn
 import speedysnn
 from speedysnn import convert, data
 from speedysnn.assets.digits import load_digits_net
-from speedysnn.calibration.distributions import LAWS, fitted_threshold, law_error, moments, optimal_scale
+from speedysnn.calibration.distributions import LAWS, fitted_threshold, law_error, least_squares, moments, optimal_scale
 from speedysnn.calibration.histogram import ActivationHistogram
-from speedysnn.calibration.rules import GRADIENTS, RULES, ThresholdRule, choose, least_squares, parse_rule
+from speedysnn.calibration.rules import GRADIENTS, RULES, ThresholdRule, choose, parse_rule
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.neurons import IFNeuron
 
