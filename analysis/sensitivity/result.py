@@ -154,7 +154,8 @@ class Sensitivity:
             images that did not rank it, by cross-validation, since the best of many measured gains is too high;
             twin_gain_db: the gain in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement,
             accuracy: of the spiking output with the change; images: that a row was measured on; screened_db: gain_db on
-            the images of the first measurement, which another one replaces where `confirm` was given; call: what carries it out.
+            the images of the first measurement, which another one replaces where `confirm` was given; call: what
+            carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
         names: what the commands of the advice are filled with.
