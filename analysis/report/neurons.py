@@ -27,7 +27,7 @@ from speedysnn.analysis.report.style import (
     name_layers,
     shared_legend,
 )
-from speedysnn.display import shortened
+from speedysnn.display import shortened_path
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import Tap
 from speedysnn.network import SpikingNetwork
@@ -336,7 +336,7 @@ def ranking(found: SensitivityTables) -> Figure:
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     pairs = zip(rows["layer"], rows["change"], strict=True)
-    names = [f"{shortened(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
+    names = [f"{shortened_path(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speedysnn.display import shortened
+from speedysnn.display import shortened_path
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 COLOURS = {
@@ -57,7 +57,7 @@ def layered_width(count: int, narrowest: float = NARROWEST) -> float:
 
 def label_height(names: Sequence[str]) -> float:
     """Compute the height that these names take below an axis when they stand upright, in inches."""
-    return 0.06 * max((len(shortened(name, LONGEST)) for name in names), default=0)
+    return 0.06 * max((len(shortened_path(name, LONGEST)) for name in names), default=0)
 
 
 def layered_panels(names: Sequence[str], panels: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -74,7 +74,7 @@ def name_layers(axes: Axes, names: Sequence[str], order: str = "execution") -> N
     every = max(1, math.ceil(len(names) / MOST_NAMES))
     shown = range(0, len(names), every)
     size = 8 if len(names) <= 45 else 6.5
-    axes.set_xticks(list(shown), [shortened(names[i], LONGEST) for i in shown], rotation=90, fontsize=size)
+    axes.set_xticks(list(shown), [shortened_path(names[i], LONGEST) for i in shown], rotation=90, fontsize=size)
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_xlabel(f"layer, in {order} order" + (f" (one of {every} named)" if every > 1 else ""))
 

@@ -284,9 +284,7 @@ class _Case:
         for delay in delays:
             if delay is not None:
                 snn.set_delay(delay)
-            result = analysis.evaluate(
-                snn, images, source=self.reference, precision=self.precision, progress=True
-            )
+            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision, progress=True)
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
             right = f"accuracy {percent(result.accuracy)} %{_in_half(result)}"
             note(f"T={timesteps}, delay {result.delay}, {cost}: {right}")
