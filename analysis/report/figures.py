@@ -99,7 +99,7 @@ def activity(layers: pd.DataFrame) -> Figure:
     for axes in panels:
         axes.margins(y=0.15)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8, frameon=False)
     name_layers(panels[-1], list(layers["layer"]))
     return figure
 

@@ -21,6 +21,7 @@ from speedysnn.analysis.report.data import SensitivityTables
 from speedysnn.analysis.report.style import (
     COLOURS,
     IDEAL,
+    LONGEST,
     STYLE,
     finite_or_gap,
     layered_panels,
@@ -48,7 +49,7 @@ _CHANGES = {
     "bias": COLOURS["clip"],
     "look-ahead": COLOURS["recalibrated"],
 }
-_MOST_BARS, _LONGEST = 20, 26
+_MOST_BARS = 20
 
 
 def figure_activation_density(snn: SpikingNetwork, layer: str) -> Figure:
@@ -323,8 +324,11 @@ def layers(found: SensitivityTables) -> Figure:
 def ranking(found: SensitivityTables) -> Figure:
     """Draw the best changes by what the spiking output gains (dB), with the quantized output's gain as a mark."""
     rows = found.gains[found.gains["gain_db"].map(math.isfinite)].head(_MOST_BARS)
+    pairs = zip(rows["layer"], rows["change"], strict=True)
+    names = [f"{shortened_path(str(name), LONGEST)}, {kind}" for name, kind in pairs]
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(8.5, 1.7 + 0.24 * max(3, len(rows))), layout="constrained")
+        size = 7.0 + 0.06 * max(map(len, names), default=0), 1.7 + 0.24 * max(3, len(rows))
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
     for kind, colour in _CHANGES.items():
         own = [i for i, change in enumerate(rows["change"]) if change == kind]
@@ -335,8 +339,6 @@ def ranking(found: SensitivityTables) -> Figure:
     axes.plot(rows["twin_gain_db"], range(len(rows)), "D", color="black", markersize=3.5, linestyle="none",
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
-    pairs = zip(rows["layer"], rows["change"], strict=True)
-    names = [f"{shortened_path(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")

@@ -23,7 +23,7 @@ from speedysnn.analysis.noise.moments import Floats
 from speedysnn.analysis.noise.schema import OUTPUTS, format_of
 from speedysnn.analysis.report import figures, neurons
 from speedysnn.analysis.report.data import LayerDetail, NoiseTables, SensitivityTables
-from speedysnn.analysis.report.style import COLOURS, png
+from speedysnn.analysis.report.style import COLOURS, STYLE, png
 from speedysnn.display import plain
 from speedysnn.errors import InputError
 from speedysnn.files.atomic import replace_set
@@ -159,12 +159,18 @@ def markdown(report: NoiseTables, pictures: dict[str, bytes], extras: Extras = E
     return _template("report.md").render(**_context(report, extras), pictures=_captioned(pictures))
 
 
-def _captioned(pictures: dict[str, bytes]) -> list[dict[str, str]]:
+def _captioned(pictures: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Give each picture its words, and the width at which its text has the size of the page's; wide ones scroll."""
     return [
-        {"name": name, "title": _TITLES[name], "caption": CAPTIONS[name],
-         "data": base64.b64encode(data).decode("ascii")}
+        {
+            "name": name,
+            "title": _TITLES[name],
+            "caption": CAPTIONS[name],
+            "data": base64.b64encode(data).decode("ascii"),
+            "width": int.from_bytes(data[16:20], "big") * 96 // STYLE["savefig.dpi"] or "auto",
+        }
         for name, data in pictures.items()
-    ]  # fmt: skip
+    ]
 
 
 def _pages(report: NoiseTables) -> list[dict[str, Any]]:

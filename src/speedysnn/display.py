@@ -84,15 +84,14 @@ def shortened_path(path: str, width: int) -> str:
     Example:
         >>> from speedysnn.display import shortened_path
         >>> shortened_path("features.denseblock3.denselayer13.relu2", 30)
-        'f….d…3.denselayer13.relu2'
+        'f…d…3.denselayer13.relu2'
     """
-    *above, last = path.split(".")
-    for place, module in enumerate(above):
-        if len(".".join([*above, last])) <= width:
-            break
+    short, rest = "", path
+    while len(short + rest) > width and "." in rest:
+        module, _, rest = rest.partition(".")
         number = module[len(module.rstrip("0123456789")) :]
-        above[place] = min(module, f"{module[:1]}…{number}", key=len)
-    return shortened(".".join([*above, last]), width)
+        short += min(f"{module}.", f"{module[:1]}…{number}." if number else f"{module[:1]}…", key=len)
+    return shortened(short + rest, width)
 
 
 def block(title: str, sentences: Sequence[str], table: pd.DataFrame, most: int = 40) -> str:
