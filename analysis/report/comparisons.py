@@ -12,7 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from speedysnn.analysis.report.style import (
     COLOURS,
@@ -82,6 +82,8 @@ def pareto(outputs: pd.DataFrame) -> Figure:
             axes.plot([x], [y], linestyle="", marker=_marker(i), color=_PALETTE[i % 8], alpha=0.85, label=str(name))
         axes.axhline(ideal, **IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.margins(0.08)
     panels[0].set_ylabel("accuracy (%)" if scored == "accuracy" else "agreement with the source (%)")

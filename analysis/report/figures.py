@@ -116,7 +116,7 @@ def sweep(table: pd.DataFrame) -> Figure:
             steps = rows["timesteps"].tolist()
             axes.plot(steps, finite_or_gap(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
             axes.plot(steps, finite_or_gap(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
-                      label=f"quantized, θ {kind}" + " (ideal: no timing error)" * (axes is right))  # fmt: skip
+                      label=f"quantized, θ {kind} (ideal: no timing error)")  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(table["timesteps"]))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
