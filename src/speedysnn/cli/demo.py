@@ -76,7 +76,10 @@ def _line(row: dict[str, Any]) -> None:
 
 
 def _free(wanted: Path) -> Path:
-    """The folder, or the first numbered one that is not there yet.
+    """Find the folder, or the first numbered one that is not there yet.
+
+    Returns:
+        A folder that does not exist.
 
     Raises:
         InputError: a file is there, or the path ends in no name of its own.
