@@ -25,7 +25,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answers and what it costs; fields as in `speedysnn.analysis.noise.schema.OUTPUTS`.
+    """What a network answers and what it costs; fields as in `speedysnn.analysis.OUTPUTS`.
 
     Fractions lie in 0..1; None stands for not measured (no labels, or an output that is not (B, classes)).
 
@@ -194,7 +194,7 @@ def sweep(
         progress: show progress.
 
     Returns:
-        Columns as in `speedysnn.analysis.noise.schema.OUTPUTS`; None where not measured.
+        Columns as in `speedysnn.analysis.OUTPUTS`; None where not measured.
 
     Raises:
         InputError: an option out of range, events as input, or no histograms to recalibrate from.

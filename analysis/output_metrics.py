@@ -8,11 +8,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.analysis.noise.layer_totals import Column
 from speedysnn.analysis.reference import leaves
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import Tap, any_order, sees
 from speedysnn.network import SpikingNetwork
+
+_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
+# The fields of `NoiseReport.outputs`, of `Evaluation` and of a sweep's columns.
+OUTPUTS: dict[str, Column] = {
+    "images": Column("images", "Images measured."),
+    "reading": Column("name", "The reading that accuracy, agreement, SQNR and spikes belong to."),
+    "reference": Column("words", "What the outputs are compared with."),
+    "layer_reference": Column("words", "What the layers are compared with."),
+    "timesteps": Column("steps", "T."),
+    "delay": Column("steps", 'Look-ahead of every neuron, "full" for T, or "mixed".'),
+    "latency": Column("steps", "From the first input to the last output.", False),
+    "depth": Column("layers", "Neurons on the longest path."),
+    "spikes": Column("name", "Spike kind."),
+    "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
+    "neurons": Column("neurons", "Neurons of the network."),
+    "accuracy": Column(
+        "fraction", "Spiking network, where labels are known.", True, "analog_accuracy", format="percent"
+    ),
+    "twin_accuracy": Column("fraction", "Quantized reading.", True, "analog_accuracy", format="percent"),
+    "analog_accuracy": Column("fraction", "The source the network is compared with.", True, format="percent"),
+    "agreement": Column(
+        "fraction", "Images that spiking network and source classify alike.", True, "1", format="percent"
+    ),
+    "twin_agreement": Column(
+        "fraction", "Images that quantized reading and source classify alike.", True, "1", format="percent"
+    ),
+    "sqnr_db": Column("dB", "Spiking output against the source's.", True, "twin_sqnr_db", format="decibels"),
+    "twin_sqnr_db": Column("dB", "Quantized output against the source's.", True, "+inf", format="decibels"),
+    "temporal_gap_db": Column("dB", "twin_sqnr_db - sqnr_db: what timing costs.", False, "0", format="decibels"),
+    "logit_error": Column("ratio", "|spiking - source| / |source| of the outputs.", False, "0"),
+    "twin_logit_error": Column("ratio", "|quantized - source| / |source| of the outputs.", False, "0"),
+    "spikes_per_neuron": Column("events per neuron", "Of one inference, all layers.", False),
+    "spikes_per_inference": Column("events", "Of one image, all layers.", False, format="decibels"),
+    "precision": Column("name", "Of the spiking reading's arithmetic."),
+    "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
+    "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
+    "execution": Column("settings", "What decides in which order numbers were summed; see speedysnn.settings."),
+}  # fmt: skip
 
 
 def flat(out: Any) -> Tensor:
@@ -24,9 +63,6 @@ def classes(out: Any) -> Tensor | None:
     """The class each image is given, (B,), where the first output is (B, classes)."""
     first = leaves(out)[0]
     return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
-
-
-_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
 
 
 class OutputSums:
@@ -116,7 +152,7 @@ class OutputSums:
                 own[name] += value
 
     def figures(self) -> dict[str, Any]:
-        """The figures by the names of `speedysnn.analysis.noise.schema.OUTPUTS`; None where not measured."""
+        """The figures by the names of `OUTPUTS`; None where not measured."""
         sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
         gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
         return {

@@ -4,20 +4,29 @@ Neurons by name: those that never fire, and those that fire all they can.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speedysnn.analysis.noise.moments import Moments, correlation, from_powers, kolmogorov_smirnov, mean_abs_correlation
+from speedysnn.analysis.noise.moments import (
+    Moments,
+    correlation,
+    from_powers,
+    kolmogorov_smirnov,
+    lag_one,
+    mean_abs_correlation,
+)
 from speedysnn.analysis.theory.quantization import decibels, rmse_steps
 from speedysnn.neurons.layer import IFNeuron
 
 Array = NDArray[Any]
+Format = Literal["number", "percent", "decibels"]
 MOST_NAMES = 100
 
 
@@ -269,3 +278,72 @@ class LayerTotals:
             The value; None where the layer was read without its steps.
         """
         return None if self.pulses is None else value
+
+    def step_correlation(self) -> float | None:
+        """Correlate a train's error with that of the next step.
+
+        Returns:
+            The correlation; None without detail="full" or for a single step, NaN where no train has an error.
+        """
+        if "gram" not in self.sums:
+            return None
+        steps = self.neuron.timesteps if self.pulses is not None else 1
+        return lag_one(self.total["lag0"], self.total["lag1"], steps)
+
+    def membrane_outside(self) -> float | None:
+        """Give the share of elements with a temporal error.
+
+        Returns:
+            A fraction; None but for binary spikes without look-ahead that were read step by step.
+        """
+        neuron = self.neuron
+        if self.pulses is None or neuron.spikes != "binary" or neuron.lookahead != 0 or neuron.signed:
+            return None
+        return self.counts["outside"] / self.n
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure.
+
+    Attributes:
+        unit: of its values; fractions lie in 0..1.
+        meaning: one sentence.
+        higher_is_better: None where neither direction is.
+        ideal: the value it would have without noise, in words.
+        value: the figure of a layer; a number, a string, or None where it was not measured.
+        format: how a page shows it: "number" with three digits, "percent" of a fraction, "decibels" with one digit.
+        title: heading in a page; by default the name with spaces.
+        missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
+        summary: whether the short tables of the page and of report.md show it too.
+        after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
+    """
+
+    unit: str
+    meaning: str
+    higher_is_better: bool | None = None
+    ideal: str = ""
+    value: Callable[[LayerTotals], Any] | None = None
+    format: Format = "number"
+    title: str = ""
+    missing: str = "its function found no number"
+    summary: bool = False
+    after: str = ""
+
+    def heading(self, name: str) -> str:
+        """Give the heading of a table.
+
+        Returns:
+            The title, or the column's name with spaces.
+        """
+        return self.title or name.replace("_", " ")
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the column for noise.json.
+
+        Returns:
+            Unit, meaning, direction and ideal.
+        """
+        return {
+            "unit": self.unit, "meaning": self.meaning, "higher_is_better": self.higher_is_better, "ideal": self.ideal
+        }  # fmt: skip

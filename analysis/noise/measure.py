@@ -14,8 +14,7 @@ from speedysnn.analysis.memory import Memory, check, planned
 from speedysnn.analysis.noise.layer import LayerSums
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
-from speedysnn.analysis.noise.rows import row_of
-from speedysnn.analysis.noise.schema import table_columns
+from speedysnn.analysis.noise.rows import row_of, table_columns
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
 from speedysnn.analysis.report.data import detail_of
@@ -24,7 +23,7 @@ from speedysnn.display import track
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.network import SpikingNetwork
-from speedysnn.settings import repeatable
+from speedysnn.settings import execution, repeatable
 
 DETAILS = ("standard", "full")
 _LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
@@ -61,6 +60,7 @@ class NoiseSums:
         self._full, self._limit, self._seed = detail == "full", memory_mib, seed
         self.memory: Memory | None = None
         self.outputs, self.layers = OutputSums(), self._empty()
+        self._execution: dict[str, str] = {}
 
     def _empty(self) -> dict[str, LayerSums]:
         own = {} if self.memory is None else self.memory.layers
@@ -87,8 +87,10 @@ class NoiseSums:
             self._plan({name: layer.shape for name, layer in self.layers.items()})
         return self
 
+    @repeatable
     def add(self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False) -> "NoiseSums":
         """Measure these images too, all or none; arguments and errors as in `measure_noise`."""
+        self._execution = execution()
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         readings: SideBySide | None = None
         with torch.no_grad():
@@ -159,6 +161,7 @@ class NoiseSums:
             "layer_reference": self.reference.layers,
             **settings(self.snn),
             **self.outputs.figures(),
+            "execution": self._execution or execution(),
         }
         details = {name: detail_of(layer) for name, layer in found.items()}
         return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)

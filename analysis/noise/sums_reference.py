@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.noise.moments import first_steps, lag_errors
-from speedysnn.analysis.noise.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, TOTALS, UNITS, Sum, user_sums
+from speedysnn.analysis.noise.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, SUMS, TOTALS, UNITS, Sum
 from speedysnn.analysis.reference import mean_of, reached_counts
+from speedysnn.errors import InputError
 from speedysnn.execution.observers import Tap
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons.layer import IFNeuron
@@ -160,10 +161,31 @@ def reference_user_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, the
     return found
 
 
+def user_sums() -> dict[str, Sum]:
+    """List the sums that a user declared, or declared anew: no kernel has them, so their reference is computed.
+
+    Returns:
+        Rows of `SUMS` by name.
+
+    Raises:
+        InputError: the kind of one is not "channel", "total" or "count".
+    """
+    own = {name: row for name, row in SUMS.items() if BUILT_IN_SUMS.get(name) is not row}
+    for name, row in own.items():
+        if row.kind not in ("channel", "total", "count"):
+            raise InputError(
+                f"SUMS[{name!r}]: expected the kind 'channel', 'total' or 'count', got {row.kind!r}; other kinds are "
+                "summed by compiled code only"
+            )
+    return own
+
+
 def _value(row: Sum, quantities: Block | Images) -> Tensor:
     """One sum of one block, (C,) by channel or ()."""
     values = row.reference(quantities)
-    values = values if row.kind == "count" else values.to(torch.float64)
+    if row.kind == "count":
+        return values.sum().to(torch.int64)
+    values = values.to(torch.float64)
     return values.sum(0) if row.kind == "channel" else values.sum()
 
 

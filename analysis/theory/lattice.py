@@ -62,19 +62,19 @@ class Lattice:
     width: float
     cells: int
 
-    def joint(self, timesteps: int, delay: int, highest: int, lowest: int) -> Array:
+    def joint(self, timesteps: int, delay: int, max_spikes: int, min_spikes: int) -> Array:
         """P(n, Q), (T N + 1, T N + 1), summed over the draws."""
         seen = min(1 + delay, timesteps)
-        levels = timesteps * highest
+        levels = timesteps * max_spikes
         mass = np.zeros((levels + 1, len(self.steps), self.cells), np.float32)
         mass[0, :, -self.low] = 1
         mass[:1] = self._spread(mass[:1], seen)
         for t in range(1, timesteps + 1):
-            k, rows = min(t + delay, timesteps), (t - 1) * highest + 1
+            k, rows = min(t + delay, timesteps), (t - 1) * max_spikes + 1
             if k > seen:
                 mass[:rows] = self._spread(mass[:rows], k - seen)
                 seen = k
-            fire(mass[: rows + highest], self.firsts(k, t, rows + highest), highest, lowest)
+            fire(mass[: rows + max_spikes], self.firsts(k, t, rows + max_spikes), max_spikes, min_spikes)
         ends = [0, *self.firsts(timesteps, timesteps, levels)[1:], self.cells]
         below = np.cumsum(mass.sum(1, dtype=np.float64), axis=1)
         return np.diff(np.pad(below, ((0, 0), (1, 0)))[:, ends], axis=1)
@@ -104,17 +104,18 @@ class Lattice:
         return out
 
 
-def fire(mass: Single, first: list[int], highest: int, lowest: int) -> None:
+def fire(mass: Single, first: list[int], max_spikes: int, min_spikes: int) -> None:
     """Rows n of mass (rows, draws, cells) after one step, in place.
 
-    From the first point of a level on the count is below it, up to N spikes go out; with lowest = -1, n - 1 where the
+    From the first point of a level on the count is below it, up to N spikes go out; with min_spikes = -1, n - 1 where
+    the
     level does not reach n > 0.
     """
-    senders = len(mass) - highest
-    back = [mass[n, :, : first[n]].copy() for n in range(1, senders)] if lowest < 0 else []
+    senders = len(mass) - max_spikes
+    back = [mass[n, :, : first[n]].copy() for n in range(1, senders)] if min_spikes < 0 else []
     for n in range(senders - 1, -1, -1):
-        for j in range(1, highest + 1):
-            start, end = first[n + j], first[n + j + 1] if j < highest else None
+        for j in range(1, max_spikes + 1):
+            start, end = first[n + j], first[n + j + 1] if j < max_spikes else None
             mass[n + j, :, start:end] += mass[n, :, start:end]
         mass[n, :, first[n + 1] :] = 0
     for n, moved in enumerate(back, 1):
@@ -147,13 +148,13 @@ def few(trains: Trains | None, levels: int) -> bool:
 
 
 def joint_law(
-    trains: Trains, timesteps: int, theta: float, v_init: float, delay: int, highest: int, lowest: int
+    trains: Trains, timesteps: int, theta: float, v_init: float, delay: int, max_spikes: int, min_spikes: int
 ) -> Array:
     """P(n, Q), (T N + 1, T N + 1), in the mean over the sample; arguments as of `temporal_error`."""
-    levels = timesteps * highest
+    levels = timesteps * max_spikes
     total, count = np.zeros((levels + 1, levels + 1)), 0
     for lattice in lattices(trains, timesteps, levels, theta, v_init):
-        total += lattice.joint(timesteps, delay, highest, lowest)
+        total += lattice.joint(timesteps, delay, max_spikes, min_spikes)
         count += len(lattice.steps)
     return total / count
 

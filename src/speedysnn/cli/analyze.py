@@ -116,7 +116,7 @@ def command(
                 limit=sensitivity,
                 confirm=more,
                 progress=True,
-                memory_mib=DEFAULT_MIB if memory is None else memory,
+                memory_mib=memory,
                 seed=seed,
             ),
             names=names,
