@@ -1,4 +1,8 @@
-"""The network's outputs and spikes, summed over all images."""
+"""The network's outputs and spikes, summed over all images, and the table that says what each figure means.
+
+`OutputSums` compares the quantized and the spiking outputs with the reference's. `OUTPUTS` describes the figures of
+`NoiseReport.outputs`, of `Evaluation` and of a sweep.
+"""
 
 import math
 import threading
@@ -55,12 +59,26 @@ OUTPUTS: dict[str, Column] = {
 
 
 def flat(out: Any) -> Tensor:
-    """All values of an output, (B, K) float64."""
+    """Take all values of an output as one matrix.
+
+    Args:
+        out: a tensor, or nested tuples and dicts of tensors, batch first.
+
+    Returns:
+        (B, K) float64.
+    """
     return torch.cat([leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves(out)], 1).double()
 
 
 def classes(out: Any) -> Tensor | None:
-    """The class each image is given, (B,), where the first output is (B, classes)."""
+    """Find the class of each image.
+
+    Args:
+        out: a network's output.
+
+    Returns:
+        (B,) where the first tensor is (B, classes), else None.
+    """
     first = leaves(out)[0]
     return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
 
@@ -80,7 +98,11 @@ class OutputSums:
     @any_order
     @sees("nothing")
     def count(self, tap: Tap) -> None:
-        """Observer of the spiking pass: adds its events and its neurons."""
+        """Add a layer's events and neurons, as an observer of the spiking pass; threads may call it at once.
+
+        Args:
+            tap: what the layer emitted.
+        """
         fired = tap.events()
         with self._lock:
             self.add_spikes(tap, fired)
@@ -95,16 +117,31 @@ class OutputSums:
         self._spikes = value
 
     def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
-        """Add the events of a tap, which a GPU may still be counting, and the neurons that could have made them."""
+        """Add a layer's events and the neurons that could have made them.
+
+        Args:
+            tap: what the layer emitted.
+            fired: its events, which a GPU may still be counting.
+        """
         self._spikes = self._spikes + fired
         self.fired += tap.neurons
 
     def merge(self, other: "OutputSums") -> None:
-        """Add what was summed over other images."""
+        """Add what was summed over other images.
+
+        Args:
+            other: its sums.
+        """
         self.add_state(other.state())
 
     def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
         """Add the outputs of one pass.
+
+        Args:
+            analog: the reference's output.
+            twin: the quantized reading's.
+            spiking: the spiking reading's.
+            labels: classes (B,), or None.
 
         Raises:
             InputError: the reference's output has another shape.
@@ -132,7 +169,11 @@ class OutputSums:
                     self.correct[name] += int((answer == labels).sum())
 
     def state(self) -> dict[str, Tensor]:
-        """All sums as tensors by name, to send to another process."""
+        """Give all sums as tensors, to send to another process.
+
+        Returns:
+            Tensors by name.
+        """
         return {name: torch.tensor([getattr(self, name)], dtype=torch.int64) for name in _COUNTS} | {
             "signal": torch.tensor([self.signal], dtype=torch.float64),
             "noise": torch.tensor(list(self.noise.values()), dtype=torch.float64),
@@ -141,7 +182,11 @@ class OutputSums:
         }
 
     def add_state(self, state: Mapping[str, Tensor]) -> None:
-        """Add the `state` of another process's sums over other images."""
+        """Add another process's sums over other images.
+
+        Args:
+            state: as `state` gives it.
+        """
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + int(state[name]))
         self.signal += float(state["signal"])
@@ -152,7 +197,11 @@ class OutputSums:
                 own[name] += value
 
     def figures(self) -> dict[str, Any]:
-        """The figures by the names of `OUTPUTS`; None where not measured."""
+        """Compute the figures so far.
+
+        Returns:
+            Values by the names of `OUTPUTS`; None where not measured.
+        """
         sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
         gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
         return {
@@ -174,7 +223,14 @@ class OutputSums:
 
 
 def settings(snn: SpikingNetwork) -> dict[str, Any]:
-    """What stands beside every accuracy: T, look-ahead, latency, depth and spike kind."""
+    """Give what stands beside every accuracy: T, look-ahead, latency, depth and spike kind.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        Values by the names of `OUTPUTS`; "mixed" where layers differ.
+    """
     delays = {neuron.delay for neuron in snn.neurons.values()}
     kinds = {neuron.spikes for neuron in snn.neurons.values()}
     return {
@@ -187,8 +243,10 @@ def settings(snn: SpikingNetwork) -> dict[str, Any]:
 
 
 def _share(part: int, whole: int) -> float | None:
+    """A fraction; None of nothing."""
     return part / whole if whole else None
 
 
 def _error(noise: float, signal: float) -> float:
+    """Relative root mean square; NaN without signal."""
     return math.sqrt(noise / signal) if signal > 0 else math.nan

@@ -1,6 +1,7 @@
-"""LayerTotals: the sums of one layer over all images, by name, with the quantities that several columns share.
+"""What is known of one layer after all images: its sums and neurons by name, and the columns computed from them.
 
-Neurons by name: those that never fire, and those that fire all they can.
+`LayerTotals` is what the functions of `schema.COLUMNS` read; it also holds the quantities that several columns share.
+`Column` is one such column. `summary` counts and names the neurons that never fire and those that fire all they can.
 """
 
 import math
@@ -25,6 +26,7 @@ from speedysnn.analysis.noise.moments import (
 from speedysnn.analysis.theory.quantization import decibels, rmse_steps
 from speedysnn.neurons.layer import IFNeuron
 
+Floats = NDArray[np.float64]
 Array = NDArray[Any]
 Format = Literal["number", "percent", "decibels"]
 MOST_NAMES = 100
@@ -105,7 +107,7 @@ def summary(
 
 
 def _named(layer: str, shape: tuple[int, ...], where: Array | None, units: Array, values: Array) -> tuple[Unit, ...]:
-    """Those with the largest values first, MOST_NAMES at most; `where` each lies in the layer, if not at itself."""
+    """The neurons with the largest values first, MOST_NAMES at most; `where` are the places of a sample's neurons."""
     if len(values) > MOST_NAMES:
         least = np.partition(values, -MOST_NAMES)[-MOST_NAMES]
         above, level = np.flatnonzero(values > least), np.flatnonzero(values == least)
@@ -115,9 +117,6 @@ def _named(layer: str, shape: tuple[int, ...], where: Array | None, units: Array
     units = units[order] if where is None else where[units[order]]
     rows = zip(*(axis.tolist() for axis in np.unravel_index(units, shape)), strict=True) if shape else [()] * len(units)
     return tuple(Unit(layer, row, value) for row, value in zip(rows, values[order].tolist(), strict=True))
-
-
-Floats = NDArray[np.float64]
 
 
 def ratio(part: float, total: float) -> float:
@@ -189,6 +188,9 @@ class LayerTotals:
     def share(self, name: str) -> float:
         """Divide a total by the sum of squared errors.
 
+        Args:
+            name: of the total.
+
         Returns:
             The share, below 0 where this part of the error cancels another; NaN where the layer has no error.
         """
@@ -237,6 +239,9 @@ class LayerTotals:
     def histogram(self, name: str) -> Floats:
         """Counts of a histogram without its last entry, the elements that it leaves out.
 
+        Args:
+            name: "rounding" or "noise".
+
         Returns:
             Counts (66,): below -1, 64 bins over [-1, 1), from 1 on, in steps.
         """
@@ -274,6 +279,9 @@ class LayerTotals:
     def if_unrolled(self, value: Any) -> Any:
         """Give a figure of the spikes' steps only where these were read.
 
+        Args:
+            value: the figure.
+
         Returns:
             The value; None where the layer was read without its steps.
         """
@@ -304,7 +312,7 @@ class LayerTotals:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure.
+    """One figure of a layer, or of the whole network.
 
     Attributes:
         unit: of its values; fractions lie in 0..1.
@@ -317,6 +325,12 @@ class Column:
         missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
         summary: whether the short tables of the page and of report.md show it too.
         after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
+
+    Example:
+        >>> from speedysnn.analysis import Column
+        >>> column = Column("activation", "Mean error.", ideal="0", value=lambda layer: layer.total["e"] / layer.n)
+        >>> column.heading("mean_error")
+        'mean error'
     """
 
     unit: str
@@ -332,6 +346,9 @@ class Column:
 
     def heading(self, name: str) -> str:
         """Give the heading of a table.
+
+        Args:
+            name: of the column.
 
         Returns:
             The title, or the column's name with spaces.

@@ -1,4 +1,4 @@
-"""A layer's row of the table, from its sums."""
+"""A layer's row of the table: the stored sums get their names, and every column's function is called on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +26,9 @@ def totals_of(
     Args:
         name: the layer's.
         neuron: the layer.
-        theta: thresholds, () or (C,); `start` is v_init alike.
-        start: see there.
-        sums: arrays by kind, as `definition.reference_sums` returns them.
+        theta: thresholds, () or (C,).
+        start: v_init, () or (C,).
+        sums: arrays by kind, as `sums_reference.reference_sums` returns them.
         shape: of the layer for one image.
         places: of the sampled neurons; None for all.
         reads: the neuron layers that reach this one directly.
@@ -70,9 +70,7 @@ def table_columns() -> dict[str, Column]:
     order = [name for name, column in COLUMNS.items() if not column.after]
     for name, column in COLUMNS.items():
         if column.value is None:
-            raise InputError(
-                f"COLUMNS[{name!r}]: expected a function value(layer) of a LayerTotals, got none"
-            )
+            raise InputError(f"COLUMNS[{name!r}]: expected a function value(layer) of a LayerTotals, got none")
         if not column.after:
             continue
         if column.after not in order:
@@ -86,6 +84,9 @@ def table_columns() -> dict[str, Column]:
 
 def row_of(layer: LayerTotals) -> dict[str, Any]:
     """Compute every column of a layer.
+
+    Args:
+        layer: its sums.
 
     Returns:
         Figures by the names of `schema.COLUMNS`, in the table's order; NaN where undefined, None where not measured.

@@ -4,14 +4,15 @@ A sum is a row of `SUMS`: kind, unit, meaning, and its definition in torch over 
 compiled kernels take its place in their arrays from here (`index`). A column of `NoiseReport.layers` is a row of
 `COLUMNS`: how it is shown, what it means, and the function that computes it from a layer's sums.
 
-Both are dictionaries, and an entry of a user wins over a built-in one. A new column of existing sums is one entry:
+Both are dictionaries, and an entry of a user wins over a built-in one. A new column of existing sums is one entry, a
+new sum is another:
 
-    >>> from speedysnn.analysis import COLUMNS, Column
-    >>> COLUMNS["error_per_spike"] = Column(
-    ...     "activation squared per event", "Squared error that one spike event leaves.", False, "0",
-    ...     value=lambda layer: layer.total["ee"] / max(1, layer.events),
+    >>> from speedysnn.analysis import COLUMNS, SUMS, Column, Sum
+    >>> SUMS["absolute"] = Sum("total", "activation", "Absolute error.", lambda block: block.e.abs())
+    >>> COLUMNS["mean_absolute_error"] = Column(
+    ...     "activation", "Mean absolute error.", False, "0", value=lambda layer: layer.total["absolute"] / layer.n
     ... )
-    >>> del COLUMNS["error_per_spike"]
+    >>> del COLUMNS["mean_absolute_error"], SUMS["absolute"]
 """
 
 import math
@@ -43,8 +44,8 @@ class Sum:
             "histogram", "unit" for one number a neuron of an image, "step" for one whole number a time step.
         unit: of the summed quantity.
         meaning: one phrase.
-        reference: its definition: the values that are added up, from a `definition.Block`, or from `definition.Images`
-            where `scope` is "image".
+        reference: its definition: the values that are added up, from a `sums_reference.Block`, or from
+            `sums_reference.Images` where `scope` is "image".
         scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
             "image" whole images.
     """
@@ -121,6 +122,9 @@ BUILT_IN_SUMS: Mapping[str, Sum] = MappingProxyType(dict(SUMS))  # what the kern
 def names_of(kind: Kind) -> tuple[str, ...]:
     """List the built-in sums of a kind.
 
+    Args:
+        kind: see `Sum`.
+
     Returns:
         Their names, in the order in which the kernels' arrays hold them.
     """
@@ -137,6 +141,9 @@ TRAIN_SUMS = tuple(name for name in _SUMMED if BUILT_IN_SUMS[name].scope == "tra
 
 def index(name: str) -> int:
     """Find a built-in sum's place in the array of its kind.
+
+    Args:
+        name: of the sum.
 
     Returns:
         The place, from 0 on.
@@ -364,6 +371,9 @@ COLUMNS: dict[str, Column] = {
 
 def format_of(name: str) -> Format:
     """Say how a page shows a figure.
+
+    Args:
+        name: of a column or an output.
 
     Returns:
         The format of the column or output of this name; "decibels" for other names that end in _db.

@@ -1,4 +1,8 @@
-"""What the sums of a layer mean, in plain torch, for every device and type; `schema.SUMS` defines each."""
+"""What the sums of a layer mean, in plain torch, for every device and type; `schema.SUMS` defines each.
+
+Compiled kernels compute the same faster. A pass is taken in blocks of elements; `Block` and `Images` hold the
+quantities that a sum's definition may use. Sums that a user declared are always computed here.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +93,12 @@ class Images:
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
     """Lay a tensor out by channel.
 
+    Args:
+        x: (B, ...).
+        channel_dim: the dimension of its channels.
+
     Returns:
-        (B, ...) as (M, C), channels last; one column where there are no channels.
+        (M, C), channels last; one column where there are no channels.
     """
     if x.ndim < 2:
         return x.reshape(-1, 1)
@@ -100,6 +108,11 @@ def rows_of(x: Tensor, channel_dim: int) -> Tensor:
 def steps_of(x: Tensor, timesteps: int, static: bool) -> Sequence[Tensor]:
     """Take a recorded tensor apart by time step.
 
+    Args:
+        x: (T*B, ...), or (B, ...) where it holds for all steps.
+        timesteps: T.
+        static: whether it holds for all steps.
+
     Returns:
         One tensor a step; the tensor itself where it holds for all steps.
     """
@@ -108,6 +121,10 @@ def steps_of(x: Tensor, timesteps: int, static: bool) -> Sequence[Tensor]:
 
 def added(first: Sums, second: Sums) -> Sums:
     """Add up the sums of two passes.
+
+    Args:
+        first: sums by name.
+        second: sums of other images.
 
     Returns:
         Sums by name: what either has is kept, of two peaks the larger one, everything else adds up.
@@ -210,7 +227,7 @@ def _sums_of_block(block: Block) -> Sums:
 
 
 def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
-    """What the sums over whole images need."""
+    """The quantities of a pass's images."""
     neuron = tap.neuron
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
     step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
@@ -221,7 +238,7 @@ def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
 def _blocks(
     z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor
 ) -> Iterator[Block]:  # fmt: skip
-    """A pass in blocks of elements."""
+    """The quantities of a pass, block by block."""
     neuron = tap.neuron
     drive, constant = tap.received()
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)

@@ -42,6 +42,10 @@ from speedysnn.analysis.theory.drive import Drive, Walk, check_neuron, check_who
 from speedysnn.analysis.theory.lattice import few, joint_law
 from speedysnn.errors import InputError
 
+_SPAN = 7.0  # standard deviations of the end, on either side
+_FINE = 64  # points in one theta
+_SIEGMUND = 0.5826  # -zeta(1/2) / sqrt(2 pi)
+
 
 @dataclass(frozen=True)
 class TemporalError:
@@ -190,11 +194,6 @@ def _fired(mass: Array, reached: Array, max_spikes: int, min_spikes: int) -> Arr
         out[1:] -= back
         out[:-1] += back
     return out
-
-
-_SPAN = 7.0  # standard deviations of the end, on either side
-_FINE = 64  # points in one theta
-_SIEGMUND = 0.5826  # -zeta(1/2) / sqrt(2 pi)
 
 
 def early_spikes(drive: Drive, timesteps: int, theta: float = 1.0, v_init: float = 0.5) -> tuple[float, float]:

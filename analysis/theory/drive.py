@@ -15,6 +15,11 @@ import numpy as np
 from speedysnn.analysis.theory.distributions import Activation, Array, Distribution, as_activation
 from speedysnn.errors import InputError
 
+_SPAN = 7.0  # standard deviations on either side that the grid holds
+_CELLS = 24  # of the grid in one theta, at least
+_PER_STEP = 2.0  # and in one standard deviation of a step's noise
+_LARGEST = 2**23  # cells times counts
+
 
 def check_whole(least: int = 1, **numbers: int) -> None:
     """Refuse what is no whole number or below `least`, by its name.
@@ -147,12 +152,6 @@ def spike_drive(
     within = fan_in * weight * max(rate + 2 * taken_back - square, 0.0)
     trains = Trains(fan_in, rate, weight_mean, weight_std, bias, rate_std, taken_back)
     return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), within, trains)
-
-
-_SPAN = 7.0  # standard deviations on either side that the grid holds
-_CELLS = 24  # of the grid in one theta, at least
-_PER_STEP = 2.0  # and in one standard deviation of a step's noise
-_LARGEST = 2**23  # cells times counts
 
 
 @dataclass(frozen=True)
