@@ -1,4 +1,4 @@
-"""The running sum of few spike trains on a lattice: its exact distribution given the weights, carried through the steps.
+"""The running sum of few spike trains on a lattice: its exact distribution given the weights, step by step.
 
 The drive of a step is x_t = b + sum_i w_i s_it, with s_it = 1 with probability p_i, -1 with m, else 0. Given a neuron's
 weights the steps are independent and alike, of the characteristic function
