@@ -17,7 +17,7 @@ from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.data.batches import Batch
 from speedysnn.display import plain, track
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 
 SCORES = ("images", "accuracy", "agreement", "sqnr_db", "spikes_per_neuron", "spikes_per_inference")
@@ -180,7 +180,7 @@ class _Search:
         self.snn.set_delay(0)
         sums = {name: [0.0, 0.0] for name in self.names}
 
-        def add(tap: Tap) -> None:
+        def add(tap: LayerRecord) -> None:
             spent, lost = _timing(tap)
             sums[tap.name][0] += spent
             sums[tap.name][1] += lost
@@ -235,7 +235,7 @@ class _Search:
         return pd.DataFrame(rows, columns=[*TRIED, *(f"delay {name}" for name in self.names)])
 
 
-def _timing(tap: Tap) -> tuple[float, float]:
+def _timing(tap: LayerRecord) -> tuple[float, float]:
     """Signal sum r^2 and noise sum (r - Q(z'))^2 of one pass; the second is 0 under constant drive."""
     if tap.static_output or tap.static_drive:
         return 0.0, 0.0

@@ -19,7 +19,7 @@ from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.calibration.rules import squared_error, starts_of
 from speedysnn.display import track
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Delay
 
@@ -229,9 +229,9 @@ def pareto(table: pd.DataFrame, cost: str = "latency", score: str = "accuracy") 
     return ordered[ordered[score].astype(float) > best].reset_index(drop=True)
 
 
-def _keeper(drives: dict[str, Tensor]) -> Callable[[Tap], None]:
+def _keeper(drives: dict[str, Tensor]) -> Callable[[LayerRecord], None]:
     """An observer that keeps every layer's drive."""
-    def keep(tap: Tap) -> None:
+    def keep(tap: LayerRecord) -> None:
         drives[tap.name] = tap.drive
 
     return keep

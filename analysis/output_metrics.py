@@ -16,7 +16,7 @@ from speedysnn.analysis.noise.layer_totals import Column
 from speedysnn.analysis.reference import leaves
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.network import SpikingNetwork
 
 _COUNTS = ("images", "labelled", "classified", "spikes", "fired")
@@ -96,8 +96,8 @@ class OutputSums:
         self.correct = {"analog": 0, "twin": 0, "spiking": 0}
 
     @any_order
-    @sees("nothing")
-    def count(self, tap: Tap) -> None:
+    @needs_input("nothing")
+    def count(self, tap: LayerRecord) -> None:
         """Add a layer's events and neurons, as an observer of the spiking pass; threads may call it at once.
 
         Args:
@@ -116,7 +116,7 @@ class OutputSums:
     def spikes(self, value: int) -> None:
         self._spikes = value
 
-    def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
+    def add_spikes(self, tap: LayerRecord, fired: int | Tensor) -> None:
         """Add a layer's events and the neurons that could have made them.
 
         Args:

@@ -16,7 +16,7 @@ from speedysnn.analysis.output_metrics import classes, settings
 from speedysnn.analysis.reference import Reference, leaves, pass_size, passes
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import lags
 from speedysnn.network import SpikingNetwork
 
@@ -186,7 +186,7 @@ class _Meter:
         self.ahead, self.timesteps, self.neurons = ahead, timesteps, 0
         self.spent = torch.zeros(())
 
-    def __call__(self, tap: Tap) -> None:
+    def __call__(self, tap: LayerRecord) -> None:
         """Add one layer, `ahead` steps beyond the output."""
         trains = tap.steps().flatten(2)
         sent = torch.count_nonzero(trains, 2).cumsum(0)

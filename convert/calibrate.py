@@ -24,7 +24,7 @@ from speedysnn.calibration.rules import (
 from speedysnn.data.batches import iter_batches
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.execution.observers import Tap, any_order
+from speedysnn.execution.observers import LayerRecord, any_order
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 
@@ -80,7 +80,7 @@ class Count:
         """Count what the layers answer to a batch."""
 
         @any_order
-        def observe(tap: Tap) -> None:
+        def observe(tap: LayerRecord) -> None:
             with _named(tap.name):
                 by_layer = self._granularity == "layer"
                 self._layers[tap.name].add(tap.output, None if by_layer else tap.neuron.channel_dim)
@@ -109,7 +109,7 @@ class GradientCount:
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Count what the layers answer to a batch, and the gradients there."""
-        taps: list[Tap] = []
+        taps: list[LayerRecord] = []
         seen = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
         with torch.enable_grad():
             out = self._snn(*seen, observer=taps.append)
@@ -123,7 +123,7 @@ class GradientCount:
         signs = torch.randint(0, 2, y.shape, generator=self._signs) * 2 - 1
         return (y * signs.to(y)).sum()
 
-    def _count(self, tap: Tap, gradient: Tensor) -> None:
+    def _count(self, tap: LayerRecord, gradient: Tensor) -> None:
         values, slopes = self._rows(tap, tap.output.detach()), self._rows(tap, gradient)
         if tap.neuron.signed:
             values, slopes = torch.cat([values, -values]), torch.cat([slopes, slopes])
@@ -131,7 +131,7 @@ class GradientCount:
         histogram.update(values)
         histogram.add_gradients(values, slopes)
 
-    def _rows(self, tap: Tap, x: Tensor) -> Tensor:
+    def _rows(self, tap: LayerRecord, x: Tensor) -> Tensor:
         """Values as (C, M), or in one row."""
         if self._granularity == "layer" or x.ndim < 2:
             return x.reshape(1, -1)

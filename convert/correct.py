@@ -22,7 +22,7 @@ from torch import Tensor
 from speedysnn.data.batches import Batch, iter_batches
 from speedysnn.errors import InputError
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
@@ -126,7 +126,7 @@ class _Settling(Execution):
     """A pass in which every layer is corrected when its input arrives, before the next one runs."""
 
     def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Correction"]) -> None:
-        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._corrections = layers
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
@@ -151,10 +151,10 @@ def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_
 def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Tensor]:
     means: dict[str, Tensor] = {}
 
-    def observe(tap: Tap) -> None:
+    def observe(tap: LayerRecord) -> None:
         means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
 
-    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, wires=snn.wires)
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, graph_info=snn.graph_info)
     run.static(images, "analog")
     return means
 

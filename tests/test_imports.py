@@ -38,7 +38,7 @@ PUBLIC: dict[str, str] = {
     "speedysnn.display": "track",
     "speedysnn.sources": "MODELS Source load_model read_checkpoint",
     "speedysnn.surrogate": "atan rectangle sigmoid slope triangle",
-    "speedysnn.execution.observers": "Tap",
+    "speedysnn.execution.observers": "LayerRecord Tap any_order needs_input",
     "speedysnn.spike_trains": "SpikeTrain load record save",
 }
 KEPT_PATHS = (

@@ -22,7 +22,7 @@ from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size,
 from speedysnn.analysis.sensitivity.mixed import checked
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import Graph, Node, readout_nodes
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
@@ -41,7 +41,7 @@ class Tally:
         thetas = [float(n.threshold.min()) for name, n in snn.neurons.items() if name in self._kept]
         self._smallest = 1e-4 * min(thetas, default=1.0)  # rounding of theta's multiples is far below this
 
-    def observe(self, tap: Tap) -> None:
+    def observe(self, tap: LayerRecord) -> None:
         """Observer of the spiking pass."""
         self._add(tap.name, tap.output != 0)
         if tap.name in self._kept:

@@ -17,7 +17,7 @@ from speedysnn.analysis.noise.schema import UNITS
 from speedysnn.analysis.noise.sums_reference import added, reference_sums, reference_user_sums, rows_of, steps_of
 from speedysnn.analysis.reference import mean_of
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons.layer import IFNeuron
 
@@ -56,7 +56,7 @@ class LayerSums:
         self._settle()
         return self._sums
 
-    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int | Tensor:
+    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord) -> int | Tensor:
         """Add one pass.
 
         Args:
@@ -85,7 +85,7 @@ class LayerSums:
             self._settle()
         return fired
 
-    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | Tensor | None:
+    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: LayerRecord) -> int | Tensor | None:
         """Add all sums with compiled code and give the spike events; None where no kernel takes these tensors."""
         drive, constant = tap.received()
         read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
@@ -115,7 +115,7 @@ class LayerSums:
                 found[name] = found[name].index_select(0, self.places.to(found[name].device))
         self._sums = added(self._sums, {name: value.cpu() for name, value in found.items()})
 
-    def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:
+    def _products(self, a: Tensor, tap: LayerRecord) -> dict[str, Tensor]:
         """Sums of the compared channels' errors, and of their products."""
         mean = mean_of(steps_of(tap.output, self.neuron.timesteps, tap.static_output))
         error = rows_of(mean - a, self.neuron.channel_dim)

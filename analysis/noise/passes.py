@@ -22,8 +22,8 @@ from speedysnn.analysis.reference import Reference, device_of, images_in, part, 
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
-from speedysnn.execution.observers import Tap, sees
-from speedysnn.execution.runner import held
+from speedysnn.execution.observers import LayerRecord, needs_input
+from speedysnn.execution.runner import reuse_packed_weights
 from speedysnn.graph.ir import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.torch_utils import hand_back
@@ -70,7 +70,7 @@ class SideBySide:
         jobs = [
             partial(self._passes, batch, spans[i :: len(own)], sums) for i, sums in enumerate(own[: len(spans)])
         ]
-        with held(self._snn, stops[-1]):
+        with reuse_packed_weights(self._snn, stops[-1]):
             scheduling.run(jobs, parallel=self._parallel)
 
     def put_together(self, layers: Mapping[str, LayerSums], outputs: OutputSums) -> None:
@@ -97,8 +97,8 @@ class SideBySide:
         twins: dict[str, Tensor] = {}
         release = hand_back if self._memory.tight and device_of(snn).type == "cpu" else _nothing
 
-        @sees("total")
-        def spiking(tap: Tap) -> None:
+        @needs_input("sum")
+        def spiking(tap: LayerRecord) -> None:
             layer = sums.layers[tap.name]
             fired = layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
             sums.outputs.add_spikes(tap, fired)

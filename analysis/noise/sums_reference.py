@@ -14,7 +14,7 @@ from speedysnn.analysis.noise.moments import first_steps, lag_errors
 from speedysnn.analysis.noise.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, SUMS, TOTALS, UNITS, Sum
 from speedysnn.analysis.reference import mean_of, reached_counts
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons.layer import IFNeuron
 
@@ -136,7 +136,7 @@ def added(first: Sums, second: Sums) -> Sums:
     return out
 
 
-def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
+def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor) -> Sums:
     """Compute every built-in sum of one pass from its definition.
 
     Args:
@@ -161,7 +161,9 @@ def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: T
     return {**found, **{name: BUILT_IN_SUMS[name].reference(images).reshape(-1) for name in UNITS}}
 
 
-def reference_user_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
+def reference_user_sums(
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
+) -> Sums:
     """Compute the sums that a user declared; arguments as in `reference_sums`.
 
     Returns:
@@ -226,7 +228,7 @@ def _sums_of_block(block: Block) -> Sums:
     }
 
 
-def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
+def _images(z: Tensor, source: IFNeuron, tap: LayerRecord, theta: Tensor) -> Images:
     """The quantities of a pass's images."""
     neuron = tap.neuron
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
@@ -236,7 +238,7 @@ def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
 
 
 def _blocks(
-    z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
 ) -> Iterator[Block]:  # fmt: skip
     """The quantities of a pass, block by block."""
     neuron = tap.neuron

@@ -28,7 +28,7 @@ from speedysnn.analysis.report.style import (
 )
 from speedysnn.display import shortened
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 
 
@@ -185,12 +185,12 @@ def _neuron(snn: SpikingNetwork, layer: str) -> Any:
     return snn.neurons[layer]
 
 
-def _tap(snn: SpikingNetwork, layer: str, reading: Any, x: Tensor) -> Tap:
-    found: list[Tap] = []
+def _tap(snn: SpikingNetwork, layer: str, reading: Any, x: Tensor) -> LayerRecord:
+    found: list[LayerRecord] = []
 
-    def keep(tap: Tap) -> None:
+    def keep(tap: LayerRecord) -> None:
         if tap.name == layer:
-            found.append(Tap(tap.name, tap.neuron, tap.drive.clone(), tap.output.clone(), tap.static_drive,
+            found.append(LayerRecord(tap.name, tap.neuron, tap.drive.clone(), tap.output.clone(), tap.static_drive,
                              tap.static_output))  # fmt: skip
 
     run(snn, reading, [x], keep)

@@ -17,7 +17,7 @@ from speedysnn.analysis.sensitivity.changes import Change
 from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.data.batches import Batch
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.torch_utils import hand_back
@@ -129,7 +129,7 @@ def measured(
     """All modes and changes on some images; with `tight`, what is freed is handed back layer by layer."""
     counted = OutputSums()
 
-    def count(tap: Tap) -> None:
+    def count(tap: LayerRecord) -> None:
         counted.add_spikes(tap, tap.events())
 
     analog = run(snn, "analog", piece.inputs)

@@ -54,7 +54,7 @@ class MixedRun(Execution):
     """A pass in which layers are read apart; `neurons` replaces the network's own, which stay as they are."""
 
     def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
-        super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._snn = snn
         self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
 
@@ -78,12 +78,12 @@ class MixedRun(Execution):
         for position, node in enumerate(nodes):
             if node.op != "neuron":
                 continue
-            run_nodes(nodes, values, feed, handler, self.wires.last_uses, start, position)
+            run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, start, position)
             drive, start = values[node.inputs[0]], position + 1
-            run_nodes(nodes, values, feed, handler, self.wires.last_uses, position, start)
+            run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, position, start)
             yield Fork(position, node, drive, values[node.name], {n: v for n, v in values.items() if n != node.name})
             del drive
-        run_nodes(nodes, values, feed, handler, self.wires.last_uses, start)
+        run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, start)
 
     def outputs(self, fork: Fork, emitted: Value, reading: Reading) -> Any:
         """The network's output where a layer hands on `emitted` and all later ones have one reading."""
@@ -91,12 +91,13 @@ class MixedRun(Execution):
         if reading != "spiking":
             values = {name: Value(self.mean(value)) for name, value in values.items()}
         handler, start = _Mixed(self, reading), fork.position + 1
-        run_nodes(self.graph.nodes, values, iter(()), handler, self.wires.last_uses, start)
+        run_nodes(self.graph.nodes, values, iter(()), handler, self.graph_info.last_uses, start)
         return self.read_out(values)
 
     def read(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Any:
         """The network's output, every layer in its own reading."""
-        values = run_graph(self.graph, self._entering(inputs).values(), _Mixed(self, readings), self.wires.last_uses)
+        entering = self._entering(inputs).values()
+        values = run_graph(self.graph, entering, _Mixed(self, readings), self.graph_info.last_uses)
         return self.read_out(values)
 
     def read_out(self, values: Mapping[str, Value]) -> Any:
@@ -135,7 +136,7 @@ class _Mixed:
 
     def operator(self, node: Node, args: list[Value]) -> Value:
         """Every step, or the mean over time after the last neuron."""
-        if node.name in self.run.wires.readout_nodes:
+        if node.name in self.run.graph_info.readout_nodes:
             args = [Value(self.run.mean(arg)) for arg in args]
         return self.run.timed_operator(node, args)
 

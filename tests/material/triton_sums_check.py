@@ -6,7 +6,7 @@ import torch
 
 from speedysnn.analysis.noise.sums_reference import added, reference_sums
 from speedysnn.analysis.noise.triton_backend import RunningThere
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron
 
 STEPS = 4
@@ -34,7 +34,7 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
             z, drive = (x.contiguous(memory_format=torch.channels_last) for x in (z, drive))
         with torch.no_grad():
             out, twin = neuron.spiking(drive, constant=constant), neuron.quantized(z)
-        tap = Tap("layer", neuron, drive, out, constant, False)
+        tap = LayerRecord("layer", neuron, drive, out, constant, False)
         plain = reference_sums(z, source, twin, tap, th, v0)
         expected = added(expected, {**plain, "events": torch.tensor([int(plain["pulses"].sum()), z.numel(), len(z)])})
         there = (x.to(device) for x in (z, th, v0))

@@ -6,6 +6,7 @@ The membranes are computed again on the way forward and kept for one group at a 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from speedysnn.kernels.jit import WORKS, Writer, cgutils, compiled, intrinsic, ir, types
@@ -33,6 +34,7 @@ class CallFlags(NamedTuple):
     input_sum: Flag
 
 
+@cache
 def flags_of(constant: bool, take_back: bool, half: bool = False, input_sum: bool = False) -> CallFlags:
     """The flags from truth values."""
     return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum)))
