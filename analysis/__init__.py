@@ -27,6 +27,7 @@ from speedysnn.analysis.noise.schema import Sum as Sum
 from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.report.comparisons import knob_curves as knob_curves
+from speedysnn.analysis.report.data import Advice as Advice
 from speedysnn.analysis.report.data import LayerDetail as LayerDetail
 from speedysnn.analysis.report.figures import figure_noise_distribution as figure_noise_distribution
 from speedysnn.analysis.report.neurons import figure_activation_density as figure_activation_density

@@ -1,12 +1,13 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.calibration.histogram import ActivationHistogram, Collecting
 from speedysnn.calibration.record import GIVEN, Calibration
@@ -28,13 +29,15 @@ from speedysnn.execution.observers import LayerRecord, any_order
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 
+BATCH_SIZE = 64  # images that `iter_batches` takes at a time where the data is not in batches yet
 Entry = float | Tensor | Rule
 Threshold = Rule | dict[str, Entry]
 
 
 def collect(
-    snn: SpikingNetwork, calibration: object, granularity: str, *, gradients: bool = False, progress: bool = False
-) -> int:
+    snn: SpikingNetwork, calibration: object, granularity: str, *, gradients: bool = False, progress: bool = False,
+    total: int | None = None,
+) -> int:  # fmt: skip
     """Fill the network's histograms from the analog reading.
 
     The counts do not depend on the order of the data or on how it is split into batches. Gradients do, within the error
@@ -46,6 +49,7 @@ def collect(
         granularity: "channel" or "layer".
         gradients: collect squared gradients at the output too, which takes a backward pass for every batch.
         progress: show a progress bar.
+        total: batches that there will be, for the time left; None where the data does not say. See `batches_in`.
 
     Returns:
         The number of images seen.
@@ -56,7 +60,7 @@ def collect(
     counting = GradientCount(snn, granularity) if gradients else Count(snn, granularity)
     images, device = 0, _device(snn)
     with snn.reading("analog"):
-        for batch in track(iter_batches(calibration), "calibrating", enabled=progress):
+        for batch in track(iter_batches(calibration), "calibrating", total=total, enabled=progress):
             try:
                 counting.add([x.to(device) for x in batch.inputs])
             except SpeedySNNError as err:
@@ -67,6 +71,29 @@ def collect(
             images += batch.inputs[0].shape[0]
     snn.calibration = Calibration(counting.histograms(), {})
     return images
+
+
+def batches_in(calibration: object) -> int | None:
+    """Count the batches that `iter_batches` will make of the data, without reading any of it.
+
+    Args:
+        calibration: the data.
+
+    Returns:
+        The number of batches; None for an iterator or anything else that does not say how long it is.
+    """
+    whole = calibration
+    if isinstance(calibration, tuple) and calibration:
+        whole = calibration[0]
+    elif isinstance(calibration, Mapping):
+        whole = next((value for value in calibration.values() if isinstance(value, Tensor)), None)
+    if not isinstance(whole, Sized):
+        return None
+    in_batches = isinstance(whole, DataLoader) or not isinstance(whole, Tensor | Dataset)
+    try:
+        return len(whole) if in_batches else -(-len(whole) // BATCH_SIZE)
+    except (TypeError, NotImplementedError):  # a loader of a stream, or a tensor without dimensions
+        return None
 
 
 class Count:

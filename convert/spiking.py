@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
+from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
 from speedysnn.convert.handler_api import Handler, Key
@@ -163,7 +163,7 @@ def to_spiking(
     snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
     kept = Kept(images_for(snn) if correct != "none" else 0)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
-    images = collect(snn, data, granularity, gradients=gradients, progress=progress)
+    images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)
     snn.provenance = {
         **(provenance or {}),

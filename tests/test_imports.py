@@ -15,7 +15,7 @@ import speedysnn
 ROOT = Path(speedysnn.__file__).resolve().parent
 PUBLIC: dict[str, str] = {
     "speedysnn": "IFNeuron SpeedySNNError SpikingNetwork load save",
-    "speedysnn.analysis": "COLUMNS Column Comparison Confidence CostReport DelayChoice Evaluation LayerDetail "
+    "speedysnn.analysis": "Advice COLUMNS Column Comparison Confidence CostReport DelayChoice Evaluation LayerDetail "
     "NoiseReport NoiseSums OUTPUTS Sensitivity choose_confidence choose_delay compare delayed_readout early_exit "
     "evaluate figure_activation_density figure_membrane figure_noise_distribution figure_raster figure_staircase "
     "knob_curves knobs measure_cost measure_noise measure_sensitivity pareto read_mixed spike_fan_out sweep theory "

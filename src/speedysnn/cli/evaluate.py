@@ -66,15 +66,15 @@ class Readouts:
         """The figures as JSON data, keys only for what was asked for."""
         out: dict[str, Any] = {}
         if self.skip:
-            out["readout"] = _records(analysis.delayed_readout(snn, images, self.skip, source=source))
+            out["readout"] = _records(analysis.delayed_readout(snn, images, self.skip, source=source, progress=True))
         exits = self.exits
         if self.loss is not None:
-            chosen = analysis.choose_confidence(snn, validation, self.loss, measure=self.measure)
+            chosen = analysis.choose_confidence(snn, validation, self.loss, measure=self.measure, progress=True)
             out["chosen_exit"] = chosen.to_json()
             exits = (*exits, chosen.confidence)
             note(f"chose confidence {chosen.confidence:.4g} on {chosen.images} other images: loss {chosen.loss:.4f}")
         if exits:
-            frame = analysis.early_exit(snn, images, exits, measure=self.measure, source=source)
+            frame = analysis.early_exit(snn, images, exits, measure=self.measure, source=source, progress=True)
             out["early_exit"] = _records(frame)
         return out
 
@@ -284,7 +284,7 @@ class _Case:
         for delay in delays:
             if delay is not None:
                 snn.set_delay(delay)
-            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision)
+            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision, progress=True)
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
             right = f"accuracy {percent(result.accuracy)} %{_in_half(result)}"
             note(f"T={timesteps}, delay {result.delay}, {cost}: {right}")
