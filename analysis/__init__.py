@@ -17,14 +17,14 @@ from speedysnn.analysis.evaluate import sweep as sweep
 from speedysnn.analysis.knobs import knobs as knobs
 from speedysnn.analysis.knobs import pareto as pareto
 from speedysnn.analysis.knobs import theta_distance as theta_distance
+from speedysnn.analysis.noise.layer_totals import Column as Column
 from speedysnn.analysis.noise.measure import NoiseSums as NoiseSums
 from speedysnn.analysis.noise.measure import measure_noise as measure_noise
 from speedysnn.analysis.noise.result import NoiseReport as NoiseReport
 from speedysnn.analysis.noise.schema import COLUMNS as COLUMNS
-from speedysnn.analysis.noise.schema import OUTPUTS as OUTPUTS
 from speedysnn.analysis.noise.schema import SUMS as SUMS
-from speedysnn.analysis.noise.schema import Column as Column
 from speedysnn.analysis.noise.schema import Sum as Sum
+from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
 from speedysnn.analysis.report.comparisons import knob_curves as knob_curves
 from speedysnn.analysis.report.data import Advice as Advice

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from speedysnn.analysis.cost.energy import CostReport
 from speedysnn.analysis.noise.moments import Floats
-from speedysnn.analysis.noise.schema import OUTPUTS, format_of
+from speedysnn.analysis.noise.schema import format_of
+from speedysnn.analysis.output_metrics import OUTPUTS
 from speedysnn.analysis.report import figures, neurons
 from speedysnn.analysis.report.data import LayerDetail, NoiseTables, SensitivityTables
 from speedysnn.analysis.report.style import COLOURS, STYLE, png

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from speedysnn.analysis.memory import DEFAULT_MIB, check
+from speedysnn.analysis.memory import check
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.sensitivity.branches import Key, Score, expected_by_rank, gained, measured
 from speedysnn.analysis.sensitivity.changes import CHANGES, Change, changes_of
@@ -115,7 +115,7 @@ def measure_sensitivity(
     finalists: int = 8,
     limit: int | None = None,
     progress: bool = False,
-    memory_mib: float = DEFAULT_MIB,
+    memory_mib: float | None = None,
     seed: int = 0,
 ) -> Sensitivity:
     """Measure every layer's part in the output's noise, and what changing that layer alone would gain there.
@@ -136,7 +136,9 @@ def measure_sensitivity(
         limit: stop after this many images.
         progress: show progress.
         memory_mib: what kept images, passes and scores may take beside the weights, MiB; predicted from the first
-            image, stated in `Sensitivity.memory`. Where it is short passes take fewer images, then images are sampled.
+            image, stated in `Sensitivity.memory`. None for 1024 or, for a large network, twice what passes of 8 images
+            take, up to a quarter of the machine's memory. Where it is short passes take fewer images, then images are
+            sampled.
         seed: of that sample.
 
     Returns:

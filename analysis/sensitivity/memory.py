@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedysnn.analysis.memory import MIB, UNDER_WAY
+from speedysnn.analysis.memory import DEFAULT_MIB, MIB, SENSIBLE_IMAGES, UNDER_WAY, default_limit
 from speedysnn.analysis.reference import batch_dims, device_of, passes
 from speedysnn.analysis.sensitivity.changes import fitting
 from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun, checked, piece_size
@@ -121,7 +121,8 @@ class SensitivityMemory:
 
 
 def planned_sensitivity(
-    snn: SpikingNetwork, one: Batch, modes: Sequence[str], kinds: Sequence[str], limit_mib: float, seed: int
+    snn: SpikingNetwork, one: Batch, modes: Sequence[str], kinds: Sequence[str], limit_mib: float | None,
+    seed: int,
 ) -> SensitivityMemory:
     """Plan passes as large as usual, or so small that half of the limit is left to images and scores.
 
@@ -135,9 +136,12 @@ def planned_sensitivity(
     at_once = usual = torch.get_num_threads() if device_of(snn).type == "cpu" else 1
     histograms = 8 * BINS * _rows(snn) * bool({"threshold", "bit+threshold"} & set(kinds))
     memory = SensitivityMemory(
-        limit_mib, seed, piece_size(snn), at_once, histograms * (1 + at_once), item * values,
+        limit_mib or DEFAULT_MIB, seed, piece_size(snn), at_once, histograms * (1 + at_once), item * values,
         sum(x.nbytes for x in one.inputs) + 8 * (one.labels is not None), NOISE_BYTES * scores,
     )  # fmt: skip
+    if limit_mib is None:
+        memory = _by_default(memory)
+    limit_mib = memory.limit_mib
     half = int(limit_mib * MIB - memory.fixed_bytes) // 2
     while memory.passes_bytes > half and memory.at_once > 1:
         memory = replace(memory, at_once=memory.at_once - 1, fixed_bytes=histograms * memory.at_once)
@@ -153,6 +157,14 @@ def planned_sensitivity(
             "steps or smaller images"
         )
     return memory
+
+
+def _by_default(memory: SensitivityMemory) -> SensitivityMemory:
+    """The same within more than DEFAULT_MIB where passes of SENSIBLE_IMAGES need more; half of it is for passes."""
+    wanted = min(memory.pass_images, SENSIBLE_IMAGES)
+    needed = math.ceil(memory.fixed_bytes + 2 * memory.at_once * wanted * memory.pass_bytes) / MIB
+    limit = default_limit(needed)
+    return memory if limit == DEFAULT_MIB else replace(memory, limit_mib=limit, pass_images=wanted)
 
 
 def _rows(snn: SpikingNetwork) -> int:
@@ -181,7 +193,7 @@ def _held(fork: Fork) -> int:
 
 
 def kept_images(
-    snn: SpikingNetwork, data: Any, modes: Sequence[str], kinds: Sequence[str], limit_mib: float, seed: int,
+    snn: SpikingNetwork, data: Any, modes: Sequence[str], kinds: Sequence[str], limit_mib: float | None, seed: int,
     limit: int | None,
 ) -> tuple[SensitivityMemory, list[Batch]]:  # fmt: skip
     """Keep the images in passes; the sample of the same images is the same however they are batched.

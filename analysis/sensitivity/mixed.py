@@ -97,7 +97,8 @@ class MixedRun(Execution):
 
     def read(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Any:
         """Compute the network's output, every layer in its own reading."""
-        values = run_graph(self.graph, self._entering(inputs).values(), _Mixed(self, readings), self.graph_info.last_uses)
+        entering = self._entering(inputs).values()
+        values = run_graph(self.graph, entering, _Mixed(self, readings), self.graph_info.last_uses)
         return self.read_out(values)
 
     def read_out(self, values: Mapping[str, Value]) -> Any:

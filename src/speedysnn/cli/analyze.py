@@ -109,9 +109,8 @@ def command(
     swept = sweep(snn, images, steps, progress=True) if steps else None
     found = None
     if sensitivity is not None:
-        room = DEFAULT_MIB if memory is None else memory
         found = measure_sensitivity(
-            snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=room, seed=seed
+            snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=memory, seed=seed
         )
         found = replace(found, names=names)
     extras = Extras(swept, found, measure_cost(snn, images, progress=True) if cost else None)
