@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
@@ -219,12 +219,12 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: dict[str, Tensor] = {}
 
-    def __call__(self, tap: Tap) -> None:
+    def __call__(self, tap: LayerRecord) -> None:
         """Keep one neuron's output, averaged over its steps."""
         self.outputs[tap.name] = mean_output(tap)
 
 
-def mean_output(tap: Tap) -> Tensor:
+def mean_output(tap: LayerRecord) -> Tensor:
     """A neuron's output averaged over its steps, (B, ...).
 
     Returns:

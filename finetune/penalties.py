@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.finetune.objectives import mean_output
 from speedysnn.kernels.elementwise import nonzero
 
 
-def spikes_of(tap: Tap) -> Tensor:
+def spikes_of(tap: LayerRecord) -> Tensor:
     """Spikes of either sign that a layer emitted for a batch, one differentiable number.
 
     Returns:
@@ -21,7 +21,7 @@ def spikes_of(tap: Tap) -> Tensor:
     return tap.spikes()
 
 
-def neurons_of(tap: Tap) -> int:
+def neurons_of(tap: LayerRecord) -> int:
     """Neurons of a layer times images.
 
     Returns:
@@ -30,7 +30,7 @@ def neurons_of(tap: Tap) -> int:
     return tap.neurons
 
 
-def membrane_penalty(tap: Tap) -> Tensor:
+def membrane_penalty(tap: LayerRecord) -> Tensor:
     """Mean square of how far membranes end outside [0, theta), in thetas; 0 in a static pass.
 
     u = sum_t x[t] / theta + v_init - n counts where it is below 0 after a spike (fired too early) and where it is 1 or
@@ -120,7 +120,7 @@ class Rates:
         self.membranes: list[Tensor] = []
         self.neurons = 0.0
 
-    def take(self, tap: Tap, membrane: bool = False) -> None:
+    def take(self, tap: LayerRecord, membrane: bool = False) -> None:
         """One layer."""
         weight = self.fan_out.get(tap.name, 1.0)
         with torch.set_grad_enabled(self._trained and torch.is_grad_enabled()):
@@ -147,8 +147,8 @@ class Events:
         self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
 
     @any_order
-    @sees("nothing")
-    def count(self, tap: Tap) -> None:
+    @needs_input("nothing")
+    def count(self, tap: LayerRecord) -> None:
         """Add a layer's spikes and neurons: an observer, from any thread and in any order."""
         neuron = tap.neuron
         if tap.static_output:
@@ -161,7 +161,7 @@ class Events:
                 self.sums[i] += value
 
 
-def _grades(tap: Tap) -> float:
+def _grades(tap: LayerRecord) -> float:
     """Spikes of a train, one of grade n as n of them."""
     if tap.neuron.levels_per_step == 1:
         return float(nonzero(tap.output))
