@@ -28,6 +28,11 @@ class Ref:
 
     `order` is a permutation not made yet, because it takes the batch from the first place: dimension i of `shape` is
     dimension order[i] of the node's tensor. It is made once the batch is first again.
+
+    Example:
+        >>> from speedysnn import convert
+        >>> convert.Ref("conv1", (2, 16, 8, 8)).shape
+        (2, 16, 8, 8)
     """
 
     name: str

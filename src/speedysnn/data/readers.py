@@ -118,6 +118,17 @@ def load_fashion_mnist(rest: str, split: str) -> Loaded:
 
     Raises:
         DataError: the files are missing or damaged.
+
+    Example:
+        >>> import struct, tempfile
+        >>> from pathlib import Path
+        >>> from speedysnn import data
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> images = struct.pack(">4B3I", 0, 0, 8, 3, 2, 28, 28) + bytes(2 * 28 * 28)
+        >>> _ = (folder / "t10k-images-idx3-ubyte").write_bytes(images)
+        >>> _ = (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">4BI2B", 0, 0, 8, 1, 2, 9, 3))
+        >>> data.load(f"fashion-mnist:{folder}", "test")
+        ImageData('fashion-mnist', 2 images (1, 28, 28), 10 classes)
     """
     prefix = {"train": "train", "test": "t10k"}[split]
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
@@ -146,6 +157,16 @@ def load_cifar10(rest: str, split: str) -> Loaded:
 
     Raises:
         DataError: the files are missing or damaged, or hold something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from speedysnn import data
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> record = bytes([7]) + bytes(3 * 32 * 32)  # the label, then the red, green and blue planes
+        >>> _ = (folder / "test_batch.bin").write_bytes(2 * record)
+        >>> data.load(f"cifar10:{folder}", "test")
+        ImageData('cifar10', 2 images (3, 32, 32), 10 classes)
     """
     if rest.endswith(".npz"):
         return _cifar10_npz(Path(rest), split)

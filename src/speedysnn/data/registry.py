@@ -82,6 +82,11 @@ def kinds_help() -> str:
 
     Returns:
         The forms of all kinds, in one sentence, with their descriptions in brackets.
+
+    Example:
+        >>> from speedysnn import data
+        >>> data.kinds_help().split(", ")[0]
+        'digits (8 x 8 images that come with the package)'
     """
     rows = [_row_of(kind) for kind in HANDLERS]
     return ", ".join(f"{row.form} ({row.description})" if row.description else row.form for row in rows) + "."

@@ -183,6 +183,11 @@ def import_torchvision() -> Any:
 
     Raises:
         SourceError: torchvision is not installed, or does not fit the installed torch; says what to install.
+
+    Example:
+        >>> from speedysnn.sources import import_torchvision
+        >>> import_torchvision().__name__
+        'torchvision'
     """
     try:
         return _import()
