@@ -326,6 +326,7 @@ def test_a_seed_gives_the_same_bits(correct: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 def test_gradients_of_layers_of_several_blocks_are_the_references(constant: bool) -> None:
     """Every block of neurons is gone through, not the first one alone (2,048 neurons)."""
     torch.manual_seed(0)
