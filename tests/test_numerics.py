@@ -323,3 +323,21 @@ def test_a_seed_gives_the_same_bits(correct: str, tmp_path: Path) -> None:
         speedysnn.save(snn, tmp_path / name)
     for file in ("network.json", "weights.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
+def test_gradients_of_layers_of_several_blocks_are_the_references(constant: bool) -> None:
+    """Every block of neurons is gone through, not the first one alone (2,048 neurons)."""
+    torch.manual_seed(0)
+    shape = (6, 16, 8, 8) if constant else (4 * 6, 16, 8, 8)
+    drive = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(4 * 6, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    found = []
+    for backend in ("cpu", "reference"):
+        x, theta = drive.clone().requires_grad_(), torch.full((1, 16, 1, 1), 1.5).requires_grad_()
+        start = torch.tensor(0.5).requires_grad_()
+        multistep(x, theta, start, Rule(4), constant=constant, backend=backend).backward(grad)
+        found.append((x.grad, theta.grad, start.grad))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
