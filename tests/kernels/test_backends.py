@@ -34,6 +34,7 @@ SHAPES = {
     "features last": ((2, 4, 6), 2, torch.contiguous_format),
     "one neuron": ((1, 1), 1, torch.contiguous_format),
     "several blocks": ((3, 8, 40, 11), 1, torch.channels_last),
+    "several alike": ((3, 8, 32, 8), 1, torch.contiguous_format),  # a block is a whole period of the thetas
 }
 KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
 
@@ -185,6 +186,14 @@ def test_the_check_of_compiled_code_runs_under_a_tracer(monkeypatch: pytest.Monk
 def _gradients(grad: Tensor, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
     return [*torch.autograd.grad(reference.multistep(*leaves, rule, False), leaves, grad)]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_block_has_gradients_where_blocks_are_alike(kind: str) -> None:
+    tensors, rule = case(1, "several alike", 4, False, torch.float32, "channel"), rule_of(4, 1, kind)
+    ours, expected = (run(backend, *tensors, rule, False) for backend in ("cpu", "reference"))
+    assert torch.equal(ours[0], expected[0])
+    assert torch.allclose(ours[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])

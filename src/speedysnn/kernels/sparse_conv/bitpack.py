@@ -33,7 +33,7 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Write the body of `pack_run`; the largest and smallest spikes, compared by their bits, stay in registers."""
     w, b = _Bits(context, builder, signature.args, args), builder
     x, words, ends = w.pointer(0), w.pointer(3), w.pointer(6)
-    first, apart, to, spread, c, many = (args[i] for i in (1, 2, 4, 5, 7, 8))
+    first, apart, to, spread, c, length = (args[i] for i in (1, 2, 4, 5, 7, 8))
     places = [c, b.add(c, args[9])]
     words_, before = ir.VectorType(w.word, BIT_LANES), b.block
     begun, none = [w.vector(ends, place, words_) for place in places], ir.Constant(words_, [2**31 - 1] * BIT_LANES)
@@ -50,7 +50,7 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     lower = b.select(b.icmp_signed("<", some, low), some, low)
     later = b.add(i, w.number(1))
     w.close([i, high, low], [later, higher, lower], body)
-    b.cbranch(b.icmp_signed("<", later, many), body, done)
+    b.cbranch(b.icmp_signed("<", later, length), body, done)
     b.position_at_end(done)
     for result, place in zip((higher, lower), places, strict=True):
         w.store(result, ends, place)
@@ -61,7 +61,7 @@ def _unpack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Write the body of `unpack_run`."""
     w, b = _Bits(context, builder, signature.args, args), builder
     words, values, out = w.pointer(0), w.pointer(3), w.pointer(5)
-    first, spread, c, to, apart, many = (args[i] for i in (1, 2, 4, 6, 7, 8))
+    first, spread, c, to, apart, length = (args[i] for i in (1, 2, 4, 6, 7, 8))
     spike, before = w.vector(values, c, w.reals), b.block
     body, done = w.blocks("body", "done")
     b.branch(body)
@@ -71,7 +71,7 @@ def _unpack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w.store(b.select(fired, spike, w.zero), out, b.add(to, b.mul(i, apart)))
     later = b.add(i, w.number(1))
     w.close([i], [later], body)
-    b.cbranch(b.icmp_signed("<", later, many), body, done)
+    b.cbranch(b.icmp_signed("<", later, length), body, done)
     b.position_at_end(done)
     return context.get_dummy_value()
 
@@ -80,22 +80,22 @@ if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pack_run(
-        _: Any, x: Any, first: Any, apart: Any, words: Any, to: Any, spread: Any, ends: Any, c: Any, many: Any,
+        _: Any, x: Any, first: Any, apart: Any, words: Any, to: Any, spread: Any, ends: Any, c: Any, length: Any,
         channels: Any,
     ) -> Any:  # fmt: skip
-        """Set words[to + i * spread] to the bits x[first + i * apart + k] != 0, k < 16, for i < many, at least one.
+        """Set words[to + i * spread] to the bits x[first + i * apart + k] != 0, k < 16, for i < length, at least one.
 
         The largest value and the smallest one that is not 0 go to ends[c + k] and ends[channels + c + k] as bits; they
         are compared as whole numbers, which puts NaN beyond infinity.
         """
-        return types.void(x, first, apart, words, to, spread, ends, c, many, channels), _pack
+        return types.void(x, first, apart, words, to, spread, ends, c, length, channels), _pack
 
     @intrinsic  # type: ignore[untyped-decorator]
     def unpack_run(
-        _: Any, words: Any, first: Any, spread: Any, values: Any, c: Any, out: Any, to: Any, apart: Any, many: Any
+        _: Any, words: Any, first: Any, spread: Any, values: Any, c: Any, out: Any, to: Any, apart: Any, length: Any
     ) -> Any:  # fmt: skip
         """Set out[to + i * apart + k] to values[c + k] where bit k < 16 of words[first + i * spread] is set, else 0."""
-        return types.void(words, first, spread, values, c, out, to, apart, many), _unpack
+        return types.void(words, first, spread, values, c, out, to, apart, length), _unpack
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def _pack_all(x: Array, words: Array, ends: Array) -> None:  # pragma: no cover 
     channels, found = ends.shape[1], ends.reshape(ends.size)
     spread, pixels = channels // BIT_LANES, x.size // channels
     for first in range(0, pixels, PIXELS):
-        many = min(PIXELS, pixels - first)
+        length = min(PIXELS, pixels - first)
         for g in range(spread):
             c = g * BIT_LANES
-            pack_run(x, first * channels + c, channels, words, first * spread + g, spread, found, c, many, channels)
+            pack_run(x, first * channels + c, channels, words, first * spread + g, spread, found, c, length, channels)
 
 
 @compiled
@@ -154,7 +154,7 @@ def _unpack_all(words: Array, values: Array, out: Array) -> None:  # pragma: no 
     channels = values.size
     spread, pixels = channels // BIT_LANES, out.size // channels
     for first in range(0, pixels, PIXELS):
-        many = min(PIXELS, pixels - first)
+        length = min(PIXELS, pixels - first)
         for g in range(spread):
             c = g * BIT_LANES
-            unpack_run(words, first * spread + g, spread, values, c, out, first * channels + c, channels, many)
+            unpack_run(words, first * spread + g, spread, values, c, out, first * channels + c, channels, length)

@@ -89,24 +89,24 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     run, begin, event, following, done = w.blocks("run", "begin", "event", "following", "done")
     builder.branch(run)
     builder.position_at_end(run)
-    (j,), held = w.phis(w.index, [w.number(0)], before), w.phis(kind, sums, before)
+    (j,), carried = w.phis(w.index, [w.number(0)], before), w.phis(kind, sums, before)
     builder.cbranch(builder.icmp_signed("<", j, runs), begin, done)
     builder.position_at_end(begin)
     low, high, row = (w.at(p, j) for p in (begins, ends, rows))
     where = builder.gep(inputs, [w.at(values, j)])
     builder.cbranch(builder.icmp_signed("<", low, high), event, following)
     builder.position_at_end(event)
-    (i,), running = w.phis(w.index, [low], begin), w.phis(kind, held, begin)
+    (i,), running = w.phis(w.index, [low], begin), w.phis(kind, carried, begin)
     column = builder.sext(w.at(columns, i), w.index)
     value, place = w.broadcast(w.at(where, column), kind), builder.add(builder.mul(column, width), row)
     added = _add_event(w, (i, high), running, value, _row(w, half, weights, place, ahead, kind), following)
     builder.position_at_end(following)
-    joined = w.phis(kind, held, begin)
+    joined = w.phis(kind, carried, begin)
     w.close(joined, added, event)
-    w.close([j, *held], [builder.add(j, w.number(1)), *joined], following)
+    w.close([j, *carried], [builder.add(j, w.number(1)), *joined], following)
     builder.branch(run)
     builder.position_at_end(done)
-    for total, k in zip(held, ahead, strict=True):
+    for total, k in zip(carried, ahead, strict=True):
         w.store(total, out, builder.add(first, k))
     return context.get_dummy_value()
 
@@ -121,17 +121,17 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         b.add(b.mul(apart, w.number(tap)), w.number(place))
         for tap in range(len(signature.args[1])) for place in begins
     ]  # fmt: skip
-    before, held = b.block, [w.vector(sums, b.add(first, k), kind) for k in ahead]
+    before, carried = b.block, [w.vector(sums, b.add(first, k), kind) for k in ahead]
     event, done = w.blocks("event", "done")
     b.cbranch(b.icmp_signed("<", begin, end), event, done)
     b.position_at_end(event)
-    (i,), running = w.phis(w.index, [begin], before), w.phis(kind, held, before)
+    (i,), running = w.phis(w.index, [begin], before), w.phis(kind, carried, before)
     place = b.sext(w.at(places, i), w.index)
     value = w.broadcast(w.at(values, b.add(origin, place)), kind)
     at = b.add(b.mul(place, apart), shift)
     added = _add_event(w, (i, end), running, value, _row(w, False, grads, at, ahead, kind), done)
     b.position_at_end(done)
-    totals = w.phis(kind, held, before)
+    totals = w.phis(kind, carried, before)
     w.close(totals, added, event)
     for total, k in zip(totals, ahead, strict=True):
         w.store(total, sums, b.add(first, k))

@@ -79,10 +79,10 @@ def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
     start = (torch.zeros(outputs) if bias is None else bias.detach()).numpy()
 
     def work(begin: int, end: int) -> None:
-        frame, near = shape.frame(), shape.room(channels)
-        sums = near if shape.in_place else shape.room(outputs)
-        some = (given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
-        _convolve_images(shape.rows, shape.columns, *some)
+        frame, transformed = shape.frame(), shape.room(channels)
+        sums = transformed if shape.in_place else shape.room(outputs)
+        arguments = (given, weights, start, shape.numbers, begin, end, frame, transformed, sums, taken)
+        _convolve_images(shape.rows, shape.columns, *arguments)
 
     spread_over(images, x.numel(), work)
     return out
@@ -106,11 +106,11 @@ def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
     inputs, given = array(x if isinstance(x, Tensor) else _NOTHING), array(grad)
 
     def work(begin: int, end: int) -> None:
-        frame, near, wanted = shape.frame(), shape.room(channels), shape.room(outputs)
+        frame, transformed, grads = shape.frame(), shape.room(channels), shape.room(outputs)
         parts[begin] = torch.zeros((POINTS * channels + 1) * outputs)
         sums, own = parts[begin].numpy(), np.zeros(outputs, np.float32)
-        some = (inputs, *spikes, given, shape.numbers, begin, end, frame, near, wanted, sums, own)
-        _add_gradients(shape.rows, shape.columns, *some)
+        arguments = (inputs, *spikes, given, shape.numbers, begin, end, frame, transformed, grads, sums, own)
+        _add_gradients(shape.rows, shape.columns, *arguments)
 
     spread_over(images, grad.numel(), work)
     first, *others = (parts[begin] for begin in sorted(parts))
@@ -177,26 +177,26 @@ def _framed_bits(
 
 @compiled
 def _place(t: int, high: int, wide: int, rows: int, columns: int) -> Any:  # pragma: no cover - compiled
-    """Return the pixel at which tile t begins, of images with so many rows and columns each."""
+    """Return the pixel at which tile t begins, of images with the given rows and columns."""
     image, inside = t // (high * wide), t % (high * wide)
     return (image * rows + inside // wide * TILE) * columns + inside % wide * TILE
 
 
 @compiled
 def _points_of(
-    frame: Array, first: int, many: int, sizes: Any, apart: int, near: Array
+    frame: Array, first: int, tiles: int, sizes: Any, apart: int, transformed: Array
 ) -> None:  # pragma: no cover - compiled
     """Transform some tiles of the frame to the points."""
     channels, _, rows, columns, high, wide, _, _ = sizes
-    for t in range(many):
+    for t in range(tiles):
         at = _place(first + t, high, wide, rows + 2, columns + 2) * channels
-        inputs_at_points(frame, at, (columns + 2) * channels, channels, near, t * apart, channels, channels)
+        inputs_at_points(frame, at, (columns + 2) * channels, channels, transformed, t * apart, channels, channels)
 
 
 @compiled
 def _convolve_images(
-    some: Any, vectors: Any, x: Array, weights: Array, bias: Array, sizes: Any, begin: int, end: int, frame: Array,
-    near: Array, sums: Array, out: Array,
+    block_rows: Any, vectors: Any, x: Array, weights: Array, bias: Array, sizes: Any, begin: int, end: int,
+    frame: Array, transformed: Array, sums: Array, out: Array,
 ) -> None:  # pragma: no cover - compiled
     """Convolve images begin..end - 1."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
@@ -205,27 +205,27 @@ def _convolve_images(
         images = min(group, end - n)
         _framed(x, n, images, rows, columns, channels, frame)
         for first in range(0, images * high * wide, block):
-            many = min(block, images * high * wide - first)
-            _points_of(frame, first, many, sizes, apart, near)
+            tiles = min(block, images * high * wide - first)
+            _points_of(frame, first, tiles, sizes, apart, transformed)
             for p in range(POINTS):
                 for column in range(0, outputs, width):
-                    for row in range(0, many, len(some)):
-                        multiply(some, vectors, (0,), near, p * channels + row * apart, apart, 1, weights,
+                    for row in range(0, tiles, len(block_rows)):
+                        multiply(block_rows, vectors, (0,), transformed, p * channels + row * apart, apart, 1, weights,
                                  p * channels * outputs + column, outputs, channels, sums,
                                  p * outputs + row * further + column, further)  # fmt: skip
-            for t in range(many):
+            for t in range(tiles):
                 at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
                 results_of_points(sums, t * further, outputs, bias, out, at, columns * outputs, outputs, outputs)
 
 
 @compiled
 def _add_bias_gradient(
-    wanted: Array, many: int, outputs: int, further: int, own: Array, out: Array
+    grads: Array, tiles: int, outputs: int, further: int, own: Array, out: Array
 ) -> None:  # pragma: no cover - compiled
     """Add some tiles' gradients to the bias's; at the point (1, 1) a tile's gradients are summed up already."""
     own[:] = 0
-    for t in range(many):
-        sums = wanted[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
+    for t in range(tiles):
+        sums = grads[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
         for o in range(outputs):
             own[o] += sums[o]
     for o in range(outputs):
@@ -234,8 +234,8 @@ def _add_bias_gradient(
 
 @compiled
 def _add_gradients(
-    some: Any, vectors: Any, x: Array, words: Array, values: Array, grad: Array, sizes: Any, begin: int, end: int,
-    frame: Array, near: Array, wanted: Array, sums: Array, own: Array,
+    block_rows: Any, vectors: Any, x: Array, words: Array, values: Array, grad: Array, sizes: Any, begin: int, end: int,
+    frame: Array, transformed: Array, grads: Array, sums: Array, own: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's after it."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
@@ -247,15 +247,15 @@ def _add_gradients(
         else:
             _framed(x, n, images, rows, columns, channels, frame)
         for first in range(0, images * high * wide, block):
-            many = min(block, images * high * wide - first)
-            _points_of(frame, first, many, sizes, apart, near)
-            for t in range(many):
+            tiles = min(block, images * high * wide - first)
+            _points_of(frame, first, tiles, sizes, apart, transformed)
+            for t in range(tiles):
                 at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
-                gradients_at_points(grad, at, columns * outputs, outputs, wanted, t * further, outputs, outputs)
-            _add_bias_gradient(wanted, many, outputs, further, own, sums[POINTS * channels * outputs :])
+                gradients_at_points(grad, at, columns * outputs, outputs, grads, t * further, outputs, outputs)
+            _add_bias_gradient(grads, tiles, outputs, further, own, sums[POINTS * channels * outputs :])
             for p in range(POINTS):
                 for column in range(0, outputs, width):
-                    for row in range(0, channels, len(some)):
-                        multiply(some, vectors, (0, 0), near, p * channels + row, 1, apart, wanted,
-                                 p * outputs + column, further, many, sums,
+                    for row in range(0, channels, len(block_rows)):
+                        multiply(block_rows, vectors, (0, 0), transformed, p * channels + row, 1, apart, grads,
+                                 p * outputs + column, further, tiles, sums,
                                  (p * channels + row) * outputs + column, outputs)  # fmt: skip

@@ -28,7 +28,7 @@ class Tiles(Writer):
         times = self.b.fmul(ir.Constant(self.reals, [factor] * TILE_LANES), b, flags=("contract",))
         return self.b.fadd(a, times, flags=("contract",))
 
-    def read(self, d: Vectors) -> Vectors:
+    def input_transform(self, d: Vectors) -> Vectors:
         """Transform six inputs of a row to the six points, B^T d."""
         plus = self.plus
         first, last = (plus(plus(d[i + 4], -5, d[i + 2]), 4, d[i]) for i in (0, 1))
@@ -36,14 +36,14 @@ class Tiles(Writer):
         near, far = plus(d[4], -1, d[2]), plus(d[3], -1, d[1])
         return [first, plus(even, 1, odd), plus(even, -1, odd), plus(near, 2, far), plus(near, -2, far), last]
 
-    def wanted(self, g: Vectors) -> Vectors:
+    def gradient_transform(self, g: Vectors) -> Vectors:
         """Transform four gradients of a row to the six points, A g."""
         plus = self.plus
         even, odd = plus(g[0], 1, g[2]), plus(g[1], 1, g[3])
         near, far = plus(g[0], 4, g[2]), plus(g[1], 4, g[3])
         return [g[0], plus(even, 1, odd), plus(even, -1, odd), plus(near, 2, far), plus(near, -2, far), g[3]]
 
-    def given(self, m: Vectors) -> Vectors:
+    def result_transform(self, m: Vectors) -> Vectors:
         """Transform the six points' products to four results of a row, A^T m."""
         plus = self.plus
         one, two = plus(m[1], 1, m[2]), plus(m[3], 1, m[4])
@@ -105,13 +105,13 @@ def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w = Tiles(context, builder, signature.args, args)
     x, out = w.pointer(0), w.pointer(2)
     kind = ir.VectorType(ir.IntType(16), TILE_LANES) if _is_bfloat16(signature.args[0]) else w.reals
-    _, since, _, to, many = args
+    _, since, _, to, length = args
 
     def work(i: Any) -> None:
         value = w.vector(x, builder.add(since, i), kind)
         w.store(value if kind is w.reals else w.widened(value), out, builder.add(to, i))
 
-    w.count(many, TILE_LANES, work)
+    w.count(length, TILE_LANES, work)
     return context.get_dummy_value()
 
 
@@ -132,7 +132,7 @@ def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         begin = builder.add(since, c)
         values = [w.vector(m, builder.add(begin, builder.mul(apart, w.number(p))), w.reals) for p in range(36)]
         values[ALIKE] = builder.fadd(values[ALIKE], w.vector(bias, c, w.reals))
-        tile = w.both([values[i : i + 6] for i in range(0, 36, 6)], w.given)
+        tile = w.both([values[i : i + 6] for i in range(0, 36, 6)], w.result_transform)
         for place, value in zip((p for line in places for p in line), (v for line in tile for v in line), strict=True):
             w.store(w.rounded(value) if half else value, out, builder.add(place, c))
 
@@ -145,7 +145,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w, b = Tiles(context, builder, signature.args, args), builder
     rows, columns, more = (len(signature.args[i]) for i in (0, 1, 2))
     left, right, out = (w.pointer(i) for i in (3, 7, 11))
-    begin, apart, along, start, down, many, first, further = (args[i] for i in (4, 5, 6, 8, 9, 10, 12, 13))
+    begin, apart, along, start, down, length, first, further = (args[i] for i in (4, 5, 6, 8, 9, 10, 12, 13))
     ends = [
         b.add(b.add(first, b.mul(further, w.number(i))), w.number(TILE_LANES * j))
         for i in range(rows) for j in range(columns)
@@ -156,7 +156,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     body, done = w.blocks("body", "done")
     b.branch(body)
     b.position_at_end(body)
-    (k,), held = w.phis(w.index, [w.number(0)], before), w.phis(w.reals, sums, before)
+    (k,), carried = w.phis(w.index, [w.number(0)], before), w.phis(w.reals, sums, before)
     here, there = b.add(begin, b.mul(k, along)), b.add(start, b.mul(k, down))
     vectors = [w.vector(right, b.add(there, w.number(TILE_LANES * j)), w.reals) for j in range(columns)]
     added = []
@@ -164,10 +164,10 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = w.broadcast(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
         for j in range(columns):
             times = b.fmul(value, vectors[j], flags=("contract",))
-            added.append(b.fadd(held[i * columns + j], times, flags=("contract",)))
+            added.append(b.fadd(carried[i * columns + j], times, flags=("contract",)))
     later = b.add(k, w.number(1))
-    w.close([k, *held], [later, *added], body)
-    b.cbranch(b.icmp_signed("<", later, many), body, done)
+    w.close([k, *carried], [later, *added], body)
+    b.cbranch(b.icmp_signed("<", later, length), body, done)
     b.position_at_end(done)
     for end, total in zip(ends, added, strict=True):
         w.store(total, out, end)
@@ -177,9 +177,9 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, many: Any) -> Any:
-        """Copy: out[to + i] = x[since + i] for i < many, a multiple of TILE_LANES; x may be bfloat16 as bits."""
-        return types.void(x, since, out, to, many), _copy
+    def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, length: Any) -> Any:
+        """Copy: out[to + i] = x[since + i] for i < length, a multiple of TILE_LANES; x may be bfloat16 as bits."""
+        return types.void(x, since, out, to, length), _copy
 
     @intrinsic  # type: ignore[untyped-decorator]
     def inputs_at_points(
@@ -189,14 +189,14 @@ if WORKS:
 
         The inputs are x[at + i * row + j * column + c]; channels are a multiple of TILE_LANES.
         """
-        return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, "read")
+        return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, "input_transform")
 
     @intrinsic  # type: ignore[untyped-decorator]
     def gradients_at_points(
         _: Any, x: Any, at: Any, row: Any, column: Any, out: Any, to: Any, apart: Any, channels: Any
     ) -> Any:  # fmt: skip
         """Set out[to + (6 i + j) * apart + c] = (A g A^T)[i, j] for the 4 x 4 gradients g of every channel c."""
-        return types.void(x, at, row, column, out, to, apart, channels), _in_points(4, "wanted")
+        return types.void(x, at, row, column, out, to, apart, channels), _in_points(4, "gradient_transform")
 
     @intrinsic  # type: ignore[untyped-decorator]
     def results_of_points(
@@ -211,11 +211,11 @@ if WORKS:
     @intrinsic  # type: ignore[untyped-decorator]
     def multiply(
         _: Any, rows: Any, columns: Any, more: Any, left: Any, begin: Any, apart: Any, along: Any, right: Any,
-        start: Any, down: Any, many: Any, out: Any, first: Any, further: Any,
+        start: Any, down: Any, length: Any, out: Any, first: Any, further: Any,
     ) -> Any:  # fmt: skip
-        """Set out[first + i * further + j] to the sum over k < many of left[begin + i * apart + k * along] *
+        """Set out[first + i * further + j] to the sum over k < length of left[begin + i * apart + k * along] *
         right[start + k * down + j], for i < len(rows) and j < TILE_LANES * len(columns); add the sum where len(more)
         is 2.
         """
-        given = (rows, columns, more, left, begin, apart, along, right, start, down, many, out, first, further)
+        given = (rows, columns, more, left, begin, apart, along, right, start, down, length, out, first, further)
         return types.void(*given), _multiply
