@@ -58,7 +58,8 @@ def cell(value: Any, digits: int = 2) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
-        return f"{value:.{digits}f}"
+        text = f"{value:.{digits}f}"
+        return text if float(text) else text.removeprefix("-")  # not -0.00
     return escape(str(value))
 
 
