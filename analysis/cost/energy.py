@@ -52,7 +52,7 @@ COLUMNS = ("table", "analog_nj", "rival_nj", "spiking_nj", "spiking_with_updates
 
 
 def energies(total: Mapping[str, float], tables: Mapping[str, CostTable] = TABLES) -> pd.DataFrame:
-    """One row a table, nJ an image: E = MAC pJ * MACs + AC pJ * ACs.
+    """Compute the energy under every table: E = MAC pJ * MACs + AC pJ * ACs.
 
     A synaptic operation is one AC, of a graded spike one MAC. The analog network and the rival pay one MAC a
     weight and one AC a shortcut; `spiking_with_updates_nj` adds one AC a membrane update.

@@ -98,7 +98,7 @@ def _kind(node: Node, kinds: Mapping[str, Kind], pure: set[str], event_inputs: f
 
 
 def pool_graph(graph: Graph, flow: Flow) -> Graph:
-    """The part between neurons or event inputs, which become inputs, and the max-pooling that lets events through."""
+    """Cut out the part between neurons or event inputs, which become inputs, and max-pooling of events."""
     ends = [node.name for node in graph.nodes if node.name in flow.sources and "max_pool" in node.op]
     wanted, nodes = set(ends), []
     for node in reversed(graph.nodes):
@@ -135,7 +135,7 @@ def _sum_pool(node: Node, x: Tensor) -> Tensor:
 
 
 def _windows(node: Node, place: int, size: int, windows: int) -> Tensor:
-    """(windows, size): 1 where a window covers a position."""
+    """Make a matrix (windows, size) with 1 where a window covers a position."""
     out = torch.zeros(windows, size, dtype=torch.float64)
     for window in range(windows):
         if node.op.startswith("adaptive"):
@@ -213,7 +213,7 @@ class FanOut:
         return {name: found for name, found in reached.items() if not neuron or name in self.flow.sources}
 
     def _upstream(self, end: str, *, through_analog: bool) -> tuple[list[str], list[Node]]:
-        """The leaves that a value is made of, and the nodes between in execution order."""
+        """Find the leaves that a value is made of, and the nodes between in execution order."""
         leaves: dict[str, None] = {}
         wanted = {end}
         between: list[Node] = []

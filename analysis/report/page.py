@@ -135,9 +135,9 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if format_of(name) == "percent":
-        return f"{100 * value:.1f} %"
-    if name == "count" or (name == "nj" and value >= 1000):
-        return f"{value:,.0f}"
+        return f"{100 * value:.1f} %".replace("-", "−", 1)
+    if name == "count" or (isinstance(value, float) and abs(value) >= 1000):
+        return f"{value:,.0f}".replace("-", "−", 1)
     if isinstance(value, float):
         text = f"{value:.1f}" if format_of(name) == "decibels" else f"{value:.3g}"
         return text.replace("-", "−", 1) if text.startswith("-") else text

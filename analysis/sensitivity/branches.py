@@ -58,7 +58,7 @@ class Score:
             setattr(self, name, getattr(self, name) + value)
 
     def figures(self) -> dict[str, float | None]:
-        """sqnr_db = 10 log10(sum y^2 / sum (y' - y)^2), agreement and accuracy; None where not measured."""
+        """Compute sqnr_db = 10 log10(sum y^2 / sum (y' - y)^2), agreement and accuracy; None where not measured."""
         return {
             "sqnr_db": decibels(self.signal, self.noise),
             "agreement": self.agreed / self.classified if self.classified else None,

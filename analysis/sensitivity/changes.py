@@ -121,7 +121,7 @@ class LayerSeen:
 
 
 def fitting(snn: SpikingNetwork, name: str, rows: int) -> ActivationHistogram | None:
-    """The calibration's histogram of a layer while it fits: as many rows, and weights that were not tuned since."""
+    """Get the calibration's histogram of a layer while it fits: as many rows, and weights that were not tuned since."""
     stored = snn.calibration.histograms.get(name)
     return stored if stored is not None and stored.channels == rows and not weights_tuned(snn) else None
 
@@ -222,7 +222,7 @@ def _bit(neuron: IFNeuron) -> Pair:
 
 
 def _further(neuron: IFNeuron) -> Pair | None:
-    """One step more of look-ahead, where there is one to see."""
+    """Copy the layer with one step more of look-ahead, where there is one to see."""
     if neuron.lookahead >= neuron.timesteps:
         return None
     fresh = copy.deepcopy(neuron)
@@ -231,7 +231,7 @@ def _further(neuron: IFNeuron) -> Pair | None:
 
 
 def _moved(neuron: IFNeuron, gap: Tensor) -> IFNeuron:
-    """The layer with offset - gap."""
+    """Copy the layer with `gap` taken from its offset."""
     fresh = copy.deepcopy(neuron)
     before = torch.zeros_like(gap) if neuron.offset is None else neuron.offset.to(torch.float64)
     fresh.offset = (before - gap).to(neuron.log_threshold.dtype)
@@ -248,7 +248,7 @@ def _best_bit(snn: SpikingNetwork, name: str, own: LayerSeen) -> Pair | None:
 
 
 def _at_optimum(snn: SpikingNetwork, name: str, own: LayerSeen, fresh: IFNeuron) -> IFNeuron | None:
-    """The layer at its theta*, from the calibration's histogram while that still fits, else from these images'."""
+    """Set the layer to its theta*, from the calibration's histogram while that still fits, else from these images'."""
     stored = fitting(snn, name, own.rows)
     histogram = own.histogram if stored is None else stored
     if not bool((histogram.maximum > 0).any()):

@@ -71,8 +71,8 @@ def shortened(name: str, width: int) -> str:
 def shortened_path(path: str, width: int) -> str:
     """Shorten a layer's path to at most `width` characters so that it can still be told from its neighbours'.
 
-    Modules from the left are cut to their first letter and their number until the path fits; what is then still too
-    long is cut in the middle, as `shortened` does.
+    Modules from the left are cut to their first letter and their number until the path fits; of what is then still
+    too long, the end is kept.
 
     Args:
         path: names of modules with dots between them.
@@ -91,7 +91,8 @@ def shortened_path(path: str, width: int) -> str:
         module, _, rest = rest.partition(".")
         number = module[len(module.rstrip("0123456789")) :]
         short += min(f"{module}.", f"{module[:1]}…{number}." if number else f"{module[:1]}…", key=len)
-    return shortened(short + rest, width)
+    short += rest
+    return short if len(short) <= width else shortened(short, 1) if width < 2 else f"…{short[1 - width :]}"
 
 
 def block(title: str, sentences: Sequence[str], table: pd.DataFrame, most: int = 40) -> str:

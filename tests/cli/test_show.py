@@ -3,10 +3,13 @@
 import re
 
 import pytest
+import torch
 from rich.console import Console
+from torch.utils.data import DataLoader, TensorDataset
 
 from speedysnn import display
 from speedysnn.cli import console
+from speedysnn.convert.calibrate import batches_in
 from speedysnn.display import shortened, shortened_path, track
 
 
@@ -70,3 +73,12 @@ def test_plain_lines_tell_how_many_and_how_long(monkeypatch: pytest.MonkeyPatch,
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "working: 1/4 after 20 s, about 60 s left"
     assert lines[-1] == "working: 4/4 after 80 s, about 0 s left"
+
+
+def test_batches_of_calibration_data_are_counted_before_any_is_read() -> None:
+    x = torch.zeros(130, 2)
+    assert batches_in(x) == batches_in((x, torch.zeros(130))) == batches_in({"image": x}) == 3
+    assert batches_in(TensorDataset(x)) == 3
+    assert batches_in(DataLoader(TensorDataset(x), batch_size=10)) == 13
+    assert batches_in([x, x]) == 2
+    assert batches_in(iter([x])) is None

@@ -20,6 +20,7 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 GAP = 2  # characters between two columns
 LEAST_TEXT = 8  # characters that a shortened text keeps in the narrowest terminal
+LEAST_PATH = 18  # and a path of a layer, which tells it from its neighbours then
 
 
 def fail(message: str, code: int) -> int:
@@ -57,7 +58,8 @@ def cell(value: Any, digits: int = 2) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
-        return f"{value:.{digits}f}"
+        text = f"{value:.{digits}f}"
+        return text if float(text) else text.removeprefix("-")  # not -0.00
     return escape(str(value))
 
 
@@ -96,26 +98,29 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], lef
     widths = {i: max((row[i].cell_len for row in cells), default=0) for i in kept}
     narrow = sum(max(width, len(columns[i])) + GAP for i, width in widths.items()) - GAP > out.width
     headers = {i: columns[i].replace(" ", "\n") if narrow and i >= left else columns[i] for i in kept}
-    room = _text_width(headers, widths, left) if narrow else out.width
+    rooms = _text_widths(headers, widths, left) if narrow else dict.fromkeys(kept, out.width)
     grid = Table(box=None, pad_edge=False, collapse_padding=narrow)
     for i in kept:
         grid.add_column(headers[i], justify="left" if i < left else "right", no_wrap=not (narrow and i >= left),
                         min_width=widths[i] if i >= left else None)  # fmt: skip
     for row in cells:
-        grid.add_row(*(_cut(row[i], room, i) if i < left else row[i] for i in kept))
+        grid.add_row(*(_cut(row[i], rooms[i], i) if i < left else row[i] for i in kept))
     say(title, "bold")
     out.print(grid)
 
 
-def _text_width(headers: Mapping[int, str], widths: Mapping[int, int], left: int) -> int:
-    """Find how wide a text may be so that all columns fit; texts that are shorter leave their room to longer ones."""
+def _text_widths(headers: Mapping[int, str], widths: Mapping[int, int], left: int) -> dict[int, int]:
+    """Find how wide each text may be so that all columns fit: the widest gives way first, paths of layers last."""
     words = {i: max(map(len, header.split()), default=0) for i, header in headers.items()}
     numbers = sum(max(words[i], widths[i]) + 1 for i in headers if i >= left)
-    texts = [max(len(headers[i]), widths[i]) for i in headers if i < left]
-    room = max([LEAST_TEXT, *texts])
-    while room > LEAST_TEXT and sum(min(width, room) + 1 for width in texts) + numbers - 1 > out.width:
-        room -= 1
-    return room
+    rooms = {i: max(len(headers[i]), widths[i]) for i in headers if i < left}
+    while sum(rooms.values()) + len(rooms) + numbers - 1 > out.width:
+        wide = [i for i in rooms if rooms[i] > (LEAST_TEXT if i else LEAST_PATH)]
+        wide = wide or [i for i in rooms if rooms[i] > LEAST_TEXT]
+        if not wide:
+            break
+        rooms[max(wide, key=rooms.__getitem__)] -= 1
+    return rooms
 
 
 def _cut(text: Text, width: int, column: int) -> Text:
