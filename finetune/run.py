@@ -12,7 +12,7 @@ from torch import Tensor
 from speedysnn.calibration.rules import CLIP
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.blockwise import settle
+from speedysnn.finetune.blockwise import fit_closed_form
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
@@ -122,7 +122,7 @@ class Run:
         if stage.kind == "blockwise":
             inputs = trainer.batch(range(min(_SETTLE_IMAGES, len(trainer.train))), _fixed())[1]  # type: ignore[arg-type]
             with torch.no_grad():
-                settle(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
+                fit_closed_form(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
             trainer.engine.same(trainer.snn)
             self._score(stage, index, 0, None)
         self._keep()

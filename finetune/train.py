@@ -151,7 +151,7 @@ class TrainConfig(Config):
 class _Whole(Trainer):
     """A trainer that keeps batch-norm's statistics over the whole batch and all steps."""
 
-    least = 2  # one image has no statistics
+    min_images = 2  # one image has no statistics
 
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
