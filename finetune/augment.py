@@ -1,7 +1,7 @@
 """Training images: batches augmented by name, and one indexable data set with a validation part held out of it.
 
-An augmentation works on a batch (B, C, H, W) and draws from the generator it is given, so that a seed fixes the run. The
-teacher sees the same augmented images, so no labels are needed.
+An augmentation works on a batch (B, C, H, W) and draws from the generator it is given, so that a seed fixes the run.
+The teacher sees the same augmented images, so no labels are needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -2,7 +2,7 @@
 
 A block is what lies between two neuron layers. Its inputs are the quantized outputs of the layers before it, so a block
 also learns to correct their errors. The backward pass needs the memory of one block instead of the whole network.
-`fit_closed_form` chooses theta, then a bias or v_init, without gradients; `local_gradients` gives gradients for the rest.
+`fit_closed_form` chooses theta, then a bias or v_init, without gradients; `local_gradients` gives gradients for all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,8 +66,8 @@ def local_gradients(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Compute the layer-wise loss and its gradients, each layer's in its own block only.
 
-    loss = (1/L) sum_l sum (r_l - a_l)^2 / sum a_l^2 + last(output), r the quantized output and a the source's activation
-    of L layers. The sums run over neurons and images.
+    loss = (1/L) sum_l sum (r_l - a_l)^2 / sum a_l^2 + last(output), r the quantized output and a the source's
+    activation of L layers. The sums run over neurons and images.
 
     Args:
         snn: the network.
@@ -104,8 +104,8 @@ def fit_closed_form(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mappi
     """Choose each layer's theta and bias (or v_init) without gradients, layer after layer in one pass over a batch.
 
     Each theta is multiplied by the one of 41 factors from 0.5 to 1.5 that gives the least squared error against the
-    source's activation. Then the mean error of a channel is subtracted from the bias of the weights that feed this layer
-    alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that does
+    source's activation. Then the mean error of a channel is subtracted from the bias of the weights that feed this
+    layer alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that does
     not lower the layer's squared error is undone.
 
     Args:

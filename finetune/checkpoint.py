@@ -1,7 +1,7 @@
 """The state of a training run, kept in one safetensors file and replaced after every epoch, so that it can be resumed.
 
-Beside the state stands the run's origin: a digest of its settings and of the network it began with. A run is resumed only
-from a state of the same origin. Nothing is pickled.
+Beside the state stands the run's origin: a digest of its settings and of the network it began with. A run is resumed
+only from a state of the same origin. Nothing is pickled.
 """
 
 import hashlib

@@ -160,11 +160,11 @@ def run_all(
     with checkpoint.reserved_folders(place, logs) if engine.main else nullcontext():
         fresh = {} if resume else layer_table(trainer)
         state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState(layers=fresh)
-        keep = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
+        save_state = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
         if logs is not None and engine.main:
             trainer.log = Log(logs, len(state.history))
         try:
-            Run(trainer, state, keep, on_epoch, **options).go()
+            Run(trainer, state, save_state, on_epoch, **options).go()
         finally:
             if trainer.log is not None:
                 trainer.log.close()

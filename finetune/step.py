@@ -1,7 +1,7 @@
 """One training step: loss and gradients of a batch, computed in pieces that fit the caches and the memory.
 
-On the CPU the pieces run in parallel. Objectives are means over images and the layer-wise term is a sum over them, so the
-pieces' gradients add up to those of the whole batch, and so do those of several processes.
+On the CPU the pieces run in parallel. Objectives are means over images and the layer-wise term is a sum over them, so
+the pieces' gradients add up to those of the whole batch, and so do those of several processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -247,7 +247,8 @@ class Step:
             image = saved_bytes(self.snn, inputs, self.reading)
             state, free = state_bytes(self.parameters, parts), free_bytes(device)
             fits = images_at_once(self.snn, steps, inputs[0])
-            size = fits if self.snn.images_per_pass or images <= fits else min(_PIECE_FACTOR * fits, -(-images // parts))
+            each = -(-images // parts)
+            size = fits if self.snn.images_per_pass or images <= fits else min(_PIECE_FACTOR * fits, each)
             limit = images_that_fit(image, state, free, parts)
             self._size = size if limit is None else min(size, limit)
             need = Need(image, state, min(images, self._size * parts), free)

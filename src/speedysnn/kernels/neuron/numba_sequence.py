@@ -212,16 +212,16 @@ def backward(
             spread(start, first, m, inner, v0)
             for i in range(m):
                 inv[i] = hi / hi / th[i]
-            vectorized = m // AT_ONCE * AT_ONCE if simple and WORKS else 0
-            state[4:, vectorized:m] = 0
-            adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
-                        shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
-            if vectorized < m:
-                block_back(
-                    x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
-                    shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
-                    total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
-                )  # fmt: skip
+        vectorized = m // AT_ONCE * AT_ONCE if simple and WORKS else 0
+        state[4:, vectorized:m] = 0
+        adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
+                    shape[1], shape[2], keep, notes, to_theta, to_start)  # fmt: skip
+        if vectorized < m:
+            block_back(
+                x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
+                shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
+                total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
+            )  # fmt: skip
         if alike:
             add(to_theta, m, found[0])
             add(to_start, m, found[1])
