@@ -105,8 +105,8 @@ def fit_closed_form(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mappi
 
     Each theta is multiplied by the one of 41 factors from 0.5 to 1.5 that gives the least squared error against the
     source's activation. Then the mean error of a channel is subtracted from the bias of the weights that feed this
-    layer alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that does
-    not lower the layer's squared error is undone.
+    layer alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that
+    does not lower the layer's squared error is undone.
 
     Args:
         snn: the network; its thresholds, biases and v_init change.

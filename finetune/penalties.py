@@ -17,8 +17,8 @@ def membrane_penalty(tap: Tap) -> Tensor:
 
     u = sum_t x[t] / theta + v_init - n is the membrane that is left after n spikes. It counts where it is below 0 after
     a spike (the neuron fired too early) and where it is 1 or more although the neuron could have spiked again (it fired
-    too late). The rest of a saturated neuron is clipping error, and a silent neuron's negative rest is right, so neither
-    of these counts.
+    too late). The rest of a saturated neuron is clipping error, and a silent neuron's negative rest is right:
+    neither counts.
 
     Args:
         tap: what the layer received and emitted.

@@ -1,4 +1,4 @@
-"""`train` trains a network as a spiking one from its first step, by labels or a teacher, with its batch-norm in place."""
+"""`train` trains a network as a spiking one from its first step, by labels or a teacher, with batch-norm in place."""
 
 import copy
 import time

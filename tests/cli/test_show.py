@@ -6,16 +6,16 @@ import pytest
 from rich.console import Console
 
 from speedysnn import display
-from speedysnn.cli import show
+from speedysnn.cli import console
 from speedysnn.display import shortened, track
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_a_table_never_breaks_a_name(width: int, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(show, "out", Console(highlight=False, soft_wrap=False, width=width))
+    monkeypatch.setattr(console, "out", Console(highlight=False, soft_wrap=False, width=width))
     names = [f"features.denseblock4.denselayer{i}.a_rather_long_name.relu{i}" for i in range(20)]
     columns = ("layer", "SQNR dB", "quantized", "floor", "gain")
-    show.table("title", columns, [(name, "12.3", "4.5", "16.7", "0.123") for name in names])
+    console.table("title", columns, [(name, "12.3", "4.5", "16.7", "0.123") for name in names])
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if "12.3" in line]
     assert len(rows) == 20
