@@ -1,4 +1,4 @@
-"""compare: several networks, or one before and after tuning, in one table and a few figures."""
+"""compare: several networks, or one before and after tuning, in two tables and a few figures."""
 
 import json
 import math
@@ -41,22 +41,37 @@ class Comparison:
     outputs: pd.DataFrame
 
     def __repr__(self) -> str:
-        """Names and sizes."""
+        """Give the networks' names and the tables' sizes."""
         names = ", ".join(map(str, self.outputs["network"]))
         return f"Comparison({len(self.outputs)} networks: {names}; {len(self.layers)} rows of layers)"
 
     def figures(self) -> dict[str, "Figure"]:
-        """Every figure by its file's name; each is also a function of `speedysnn.analysis.report.comparisons`."""
+        """Draw every figure; each is also a function of `speedysnn.analysis.report.comparisons`.
+
+        Returns:
+            File name without its ending -> figure.
+        """
         from speedysnn.analysis.report.comparisons import all_figures
 
         return all_figures(self.layers, self.outputs)
 
     def to_json(self) -> dict[str, Any]:
-        """Both tables as strict JSON data: "inf" for infinities, null for what is undefined or not measured."""
+        """Give both tables as strict JSON data.
+
+        Returns:
+            "outputs" and "layers": "inf" for infinities, None for what is undefined or was not measured.
+        """
         return {"schema": SCHEMA, "outputs": _rows(self.outputs), "layers": _rows(self.layers)}
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write layers.csv, outputs.csv, comparison.json and the figures as PNG; each file whole or not at all.
+
+        Args:
+            folder: made where it is missing.
+            overwrite: replace files of these names.
+
+        Returns:
+            The folder.
 
         Raises:
             InputError: a file of that name is there and overwrite is False, or the folder cannot be written.
@@ -103,10 +118,30 @@ def compare(
         limit: stop after this many images.
         progress: show progress.
 
+    Returns:
+        The two tables, and what draws their figures.
+
     Raises:
         InputError: nothing to compare, something else than a report or a network, a network without data, or reports of
             different numbers of images.
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> before = analysis.measure_noise(snn, images)
+        >>> snn.set_delay("full")
+        >>> after = analysis.measure_noise(snn, images)
+        >>> both = analysis.compare({"look-ahead 0": before, "look-ahead full": after})
+        >>> both
+        Comparison(2 networks: look-ahead 0, look-ahead full; 4 rows of layers)
+        >>> bool(both.outputs["removed"][1] > 0)  # a fraction of the output's noise is gone
+        True
     """
     _check(networks, data)
     if isinstance(data, Iterator):
@@ -152,23 +187,23 @@ def _joined(reports: Mapping[str, NoiseReport]) -> Comparison:
 
 
 def _noise(sqnr_db: float) -> float:
-    """Sum e^2 / sum a^2; 0 at +inf dB, NaN where undefined."""
+    """Compute sum e^2 / sum a^2 from an SQNR in dB; 0 at +inf dB, NaN where undefined."""
     return 10 ** (-sqnr_db / 10)
 
 
 def _powers(row: Mapping[Any, Any]) -> tuple[float, ...]:
-    """A layer's noise and the part of each cause, in units of its signal."""
+    """Compute a layer's noise and the part of each cause, in units of its signal."""
     noise = _noise(row["sqnr_db"])
     return noise, *(0.0 if noise == 0 else noise * row[f"share_{cause}"] for cause in CAUSES)
 
 
-def _gone(before: float, after: float, whole: float | None = None) -> float:
-    whole = before if whole is None else whole
-    return (before - after) / whole if whole > 0 else math.nan
+def _gone(before: float, after: float, total: float | None = None) -> float:
+    total = before if total is None else total
+    return (before - after) / total if total > 0 else math.nan
 
 
 def _removed(before: tuple[float, ...] | None, after: tuple[float, ...]) -> dict[str, float]:
-    """What is gone of each of `before`, as a fraction of its whole."""
+    """Compute what is gone of each part of `before`, as fractions of its first part, the whole noise."""
     if before is None:
         return dict.fromkeys(REMOVED, math.nan)
     return {name: _gone(old, new, before[0]) for name, old, new in zip(REMOVED, before, after, strict=True)}

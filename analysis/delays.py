@@ -1,6 +1,6 @@
 """choose_delay: as little look-ahead as keeps the answers, layer by layer.
 
-DelayChoice: the look-aheads that a search found, and how it found them.
+`DelayChoice` holds the look-aheads that a search found, how it found them, and what each setting tried gave.
 """
 
 import math
@@ -17,7 +17,7 @@ from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.data.batches import Batch
 from speedysnn.display import plain, track
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 
 SCORES = ("images", "accuracy", "agreement", "sqnr_db", "spikes_per_neuron", "spikes_per_inference")
@@ -51,6 +51,9 @@ class DelayChoice:
     def apply(self, snn: SpikingNetwork) -> None:
         """Give the network these look-aheads.
 
+        Args:
+            snn: the network it was chosen for, at the same T.
+
         Raises:
             InputError: a network with other neuron layers, or at another T.
         """
@@ -63,7 +66,11 @@ class DelayChoice:
         snn.set_delay(self.delays)
 
     def to_json(self) -> dict[str, Any]:
-        """The choice as strict JSON data; infinities are words, what was not measured is null."""
+        """Give the choice as strict JSON data.
+
+        Returns:
+            Values by name; infinities are words, what was not measured is None.
+        """
         rows = [{str(name): plain(value) for name, value in row.items()} for row in self.tried.to_dict("records")]
         return {
             "delays": dict(self.delays),
@@ -90,7 +97,7 @@ def choose_delay(
     largest: int = 2,
     progress: bool = False,
 ) -> DelayChoice:
-    """Least latency T + (look-aheads along the longest path) that keeps every target, found greedily.
+    """Find the least latency T + (look-aheads along the longest path) that keeps every target, greedily.
 
     One look-ahead d for all layers is tried for d = 0 ... largest. From each d that keeps the targets, layers are taken
     in the order of the temporal error they show without look-ahead, least first, and given the least look-ahead that
@@ -106,9 +113,22 @@ def choose_delay(
         largest: greatest look-ahead of a layer, in steps; at most T.
         progress: show progress.
 
+    Returns:
+        The look-aheads, and every setting that was tried.
+
     Raises:
         InputError: no target, an option out of range, a target that nothing measures or no tried setting keeps.
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> choice = analysis.choose_delay(snn, images, agreement=0.9, largest=1)
+        >>> choice.figures["agreement"] >= 0.9, choice.latency <= choice.uniform_latency
+        (True, True)
+        >>> choice.apply(snn)
     """
     targets = _targets(accuracy, agreement, sqnr_db)
     if not isinstance(largest, int) or isinstance(largest, bool) or not 0 <= largest <= snn.timesteps:
@@ -130,7 +150,7 @@ def _targets(accuracy: float | None, agreement: float | None, sqnr_db: float | N
 
 
 class _Search:
-    """Settings tried so far, each measured once."""
+    """The settings tried so far, each measured once."""
 
     def __init__(
         self, snn: SpikingNetwork, data: Any, targets: Mapping[str, float], largest: int, progress: bool
@@ -160,7 +180,7 @@ class _Search:
         self.snn.set_delay(0)
         sums = {name: [0.0, 0.0] for name in self.names}
 
-        def add(tap: Tap) -> None:
+        def add(tap: LayerRecord) -> None:
             spent, lost = _timing(tap)
             sums[tap.name][0] += spent
             sums[tap.name][1] += lost
@@ -198,6 +218,7 @@ class _Search:
         return now
 
     def _cost(self, delays: Delays) -> tuple[float, float, float]:
+        """What the best ending has least of: latency, look-ahead in all, and noise."""
         row = self.tried[delays]
         return row["latency"], row["lookahead"], -row["sqnr_db"]
 
@@ -214,7 +235,7 @@ class _Search:
         return pd.DataFrame(rows, columns=[*TRIED, *(f"delay {name}" for name in self.names)])
 
 
-def _timing(tap: Tap) -> tuple[float, float]:
+def _timing(tap: LayerRecord) -> tuple[float, float]:
     """Signal sum r^2 and noise sum (r - Q(z'))^2 of one pass; the second is 0 under constant drive."""
     if tap.static_output or tap.static_drive:
         return 0.0, 0.0

@@ -1,6 +1,7 @@
 """Early exit: stop an image at the first step whose answer is sure enough, with a threshold from other images.
 
-Every image's answer after each step: how sure, which class, and the spikes spent; what stopping early gives.
+`Answers` holds every image's answer after each step: how sure it is, which class, and the spikes spent; what stopping
+at a threshold gives is computed from it.
 """
 
 import math
@@ -18,14 +19,32 @@ from speedysnn.display import plain
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 
+CANDIDATES = 400  # thresholds that `choose_confidence` tries, quantiles of the confidences it saw
+EXITS = ("confidence", "measure", "accuracy", "agreement", "unchanged", "mean_steps", "median_steps", "p90_steps",
+         "mean_latency", "images", "timesteps", "delay", "latency", "spikes", "spikes_per_neuron")  # fmt: skip
+
 
 def softmax_confidence(means: Tensor) -> Tensor:
-    """Probability of the likeliest class, max softmax(m[t]); (T, B, C) -> (T, B), 1/C to 1."""
+    """Probability of the likeliest class, max softmax(m[t]).
+
+    Args:
+        means: running means of the output, (T, B, C).
+
+    Returns:
+        (T, B), 1/C to 1.
+    """
     return means.double().softmax(-1).amax(-1)
 
 
 def margin_confidence(means: Tensor) -> Tensor:
-    """Lead of the best class over the second, top1 - top2 of m[t]; (T, B, C) -> (T, B), in the output's unit."""
+    """Lead of the best class over the second, top1 - top2 of m[t].
+
+    Args:
+        means: running means of the output, (T, B, C).
+
+    Returns:
+        (T, B), in the output's unit.
+    """
     best = means.double().topk(2, -1).values
     return best[..., 0] - best[..., 1]
 
@@ -35,7 +54,21 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": softmax_confidence
 
 
 def exit_steps(confidence: Tensor, threshold: float) -> Tensor:
-    """First step whose confidence is at least the threshold, else T; (T, B) -> (B,), 1..T."""
+    """Find the first step whose confidence is at least the threshold, else T.
+
+    Args:
+        confidence: (T, B).
+        threshold: in the unit of the confidence.
+
+    Returns:
+        (B,), 1 to T.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.analysis.early_exit import exit_steps
+        >>> exit_steps(torch.tensor([[0.5, 0.9], [0.8, 0.9], [0.7, 0.9]]), 0.75).tolist()
+        [2, 1]
+    """
     sure = confidence >= threshold
     sure[-1] = True
     return sure.to(torch.int64).argmax(0) + 1
@@ -43,7 +76,16 @@ def exit_steps(confidence: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Answers:
-    """All images, (T, N): how sure, which class, spikes spent; (N,): the reference's class and the label."""
+    """Every image's answer after each step.
+
+    Attributes:
+        confidence: (T, N), in the unit of the measure.
+        answer: class, (T, N).
+        spent: spikes until then, (T, N).
+        reference: the reference's class, (N,).
+        labels: (N,), or None.
+        neurons: of the network.
+    """
 
     confidence: Tensor
     answer: Tensor
@@ -53,12 +95,26 @@ class Answers:
     neurons: int
 
     def at(self, threshold: float) -> tuple[Tensor, Tensor]:
-        """(exit step, answer there), (N,) each."""
+        """Stop every image at a threshold.
+
+        Args:
+            threshold: in the unit of the measure.
+
+        Returns:
+            Exit step and the answer there, (N,) each.
+        """
         steps = exit_steps(self.confidence, threshold)
         return steps, self.answer.gather(0, steps[None] - 1)[0]
 
     def row(self, threshold: float) -> dict[str, Any]:
-        """The figures of one threshold."""
+        """Compute the figures of one threshold.
+
+        Args:
+            threshold: in the unit of the measure.
+
+        Returns:
+            Columns of `early_exit` by name.
+        """
         steps, answer = self.at(threshold)
         images, real = len(steps), steps.double()
         shares = torch.bincount(steps - 1, minlength=len(self.answer)).double() / images
@@ -75,7 +131,14 @@ class Answers:
         }
 
     def choice(self, threshold: float) -> dict[str, Any]:
-        """What the threshold costs against all T steps."""
+        """Compute what a threshold costs against all T steps.
+
+        Args:
+            threshold: in the unit of the measure.
+
+        Returns:
+            Fields of `Confidence` by name.
+        """
         steps, answer = self.at(threshold)
         last = self.answer[-1]
         if self.labels is None:
@@ -95,7 +158,14 @@ class Answers:
 def collect(
     snn: SpikingNetwork, data: Any, measure: str, source: nn.Module | None, limit: int | None, progress: bool
 ) -> Answers:
-    """All answers of one pass over the data.
+    """Read the data once and keep all answers.
+
+    Args:
+        snn, data, source, limit, progress: as in `measure_noise`.
+        measure: of `MEASURES`.
+
+    Returns:
+        The answers.
 
     Raises:
         InputError: an unknown measure, or an output that is not (B, classes).
@@ -116,11 +186,6 @@ def collect(
 
 def _share(hits: Tensor) -> float:
     return float(hits.double().mean())
-
-
-CANDIDATES = 400  # thresholds that `choose_confidence` tries, quantiles of the confidences it saw
-EXITS = ("confidence", "measure", "accuracy", "agreement", "unchanged", "mean_steps", "median_steps", "p90_steps",
-         "mean_latency", "images", "timesteps", "delay", "latency", "spikes", "spikes_per_neuron")  # fmt: skip
 
 
 def early_exit(
@@ -154,6 +219,15 @@ def early_exit(
     Raises:
         InputError: an option out of range, or an output that is not (B, classes).
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> table = analysis.early_exit(snn, images, confidence=(0.0, 2.0))  # at once, and never
+        >>> table["mean_steps"].tolist(), table["unchanged"].tolist()[1]
+        ([1.0, 4.0], 1.0)
     """
     thresholds = list(dict.fromkeys(float(value) for value in confidence))
     if not thresholds or any(math.isnan(value) for value in thresholds):
@@ -179,7 +253,7 @@ class Confidence:
         loss_error: standard error of that loss.
         mean_steps: until the answer, in time steps.
         timesteps: T of the network it was chosen for.
-        images: it was chosen on.
+        images: how many it was chosen on.
     """
 
     confidence: float
@@ -193,7 +267,11 @@ class Confidence:
     images: int
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as strict JSON data; infinity is a word."""
+        """Give the fields as strict JSON data.
+
+        Returns:
+            Values by name; infinity is a word.
+        """
         return {name: plain(value) for name, value in asdict(self).items()}
 
 
@@ -206,7 +284,7 @@ def choose_confidence(
     limit: int | None = None,
     progress: bool = False,
 ) -> Confidence:
-    """The lowest threshold from which on early exit costs at most `allowed_loss` on validation images.
+    """Find the lowest threshold from which on early exit costs at most `allowed_loss` on validation images.
 
     The loss is accuracy(T steps) - accuracy(early exit) with labels, else the fraction of answers that change; at
     every higher threshold tried it is within the allowance too. Give images that are neither reported on nor, if
@@ -220,9 +298,21 @@ def choose_confidence(
         limit: stop after this many images.
         progress: show progress.
 
+    Returns:
+        The threshold, and what it costs on these images.
+
     Raises:
         InputError: an option out of range, or an output that is not (B, classes).
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> found = analysis.choose_confidence(snn, images, allowed_loss=0.05)
+        >>> found.criterion, found.loss <= 0.05, found.mean_steps <= 4
+        ('accuracy', True, True)
     """
     if not 0 <= allowed_loss <= 1:
         raise InputError(f"allowed_loss: expected a fraction in 0..1, got {allowed_loss!r}")

@@ -1,6 +1,6 @@
 """evaluate: accuracy, agreement and spikes of a network, beside its source and its quantized reading.
 
-sweep: accuracy and SQNR against T, with theta as it is and with theta chosen again for each T.
+`sweep` gives accuracy and SQNR against T, with theta as it is and with theta chosen again for each T.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,32 @@ from speedysnn.network import SpikingNetwork
 from speedysnn.settings import execution
 
 PRECISIONS = ("float32", "bfloat16")
+SWEEP = ("timesteps", "theta", "delay", "latency", "spikes", "images", "accuracy", "twin_accuracy", "analog_accuracy",
+         "agreement", "twin_agreement", "sqnr_db", "twin_sqnr_db", "temporal_gap_db", "logit_error", "twin_logit_error",
+         "spikes_per_neuron", "spikes_per_inference")  # fmt: skip
+Thetas = dict[str, Tensor]
+Case = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answers and what it costs; fields as in `speedysnn.analysis.noise.schema.OUTPUTS`.
+    """What a network answers and what it costs; fields as in `speedysnn.analysis.OUTPUTS`.
 
     Fractions lie in 0..1; None stands for not measured (no labels, or an output that is not (B, classes)).
 
     Attributes:
         precision: of the spiking reading.
-        float32_accuracy: of the spiking reading in float32, where `precision` is another; what it costs lies between.
+        float32_accuracy: of the spiking reading in float32, where `precision` is another; the difference is its cost.
         float32_agreement: share of images with the class that float32 gives, likewise.
         execution: the settings that decide in which order numbers were summed; see `speedysnn.settings.execution`.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> analysis.evaluate(snn, images).to_json()["images"]
+        40
     """
 
     images: int
@@ -63,7 +76,11 @@ class Evaluation:
     execution: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as strict JSON data; infinities are words, undefined values null."""
+        """Give the fields as strict JSON data.
+
+        Returns:
+            Values by name; infinities are words, undefined values None.
+        """
         return {name: plain(value) for name, value in asdict(self).items()}
 
 
@@ -91,7 +108,7 @@ class PrecisionSums:
             self.correct += int((right == labels.to(right.device)).sum())
 
     def figures(self) -> dict[str, Any]:
-        """Both as fractions.
+        """Compute both fractions.
 
         Returns:
             `float32_accuracy` and `float32_agreement`, None where nothing was classified or labelled.
@@ -122,9 +139,21 @@ def evaluate(
             runs in float32 too, to say what that costs. The other readings stay in float32.
         progress: show progress.
 
+    Returns:
+        Accuracies, agreement, SQNR and spikes.
+
     Raises:
         InputError: an option out of range, or a source that does not fit.
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> found = analysis.evaluate(snn, images)
+        >>> found.images, found.timesteps, found.accuracy > 0.8
+        (40, 4, True)
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -143,9 +172,14 @@ def evaluate(
 def score(
     snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, reduced: PrecisionSums | None = None
 ) -> None:
-    """Add one batch, cut into passes that fit T, to the sums; `analog` is the reference output of the whole batch.
+    """Add one batch, cut into passes that fit T, to the sums.
 
-    With `reduced` the spiking reading runs in bfloat16 and in float32, and `reduced` compares the two.
+    Args:
+        snn: the network.
+        analog: the reference output of the whole batch.
+        batch: inputs and labels.
+        sums: to add to.
+        reduced: where given, the spiking reading runs in bfloat16 and in float32, and this compares the two.
     """
     count, size = images_in(snn, batch.inputs), pass_size(snn)
     reference = leaves(analog)
@@ -161,14 +195,8 @@ def score(
 
 
 def _between(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """Some images of every tensor."""
     return [x[start:stop] for x in tensors]
-
-
-Thetas = dict[str, Tensor]
-Case = tuple[int, str]
-SWEEP = ("timesteps", "theta", "delay", "latency", "spikes", "images", "accuracy", "twin_accuracy", "analog_accuracy",
-         "agreement", "twin_agreement", "sqnr_db", "twin_sqnr_db", "temporal_gap_db", "logit_error", "twin_logit_error",
-         "spikes_per_neuron", "spikes_per_inference")  # fmt: skip
 
 
 def sweep(
@@ -180,7 +208,7 @@ def sweep(
     limit: int | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """One row a T and a way to choose theta: what accuracy and SQNR would be at other numbers of steps.
+    """Measure what accuracy and SQNR would be at other numbers of steps: one row a T and a way to choose theta.
 
     The data is read once, and the analog reading is run once for all T.
 
@@ -194,11 +222,20 @@ def sweep(
         progress: show progress.
 
     Returns:
-        Columns as in `speedysnn.analysis.noise.schema.OUTPUTS`; None where not measured.
+        Columns as in `speedysnn.analysis.OUTPUTS`; None where not measured.
 
     Raises:
         InputError: an option out of range, events as input, or no histograms to recalibrate from.
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> table = analysis.sweep(snn, images, timesteps=(1, 4), recalibrate=False)
+        >>> table["timesteps"].tolist(), bool(table["twin_sqnr_db"].is_monotonic_increasing)
+        ([1, 4], True)
     """
     kinds = _kinds(snn, recalibrate)
     steps = list(dict.fromkeys(timesteps))
@@ -245,10 +282,12 @@ def _cases(snn: SpikingNetwork, timesteps: Sequence[int], kinds: Sequence[str]) 
 
 
 def _thetas(snn: SpikingNetwork) -> Thetas:
+    """The thresholds' logarithms by layer."""
     return {name: neuron.log_threshold.detach().clone() for name, neuron in snn.neurons.items()}
 
 
 def _apply(snn: SpikingNetwork, timesteps: int, thetas: Thetas) -> None:
+    """Set T and the thresholds."""
     if snn.timesteps != timesteps:
         snn.timesteps = timesteps
     for name, neuron in snn.neurons.items():

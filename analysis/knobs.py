@@ -1,8 +1,7 @@
 """knobs: noise, accuracy and spikes as one setting at a time is moved, measured beside what theory predicts.
 
-One setting of a network moved.
-
-How far a network's thresholds and noise are from what its stored histograms say.
+`pareto` picks the rows that no other row beats. `theta_distance` and `predicted_sqnr_db` say how far a network's
+thresholds and noise are from what its stored histograms allow.
 """
 
 import math
@@ -17,18 +16,25 @@ from speedysnn.analysis.evaluate import SWEEP, score
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import batch_dims, pass_size, passes, run
 from speedysnn.analysis.theory.quantization import decibels
-from speedysnn.calibration.rules import squared_error, starts_of
+from speedysnn.calibration.distributions import squared_error
+from speedysnn.calibration.rules import starts_of
 from speedysnn.display import track
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Delay
 
+KNOBS = ("knob", "value", *(name for name in SWEEP if name != "theta"), "rate", "layer_sqnr_db", "predicted_sqnr_db")
 Case = tuple[str, Any]
 
 
 def apply(snn: SpikingNetwork, case: Case) -> None:
-    """Set a knob in place."""
+    """Set one knob in place.
+
+    Args:
+        snn: the network.
+        case: the knob's name and its value.
+    """
     name, value = case
     if name == "timesteps":
         snn.timesteps = value
@@ -45,7 +51,16 @@ def apply(snn: SpikingNetwork, case: Case) -> None:
 
 
 def check(snn: SpikingNetwork, cases: Sequence[Case], reset: Callable[[], None]) -> None:
-    """Refuse values out of range before any work."""
+    """Refuse values out of range before any work.
+
+    Args:
+        snn: the network.
+        cases: knobs and values.
+        reset: puts the network back as it was.
+
+    Raises:
+        InputError: a value out of range.
+    """
     for name, value in cases:
         if name == "theta_scale" and not value > 0:
             raise InputError(f"theta_scale: expected factors above 0, got {value!r}")
@@ -56,13 +71,27 @@ def check(snn: SpikingNetwork, cases: Sequence[Case], reset: Callable[[], None])
 
 
 def theta_distance(snn: SpikingNetwork) -> pd.DataFrame:
-    """Present theta against the best for this T and v_init, theta*, by layer: columns layer, theta, best, ratio_db.
+    """Compare every layer's theta with theta*, which has the least squared error on the stored histograms.
 
-    theta and best are means over channels, ratio_db the root mean square of 20 log10(theta / theta*) over them, dB;
-    ideal 0. theta* has the least squared error on the stored histograms.
+    The best theta is that for this T and v_init.
+
+    Args:
+        snn: the network; it is left as it is.
+
+    Returns:
+        Columns layer, theta, best and ratio_db: means over channels, and the root mean square of
+        20 log10(theta / theta*) over them in dB; ideal 0.
 
     Raises:
         InputError: the network holds no histograms.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> bool((analysis.theta_distance(snn)["ratio_db"] < 1).all())
+        True
     """
     thetas = {name: neuron.threshold.detach().clone() for name, neuron in snn.neurons.items()}
     with torch.no_grad(), snn.preserved():
@@ -80,7 +109,14 @@ def theta_distance(snn: SpikingNetwork) -> pd.DataFrame:
 
 
 def predicted_sqnr_db(snn: SpikingNetwork) -> float:
-    """Mean over layers of the SQNR of clipping and rounding alone, from the stored histograms; NaN without them."""
+    """Predict the SQNR of clipping and rounding alone from the stored histograms, in the mean over layers.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        Decibels; NaN without histograms.
+    """
     found = []
     for name, neuron in snn.neurons.items():
         hist = snn.calibration.histograms.get(name)
@@ -101,9 +137,6 @@ def _power(hist: Any) -> float:
     edges = hist.edges().to(torch.float64)
     low, high = edges[:, :-1], edges[:, 1:]
     return float((hist.counts.to(torch.float64) * (low**2 + low * high + high**2) / 3).sum())
-
-
-KNOBS = ("knob", "value", *(name for name in SWEEP if name != "theta"), "rate", "layer_sqnr_db", "predicted_sqnr_db")
 
 
 def knobs(
@@ -135,6 +168,15 @@ def knobs(
     Raises:
         InputError: no values at all, one out of range, or events as input.
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> table = analysis.knobs(snn, images, timesteps=(2, 8), theta_scale=(0.5,))
+        >>> table["knob"].tolist(), snn.timesteps
+        (['timesteps', 'timesteps', 'theta_scale'], 4)
     """
     chosen = {"timesteps": timesteps, "theta_scale": theta_scale, "v_init": v_init, "delay": delay, "spikes": spikes}
     cases = [(name, value) for name, values in chosen.items() for value in values]
@@ -160,10 +202,25 @@ def knobs(
 
 
 def pareto(table: pd.DataFrame, cost: str = "latency", score: str = "accuracy") -> pd.DataFrame:
-    """The rows that no other row beats: none has both a lower cost and a score at least as high; by rising cost.
+    """Pick the rows that no other row beats: none has both a lower cost and a score at least as high.
+
+    Args:
+        table: of `knobs` or another measurement.
+        cost: name of the column that should be low.
+        score: name of the column that should be high.
+
+    Returns:
+        Those rows, by rising cost.
 
     Raises:
         InputError: no such column, or a score that was not measured.
+
+    Example:
+        >>> import pandas as pd
+        >>> from speedysnn.analysis import pareto
+        >>> table = pd.DataFrame({"latency": [1, 2, 3, 4], "accuracy": [0.5, 0.9, 0.8, 0.95]})
+        >>> pareto(table)["latency"].tolist()
+        [1, 2, 4]
     """
     for name in (cost, score):
         if name not in table or table[name].isna().all():
@@ -173,8 +230,9 @@ def pareto(table: pd.DataFrame, cost: str = "latency", score: str = "accuracy") 
     return ordered[ordered[score].astype(float) > best].reset_index(drop=True)
 
 
-def _keeper(drives: dict[str, Tensor]) -> Callable[[Tap], None]:
-    def keep(tap: Tap) -> None:
+def _keeper(drives: dict[str, Tensor]) -> Callable[[LayerRecord], None]:
+    """An observer that keeps every layer's drive."""
+    def keep(tap: LayerRecord) -> None:
         drives[tap.name] = tap.drive
 
     return keep
@@ -191,6 +249,7 @@ def _add_local(snn: SpikingNetwork, drives: dict[str, Tensor], sums: dict[str, l
 def _row(
     snn: SpikingNetwork, case: Case, sums: OutputSums, local: dict[str, list[float]], reset: Callable[[], None]
 ) -> dict[str, Any]:
+    """Figures of one case."""
     reset()
     apply(snn, case)
     figures = {**settings(snn), **sums.figures()}

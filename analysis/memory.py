@@ -1,6 +1,8 @@
-"""What measure_noise holds in memory, known before the run; neurons are sampled where all of them would not fit.
+"""How much memory measure_noise will take, known before it runs, and what it leaves out to stay below a limit.
 
-A noise measurement that stays below a limit of memory: fewer images at once, then a sample of neurons.
+A measurement holds the running sums of every layer and the values of the passes under way. `planned` predicts both from
+the layers' shapes. Where the limit is too small for everything, fewer passes run at once, then each takes fewer images,
+and at last only a sample of the largest layers' neurons is looked at one by one; the sums over elements stay whole.
 """
 
 import math
@@ -17,12 +19,21 @@ from torch import Tensor
 
 from speedysnn.analysis.noise.moments import BINS, MOST_CHANNELS
 from speedysnn.analysis.noise.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
+from speedysnn.analysis.noise.sums_reference import user_sums
 from speedysnn.errors import InputError
 from speedysnn.neurons.layer import IFNeuron
 
 MIB = 2**20
 UNIT = 12  # bytes a neuron: images with spikes, with all it can fire (int32), largest source activation (float32)
 PLACE = 4  # bytes a sampled neuron's place takes
+DEFAULT_MIB = 1024.0  # the default limit, but for large networks
+SENSIBLE_IMAGES = 8  # images a pass, by default, however large the network is, where the machine has the memory
+SHARE_OF_MACHINE = 0.25  # of the machine's memory: the most that is taken by default
+LEAST = 64  # neurons of a layer that a sample must have
+UNDER_WAY = 5  # trains of the widest layer that a spiking pass holds: input, output, and what is under way
+BY_REFERENCE = 12  # float32 values for each element of the widest layer that a user's sums need beside its trains
+_BOUNDLESS_MIB = 2.0**30
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 Shape = tuple[int, ...]
 Sample = tuple[int, tuple[int, int]]  # how many neurons, and the seed that draws them
 
@@ -38,6 +49,7 @@ class LayerMemory:
         compared: channels whose errors are compared with one another; 0 without detail="full".
         steps: whose events are counted; 0 where no trains are unrolled.
         seed: of the sample, the measurement's and the layer's place.
+        user_numbers: numbers of the sums that a user declared (`speedysnn.analysis.SUMS`).
     """
 
     shape: Shape
@@ -46,6 +58,7 @@ class LayerMemory:
     compared: int
     steps: int
     seed: tuple[int, int]
+    user_numbers: int = 0
 
     @property
     def neurons(self) -> int:
@@ -61,7 +74,7 @@ class LayerMemory:
     def sums_bytes(self) -> int:
         """Of one set of sums: all but the sample's places."""
         single = len(TOTALS) + len(COUNTS) + len(HISTOGRAMS) * (BINS + 3) + 3
-        numbers = len(CHANNELS) * self.channels + single + self.steps
+        numbers = len(CHANNELS) * self.channels + single + self.steps + self.user_numbers
         return 8 * (numbers + self.compared * (self.compared + 1) * (self.compared > 0)) + UNIT * self.read
 
     @property
@@ -76,7 +89,16 @@ class LayerMemory:
 
 
 def places(neurons: int, read: int, seed: tuple[int, int]) -> Tensor:
-    """`read` of `neurons` drawn without replacement, in rising order, (read,) int32; the same for the same seed."""
+    """Draw a sample of a layer's neurons without replacement; the same for the same seed.
+
+    Args:
+        neurons: of the layer, in one image.
+        read: how many to draw.
+        seed: the measurement's and the layer's place.
+
+    Returns:
+        The neurons' places in rising order, (read,) int32.
+    """
     drawn = np.random.default_rng(seed).choice(neurons, read, replace=False, shuffle=False)
     return torch.from_numpy(np.sort(drawn).astype(np.int32))
 
@@ -92,8 +114,8 @@ class Memory:
         images: that one pass takes.
         at_once: passes beside one another, each with sums of its own until they are added up.
         image_bytes: that one image of a pass takes: two readings of all layers kept for the third, which is estimated
-            by five trains of the widest layer (`budget.UNDER_WAY`).
-        tight: whether the limit cut anything; what is freed is then handed back layer by layer (`handing_back`).
+            by five trains of the widest layer (`UNDER_WAY`), and more where a user declared sums.
+        tight: whether the limit cut anything; what is freed is then handed back layer by layer.
     """
 
     limit_mib: float
@@ -126,7 +148,11 @@ class Memory:
         return {name: layer for name, layer in self.layers.items() if layer.sampled}
 
     def sentence(self) -> str:
-        """The same in words."""
+        """Say what was predicted, and what was sampled.
+
+        Returns:
+            One or two sentences.
+        """
         total = (
             f"Memory: {self.predicted_mib:,.1f} of {self.limit_mib:,.6g} MiB predicted, of which sums "
             f"{self.sums_bytes / MIB:,.1f} MiB and passes of {self.images} images {self.passes_bytes / MIB:,.1f} MiB."
@@ -142,7 +168,11 @@ class Memory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data; layers whose neurons were all read are left out of "sampled"."""
+        """Give the prediction as JSON data.
+
+        Returns:
+            Sizes in MiB, bytes by layer, and under "sampled" the layers whose neurons are a sample.
+        """
         return {
             "limit_mib": self.limit_mib,
             "predicted_mib": round(self.predicted_mib, 3),
@@ -155,14 +185,6 @@ class Memory:
             "layers": {name: layer.bytes for name, layer in self.layers.items()},
         }
 
-
-DEFAULT_MIB = 1024.0  # what is taken by default, but for large networks
-SENSIBLE_IMAGES = 8  # that a pass takes by default however large the network is, where the machine has the memory
-_BOUNDLESS_MIB = 2.0**30
-SHARE_OF_MACHINE = 0.25  # of the machine's memory, the most that is taken by default
-_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-LEAST = 64  # neurons of a layer that a sample must have
-UNDER_WAY = 5  # trains of the widest layer that a spiking pass holds: input, output, and what is under way
 
 
 def planned(
@@ -177,7 +199,7 @@ def planned(
     width: int,
     item: int = 4,
 ) -> Memory:
-    """Passes and samples that stay below the limit; which neurons are sampled depends on no number of threads.
+    """Plan passes and samples that stay below the limit; which neurons are sampled depends on no number of threads.
 
     Where not everything fits, first fewer passes run at once and with fewer images, then neurons are sampled: as many
     in every layer that has more, so that all but the largest layers are read whole.
@@ -195,15 +217,20 @@ def planned(
         width: values of the widest layer or input, for one picture.
         item: bytes of a value.
 
+    Returns:
+        The plan; the sums that a user declared are in it.
+
     Raises:
         InputError: the limit is too small for one image and LEAST neurons a layer, with the least that would do.
     """
     if limit_mib is None:
-        own = partial(planned, shapes, neurons, full=full, seed=seed, at_once=at_once, width=width, item=item)
-        return _planned_by_default(own, images)
+        by_default = partial(planned, shapes, neurons, full=full, seed=seed, at_once=at_once, width=width, item=item)
+        return _planned_by_default(by_default, images)
     limit, steps = int(limit_mib * MIB), next(iter(neurons.values())).timesteps
     values = sum(math.prod(shape) for shape in shapes.values())
-    image_bytes = item * (2 * values + UNDER_WAY * steps * width)
+    own = [row.kind == "channel" for row in user_sums().values()]
+    trains = UNDER_WAY * steps + (steps + BY_REFERENCE) * bool(own)
+    image_bytes = item * (2 * values + trains * width)
     asked = images, max(1, at_once)
     unrolled = any(neuron.lookahead != neuron.timesteps for neuron in neurons.values())
 
@@ -212,6 +239,7 @@ def planned(
             name: LayerMemory(
                 shape, channels := _channels(shape, neurons[name]), read[name],
                 min(channels, compared) if full else 0, steps * unrolled, (seed, place),
+                sum(channels if by_channel else 1 for by_channel in own),
             )
             for place, (name, shape) in enumerate(shapes.items())
         }  # fmt: skip
@@ -242,15 +270,30 @@ def planned(
 
 def _planned_by_default(plan: Callable[..., Memory], images: int) -> Memory:
     """The plan within DEFAULT_MIB, or within more where that would make small passes."""
-    most = max(DEFAULT_MIB, SHARE_OF_MACHINE * machine_bytes() / MIB)
     wanted = min(images, SENSIBLE_IMAGES)
-    least = plan(limit_mib=_BOUNDLESS_MIB, images=wanted).predicted_mib
-    limit = DEFAULT_MIB if least <= DEFAULT_MIB else min(least, most)
+    limit = default_limit(plan(limit_mib=_BOUNDLESS_MIB, images=wanted).predicted_mib)
     return plan(limit_mib=limit, images=images if limit == DEFAULT_MIB else wanted)
 
 
+def default_limit(needed_mib: float) -> float:
+    """Choose the limit where the user gave none.
+
+    Args:
+        needed_mib: what passes of SENSIBLE_IMAGES need, MiB.
+
+    Returns:
+        DEFAULT_MIB, or what is needed where that is more, up to SHARE_OF_MACHINE of the machine's memory, MiB.
+    """
+    most = max(DEFAULT_MIB, SHARE_OF_MACHINE * machine_bytes() / MIB)
+    return DEFAULT_MIB if needed_mib <= DEFAULT_MIB else min(needed_mib, most)
+
+
 def machine_bytes() -> int:
-    """Memory of the machine or of this process's control group, the smaller; it does not change from call to call."""
+    """Find the memory that this process may use at most.
+
+    Returns:
+        Bytes of the machine or of this process's control group, the smaller; the same on every call.
+    """
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
     for file in _GROUP_LIMITS:
         text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
@@ -281,6 +324,10 @@ def _channels(shape: Shape, neuron: IFNeuron) -> int:
 
 def check(memory_mib: float | None, seed: int) -> None:
     """Refuse what is no limit or no seed.
+
+    Args:
+        memory_mib: the limit in MiB; None for the default.
+        seed: of the samples.
 
     Raises:
         InputError: one of them is not.

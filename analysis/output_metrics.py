@@ -1,4 +1,8 @@
-"""The network's outputs and spikes, summed over all images."""
+"""The network's outputs and spikes, summed over all images, and the table that says what each figure means.
+
+`OutputSums` compares the quantized and the spiking outputs with the reference's. `OUTPUTS` describes the figures of
+`NoiseReport.outputs`, of `Evaluation` and of a sweep.
+"""
 
 import math
 import threading
@@ -8,25 +12,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speedysnn.analysis.noise.layer_totals import Column
 from speedysnn.analysis.reference import leaves
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.network import SpikingNetwork
+
+_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
+# The fields of `NoiseReport.outputs`, of `Evaluation` and of a sweep's columns.
+OUTPUTS: dict[str, Column] = {
+    "images": Column("images", "Images measured."),
+    "reading": Column("name", "The reading that accuracy, agreement, SQNR and spikes belong to."),
+    "reference": Column("words", "What the outputs are compared with."),
+    "layer_reference": Column("words", "What the layers are compared with."),
+    "timesteps": Column("steps", "T."),
+    "delay": Column("steps", 'Look-ahead of every neuron, "full" for T, or "mixed".'),
+    "latency": Column("steps", "From the first input to the last output.", False),
+    "depth": Column("layers", "Neurons on the longest path."),
+    "spikes": Column("name", "Spike kind."),
+    "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
+    "neurons": Column("neurons", "Neurons of the network."),
+    "accuracy": Column(
+        "fraction", "Spiking network, where labels are known.", True, "analog_accuracy", format="percent"
+    ),
+    "twin_accuracy": Column("fraction", "Quantized reading.", True, "analog_accuracy", format="percent"),
+    "analog_accuracy": Column("fraction", "The source the network is compared with.", True, format="percent"),
+    "agreement": Column(
+        "fraction", "Images that spiking network and source classify alike.", True, "1", format="percent"
+    ),
+    "twin_agreement": Column(
+        "fraction", "Images that quantized reading and source classify alike.", True, "1", format="percent"
+    ),
+    "sqnr_db": Column("dB", "Spiking output against the source's.", True, "twin_sqnr_db", format="decibels"),
+    "twin_sqnr_db": Column("dB", "Quantized output against the source's.", True, "+inf", format="decibels"),
+    "temporal_gap_db": Column("dB", "twin_sqnr_db - sqnr_db: what timing costs.", False, "0", format="decibels"),
+    "logit_error": Column("ratio", "|spiking - source| / |source| of the outputs.", False, "0"),
+    "twin_logit_error": Column("ratio", "|quantized - source| / |source| of the outputs.", False, "0"),
+    "spikes_per_neuron": Column("events per neuron", "Of one inference, all layers.", False),
+    "spikes_per_inference": Column("events", "Of one image, all layers.", False, format="decibels"),
+    "precision": Column("name", "Of the spiking reading's arithmetic."),
+    "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
+    "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
+    "execution": Column("settings", "What decides in which order numbers were summed; see speedysnn.settings."),
+}  # fmt: skip
 
 
 def flat(out: Any) -> Tensor:
-    """All values of an output, (B, K) float64."""
+    """Take all values of an output as one matrix.
+
+    Args:
+        out: a tensor, or nested tuples and dicts of tensors, batch first.
+
+    Returns:
+        (B, K) float64.
+    """
     return torch.cat([leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves(out)], 1).double()
 
 
 def classes(out: Any) -> Tensor | None:
-    """The class each image is given, (B,), where the first output is (B, classes)."""
+    """Find the class of each image.
+
+    Args:
+        out: a network's output.
+
+    Returns:
+        (B,) where the first tensor is (B, classes), else None.
+    """
     first = leaves(out)[0]
     return first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else None
-
-
-_COUNTS = ("images", "labelled", "classified", "spikes", "fired")
 
 
 class OutputSums:
@@ -42,9 +96,13 @@ class OutputSums:
         self.correct = {"analog": 0, "twin": 0, "spiking": 0}
 
     @any_order
-    @sees("nothing")
-    def count(self, tap: Tap) -> None:
-        """Observer of the spiking pass: adds its events and its neurons."""
+    @needs_input("nothing")
+    def count(self, tap: LayerRecord) -> None:
+        """Add a layer's events and neurons, as an observer of the spiking pass; threads may call it at once.
+
+        Args:
+            tap: what the layer emitted.
+        """
         fired = tap.events()
         with self._lock:
             self.add_spikes(tap, fired)
@@ -58,17 +116,32 @@ class OutputSums:
     def spikes(self, value: int) -> None:
         self._spikes = value
 
-    def add_spikes(self, tap: Tap, fired: int | Tensor) -> None:
-        """Add the events of a tap, which a GPU may still be counting, and the neurons that could have made them."""
+    def add_spikes(self, tap: LayerRecord, fired: int | Tensor) -> None:
+        """Add a layer's events and the neurons that could have made them.
+
+        Args:
+            tap: what the layer emitted.
+            fired: its events, which a GPU may still be counting.
+        """
         self._spikes = self._spikes + fired
         self.fired += tap.neurons
 
     def merge(self, other: "OutputSums") -> None:
-        """Add what was summed over other images."""
+        """Add what was summed over other images.
+
+        Args:
+            other: its sums.
+        """
         self.add_state(other.state())
 
     def update(self, analog: Any, twin: Any, spiking: Any, labels: Tensor | None) -> None:
         """Add the outputs of one pass.
+
+        Args:
+            analog: the reference's output.
+            twin: the quantized reading's.
+            spiking: the spiking reading's.
+            labels: classes (B,), or None.
 
         Raises:
             InputError: the reference's output has another shape.
@@ -96,7 +169,11 @@ class OutputSums:
                     self.correct[name] += int((answer == labels).sum())
 
     def state(self) -> dict[str, Tensor]:
-        """All sums as tensors by name, to send to another process."""
+        """Give all sums as tensors, to send to another process.
+
+        Returns:
+            Tensors by name.
+        """
         return {name: torch.tensor([getattr(self, name)], dtype=torch.int64) for name in _COUNTS} | {
             "signal": torch.tensor([self.signal], dtype=torch.float64),
             "noise": torch.tensor(list(self.noise.values()), dtype=torch.float64),
@@ -105,7 +182,11 @@ class OutputSums:
         }
 
     def add_state(self, state: Mapping[str, Tensor]) -> None:
-        """Add the `state` of another process's sums over other images."""
+        """Add another process's sums over other images.
+
+        Args:
+            state: as `state` gives it.
+        """
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + int(state[name]))
         self.signal += float(state["signal"])
@@ -116,7 +197,11 @@ class OutputSums:
                 own[name] += value
 
     def figures(self) -> dict[str, Any]:
-        """The figures by the names of `speedysnn.analysis.noise.schema.OUTPUTS`; None where not measured."""
+        """Compute the figures so far.
+
+        Returns:
+            Values by the names of `OUTPUTS`; None where not measured.
+        """
         sqnr = {name: decibels(self.signal, noise) for name, noise in self.noise.items()}
         gap = 0.0 if sqnr["twin"] == sqnr["spiking"] else sqnr["twin"] - sqnr["spiking"]
         return {
@@ -138,7 +223,14 @@ class OutputSums:
 
 
 def settings(snn: SpikingNetwork) -> dict[str, Any]:
-    """What stands beside every accuracy: T, look-ahead, latency, depth and spike kind."""
+    """Give what stands beside every accuracy: T, look-ahead, latency, depth and spike kind.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        Values by the names of `OUTPUTS`; "mixed" where layers differ.
+    """
     delays = {neuron.delay for neuron in snn.neurons.values()}
     kinds = {neuron.spikes for neuron in snn.neurons.values()}
     return {
@@ -151,8 +243,10 @@ def settings(snn: SpikingNetwork) -> dict[str, Any]:
 
 
 def _share(part: int, whole: int) -> float | None:
+    """A fraction; None of nothing."""
     return part / whole if whole else None
 
 
 def _error(noise: float, signal: float) -> float:
+    """Relative root mean square; NaN without signal."""
     return math.sqrt(noise / signal) if signal > 0 else math.nan

@@ -1,4 +1,7 @@
-"""When to read the answer: running means step by step, and a delayed read-out that skips the first steps."""
+"""When to read the answer: running means of the output step by step, and a read-out that leaves out the first steps.
+
+`watch` reads every image step by step, with the spikes spent until each answer; early exit uses it too.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +16,7 @@ from speedysnn.analysis.output_metrics import classes, settings
 from speedysnn.analysis.reference import Reference, leaves, pass_size, passes
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import lags
 from speedysnn.network import SpikingNetwork
 
@@ -22,12 +25,25 @@ SKIPPED = ("skip", "steps_read", "accuracy", "agreement", "logit_error", "images
 
 
 def read_after(means: Tensor, skip: int) -> Tensor:
-    """Mean output of the steps skip+1..T, (T m[T] - k m[k]) / (T - k) with k = skip.
+    """Compute the mean output of the steps skip+1..T, (T m[T] - k m[k]) / (T - k) with k = skip.
 
-    Shapes: running means (T, B, ...) as `snn(x, per_step=True)` gives them, result (B, ...), in the output's unit.
+    Args:
+        means: running means (T, B, ...), as `snn(x, per_step=True)` gives them.
+        skip: k, 0 to T - 1.
+
+    Returns:
+        (B, ...), in the output's unit.
 
     Raises:
         InputError: skip below 0, or no step left.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.analysis.readout import read_after
+        >>> outputs = torch.tensor([0.0, 3.0, 3.0])  # of three steps, for one image
+        >>> means = outputs.cumsum(0) / torch.arange(1, 4)
+        >>> read_after(means, 0).item(), read_after(means, 1).item()
+        (2.0, 3.0)
     """
     steps = len(means)
     if not isinstance(skip, int) or isinstance(skip, bool) or not 0 <= skip < steps:
@@ -44,9 +60,9 @@ def delayed_readout(
     limit: int | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Accuracy when the first k output steps are left out of the mean; one row a k, all from one pass.
+    """Measure accuracy when the first k output steps are left out of the mean; one row a k, all from one pass.
 
-    At look-ahead 0 a deep layer's first steps rest on few spikes of the layers before it and lie far off; leaving them
+    At look-ahead 0 a deep layer's first steps rest on few spikes of the layers before it and are far off; leaving them
     out costs resolution. The answer comes at the same time whatever k is, and every spike is still spent.
 
     Args:
@@ -63,6 +79,14 @@ def delayed_readout(
     Raises:
         InputError: an option out of range, or an output that is not (B, classes).
         DataError: no data, NaN in it, or the wrong shape.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> analysis.delayed_readout(snn, images, skip=(0, 1))[["skip", "steps_read", "images"]].values.tolist()
+        [[0, 4, 40], [1, 3, 40]]
     """
     chosen = list(dict.fromkeys(skip))
     for k in chosen:
@@ -111,7 +135,19 @@ class Seen:
 def watch(
     snn: SpikingNetwork, data: Any, source: nn.Module | None, limit: int | None, what: str, progress: bool
 ) -> Iterator[Seen]:
-    """Every pass over the data in the spiking reading, step by step."""
+    """Read the data in the spiking reading, step by step.
+
+    Args:
+        snn, data, source, limit, progress: as in `measure_noise`.
+        what: name of the work, for its progress.
+
+    Yields:
+        What was seen of one pass after the other.
+
+    Raises:
+        InputError: an output that is not (B, classes).
+        DataError: no data, NaN in it, or the wrong shape.
+    """
     reference = Reference.of(snn, source)
     trail = lags(snn.graph, lambda name: snn.neurons[name].lookahead)
     ends = max(trail[name] for name in snn.graph.output_names)
@@ -139,13 +175,18 @@ def _per_step(snn: SpikingNetwork, inputs: Sequence[Tensor], meter: "_Meter") ->
 
 
 class _Meter:
-    """Observer: spikes that every layer has sent when the answer of step t comes out, (T, B), summed over layers."""
+    """Observer: count the spikes that all layers have sent when the answer of step t comes out, (T, B).
+
+    Args:
+        ahead: steps that each layer is ahead of the output, by name.
+        timesteps: T.
+    """
 
     def __init__(self, ahead: Mapping[str, int], timesteps: int) -> None:
         self.ahead, self.timesteps, self.neurons = ahead, timesteps, 0
         self.spent = torch.zeros(())
 
-    def __call__(self, tap: Tap) -> None:
+    def __call__(self, tap: LayerRecord) -> None:
         """Add one layer, `ahead` steps beyond the output."""
         trains = tap.steps().flatten(2)
         sent = torch.count_nonzero(trains, 2).cumsum(0)

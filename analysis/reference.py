@@ -1,6 +1,8 @@
-"""Run the readings side by side: the reference, the quantized twin, and spikes with every event counted.
+"""Run a network's readings beside its reference, on images in passes of a fixed size.
 
-Images in passes of a fixed size, whatever batches they come in: float32 results then never depend on the split.
+`passes` cuts any data into passes whose size depends on the network alone, so that float32 results never depend on how
+the data is batched. `Reference` is what a network is compared with. `run` reads a network and says in plain words where
+the data does not fit. The rest takes outputs and spike trains apart.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -26,12 +28,27 @@ _DEVICE_FACTOR = 16  # a GPU takes more images at once than a processor's caches
 
 
 def device_of(snn: SpikingNetwork) -> torch.device:
-    """Where the network lies."""
+    """Find the device of a network.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        The device of its first parameter; the CPU where there is none.
+    """
     return next((p.device for p in snn.parameters()), torch.device("cpu"))
 
 
 def pass_size(snn: SpikingNetwork, timesteps: int | None = None) -> int:
-    """Images a pass: a function of the network, T and the kind of device alone."""
+    """Choose the images of a pass: by the network, T and the kind of device alone.
+
+    Args:
+        snn: the network.
+        timesteps: T; None for the network's own.
+
+    Returns:
+        Images, at least 1.
+    """
     features = sum(int(node.attrs.get("features", 1)) for node in snn.graph.neurons)
     most = TIME_BATCH if device_of(snn).type == "cpu" else TIME_BATCH * _DEVICE_FACTOR
     return max(1, min(most // (timesteps or snn.timesteps), _VALUES // max(1, features)))
@@ -54,11 +71,11 @@ class Passes:
         self._snn, self._data, self._size, self._batch_size, self._limit = snn, data, size, batch_size, limit
 
     def __iter__(self) -> Iterator[Batch]:
-        """From the start."""
+        """Read the data from its start."""
         return self._read()
 
     def __length_hint__(self) -> int:
-        """Passes there will be; 0 where the data does not say."""
+        """The number of passes; 0 where the data does not say how many images it has."""
         count = _count_images(self._snn, self._data)
         if count is None:
             return 0
@@ -78,7 +95,13 @@ class Passes:
 
 
 def passes(snn: SpikingNetwork, data: Any, size: int, *, batch_size: int = 32, limit: int | None = None) -> Passes:
-    """See `Passes`.
+    """Cut data into passes of a fixed size.
+
+    Args:
+        snn, data, size, batch_size, limit: see `Passes`.
+
+    Returns:
+        The passes, to be iterated.
 
     Raises:
         InputError: a limit below 1.
@@ -133,17 +156,43 @@ def _check_alike(snn: SpikingNetwork, first: Batch, batch: Batch) -> None:
 
 
 def batch_dims(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> list[int]:
-    """The batch dimension of each input: 0, or 1 for events (T, B, ...)."""
+    """Find the batch dimension of each input.
+
+    Args:
+        snn: says what an image looks like.
+        inputs: tensors of one batch.
+
+    Returns:
+        0 for static inputs (B, ...), 1 for events (T, B, ...).
+    """
     return [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
 
 
 def images_in(snn: SpikingNetwork, inputs: Sequence[Tensor]) -> int:
-    """B."""
+    """Count the images of a batch.
+
+    Args:
+        snn: says what an image looks like.
+        inputs: tensors of one batch.
+
+    Returns:
+        B.
+    """
     return inputs[0].shape[batch_dims(snn, inputs)[0]]
 
 
 def part(snn: SpikingNetwork, batch: Batch, start: int, stop: int) -> Batch:
-    """Images start..stop of a batch."""
+    """Take some images of a batch.
+
+    Args:
+        snn: says what an image looks like.
+        batch: inputs, and labels or None.
+        start: first image.
+        stop: image after the last.
+
+    Returns:
+        Views of the batch's tensors.
+    """
     dims = batch_dims(snn, batch.inputs)
     inputs = tuple(x.narrow(dim, start, stop - start) for x, dim in zip(batch.inputs, dims, strict=True))
     return Batch(inputs, None if batch.labels is None else batch.labels[start:stop])
@@ -168,7 +217,16 @@ def _moved(snn: SpikingNetwork, batch: Batch) -> Batch:
 
 
 def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
-    """The network's output in one reading; the reading chosen outside stays.
+    """Run the network in one reading; the reading chosen outside stays.
+
+    Args:
+        snn: the network.
+        reading: "analog", "quantized" or "spiking".
+        inputs: tensors of one batch.
+        observer: is shown what every neuron layer received and emitted.
+
+    Returns:
+        The network's output.
 
     Raises:
         DataError: the network does not run on these inputs.
@@ -201,7 +259,14 @@ class Reference:
 
     @staticmethod
     def of(snn: SpikingNetwork, source: nn.Module | None) -> "Reference":
-        """The reference that a `source` argument stands for.
+        """Choose the reference that a `source` argument stands for.
+
+        Args:
+            snn: the network to compare.
+            source: None, a SpikingNetwork with the same neurons, or an nn.Module.
+
+        Returns:
+            The reference.
 
         Raises:
             InputError: neither a module nor None, or a spiking network with other neurons.
@@ -223,7 +288,15 @@ class Reference:
         raise InputError(f"source: expected a SpikingNetwork, an nn.Module or None, got {type(source).__name__}")
 
     def analog(self, inputs: Sequence[Tensor], observer: Observer | None = None) -> Any:
-        """The reference output; the observer sees the network's analog taps. One forward, two with a module."""
+        """Compute the reference output; one forward pass, or two with a module and an observer.
+
+        Args:
+            inputs: tensors of one batch.
+            observer: is shown the layers of the analog reading.
+
+        Returns:
+            The reference's output.
+        """
         if self.module is None:
             return run(self.network, "analog", inputs, observer)
         if observer is not None:
@@ -235,7 +308,14 @@ class Reference:
 
 
 def mean_of(outs: Sequence[Tensor]) -> Tensor:
-    """Mean over time of what a neuron emitted, step by step or already the mean; float64, the activation's unit."""
+    """Average over time what a neuron emitted.
+
+    Args:
+        outs: the output of every step, or the mean alone.
+
+    Returns:
+        The mean, float64, in the activation's unit.
+    """
     total = outs[0].to(torch.float64)
     for emitted in outs[1:]:
         total = total + emitted
@@ -243,9 +323,17 @@ def mean_of(outs: Sequence[Tensor]) -> Tensor:
 
 
 def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, neuron: IFNeuron) -> Tensor:
-    """Spikes that the time mean of the drive, held for all steps, would have given; whole numbers.
+    """Count the spikes that the mean over time of the drive, held for all steps, would have given.
 
-    Shapes: drive (..., C) as `Tap.received` gives it, theta and start () or (C,), or any that broadcast.
+    Args:
+        drive: (..., C), the sum over all steps, or that of each step.
+        constant: whether it is that of each step.
+        theta: thresholds, () or (C,), or any shape that broadcasts.
+        start: v_init alike.
+        neuron: the layer.
+
+    Returns:
+        Whole numbers of the drive's shape.
     """
     if constant:
         return levels(drive, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed)
@@ -254,7 +342,14 @@ def reached_counts(drive: Tensor, constant: bool, theta: Tensor, start: Tensor, 
 
 
 def leaves(out: Any) -> list[Tensor]:
-    """The tensors of a network's output, nested tuples and dicts opened in order."""
+    """List the tensors of a network's output.
+
+    Args:
+        out: a tensor, or nested tuples and dicts of tensors.
+
+    Returns:
+        Tensors in order, those of a dict by name.
+    """
     if isinstance(out, Tensor):
         return [out]
     items = [out[key] for key in sorted(out, key=str)] if isinstance(out, Mapping) else list(out)

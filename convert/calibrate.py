@@ -1,14 +1,15 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
-from speedysnn.calibration.histogram import ActivationHistogram, Collecting
+from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
 from speedysnn.calibration.record import GIVEN, Calibration
 from speedysnn.calibration.rules import (
     CLIP,
@@ -24,17 +25,19 @@ from speedysnn.calibration.rules import (
 from speedysnn.data.batches import iter_batches
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.execution.observers import Tap, any_order
+from speedysnn.execution.observers import LayerRecord, any_order
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 
+BATCH_SIZE = 64  # images that `iter_batches` takes at a time where the data is not in batches yet
 Entry = float | Tensor | Rule
 Threshold = Rule | dict[str, Entry]
 
 
 def collect(
-    snn: SpikingNetwork, calibration: object, granularity: str, *, gradients: bool = False, progress: bool = False
-) -> int:
+    snn: SpikingNetwork, calibration: object, granularity: str, *, gradients: bool = False, progress: bool = False,
+    total: int | None = None,
+) -> int:  # fmt: skip
     """Fill the network's histograms from the analog reading.
 
     The counts do not depend on the order of the data or on how it is split into batches. Gradients do, within the error
@@ -46,6 +49,7 @@ def collect(
         granularity: "channel" or "layer".
         gradients: collect squared gradients at the output too, which takes a backward pass for every batch.
         progress: show a progress bar.
+        total: batches that there will be, for the time left; None where the data does not say. See `batches_in`.
 
     Returns:
         The number of images seen.
@@ -56,7 +60,7 @@ def collect(
     counting = GradientCount(snn, granularity) if gradients else Count(snn, granularity)
     images, device = 0, _device(snn)
     with snn.reading("analog"):
-        for batch in track(iter_batches(calibration), "calibrating", enabled=progress):
+        for batch in track(iter_batches(calibration), "calibrating", total=total, enabled=progress):
             try:
                 counting.add([x.to(device) for x in batch.inputs])
             except SpeedySNNError as err:
@@ -69,18 +73,41 @@ def collect(
     return images
 
 
+def batches_in(calibration: object) -> int | None:
+    """Count the batches that `iter_batches` will make of the data, without reading any of it.
+
+    Args:
+        calibration: the data.
+
+    Returns:
+        The number of batches; None for an iterator or anything else that does not say how long it is.
+    """
+    whole = calibration
+    if isinstance(calibration, tuple) and calibration:
+        whole = calibration[0]
+    elif isinstance(calibration, Mapping):
+        whole = next((value for value in calibration.values() if isinstance(value, Tensor)), None)
+    if not isinstance(whole, Sized):
+        return None
+    in_batches = isinstance(whole, DataLoader) or not isinstance(whole, Tensor | Dataset)
+    try:
+        return len(whole) if in_batches else -(-len(whole) // BATCH_SIZE)
+    except (TypeError, NotImplementedError):  # a loader of a stream, or a tensor without dimensions
+        return None
+
+
 class Count:
-    """Histograms of all layers while batches come in, counted by whichever thread runs a part of a batch."""
+    """Histograms of all layers, filled batch by batch; several threads may add to them at once."""
 
     def __init__(self, snn: SpikingNetwork, granularity: str) -> None:
         self._snn, self._granularity = snn, granularity
-        self._layers = {name: Collecting(neuron.signed) for name, neuron in snn.neurons.items()}
+        self._layers = {name: HistogramCollector(neuron.signed) for name, neuron in snn.neurons.items()}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
-        """Count what the layers answer to a batch."""
+        """Add the activations of one batch."""
 
         @any_order
-        def observe(tap: Tap) -> None:
+        def observe(tap: LayerRecord) -> None:
             with _named(tap.name):
                 by_layer = self._granularity == "layer"
                 self._layers[tap.name].add(tap.output, None if by_layer else tap.neuron.channel_dim)
@@ -89,7 +116,7 @@ class Count:
             self._snn(*inputs, observer=observe)
 
     def histograms(self) -> dict[str, ActivationHistogram]:
-        """All that has been counted, by layer."""
+        """The histograms of all layers, by name."""
         return {name: _found(name, layer) for name, layer in self._layers.items()}
 
 
@@ -108,8 +135,8 @@ class GradientCount:
         self._layers: dict[str, ActivationHistogram] = {}
 
     def add(self, inputs: Sequence[Tensor]) -> None:
-        """Count what the layers answer to a batch, and the gradients there."""
-        taps: list[Tap] = []
+        """Add the activations of one batch and the gradients at them."""
+        taps: list[LayerRecord] = []
         seen = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
         with torch.enable_grad():
             out = self._snn(*seen, observer=taps.append)
@@ -123,7 +150,7 @@ class GradientCount:
         signs = torch.randint(0, 2, y.shape, generator=self._signs) * 2 - 1
         return (y * signs.to(y)).sum()
 
-    def _count(self, tap: Tap, gradient: Tensor) -> None:
+    def _count(self, tap: LayerRecord, gradient: Tensor) -> None:
         values, slopes = self._rows(tap, tap.output.detach()), self._rows(tap, gradient)
         if tap.neuron.signed:
             values, slopes = torch.cat([values, -values]), torch.cat([slopes, slopes])
@@ -131,14 +158,14 @@ class GradientCount:
         histogram.update(values)
         histogram.add_gradients(values, slopes)
 
-    def _rows(self, tap: Tap, x: Tensor) -> Tensor:
-        """Values as (C, M), or in one row."""
+    def _rows(self, tap: LayerRecord, x: Tensor) -> Tensor:
+        """The values as (C, M), a row for each channel; as (1, M) where the layer has one threshold."""
         if self._granularity == "layer" or x.ndim < 2:
             return x.reshape(1, -1)
         return x.movedim(tap.neuron.channel_dim, 0).flatten(1)
 
     def histograms(self) -> dict[str, ActivationHistogram]:
-        """All that has been counted, by layer."""
+        """The histograms of all layers, by name."""
         return self._layers
 
 
@@ -151,24 +178,6 @@ def needs_gradients(threshold: Threshold) -> bool:
 def callable_rule(entry: object) -> TypeGuard[ThresholdRule | Choose]:
     """Whether an entry is a rule rather than a name or a value."""
     return isinstance(entry, ThresholdRule) or (callable(entry) and not isinstance(entry, Tensor))
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Faults say which layer's data they are of."""
-    try:
-        yield
-    except DataError as err:
-        raise DataError(f"layer {layer!r}: {err}") from None
-
-
-def _found(name: str, layer: Collecting) -> ActivationHistogram:
-    with _named(name):
-        return layer.histogram()
-
-
-def _device(snn: SpikingNetwork) -> torch.device:
-    return next(snn.parameters()).device
 
 
 def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
@@ -242,5 +251,23 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
 
 
 def _one(theta: Tensor) -> Tensor:
-    """The layer's one theta, ()."""
+    """The one theta of a layer, as a tensor without dimensions."""
     return theta.reshape(-1)[0]
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Put the layer's name before the message of an error in its data."""
+    try:
+        yield
+    except DataError as err:
+        raise DataError(f"layer {layer!r}: {err}") from None
+
+
+def _found(name: str, layer: HistogramCollector) -> ActivationHistogram:
+    with _named(name):
+        return layer.histogram()
+
+
+def _device(snn: SpikingNetwork) -> torch.device:
+    return next(snn.parameters()).device

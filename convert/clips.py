@@ -1,10 +1,9 @@
 """Learned clips: activations of quantization-trained networks (QCFS, PACT, LSQ), found by layout, proven by probing.
 
 Such modules have no common base and are copied from project to project, so no class is known here. A module is a
-candidate when it owns a scalar tensor under one of the usual names; it is taken only if, on a probe that covers its
-range, it *is* clip/L floor(L z/clip + phi) cut to 0..clip for some L and phi in {1/2, 0}, or min(max(z, 0), clip).
-
-The proof that a module is a clip or a staircase: what it makes of a ramp of values.
+candidate when it owns a scalar tensor under one of the usual names; it is taken only if, on a ramp of values that
+covers its range, it *is* clip/L floor(L z/clip + phi) cut to 0..clip for some L and phi in {1/2, 0}, or
+min(max(z, 0), clip).
 """
 
 import copy
@@ -19,9 +18,15 @@ from torch import Tensor, nn
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, neuron_attrs
 from speedysnn.errors import InputError
 
-MOST_LEVELS = 1024
+MAX_LEVELS = 1024
 _SHAPES = ((2, 64, 16, 8), (128, 128))  # of the probe, images first, then rows
 _TOLERANCE, _TIE = 1e-5, 1e-2  # of the clip; of a step
+
+CLIP_NAMES = ("thresh", "threshold", "up", "lam", "lambda_", "lmbda", "alpha", "clip", "clip_val", "clip_value")
+STEP_NAMES = ("s", "step", "step_size", "scale", "delta", "alpha")
+LEVEL_NAMES = ("Qp", "qp", "q_p", "thd_pos", "qmax", "quant_max", "L", "levels")
+BIT_NAMES = ("nbits", "bits", "bit", "n_bits", "num_bits", "bitwidth", "k")
+_OWN = 8  # numbers a module may own and still be an activation
 
 
 @dataclass(frozen=True)
@@ -46,55 +51,6 @@ class Clip:
         return level * (self.value / self.levels)
 
 
-def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | None:
-    """The clip that a module equals on a probe from -clip/2 to 7/4 clip, None if it is none.
-
-    A copy is probed in evaluation mode, in two orders, so that a module which looks across its input is refused; within
-    a hundredth of a step of a tie nothing is compared.
-    """
-    ramp = torch.linspace(-0.5, 1.75, math.prod(_SHAPES[0]), dtype=torch.float64) * value
-    forward, backward = _probe(module, ramp), _probe(module, ramp.flip(0))
-    if forward is None or backward is None or not bool(forward.isfinite().all()):
-        return None
-    if not _close(forward, backward.flip(0), value):
-        return None
-    distinct = int(torch.unique(torch.round(forward / value * 2**16)).numel()) - 1
-    steps = levels or (distinct if 1 <= distinct <= MOST_LEVELS else None)
-    for clip in (Clip(value, steps), Clip(value, steps, 0.0)):
-        compared = torch.ones_like(ramp, dtype=torch.bool)
-        if steps is not None:
-            position = ramp * (steps / value) + clip.shift
-            compared = (position - position.round()).abs() > _TIE
-        if _close(forward[compared], clip(ramp)[compared], value):
-            return clip
-    return None
-
-
-def _close(a: Tensor, b: Tensor, value: float) -> bool:
-    return bool(((a - b).abs() <= _TOLERANCE * value).all())
-
-
-def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
-    """What a copy of the module makes of the values, None where it fails or changes their number."""
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    for shape in _SHAPES:
-        try:
-            with torch.no_grad():
-                out = copy.deepcopy(module).eval()(ramp.view(shape).to(device, torch.float32))
-        except Exception:  # the user's code on values it was not made for: whatever it raises, it is no proven clip
-            continue
-        if isinstance(out, Tensor) and out.shape == shape:
-            return out.detach().to("cpu", torch.float64).reshape(-1)
-    return None
-
-
-CLIP_NAMES = ("thresh", "threshold", "up", "lam", "lambda_", "lmbda", "alpha", "clip", "clip_val", "clip_value")
-STEP_NAMES = ("s", "step", "step_size", "scale", "delta", "alpha")
-LEVEL_NAMES = ("Qp", "qp", "q_p", "thd_pos", "qmax", "quant_max", "L", "levels")
-BIT_NAMES = ("nbits", "bits", "bit", "n_bits", "num_bits", "bitwidth", "k")
-_OWN = 8  # numbers a module may own and still be an activation
-
-
 def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] | int | None = None) -> Handler:
     """Treat a module as a quantizer or clip with a trained full scale, which becomes N theta.
 
@@ -109,10 +65,29 @@ def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] 
         clip: module -> its clip, in the activation's unit; one value a layer.
         levels: module -> L, or L.
 
+    Returns:
+        A handler, for the right side of `handlers={MyQCFS: ...}`.
+
     Raises:
         ConversionError: on conversion, if a module is not that function.
 
     Reference: bu2022, choi2018, esser2020
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Staircase(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.full_scale = nn.Parameter(torch.tensor(2.0))
+        ...     def forward(self, x):
+        ...         return torch.floor(x / self.full_scale * 4 + 0.5).clamp(0, 4) / 4 * self.full_scale
+        >>> net = nn.Sequential(nn.Linear(4, 8), Staircase(), nn.Linear(8, 2))
+        >>> own = {Staircase: convert.as_clip(lambda module: module.full_scale)}
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), timesteps=4, handlers=own)
+        >>> snn.neurons["1"].threshold.max().item()  # theta is the trained full scale
+        2.0
     """
 
     def handle(call: Call) -> Ref:
@@ -136,7 +111,9 @@ def as_clip(clip: Callable[[Any], float | Tensor], levels: Callable[[Any], int] 
 
 
 def emit(call: Call, clip: Clip) -> Ref:
-    """Neurons whose analog reading is the clip; phi = 0 is a shift of half a step before one that rounds.
+    """Add neurons whose analog reading is the clip.
+
+    A staircase that floors (phi = 0) is a shift of half a step before neurons that round.
 
     Raises:
         Unsupported: a staircase that is to stay analog.
@@ -181,7 +158,7 @@ def recognise(module: nn.Module) -> Clip | None:
     if not own or sum(tensor.numel() for tensor in own.values()) > _OWN:
         return None
     for value, steps in _candidates(module):
-        if 0 < value < math.inf and (steps is None or 1 <= steps <= MOST_LEVELS):
+        if 0 < value < math.inf and (steps is None or 1 <= steps <= MAX_LEVELS):
             found = fit(module, value, steps)
             if found is not None:
                 return found
@@ -189,7 +166,7 @@ def recognise(module: nn.Module) -> Clip | None:
 
 
 def _candidates(module: nn.Module) -> list[tuple[float, int | None]]:
-    """(clip, L) pairs by the names of attributes: tensors are trained, numbers count levels or bits."""
+    """Possible (clip, L) pairs by the names of attributes: tensors are trained, numbers count levels or bits."""
     trained = {name: value for name in (*CLIP_NAMES, *STEP_NAMES) if (value := _tensor(module, name)) is not None}
     counts = [value for name in LEVEL_NAMES if (value := _whole(module, name)) is not None]
     counts += [2**value - 1 for name in BIT_NAMES if (value := _whole(module, name)) is not None and value <= 10]
@@ -214,3 +191,45 @@ def _scalar(value: float | Tensor) -> float:
     if number.numel() != 1 or not bool(number.isfinite().all()) or not float(number) > 0:
         raise InputError(f"clip: expected one positive number a layer, got {value!r}")
     return float(number)
+
+
+def fit(module: nn.Module, value: float, levels: int | None = None) -> Clip | None:
+    """The clip that a module equals on a ramp of values from -clip/2 to 7/4 clip, None if it equals none.
+
+    A copy is probed in evaluation mode, in two orders, so that a module which looks across its input is refused; within
+    a hundredth of a step of a tie nothing is compared.
+    """
+    ramp = torch.linspace(-0.5, 1.75, math.prod(_SHAPES[0]), dtype=torch.float64) * value
+    forward, backward = _probe(module, ramp), _probe(module, ramp.flip(0))
+    if forward is None or backward is None or not bool(forward.isfinite().all()):
+        return None
+    if not _close(forward, backward.flip(0), value):
+        return None
+    distinct = int(torch.unique(torch.round(forward / value * 2**16)).numel()) - 1
+    steps = levels or (distinct if 1 <= distinct <= MAX_LEVELS else None)
+    for clip in (Clip(value, steps), Clip(value, steps, 0.0)):
+        compared = torch.ones_like(ramp, dtype=torch.bool)
+        if steps is not None:
+            position = ramp * (steps / value) + clip.shift
+            compared = (position - position.round()).abs() > _TIE
+        if _close(forward[compared], clip(ramp)[compared], value):
+            return clip
+    return None
+
+
+def _close(a: Tensor, b: Tensor, value: float) -> bool:
+    return bool(((a - b).abs() <= _TOLERANCE * value).all())
+
+
+def _probe(module: nn.Module, ramp: Tensor) -> Tensor | None:
+    """The output of a copy of the module for the values; None where it fails or changes their number."""
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    for shape in _SHAPES:
+        try:
+            with torch.no_grad():
+                out = copy.deepcopy(module).eval()(ramp.view(shape).to(device, torch.float32))
+        except Exception:  # the user's code on values it was not made for: whatever it raises, it is no proven clip
+            continue
+        if isinstance(out, Tensor) and out.shape == shape:
+            return out.detach().to("cpu", torch.float64).reshape(-1)
+    return None

@@ -22,71 +22,60 @@ from torch import Tensor
 from speedysnn.data.batches import Batch, iter_batches
 from speedysnn.errors import InputError
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.settings import repeatable
 
 KINDS = ("none", "bias", "potential", "bias+potential")
-MOST_IMAGES = 256
-MOST_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
-
-
-def check_kind(kind: str) -> None:
-    """Refuse another word than those of `KINDS`.
-
-    Raises:
-        InputError: it is another.
-    """
-    if kind not in KINDS:
-        raise InputError(f"correct: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-
-
-def images_for(snn: SpikingNetwork) -> int:
-    """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
-    largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
-    return max(1, min(MOST_IMAGES, MOST_VALUES // (snn.timesteps * largest)))
-
-
-class Kept:
-    """The first images of the calibration data, kept while they pass by."""
-
-    def __init__(self, most: int) -> None:
-        self.left, self.parts = most, list[tuple[Tensor, ...]]()
-
-    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are; the first images stay."""
-        for batch in batches:
-            if self.left > 0:
-                self.parts.append(tuple(x[: self.left] for x in batch.inputs))
-                self.left -= self.parts[-1][0].shape[0]
-            yield batch
-
-    def inputs(self) -> list[Tensor]:
-        """One tensor an input, (B, ...)."""
-        return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
+MAX_IMAGES = 256
+MAX_VALUES = 2**26  # T times images times the largest layer: 256 MB of one activation
 
 
 @repeatable
 def apply_correction(snn: SpikingNetwork, calibration: object, kind: str) -> SpikingNetwork:
     """Correct a network in place for its present T, delay and spikes; an earlier correction is taken back first.
 
-    `kind` is "bias", "potential", "bias+potential" (one pass each, in this order) or "none". The equations and the
-    number of images are those of `speedysnn.convert.correct`: at most 256, and fewer where T x images x the largest
-    layer exceeds 2^26 values; labels are ignored. A channel whose gap a correction would not shrink is left as it was.
-    What was done stands in `snn.provenance["correction"]`, gaps in each activation's unit. `recalibrate` takes it back.
+    A channel's gap g is its mean spiking output less its mean analog activation. "bias" moves the input's offset by -g,
+    "potential" moves v_init by -T g / theta, within 0 and 1. A channel whose gap a correction would not shrink is left
+    as it was. What was done stands in `snn.provenance["correction"]`, gaps in each activation's unit; `recalibrate`
+    takes it back.
+
+    Args:
+        snn: the network, changed in place.
+        calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored. The first 256
+            images are used, and fewer where T x images x the largest layer exceeds 2^26 values.
+        kind: "bias", "potential", "bias+potential" (one pass each, in this order) or "none".
+
+    Returns:
+        The same network.
 
     Raises:
         InputError: another kind.
         DataError: no data, NaN, or the wrong shape.
 
     Reference: li2021
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.apply_correction(convert.to_spiking(net, images, timesteps=4), images, "bias")
+        >>> done = snn.provenance["correction"]
+        >>> done["kind"], done["images"]
+        ('bias', 64)
+        >>> layer = done["passes"]["bias"]["1"]
+        >>> layer["gap_after"] <= layer["gap_before"]
+        True
     """
     check_kind(kind)
-    kept = Kept(images_for(snn))
+    kept = FirstImages(images_for(snn))
     batches = kept.passing(iter_batches(calibration))
-    for _ in islice(batches, MOST_IMAGES):
+    for _ in islice(batches, MAX_IMAGES):
         if kept.left <= 0:
             break
     return correct_on(snn, kept.inputs(), kind)
@@ -118,30 +107,68 @@ def correct_on(snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str) -> Spik
     return snn
 
 
+def check_kind(kind: str) -> None:
+    """Refuse a kind of correction that is not in `KINDS`.
+
+    Raises:
+        InputError: it is another.
+    """
+    if kind not in KINDS:
+        raise InputError(f"correct: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+
+
+def images_for(snn: SpikingNetwork) -> int:
+    """How many images a correction takes: 256, and fewer where T x images x the largest layer exceeds 2^26 values."""
+    largest = max(int(node.attrs.get("features") or 1) for node in snn.graph.neurons)
+    return max(1, min(MAX_IMAGES, MAX_VALUES // (snn.timesteps * largest)))
+
+
+class FirstImages:
+    """The first images of the calibration data, kept while they pass by."""
+
+    def __init__(self, max_count: int) -> None:
+        self.left, self.parts = max_count, list[tuple[Tensor, ...]]()
+
+    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches as they are and remember their first images."""
+        for batch in batches:
+            if self.left > 0:
+                self.parts.append(tuple(x[: self.left] for x in batch.inputs))
+                self.left -= self.parts[-1][0].shape[0]
+            yield batch
+
+    def inputs(self) -> list[Tensor]:
+        """The remembered images: one tensor (B, ...) for each input of the network."""
+        return [torch.cat(pieces) for pieces in zip(*self.parts, strict=True)]
+
+
 def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-class _Settling(Execution):
+class _CorrectingPass(Execution):
     """A pass in which every layer is corrected when its input arrives, before the next one runs."""
 
     def __init__(self, snn: SpikingNetwork, layers: Mapping[str, "_Correction"]) -> None:
-        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._corrections = layers
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
-        """Q(z) after the layer's correction."""
-        return self._corrections[node.name].settle(partial(super().quantized_neuron, node, drive))
+        """The quantized output Q(z) after the layer's correction."""
+        return self._corrections[node.name].correct_for(partial(super().quantized_neuron, node, drive))
 
     def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, inplace: bool) -> Tensor:
-        """Spikes after the layer's correction; the input is needed more than once, so it is never written over."""
+        """The spikes after the layer's correction; the input is read several times, so it is never overwritten."""
         spikes = partial(super().spiking_neuron, node, drive, constant=constant, inplace=False)
-        return self._corrections[node.name].settle(spikes)
+        return self._corrections[node.name].correct_for(spikes)
 
 
 def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_Correction"]) -> None:
-    """One pass in which every layer settles before the next one runs; a layer-synchronous network's counts are Q's."""
-    run = _Settling(snn, layers)
+    """Run one pass in which every layer is corrected before the next one runs.
+
+    With full look-ahead the counts are those of the quantized reading, which is faster.
+    """
+    run = _CorrectingPass(snn, layers)
     if all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values()):
         run.static(images, "quantized")
     else:
@@ -151,10 +178,10 @@ def _walk(snn: SpikingNetwork, images: Sequence[Tensor], layers: Mapping[str, "_
 def _analog_means(snn: SpikingNetwork, images: Sequence[Tensor]) -> dict[str, Tensor]:
     means: dict[str, Tensor] = {}
 
-    def observe(tap: Tap) -> None:
+    def observe(tap: LayerRecord) -> None:
         means[tap.name] = channel_means(tap.output, tap.neuron.channel_dim)
 
-    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, wires=snn.wires)
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observe, graph_info=snn.graph_info)
     run.static(images, "analog")
     return means
 
@@ -167,7 +194,7 @@ def channel_means(x: Tensor, channel_dim: int) -> Tensor:
 
 
 class _Correction:
-    """The correction of one neuron layer: what it should emit on average, what is changed, and what came of it."""
+    """The correction of one neuron layer: the mean it should emit, what is changed, and a record of the result."""
 
     def __init__(self, neuron: IFNeuron, target: Tensor, change: str) -> None:
         self.neuron, self.target, self.change = neuron, target, change
@@ -176,7 +203,7 @@ class _Correction:
     def _gap(self, out: Tensor) -> Tensor:
         return channel_means(out, self.neuron.channel_dim) - self.target
 
-    def settle(self, emit: Callable[[], Tensor]) -> Tensor:
+    def correct_for(self, emit: Callable[[], Tensor]) -> Tensor:
         """Correct the neuron for an input.
 
         Args:
@@ -202,7 +229,7 @@ class _Correction:
         return out
 
     def _value(self) -> Tensor:
-        """What is corrected, before: the offset, or v_init as it is."""
+        """The value that is corrected, as it is now: the offset or v_init, float64."""
         neuron = self.neuron
         if self.change == "potential":
             return neuron.v_init.detach().to(torch.float64)

@@ -1,8 +1,7 @@
-"""What a handler sees of one traced call, and how it adds nodes for it.
+"""What a handler is: the call it sees, how it adds nodes for that call, and how it says that it cannot.
 
-Build the graph: handlers turn one traced call each into nodes and tensors of the network to be.
-
-What lies in the arguments of a traced call: tensors of the input, numbers that follow the batch, constants.
+A handler gets a `Call` of the source network, in whose arguments tensors computed from the input are `Ref`s, and adds
+nodes to a `Builder`, which gives them unique names and remembers their shapes. The contract stands at `Handler`.
 """
 
 import math
@@ -15,6 +14,12 @@ from torch import Tensor, nn
 
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
+
+WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
+
+Key = Any
+"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
+"package.module.name" of a class or function that need not be imported."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,27 @@ class BatchInt:
     value: int
 
 
-WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
-
-
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
-    """An operator cannot be converted: why, and what the user can do."""
+    """An operator cannot be converted: why, and what the user can do; a handler raises it.
+
+    Args:
+        reason: why not, in words that stand after the layer's path.
+        advice: what to change, "" if nothing.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Rounded(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.round()
+        >>> def refuse(call):
+        ...     raise convert.Unsupported("it rounds", "leave it out")
+        >>> net = nn.Sequential(nn.Linear(4, 8), Rounded())
+        >>> report = convert.inspect(net, torch.rand(2, 4), handlers={Rounded: refuse})
+        >>> [(row.path, row.why, row.advice) for row in report.problems]
+        [('1', 'it rounds', 'leave it out')]
+    """
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason)
@@ -79,7 +100,7 @@ class Builder:
         self.channels[name] = min(first, max(len(shape) - 1, 0))
 
     def name(self, wanted: str) -> str:
-        """`wanted`, or the first of wanted_1, wanted_2, ... that is free."""
+        """A name that is free: `wanted`, or the first of wanted_1, wanted_2, ..."""
         taken = {node.name for node in self.nodes}
         name, number = wanted or "node", 0
         while name in taken:
@@ -125,6 +146,22 @@ class Call:
         args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
         kwargs: keyword arguments, likewise.
         result: shape of the result for the traced batch, or a tuple of shapes for several.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> class Shifted(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x - 0.5).relu()
+        >>> def shifted(call):
+        ...     x = call.ref()
+        ...     moved = call.emit("scale", (x,), {"factor": 1.0, "offset": -0.5}, shape=x.shape)
+        ...     return call.neuron(moved)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Shifted(), nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(net, torch.rand(32, 4), handlers={Shifted: shifted})
+        >>> [node.op for node in snn.graph.nodes]
+        ['input', 'linear', 'scale', 'neuron', 'linear']
     """
 
     builder: Builder
@@ -134,7 +171,7 @@ class Call:
     result: Any
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name."""
+        """An argument of the call by its position or name."""
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)
@@ -251,10 +288,6 @@ returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call 
 own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
 with a reason and advice, which the report shows beside the layer's path and its line in the source.
 """
-
-Key = Any
-"""What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
-"package.module.name" of a class or function that need not be imported."""
 
 
 def _require_batch_first(ref: Ref) -> None:

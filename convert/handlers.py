@@ -4,31 +4,40 @@ There is one table for modules, functions, methods and ATen overloads, and one c
 beside the code that handles them, at the end of each file of `convert/ops`. A program adds rows of its own without a
 change here: `convert.HANDLERS[key] = handler` for every conversion, or `to_spiking(..., handlers={key: handler})` for
 one. The latter win over the former, and both over what stands here.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from speedysnn import convert
+    >>> class UpToTwo(nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.minimum(x.relu(), torch.full((), 2.0))
+    >>> convert.HANDLERS[UpToTwo] = convert.as_neuron(ceiling=2.0)
+    >>> net = nn.Sequential(nn.Linear(4, 8), UpToTwo(), nn.Linear(8, 2))
+    >>> convert.inspect(net, torch.rand(2, 4)).supported
+    True
+    >>> del convert.HANDLERS[UpToTwo]
 """
 
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.ops.activations import ACTIVATION_ROWS, NONLINEAR_ROWS
 from speedysnn.convert.ops.aten import ATEN_ROWS
 from speedysnn.convert.ops.attention import ATTENTION_ROWS
-from speedysnn.convert.ops.functions import ARITHMETIC_ROWS, FUNCTION_ROWS
-from speedysnn.convert.ops.layers import LAYER_ROWS, NORM_ROWS
+from speedysnn.convert.ops.functions import FUNCTION_ROWS
+from speedysnn.convert.ops.layers import LAYER_ROWS
 from speedysnn.convert.ops.modules import MODULE_ROWS
-from speedysnn.convert.ops.moves import CHOICE_ROWS, MOVE_ROWS
-from speedysnn.convert.ops.shapes import INDEXING_ROWS, SHAPE_ROWS
+from speedysnn.convert.ops.moves import MOVE_ROWS
+from speedysnn.convert.ops.shapes import SHAPE_ROWS
 
 HANDLERS: dict[Key, Handler] = {
     **ACTIVATION_ROWS,
     **NONLINEAR_ROWS,
     **MODULE_ROWS,
     **LAYER_ROWS,
-    **NORM_ROWS,
     **FUNCTION_ROWS,
-    **ARITHMETIC_ROWS,
     **ATTENTION_ROWS,
-    **CHOICE_ROWS,
     **SHAPE_ROWS,
     **MOVE_ROWS,
-    **INDEXING_ROWS,
     **ATEN_ROWS,
 }
 

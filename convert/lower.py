@@ -1,8 +1,7 @@
-"""Turn a traced network into the graph: walk the calls, ask each one's handler, collect every problem.
+"""Turn a traced network into the graph: walk its calls, let each one's handler add nodes, and collect every problem.
 
-Which handler a call is for, and whether the call changes its first argument in place.
-
-What the report says of a call: exact, approximate or hybrid, why, and what it costs.
+`Lowering` is the walk. `handler_of` finds a call's handler by its module's class, its function or its name, and
+`explained` says for the report how a call was treated and why.
 """
 
 import operator
@@ -24,54 +23,6 @@ from speedysnn.graph.operators import OPERATORS
 
 _INPLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
-
-def handler_of(handlers: Mapping[Key, Handler], node: fx.Node, module: nn.Module | None) -> Handler:
-    """The handler of a call.
-
-    Raises:
-        Unsupported: there is none.
-    """
-    for key in _keys(node, module):
-        if key in handlers:
-            return handlers[key]
-    if module is not None:
-        name = f"{type(module).__module__}.{type(module).__name__}"
-        line = f"to_spiking(..., handlers={{{type(module).__name__}: handler}})"
-        raise Unsupported(f"{name} has no handler", f"use a ReLU network, or pass {line}")
-    word = word_of(node, None)
-    raise Unsupported(f"{word} has no handler", f"use a supported operator, or pass handlers={{{word!r}: handler}}")
-
-
-def word_of(node: fx.Node, module: nn.Module | None) -> str:
-    """What is called, in a word: a module's class, a method, or a function's name."""
-    if module is not None:
-        return type(module).__name__
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-
-
-def _keys(node: fx.Node, module: nn.Module | None) -> list[Any]:
-    """Registry keys in order: a module's class (or a base whose forward it keeps), a function, a method's name."""
-    if module is not None:
-        kinds = [cls for cls in type(module).__mro__ if getattr(cls, "forward", None) is type(module).forward]
-        return [*kinds, f"{type(module).__module__}.{type(module).__name__}"]
-    if isinstance(node.target, str):
-        return [node.target]
-    return [node.target, f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"]
-
-
-def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether the call changes its first argument."""
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    if isinstance(node.target, str):
-        return node.target.endswith("_")
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    name = str(getattr(node.target, "__name__", ""))  # torch.exp_, torch.nn.functional.elu_
-    in_name = name.endswith("_") and not name.endswith("__")
-    return in_name or node.target in _INPLACE or bool(node.kwargs.get("inplace", False))
-
-
 _WHY = {
     "hybrid": "not linear: an analog unit applies it to the running mean and emits the difference",
     "neuron": "becomes integrate-and-fire neurons; its error is what `analyze` measures",
@@ -84,26 +35,8 @@ _WHY = {
 _HYBRID = "replace it by ReLU and batch-norm and retrain, or accept an analog unit with allow_hybrid=True"
 
 
-def explained(made: Sequence[Node]) -> tuple[Treatment, Accuracy, str, str]:
-    """Treatment, accuracy, why and advice of a call that became these nodes."""
-    if any(new.op in OPERATORS and OPERATORS[new.op].hybrid for new in made):
-        return "hybrid", "exact", _WHY["hybrid"], _HYBRID
-    neurons = [new for new in made if new.op == "neuron"]
-    if neurons:
-        floor = neurons[0].attrs["floor"]
-        return "spiking", "approximate", _WHY["signed" if floor is None or floor < 0 else "neuron"], ""
-    words = [word for word in ("max_pool", "batch_norm") if any(word in new.op for new in made)]
-    return "spiking", "exact", _WHY[words[0] if words else "affine" if made else "left out"], ""
-
-
-def cost_in(builder: Builder, node: Node) -> Cost:
-    """The cost of a node for one image."""
-    images = next((builder.shapes[n.name][0] for n in builder.nodes if n.op == "input"), 1)
-    return cost_of(node, builder.shapes, builder.tensors, max(1, images))
-
-
 class Lowering:
-    """One walk over a traced network.
+    """One walk over the calls of a traced network, which builds its graph and the report's rows.
 
     Args:
         traced: the traced network.
@@ -227,9 +160,9 @@ class Lowering:
         cost: Cost | None = None,
     ) -> None:
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        spent = asdict(cost or Cost())
+        costs = asdict(cost or Cost())
         row = Row(
-            self.builder.path, word_of(node, module), treatment, accuracy, why, advice, self.builder.source, **spent
+            self.builder.path, word_of(node, module), treatment, accuracy, why, advice, self.builder.source, **costs
         )
         self.rows.append(row)
 
@@ -239,8 +172,8 @@ class Lowering:
             node = next(node for node in self.builder.nodes if node.name == name)
             kind = "signed spikes" if node.attrs["floor"] is None else "spikes"
             why = f"re-encodes as {kind} what a weight layer receives, which is no spike train any more"
-            spent = asdict(cost_in(self.builder, node))
-            self.rows.append(Row(name, "encode", "spiking", "approximate", why, "", node.source, **spent))
+            costs = asdict(cost_in(self.builder, node))
+            self.rows.append(Row(name, "encode", "spiking", "approximate", why, "", node.source, **costs))
 
     def _outputs(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -253,3 +186,68 @@ class Lowering:
             Row("output", type(value).__name__, "unsupported", "", "an output that is no tensor", "return tensors only")
         )
         return []
+
+
+def handler_of(handlers: Mapping[Key, Handler], node: fx.Node, module: nn.Module | None) -> Handler:
+    """Find the handler of a call.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    for key in _keys(node, module):
+        if key in handlers:
+            return handlers[key]
+    if module is not None:
+        name = f"{type(module).__module__}.{type(module).__name__}"
+        line = f"to_spiking(..., handlers={{{type(module).__name__}: handler}})"
+        raise Unsupported(f"{name} has no handler", f"use a ReLU network, or pass {line}")
+    word = word_of(node, None)
+    raise Unsupported(f"{word} has no handler", f"use a supported operator, or pass handlers={{{word!r}: handler}}")
+
+
+def word_of(node: fx.Node, module: nn.Module | None) -> str:
+    """The name of what is called: a module's class, a method, or a function."""
+    if module is not None:
+        return type(module).__name__
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _keys(node: fx.Node, module: nn.Module | None) -> list[Any]:
+    """Registry keys in order: a module's class (or a base whose forward it keeps), a function, a method's name."""
+    if module is not None:
+        kinds = [cls for cls in type(module).__mro__ if getattr(cls, "forward", None) is type(module).forward]
+        return [*kinds, f"{type(module).__module__}.{type(module).__name__}"]
+    if isinstance(node.target, str):
+        return [node.target]
+    return [node.target, f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"]
+
+
+def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the call changes its first argument."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if isinstance(node.target, str):
+        return node.target.endswith("_")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = str(getattr(node.target, "__name__", ""))  # torch.exp_, torch.nn.functional.elu_
+    in_name = name.endswith("_") and not name.endswith("__")
+    return in_name or node.target in _INPLACE or bool(node.kwargs.get("inplace", False))
+
+
+def explained(made: Sequence[Node]) -> tuple[Treatment, Accuracy, str, str]:
+    """Treatment, accuracy, why and advice of a call that became these nodes."""
+    if any(new.op in OPERATORS and OPERATORS[new.op].hybrid for new in made):
+        return "hybrid", "exact", _WHY["hybrid"], _HYBRID
+    neurons = [new for new in made if new.op == "neuron"]
+    if neurons:
+        floor = neurons[0].attrs["floor"]
+        return "spiking", "approximate", _WHY["signed" if floor is None or floor < 0 else "neuron"], ""
+    words = [word for word in ("max_pool", "batch_norm") if any(word in new.op for new in made)]
+    return "spiking", "exact", _WHY[words[0] if words else "affine" if made else "left out"], ""
+
+
+def cost_in(builder: Builder, node: Node) -> Cost:
+    """The cost of a node for one image."""
+    images = next((builder.shapes[n.name][0] for n in builder.nodes if n.op == "input"), 1)
+    return cost_of(node, builder.shapes, builder.tensors, max(1, images))

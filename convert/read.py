@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.encode import refuse_quantized
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.lower import Lowering
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import Traced, export, open_batches, trace
+from speedysnn.convert.trace import Traced, export, first_line, open_batches, trace
 from speedysnn.errors import ConversionError, InputError, SpeedySNNError
 from speedysnn.graph.ir import Graph
+
+# Packages of modules that quantize: what such a network computes is not what its layers say.
+_QUANTIZERS = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic.q", "torchao.",
+               "torch.quantization")  # fmt: skip
+_LISTED = 5  # modules that a message names
 
 Lowered = tuple[Graph | None, dict[str, dict[str, Tensor]], Report]
 
@@ -107,16 +111,15 @@ def _require_run(model: nn.Module, example: Sequence[Tensor]) -> None:
         raise
     except Exception as err:  # the user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
-        text = str(err).splitlines()[0] if str(err) else repr(err)
         hint = "; if it was exported for one batch size, export it again with dynamic_shapes"
         raise ConversionError(
-            f"the network does not run on the example input {shapes}: {text}"
+            f"the network does not run on the example input {shapes}: {first_line(err)}"
             f"{hint if isinstance(model, torch.fx.GraphModule) else ''}"
         ) from None
 
 
 def _advice(model: nn.Module, example: Sequence[Tensor], options: dict[str, Any]) -> str:
-    """Which modules inside can be converted on their own, the largest first."""
+    """Advice that names modules inside which can be converted on their own, the largest first."""
     inputs = _seen(model, example)
     parts: list[str] = []
     for name, module in model.named_modules():
@@ -155,3 +158,33 @@ def _seen(model: nn.Module, example: Sequence[Tensor]) -> dict[str, list[Tensor]
         for handle in handles:
             handle.remove()
     return seen
+
+
+def refuse_quantized(model: nn.Module, handlers: Mapping[Key, Handler]) -> None:
+    """Refuse fake-quantizers, observers and quantized layers, which round weights too and run on integers.
+
+    Raises:
+        ConversionError: there are some that no handler was given for; lists their layer paths.
+    """
+    found = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith(_QUANTIZERS) and type(module) not in handlers and not _is_float(module)
+    }
+    if not found:
+        return
+    listed = ", ".join(f"{name or 'the network'} ({kind})" for name, kind in list(found.items())[:_LISTED])
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    raise ConversionError(
+        f"{type(model).__name__} was prepared for quantization: {listed}{more}. Expected a network in floating point: "
+        "build the network without prepare_qat or convert and load the trained weights into it (batch-norm moves from "
+        "'0.bn.' to its own layer), or train the clips (QCFS, PACT, LSQ), which become thresholds. What the thresholds "
+        "cost is then measured by `speedysnn analyze`"
+    )
+
+
+def _is_float(module: nn.Module) -> bool:
+    """Whether it only groups float layers, or does nothing until the network is converted."""
+    return type(module).__name__ in ("ConvReLU2d", "LinearReLU", "QuantStub", "DeQuantStub", "QuantWrapper") and (
+        not type(module).__module__.startswith(("torch.ao.nn.intrinsic.q", "torch.ao.nn.q"))
+    )

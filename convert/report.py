@@ -1,8 +1,8 @@
 """The compatibility report: every operator of a network, how it is treated, what it costs, and why.
 
-What a node costs in one step for one image: neurons, operations, and values kept from step to step.
-
-The shape or value of every traced call, from runs of two batch sizes that tell what follows the batch.
+`Report` is what `inspect` returns, one `Row` a call. `cost_of` counts neurons, operations and values kept from step to
+step; `record` runs a traced network with two batch sizes and keeps the shape of every value, so that numbers which
+follow the batch are known.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from speedysnn.convert.handler_api import BatchInt
+from speedysnn.convert.trace import first_line
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
@@ -65,6 +66,20 @@ class Report:
         never_called: paths of leaf modules that the forward pass does not reach.
         allow_hybrid: whether operators that need an analog unit count as converted.
         tracer: "fx" or "export", which of the two read the network.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import convert
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> report = convert.inspect(net, torch.rand(2, 4))
+        >>> print(report.frame[["path", "operator", "accuracy", "neurons", "operations"]].to_string(index=False))
+        path operator    accuracy  neurons  operations
+           0   Linear       exact        0          32
+           1     ReLU approximate        8           0
+           2   Linear       exact        0          16
+        >>> report.supported, report.treatment
+        (True, 'spiking')
     """
 
     network: str
@@ -94,7 +109,7 @@ class Report:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a call."""
+        """The rows as a table, one for each call."""
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +128,7 @@ class Report:
         }
 
     def complaint(self) -> str:
-        """All problems at once, one a line."""
+        """All problems in one message, one on each line."""
         lines = [
             f"  {row.path} ({row.operator}{', ' + row.source if row.source else ''}): {row.why}"
             + (f"; {row.advice}" if row.advice else "")
@@ -132,22 +147,23 @@ class Report:
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts for one image: neurons, operations a step, values kept."""
+    """What a node costs for one image: neurons, operations in each step, and values kept from step to step."""
 
     neurons: int = 0
     operations: int = 0
     state: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """Add two costs."""
         return Cost(self.neurons + other.neurons, self.operations + other.operations, self.state + other.state)
 
 
 def cost_of(
     node: Node, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Mapping[str, Tensor]], images: int
 ) -> Cost:
-    """Multiply-accumulates of a weight layer, one evaluation a value of an analog unit, membranes and running totals.
+    """What a node costs for one image.
 
+    A weight layer costs its multiply-accumulates, an analog unit one evaluation for each value.
     A rate operator keeps the totals of its inputs and what it reached last; a neuron its membrane.
     """
     out = math.prod(shapes.get(node.name, ())) // images
@@ -189,49 +205,10 @@ def _multiplications(
     return out * (weight.numel() // weight.shape[0])
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph and keeps the shape of every tensor and every other value as it is."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.records: dict[fx.Node, Any] = {}
-        self.final: Any = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.records[n] = _shapes(value)
-        if n.op == "output":
-            self.final = value
-        return value
-
-
 class Shape(tuple[int, ...]):
     """The shape of a traced tensor, apart from tuples of numbers; `leads` if the first dimension follows the batch."""
 
     leads = True
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Shape(value.shape)
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, list | tuple):
-        return tuple(_shapes(item) for item in value)
-    return value
-
-
-def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
-    """One record out of two runs with different batches: numbers that differ follow the batch."""
-    if isinstance(first, Shape):
-        if isinstance(second, Shape) and first and first is not second:
-            first.leads = first[0] * batches[1] == second[0] * batches[0]
-        return first
-    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
-        return tuple(_merge(a, b, batches) for a, b in zip(first, second, strict=True))
-    if isinstance(first, int) and not isinstance(first, bool) and first != second:
-        return BatchInt(first)
-    return first
 
 
 def record(
@@ -252,13 +229,53 @@ def record(
         try:
             recorder.run(*inputs)
         except Exception as err:  # the source network's own calls may raise anything
-            text = str(err).splitlines()[0] if str(err) else repr(err)
             shapes = ", ".join(str(tuple(x.shape)) for x in example)
-            raise ConversionError(f"the network does not run on the example input {shapes}: {text}") from None
+            raise ConversionError(
+                f"the network does not run on the example input {shapes}: {first_line(err)}"
+            ) from None
         runs.append(recorder)
     first, second = runs[0], runs[-1]
     sizes = (batches[0], batches[-1])
     return {node: _merge(value, second.records[node], sizes) for node, value in first.records.items()}, first.final
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and keeps the shape of every tensor and every other value as it is."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.records: dict[fx.Node, Any] = {}
+        self.final: Any = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.records[n] = _shapes(value)
+        if n.op == "output":
+            self.final = value
+        return value
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Shape(value.shape)
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, list | tuple):
+        return tuple(_shapes(item) for item in value)
+    return value
+
+
+def _merge(first: Any, second: Any, batches: tuple[int, int]) -> Any:
+    """Merge the records of two runs with different batch sizes: numbers that differ follow the batch."""
+    if isinstance(first, Shape):
+        if isinstance(second, Shape) and first and first is not second:
+            first.leads = first[0] * batches[1] == second[0] * batches[0]
+        return first
+    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
+        return tuple(_merge(a, b, batches) for a, b in zip(first, second, strict=True))
+    if isinstance(first, int) and not isinstance(first, bool) and first != second:
+        return BatchInt(first)
+    return first
 
 
 def has_tensor(recorded: Any) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.calibrate import Threshold, assign, check_rules, collect, needs_gradients
+from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
-from speedysnn.convert.correct import Kept, check_kind, correct_on, images_for
+from speedysnn.convert.correct import FirstImages, check_kind, correct_on, images_for
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.read import read
@@ -150,7 +150,7 @@ def to_spiking(
     require_initialised(ann)
     batches = iter_batches(calibration)
     first = next(batches)
-    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    device = _device(ann)
     example = [x[:4].to(device) for x in first.inputs]
     known = _known(ann, handlers)
     with evaluating(ann):
@@ -161,9 +161,9 @@ def to_spiking(
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
-    kept = Kept(images_for(snn) if correct != "none" else 0)
+    kept = FirstImages(images_for(snn) if correct != "none" else 0)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
-    images = collect(snn, data, granularity, gradients=gradients, progress=progress)
+    images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)
     snn.provenance = {
         **(provenance or {}),
@@ -178,7 +178,7 @@ def to_spiking(
 
 
 def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, Handler]:
-    """What is found by no row of the package: the program's own rows, and activations with a learned clip."""
+    """Handlers beside the package's own: those the user gave or registered, and those of recognised learned clips."""
     given = {**added_handlers(), **(handlers or {})}
     return {**recognised(ann, given), **given}
 
@@ -211,7 +211,7 @@ def _network(
 
 
 def _copied(value: Tensor) -> Tensor:
-    """A copy that lies in memory as the network wants it, so that it is not copied once more."""
+    """A copy in the memory layout that the network wants, so that it is not copied again."""
     value = value.detach()
     if value.ndim == 4 and not value.is_contiguous(memory_format=torch.channels_last):
         return value.contiguous(memory_format=torch.channels_last)
@@ -229,11 +229,16 @@ def _neurons(graph: Graph, timesteps: int, options: Mapping[str, Any]) -> dict[s
 
 
 def _inputs(ann: nn.Module, example: Example) -> list[Tensor]:
-    device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+    device = _device(ann)
     items = [example] if isinstance(example, Tensor) else list(example)
     if not items or not all(isinstance(x, Tensor) and x.ndim > 0 for x in items):
         raise InputError("example: expected a tensor (B, ...), or one for each input")
     return [x.to(device) for x in items]
+
+
+def _device(ann: nn.Module) -> torch.device:
+    """Where the network's parameters are; the CPU where it has none."""
+    return next((p.device for p in ann.parameters()), torch.device("cpu"))
 
 
 def _check_options(granularity: str, v_init: float, correct: str) -> None:

@@ -1,8 +1,7 @@
-"""Prove that the converted network's analog reading is the source network.
+"""Prove that the converted network's analog reading is the source network, to a relative error below 1e-5.
 
-Prove in float64 that a network of staircases is its source: in float32 a rounding error at a tie is a whole step.
-
-Float32 products to their last bit on a GPU, where convolutions take TF32 (10 bits of mantissa) by default.
+A network of staircases is proven in float64 (`exact_error`): in float32 a rounding error at a tie is a whole step. All
+others are proven in their own type, on a GPU without TF32 (`full_precision`), whose mantissa has only 10 bits.
 """
 
 import copy
@@ -24,6 +23,8 @@ from speedysnn.neurons.layer import IFNeuron
 
 TOLERANCE = 1e-5
 
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
 
 def leaves(value: Any) -> list[Tensor]:
     """The tensors of an output, in order."""
@@ -39,7 +40,7 @@ def relative_error(ours: Any, reference: Any) -> float:
 
 
 def require_equal(ours: Any, reference: Any) -> float:
-    """The relative error of the analog reading.
+    """Check the analog reading against the source network, and return its relative error.
 
     Raises:
         ConversionError: it is not below 1e-5, or something is not finite.
@@ -57,9 +58,6 @@ def require_equal(ours: Any, reference: Any) -> float:
             "operations that tracing does not see: remove them and convert again"
         )
     return error
-
-
-Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 def has_staircases(graph: Graph) -> bool:

@@ -26,7 +26,7 @@ class _Blocks(Execution):
     """A quantized pass that detaches every neuron's output, so that each layer's gradient stays in its own block."""
 
     def __init__(self, snn: SpikingNetwork, visit: Visit, before: Visit | None = None) -> None:
-        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._visit, self._before = visit, before
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
@@ -257,7 +257,7 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: dict[str, Tensor] = {}
 
-    def __call__(self, tap: Tap) -> None:
+    def __call__(self, tap: LayerRecord) -> None:
         """Keep one layer's mean output.
 
         Args:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speedysnn.execution.observers import Tap, any_order, sees
+from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.kernels.elementwise import nonzero
 
 _MARGIN = 0.97  # of the limit, above which the penalty acts
 
-def membrane_penalty(tap: Tap) -> Tensor:
+def membrane_penalty(tap: LayerRecord) -> Tensor:
     """Penalise membranes that end outside [0, theta): the mean square of how far outside, in units of theta.
 
     u = sum_t x[t] / theta + v_init - n is the membrane that is left after n spikes. It counts where it is below 0 after
@@ -127,7 +127,7 @@ class Rates:
         self.membranes: list[Tensor] = []
         self.neurons = 0.0
 
-    def take(self, tap: Tap, membrane: bool = False) -> None:
+    def take(self, tap: LayerRecord, membrane: bool = False) -> None:
         """Add one layer.
 
         Args:
@@ -163,8 +163,8 @@ class Events:
         self.sums, self._lock, self._fan_out = [0.0, 0.0, 0.0, 0.0], threading.Lock(), fan_out
 
     @any_order
-    @sees("nothing")
-    def count(self, tap: Tap) -> None:
+    @needs_input("nothing")
+    def count(self, tap: LayerRecord) -> None:
         """Add a layer's spikes and neurons.
 
         Args:
@@ -181,7 +181,7 @@ class Events:
                 self.sums[i] += value
 
 
-def _emitted(tap: Tap) -> float:
+def _emitted(tap: LayerRecord) -> float:
     """Count the spikes of a train, one of grade n as n of them."""
     if tap.neuron.levels_per_step == 1:
         return float(nonzero(tap.output))

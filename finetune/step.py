@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speedysnn.errors import TrainingError
 from speedysnn.execution import scheduling
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.execution.runner import images_at_once
 from speedysnn.finetune.blockwise import local_gradients
 from speedysnn.finetune.config import Config
@@ -273,7 +273,7 @@ class Step:
         recorder = Recorder() if source else None
         rates = self.budget.rates() if self.budget else Rates({}) if config.membrane else None
 
-        def watch(tap: Tap) -> None:
+        def watch(tap: LayerRecord) -> None:
             if recorder is not None:
                 recorder(tap)
             if rates is not None:

@@ -74,7 +74,7 @@ def run_training(
     Returns:
         The outputs, averaged over T and nested as the source nests them.
     """
-    run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, wires=snn.wires)
+    run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, graph_info=snn.graph_info)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
     if reading == "spiking":
         values = run.spiking(ready, per_step=False)

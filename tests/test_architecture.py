@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def test_every_module_is_on_the_page_once() -> None:
     named = re.findall(r"^- `([\w/]+\.py)`", part, re.MULTILINE)
     there = {path.relative_to(CORE if CORE in path.parents else ROOT).as_posix() for path in MODULES.values()}
     assert sorted(named) == sorted(name for name in there if not name.endswith("__init__.py"))
+
+
+def test_the_page_says_of_a_module_what_the_module_says() -> None:
+    """`python tools/write_architecture.py` writes the page's list again."""
+    written = runpy.run_path(str(ROOT / "tools" / "write_architecture.py"))["written"]
+    assert written(PAGE) == PAGE, "python tools/write_architecture.py"
 
 
 def test_the_house_stays_small_enough_for_a_stranger() -> None:

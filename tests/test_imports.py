@@ -15,7 +15,7 @@ import speedysnn
 ROOT = Path(speedysnn.__file__).resolve().parent
 PUBLIC: dict[str, str] = {
     "speedysnn": "IFNeuron SpeedySNNError SpikingNetwork load save",
-    "speedysnn.analysis": "COLUMNS Column Comparison Confidence CostReport DelayChoice Evaluation LayerDetail "
+    "speedysnn.analysis": "Advice COLUMNS Column Comparison Confidence CostReport DelayChoice Evaluation LayerDetail "
     "NoiseReport NoiseSums OUTPUTS Sensitivity choose_confidence choose_delay compare delayed_readout early_exit "
     "evaluate figure_activation_density figure_membrane figure_noise_distribution figure_raster figure_staircase "
     "knob_curves knobs measure_cost measure_noise measure_sensitivity pareto read_mixed spike_fan_out sweep theory "
@@ -38,7 +38,7 @@ PUBLIC: dict[str, str] = {
     "speedysnn.display": "track",
     "speedysnn.sources": "MODELS Source load_model read_checkpoint",
     "speedysnn.surrogate": "atan rectangle sigmoid slope triangle",
-    "speedysnn.execution.observers": "Tap",
+    "speedysnn.execution.observers": "LayerRecord Tap any_order needs_input",
     "speedysnn.spike_trains": "SpikeTrain load record save",
 }
 KEPT_PATHS = (

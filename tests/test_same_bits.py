@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from speedysnn import convert, settings
 from tests.material import same_bits
 from tests.material.same_bits import IMAGES, WEIGHTS
 
@@ -49,3 +50,19 @@ def test_small_networks(case, tmp_path) -> None:
 @pytest.mark.skipif(not (IMAGES.is_file() and WEIGHTS.is_file()), reason="the published data is not here")
 def test_the_published_resnet20(tmp_path) -> None:
     _alike("published", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (IMAGES.is_file() and WEIGHTS.is_file()), reason="the published data is not here")
+def test_full_lookahead_is_the_quantized_reading_on_every_published_image() -> None:
+    """The counts are equal by construction; the logits are equal to the last bit, whatever way an image is passed."""
+    ann, calibration, _, test = same_bits.published(images=846)
+    assert len(test) == 846
+    snn = convert.to_spiking(ann, calibration, timesteps=8, delay="full")
+    with torch.no_grad():
+        spiking, quantized = snn.read("spiking", test), snn.read("quantized", test)
+        assert torch.equal(spiking.argmax(1), quantized.argmax(1))
+        assert torch.equal(spiking, quantized)
+        with settings.using(events="always"):
+            few = test[:64]
+            assert torch.equal(snn.read("spiking", few), snn.read("quantized", few))

@@ -1,6 +1,8 @@
 """Every environment variable has a Python equal, which wins; blocks hold for their own thread."""
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,9 @@ def test_the_cache_folder_is_the_users_own_unless_given(monkeypatch, tmp_path) -
     assert cache_folder() == tmp_path / "speedysnn"
     monkeypatch.setenv("SPEEDYSNN_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
+
+
+def test_no_environment_variable_of_the_package_is_without_a_setting() -> None:
+    files = [*Path(settings.__file__).parent.rglob("*.py"), *(Path(__file__).parents[1] / "docs").rglob("*.md")]
+    used = {name for file in files for name in re.findall(r"SPEEDYSNN_[A-Z_]+", file.read_text(encoding="utf-8"))}
+    assert used == {setting.variable for setting in settings.SETTINGS.values()}

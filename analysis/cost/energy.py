@@ -1,14 +1,14 @@
-"""What was counted as a report, and its energy under named cost tables; never one number.
+"""CostReport: what was counted, and its energy under several named cost tables, never as one number.
 
-Compute only, pJ an operation in 45 nm CMOS (Horowitz, ISSCC 2014); `memory_energy` adds accesses and addressing for
-buffers as large as what they hold, which can turn the verdict. Compare within a row, never across estimators.
+Four tables are of compute only, in pJ an operation in 45 nm CMOS (Horowitz, ISSCC 2014). The fifth, `with_memory`, adds
+addressing and accesses to buffers that are as large as what they hold, which can turn the verdict. Compare figures
+within a row, never across rows: each row is another estimator.
 
-Energy with memory: operations, addressing and accesses to buffers that grow with what they hold (Lemaire 2022).
-
-E = sum over layers of operations + addressing + accesses. 32-bit integers: an addition 0.1 pJ, a multiplication 3.1 pJ.
-An access of 32 bits costs 10 pJ in 8 kB, 20 pJ in 32 kB and 100 pJ in 1 MB, linear between them and beyond; inputs,
-weights, potentials, biases and outputs of a layer lie in buffers of their own, each as large as what it holds. A
-synaptic operation reads a weight, and reads and writes a potential; it arrives at an address computed for its event.
+Energy with memory: E = sum over layers of operations + addressing + accesses. 32-bit integers: an addition 0.1 pJ, a
+multiplication 3.1 pJ. An access of 32 bits costs 10 pJ in 8 kB, 20 pJ in 32 kB and 100 pJ in 1 MB, linear between them
+and beyond. Inputs, weights, potentials, biases and outputs of a layer lie in buffers of their own, each as large as
+what it holds. A synaptic operation reads a weight, and reads and writes a potential; it arrives at an address that is
+computed for its event.
 
 Reference: Lemaire et al., "An analytical estimation of spiking neural networks energy efficiency", 2022. The counts are
 ours: exact fan-outs instead of ceil(k/S)^2 a spike, and the source's multiply-accumulates without padding.
@@ -31,7 +31,12 @@ SIZES = ("inputs", "outputs", "weights", "biases")
 
 @dataclass(frozen=True)
 class CostTable:
-    """Picojoules of one multiply-accumulate and of one accumulate."""
+    """What one operation costs.
+
+    Attributes:
+        mac: one multiply-accumulate, pJ.
+        ac: one accumulate, pJ.
+    """
 
     mac: float
     ac: float
@@ -55,6 +60,17 @@ def energies(total: Mapping[str, float], tables: Mapping[str, CostTable] = TABLE
     Args:
         total: `CostReport.total`.
         tables: name -> costs.
+
+    Returns:
+        One row a table with the columns `COLUMNS`, in nJ an image.
+
+    Example:
+        >>> from speedysnn.analysis.cost.energy import CostTable, energies
+        >>> total = {"macs": 0, "graded_synops": 0, "synops": 1000, "analog_macs": 1000, "analog_adds": 0,
+        ...          "rival_macs": 500, "updates": 0}
+        >>> row = energies(total, {"FP32": CostTable(mac=4.6, ac=0.9)}).iloc[0]
+        >>> float(row["analog_nj"]), float(row["rival_nj"]), float(row["spiking_nj"])
+        (4.6, 2.3, 0.9)
     """
     rows = []
     for name, cost in tables.items():
@@ -69,7 +85,7 @@ def energies(total: Mapping[str, float], tables: Mapping[str, CostTable] = TABLE
 
 @dataclass(frozen=True)
 class CostReport:
-    """What one inference costs; every count is the mean over the images, summed over all T steps.
+    """What one inference costs: every count is summed over all T steps and averaged over the images.
 
     Columns of `layers`, one row a weight layer or neuron layer in execution order; `total` holds their sums:
 
@@ -110,7 +126,11 @@ class CostReport:
     uncounted: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as strict JSON data."""
+        """Give everything as strict JSON data.
+
+        Returns:
+            Counts, energies and layers; None for what is undefined.
+        """
         return {
             **{name: plain(value) for name, value in self.settings.items()},
             "images": self.images,
@@ -122,13 +142,25 @@ class CostReport:
         }
 
 
-ADD, MUL = 0.1, 3.1
+ADD, MUL = 0.1, 3.1  # pJ of a 32-bit integer addition and multiplication
 NAME = "INT32, 45 nm, with memory"
 _SIZES, _COSTS, _BYTES = (8 * 1024, 32 * 1024, 1024 * 1024), (10.0, 20.0, 100.0), 4
 
 
 def access(values: float) -> float:
-    """Energy to read or write one 32-bit value of a buffer that holds so many, pJ; 10 pJ up to 8 kB."""
+    """Compute the energy to read or write one 32-bit value of a buffer.
+
+    Args:
+        values: how many values the buffer holds.
+
+    Returns:
+        pJ: 10 up to 8 kB, then linear between the sizes that were published.
+
+    Example:
+        >>> from speedysnn.analysis.cost.energy import access
+        >>> access(2048), access(8192)  # 8 kB and 32 kB
+        (10.0, 20.0)
+    """
     size = float(values) * _BYTES
     if size > _SIZES[-1]:  # the last slope goes on
         slope = (_COSTS[-1] - _COSTS[-2]) / (_SIZES[-1] - _SIZES[-2])
@@ -137,7 +169,11 @@ def access(values: float) -> float:
 
 
 def with_memory(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row as of `energies`, nJ an image; rows are those of `CostReport.layers`."""
+    """Compute the energy with memory accesses, from the rows of `CostReport.layers`.
+
+    Returns:
+        One row as `energies` has them, in nJ an image.
+    """
     source = rival = spiking = updates = 0.0
     for row in rows:
         if row["op"] == "neuron":

@@ -2,10 +2,8 @@
 
 With every weight one, every average a sum and every difference a sum, the network between the sources of events and a
 layer is linear with whole coefficients. Its gradient is the number of connections from each position to that layer.
-
-Where the events of a graph arise and how far they get, known from the graph alone.
-
-Operators with every coefficient one, so that a gradient through them counts connections.
+`Flow` says where events arise and how far they get, `connection_count` is an operator with every coefficient one, and
+`FanOut` takes the gradients.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +33,7 @@ def routes(node: Node) -> bool:
 
 
 def weighted(node: Node) -> bool:
-    """Whether a node is a convolution or linear layer."""
+    """Say whether a node is a convolution or a linear layer."""
     return node.op in OPERATORS and OPERATORS[node.op].weighted
 
 
@@ -55,7 +53,16 @@ class Flow:
 
     @staticmethod
     def of(graph: Graph, event_inputs: Iterable[str], graded_neurons: Iterable[str]) -> "Flow":
-        """Read the flow of events off the graph."""
+        """Find the flow of events in a graph.
+
+        Args:
+            graph: the network.
+            event_inputs: inputs that are events.
+            graded_neurons: neuron layers whose spikes may carry a size.
+
+        Returns:
+            What every node's output is.
+        """
         given, graded = frozenset(event_inputs), set(graded_neurons) | set(event_inputs)
         kinds: dict[str, Kind] = {}
         pure: set[str] = set()  # events without a constant added to them
@@ -102,8 +109,8 @@ def pool_graph(graph: Graph, flow: Flow) -> Graph:
     return Graph(tuple(reversed(nodes)), ends)
 
 
-def count(node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-    """The operator with every coefficient one."""
+def connection_count(node: Node, args: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Run an operator with every coefficient one, so that a gradient through it counts connections."""
     if "avg_pool" in node.op:
         return _sum_pool(node, args[0])
     if node.op in UNIT:
@@ -198,7 +205,8 @@ class FanOut:
             values = {name: torch.zeros(self.shapes[name], dtype=torch.float64, requires_grad=True) for name in leaves}
             counted = list(values.values())
             for node in between:
-                values[node.name] = count(node, [values[name] for name in node.inputs], self._tensors(node.name))
+                args = [values[name] for name in node.inputs]
+                values[node.name] = connection_count(node, args, self._tensors(node.name))
             reaching = values[end] if arrivals else values[end] * self.own(layer)
             maps = torch.autograd.grad(reaching.sum(), counted, allow_unused=True)
         reached = {name: found for name, found in zip(leaves, maps, strict=True) if found is not None}

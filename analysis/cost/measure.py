@@ -1,10 +1,8 @@
 """measure_cost: what an inference costs, in events, operations, updates, state and energy under named tables.
 
-Events of every source of an inference, by position, summed over steps and images.
-
-Operations of an inference: events and the connections they meet, updates, state, and the rival's values.
-
-Synapses that a spike of each layer reaches on average: the weights of a budget of synaptic operations.
+One pass over the images counts the events of every source (a neuron layer, an event input, a max-pooling) by position.
+The exact fan-out of each position, from `fan_out.py`, turns events into synaptic operations. The quantized reading of
+the same images gives the values that a quantized network, which skips its zeros, would multiply: the rival.
 """
 
 import math
@@ -22,15 +20,17 @@ from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size,
 from speedysnn.analysis.sensitivity.mixed import checked
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import Graph, Node, readout_nodes
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 from speedysnn.settings import repeatable
 
+_STATE = 4  # bytes of one state variable
 
-class Tally:
-    """Events of every source, by position, summed over steps and images."""
+
+class EventCounter:
+    """Counts the events of every source by position, summed over steps and images."""
 
     def __init__(self, snn: SpikingNetwork, flow: Flow, shapes: Mapping[str, Shape]) -> None:
         self.snn, self.shapes = snn, shapes
@@ -41,8 +41,8 @@ class Tally:
         thetas = [float(n.threshold.min()) for name, n in snn.neurons.items() if name in self._kept]
         self._smallest = 1e-4 * min(thetas, default=1.0)  # rounding of theta's multiples is far below this
 
-    def observe(self, tap: Tap) -> None:
-        """Observer of the spiking pass."""
+    def observe(self, tap: LayerRecord) -> None:
+        """Count the spikes of a layer; this is the observer of the spiking pass."""
         self._add(tap.name, tap.output != 0)
         if tap.name in self._kept:
             self._trains[tap.name] = tap.output
@@ -62,9 +62,6 @@ class Tally:
         self.counts[name] = self.counts.get(name, torch.zeros_like(found)) + found
 
 
-_STATE = 4  # bytes of one state variable
-
-
 class Counter:
     """Running counts of every source of events and of the rival's values, and the connections they meet."""
 
@@ -76,7 +73,7 @@ class Counter:
         self.flow = Flow.of(snn.graph, given, graded)
         shapes = {name: tuple(x.shape) for name, x in self._static(one, [n.name for n in snn.graph.nodes]).items()}
         self.fan_out = FanOut(snn.graph, self.flow, shapes, snn.tensors)
-        self.tally = Tally(snn, self.flow, shapes)
+        self.event_counter = EventCounter(snn, self.flow, shapes)
         self.rows = [node for node in snn.graph.nodes if node.op == "neuron" or weighted(node)]
         self.reached = {node.name: self.fan_out.of(node) for node in self.rows}
         self.arriving = {node.name: self.fan_out.of(node, arrivals=True) for node in self.rows}
@@ -90,11 +87,11 @@ class Counter:
         return checked(lambda: run.static(means, "quantized"), inputs)
 
     def add(self, inputs: Sequence[Tensor]) -> None:
-        """Count one pass."""
+        """Count the events and the rival's values of one pass."""
         count = images_in(self.snn, inputs)
         self.images += count
-        checked(lambda: self.snn.read("spiking", *inputs, per_step=True, observer=self.tally.observe), inputs)
-        self.tally.finish(self._trains(inputs))
+        checked(lambda: self.snn.read("spiking", *inputs, per_step=True, observer=self.event_counter.observe), inputs)
+        self.event_counter.finish(self._trains(inputs))
         read = [node.inputs[0] for node in self.rows if weighted(node) and self._sparse(node)]
         for name, value in self._static(inputs, list(dict.fromkeys(read))).items():
             found = value.reshape(count, *self.fan_out.shapes[name]).count_nonzero(0).cpu()
@@ -108,7 +105,7 @@ class Counter:
         return self.flow.kinds[node.inputs[0]] == "events"
 
     def report(self) -> CostReport:
-        """The counts as a table, a mean over images."""
+        """Give the counts as a table; each is the mean over the images."""
         rows = [self._row(node) for node in self.rows]
         layers = pd.DataFrame(rows, columns=["layer", "op", "receives", *SIZES, *COUNTS])
         total = {name: float(layers[name].sum()) for name in COUNTS}
@@ -118,9 +115,7 @@ class Counter:
             if node.op in OPERATORS and OPERATORS[node.op].hybrid
         )
         energy = pd.concat([energies(total), pd.DataFrame([with_memory(rows)])], ignore_index=True)
-        return CostReport(
-            layers, total, energy, self._bits(), self.images, dict(settings(self.snn)), uncounted
-        )
+        return CostReport(layers, total, energy, self._bits(), self.images, dict(settings(self.snn)), uncounted)
 
     def _row(self, node: Node) -> dict[str, Any]:
         kind = self.flow.kinds[node.inputs[0]]
@@ -144,7 +139,7 @@ class Counter:
 
     def _add_events(self, row: dict[str, Any], node: Node, leaf: str, fan_out: Tensor) -> None:
         """Events of one source at one layer: each arrives once for every weight row or path that takes it."""
-        fired = self.tally.counts[leaf]
+        fired = self.event_counter.counts[leaf]
         synops = float((fired * fan_out).sum()) / self.images
         row["events"] += float((fired * self.arriving[node.name][leaf]).sum()) / self.images
         row["synops"] += synops
@@ -163,7 +158,7 @@ class Counter:
         neuron, size = self.snn.neurons[node.name], own.numel()
         ternary = neuron.rule.min_spikes < 0
         row["neurons"] = float(size)
-        row["spikes"] = float(self.tally.counts[node.name].sum()) / self.images
+        row["spikes"] = float(self.event_counter.counts[node.name].sum()) / self.images
         row["updates"] = float(size * self.snn.timesteps)
         row["state_bytes"] = float(size * _STATE * (2 if neuron.lookahead or ternary else 1))
         return row
@@ -189,9 +184,30 @@ def measure_cost(snn: SpikingNetwork, data: Any, *, limit: int | None = None, pr
         limit: stop after this many images.
         progress: show progress.
 
+    Returns:
+        The counts by layer and in total, and the energy under each named table, nJ an image.
+
     Raises:
         InputError: a limit below 1.
         DataError: no data, images of different sizes, or the network does not run on them.
+
+    Example:
+        Two layers of eight neurons: 4 * 8 + 8 * 8 + 8 * 2 = 112 multiply-accumulates in the source.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> cost = analysis.measure_cost(snn, images)
+        >>> int(cost.total["analog_macs"]), int(cost.total["macs"]), int(cost.total["updates"])
+        (112, 32, 64)
+        >>> cost.total["synops"] < 4 * 80  # at most T spikes a neuron, 80 weights behind neurons
+        True
+        >>> cost.bits  # the rival's activations take one of T + 1 = 5 values
+        3
     """
     counter: Counter | None = None
     with torch.no_grad():
@@ -204,7 +220,9 @@ def measure_cost(snn: SpikingNetwork, data: Any, *, limit: int | None = None, pr
 
 
 def spike_fan_out(snn: SpikingNetwork, example: Sequence[Tensor] | None = None) -> dict[str, float]:
-    """Mean fan-out of each neuron layer, in synapses a spike, exact for strides, padding, groups and joins.
+    """Compute the mean fan-out of each neuron layer, in synapses a spike.
+
+    The figure is exact for strides, padding, groups, pooling and joins of branches.
 
     f_l = (synapses that leave layer l, those of max-pooled spikes included) / (its neurons). For
     `finetune.fit(..., fan_out=)` with `budget_of="synops"`.
@@ -212,6 +230,20 @@ def spike_fan_out(snn: SpikingNetwork, example: Sequence[Tensor] | None = None) 
     Args:
         snn: the network.
         example: one tensor an input, (1, ...); zeros if left out.
+
+    Returns:
+        Layer -> synapses that one of its spikes reaches on average.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> analysis.spike_fan_out(snn)  # eight weights behind a neuron of the first layer, two behind the second
+        {'1': 8.0, '3': 2.0}
     """
     one = example or [torch.zeros(1, *shape) for shape in snn.input_shapes]
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Every layer's noise against the source activations, and its causes."""
+"""Every layer's noise against the source's activations, and its causes."""

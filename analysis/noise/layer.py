@@ -1,4 +1,4 @@
-"""One layer's running sums, float64 by channel."""
+"""The running sums of one layer, added up pass by pass by compiled code or by their definition."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from speedysnn.analysis.noise.schema import UNITS
 from speedysnn.analysis.noise.sums_reference import added, reference_sums, reference_user_sums, rows_of, steps_of
 from speedysnn.analysis.reference import mean_of
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons.layer import IFNeuron
 
@@ -30,8 +30,10 @@ class LayerSums:
         e = [clamp(z, 0, N theta) - a] + [Q(z) - clamp(z, 0, N theta)] + [Q(z') - Q(z)] + [r - Q(z')]
                clip                         round                          propagated       temporal
 
+    Sums by channel and products are float64, counts are whole numbers.
+
     Args:
-        name: the layer's.
+        name: the layer's name.
         neuron: the layer itself.
         full: also sum the products of every two channels' errors, and of adjacent steps.
         memory: what the sums may take; None for all neurons.
@@ -50,11 +52,11 @@ class LayerSums:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """By name, as they stand."""
+        """All sums by name, with what compiled code has added up so far."""
         self._settle()
         return self._sums
 
-    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap) -> int | Tensor:
+    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord) -> int | Tensor:
         """Add one pass.
 
         Args:
@@ -83,8 +85,8 @@ class LayerSums:
             self._settle()
         return fired
 
-    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: Tap) -> int | Tensor | None:
-        """All sums in one read, with the pass's spike events; None where this cannot be done."""
+    def _at_once(self, z: Tensor, a: Tensor | Clip, twin: Tensor, tap: LayerRecord) -> int | Tensor | None:
+        """Add all sums with compiled code and give the spike events; None where no kernel takes these tensors."""
         drive, constant = tap.received()
         read = (z, *((a,) if isinstance(a, Tensor) else ()), twin, drive, tap.output)
         kind = Running if supports(*read) else triton_backend.RunningThere if triton_backend.supports(*read) else None
@@ -101,19 +103,19 @@ class LayerSums:
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
 
     def _settle(self) -> None:
-        """Put what the compiled sums have added up to the rest."""
+        """Add what compiled code holds to the sums."""
         running, self._running = self._running, None
         if running is not None:
             self._keep(running.found())
 
     def _keep(self, found: dict[str, Tensor]) -> None:
-        """Add some sums by name, the neurons' own of those that are sampled."""
+        """Add sums by name; where neurons are sampled, only the sample's own numbers."""
         if self.places is not None:
             for name in found.keys() & set(UNITS):
                 found[name] = found[name].index_select(0, self.places.to(found[name].device))
         self._sums = added(self._sums, {name: value.cpu() for name, value in found.items()})
 
-    def _products(self, a: Tensor, tap: Tap) -> dict[str, Tensor]:
+    def _products(self, a: Tensor, tap: LayerRecord) -> dict[str, Tensor]:
         """Sums of the compared channels' errors, and of their products."""
         mean = mean_of(steps_of(tap.output, self.neuron.timesteps, tap.static_output))
         error = rows_of(mean - a, self.neuron.channel_dim)
@@ -132,7 +134,11 @@ class LayerSums:
         return out
 
     def merge(self, other: "LayerSums") -> None:
-        """Add what another pass over other images has summed; see `state` for what another process has."""
+        """Add what another pass over other images has summed.
+
+        Args:
+            other: sums of the same layer.
+        """
         self.add_state(other.state())
 
     def state(self) -> dict[str, Tensor]:
@@ -148,6 +154,9 @@ class LayerSums:
 
     def add_state(self, state: dict[str, Tensor]) -> None:
         """Add the `state` of another process's sums over other images.
+
+        Args:
+            state: as `state` gives it.
 
         Raises:
             InputError: they are of other neurons.
@@ -170,7 +179,7 @@ class LayerSums:
         self.shape, self._sums = shape, added(own, sums)
 
     def found(self, reads: Sequence[str] = ()) -> LayerTotals:
-        """Give the sums so far their names; `rows.row_of` and `details.detail_of` compute the figures from them.
+        """Give the sums so far their names, for `rows.row_of` and for the report's details.
 
         Args:
             reads: the neuron layers whose spikes reach this one directly.

@@ -1,23 +1,34 @@
-"""LayerTotals: the sums of one layer over all images, by name, with the quantities that several columns share.
+"""What is known of one layer after all images: its sums and neurons by name, and the columns computed from them.
 
-Neurons by name: those that never fire, and those that fire all they can.
+`LayerTotals` is what the functions of `schema.COLUMNS` read; it also holds the quantities that several columns share.
+`Column` is one such column. `summary` counts and names the neurons that never fire and those that fire all they can.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speedysnn.analysis.noise.moments import Moments, correlation, from_powers, kolmogorov_smirnov, mean_abs_correlation
+from speedysnn.analysis.noise.moments import (
+    Moments,
+    correlation,
+    from_powers,
+    kolmogorov_smirnov,
+    lag_one,
+    mean_abs_correlation,
+)
 from speedysnn.analysis.theory.quantization import decibels, rmse_steps
 from speedysnn.neurons.layer import IFNeuron
 
+Floats = NDArray[np.float64]
 Array = NDArray[Any]
+Format = Literal["number", "percent", "decibels"]
 MOST_NAMES = 100
 
 
@@ -96,7 +107,7 @@ def summary(
 
 
 def _named(layer: str, shape: tuple[int, ...], where: Array | None, units: Array, values: Array) -> tuple[Unit, ...]:
-    """Those with the largest values first, MOST_NAMES at most; `where` each lies in the layer, if not at itself."""
+    """The neurons with the largest values first, MOST_NAMES at most; `where` are the places of a sample's neurons."""
     if len(values) > MOST_NAMES:
         least = np.partition(values, -MOST_NAMES)[-MOST_NAMES]
         above, level = np.flatnonzero(values > least), np.flatnonzero(values == least)
@@ -106,9 +117,6 @@ def _named(layer: str, shape: tuple[int, ...], where: Array | None, units: Array
     units = units[order] if where is None else where[units[order]]
     rows = zip(*(axis.tolist() for axis in np.unravel_index(units, shape)), strict=True) if shape else [()] * len(units)
     return tuple(Unit(layer, row, value) for row, value in zip(rows, values[order].tolist(), strict=True))
-
-
-Floats = NDArray[np.float64]
 
 
 def ratio(part: float, total: float) -> float:
@@ -180,6 +188,9 @@ class LayerTotals:
     def share(self, name: str) -> float:
         """Divide a total by the sum of squared errors.
 
+        Args:
+            name: of the total.
+
         Returns:
             The share, below 0 where this part of the error cancels another; NaN where the layer has no error.
         """
@@ -228,6 +239,9 @@ class LayerTotals:
     def histogram(self, name: str) -> Floats:
         """Counts of a histogram without its last entry, the elements that it leaves out.
 
+        Args:
+            name: "rounding" or "noise".
+
         Returns:
             Counts (66,): below -1, 64 bins over [-1, 1), from 1 on, in steps.
         """
@@ -265,7 +279,88 @@ class LayerTotals:
     def if_unrolled(self, value: Any) -> Any:
         """Give a figure of the spikes' steps only where these were read.
 
+        Args:
+            value: the figure.
+
         Returns:
             The value; None where the layer was read without its steps.
         """
         return None if self.pulses is None else value
+
+    def step_correlation(self) -> float | None:
+        """Correlate a train's error with that of the next step.
+
+        Returns:
+            The correlation; None without detail="full" or for a single step, NaN where no train has an error.
+        """
+        if "gram" not in self.sums:
+            return None
+        steps = self.neuron.timesteps if self.pulses is not None else 1
+        return lag_one(self.total["lag0"], self.total["lag1"], steps)
+
+    def membrane_outside(self) -> float | None:
+        """Give the share of elements with a temporal error.
+
+        Returns:
+            A fraction; None but for binary spikes without look-ahead that were read step by step.
+        """
+        neuron = self.neuron
+        if self.pulses is None or neuron.spikes != "binary" or neuron.lookahead != 0 or neuron.signed:
+            return None
+        return self.counts["outside"] / self.n
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a layer, or of the whole network.
+
+    Attributes:
+        unit: of its values; fractions lie in 0..1.
+        meaning: one sentence.
+        higher_is_better: None where neither direction is.
+        ideal: the value it would have without noise, in words.
+        value: the figure of a layer; a number, a string, or None where it was not measured.
+        format: how a page shows it: "number" with three digits, "percent" of a fraction, "decibels" with one digit.
+        title: heading in a page; by default the name with spaces.
+        missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
+        summary: whether the short tables of the page and of report.md show it too.
+        after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
+
+    Example:
+        >>> from speedysnn.analysis import Column
+        >>> column = Column("activation", "Mean error.", ideal="0", value=lambda layer: layer.total["e"] / layer.n)
+        >>> column.heading("mean_error")
+        'mean error'
+    """
+
+    unit: str
+    meaning: str
+    higher_is_better: bool | None = None
+    ideal: str = ""
+    value: Callable[[LayerTotals], Any] | None = None
+    format: Format = "number"
+    title: str = ""
+    missing: str = "its function found no number"
+    summary: bool = False
+    after: str = ""
+
+    def heading(self, name: str) -> str:
+        """Give the heading of a table.
+
+        Args:
+            name: of the column.
+
+        Returns:
+            The title, or the column's name with spaces.
+        """
+        return self.title or name.replace("_", " ")
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the column for noise.json.
+
+        Returns:
+            Unit, meaning, direction and ideal.
+        """
+        return {
+            "unit": self.unit, "meaning": self.meaning, "higher_is_better": self.higher_is_better, "ideal": self.ideal
+        }  # fmt: skip

@@ -1,6 +1,6 @@
-"""measure_noise: three readings of every image, layer by layer.
+"""measure_noise: read every image analog, quantized and spiking, and say layer by layer where they differ and why.
 
-NoiseSums: the running sums of a noise measurement, over some of the images and in some of the processes.
+`NoiseSums` holds the running sums behind it: over some of the images, or in some of the processes.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,7 @@ from speedysnn.analysis.memory import Memory, check, planned
 from speedysnn.analysis.noise.layer import LayerSums
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
-from speedysnn.analysis.noise.rows import row_of
-from speedysnn.analysis.noise.schema import table_columns
+from speedysnn.analysis.noise.rows import row_of, table_columns
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
 from speedysnn.analysis.report.data import detail_of
@@ -24,7 +23,7 @@ from speedysnn.display import track
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.network import SpikingNetwork
-from speedysnn.settings import repeatable
+from speedysnn.settings import execution, repeatable
 
 DETAILS = ("standard", "full")
 _LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
@@ -43,6 +42,16 @@ class NoiseSums:
 
     Raises:
         InputError: an option out of range, or a source that does not fit.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> here, there = (analysis.NoiseSums(snn).add(images, limit=count) for count in (30, 10))
+        >>> here.add_state(there.state())
+        >>> here.report().outputs["images"]
+        40
     """
 
     def __init__(
@@ -61,13 +70,15 @@ class NoiseSums:
         self._full, self._limit, self._seed = detail == "full", memory_mib, seed
         self.memory: Memory | None = None
         self.outputs, self.layers = OutputSums(), self._empty()
+        self._execution: dict[str, str] = {}
 
     def _empty(self) -> dict[str, LayerSums]:
+        """New sums of every layer."""
         own = {} if self.memory is None else self.memory.layers
         return {name: LayerSums(name, neuron, self._full, own.get(name)) for name, neuron in self.snn.neurons.items()}
 
     def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Decide by the layers' shapes what is held, once; which neurons are sampled is the same in every process."""
+        """Decide once, by the layers' shapes, what is held; every process samples the same neurons."""
         snn, device = self.snn, device_of(self.snn)
         least = _NARROW if 4 * snn.width * _NARROW <= scheduling.LEAST_BYTES else _LEAST
         images = snn.images_per_pass or max(least, scheduling.images_per_pass(snn.width, snn.timesteps, device))
@@ -87,8 +98,20 @@ class NoiseSums:
             self._plan({name: layer.shape for name, layer in self.layers.items()})
         return self
 
+    @repeatable
     def add(self, data: Any, *, batch_size: int = 32, limit: int | None = None, progress: bool = False) -> "NoiseSums":
-        """Measure these images too, all or none; arguments and errors as in `measure_noise`."""
+        """Measure these images too, all or none.
+
+        Args:
+            data, batch_size, limit, progress: as in `measure_noise`.
+
+        Returns:
+            These sums.
+
+        Raises:
+            DataError: no data, NaN in it, or the wrong shape.
+        """
+        self._execution = execution()
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         readings: SideBySide | None = None
         with torch.no_grad():
@@ -103,7 +126,12 @@ class NoiseSums:
         return self
 
     def state(self) -> dict[str, Tensor]:
-        """All sums as tensors by "output/name" and "layer/name"; counts are whole numbers, the rest float64."""
+        """Give all sums as tensors, to send to another process.
+
+        Returns:
+            Tensors by "/name" for the outputs and "layer/name" for the layers; counts are whole numbers, the rest
+            is float64.
+        """
         out = {f"/{name}": value for name, value in self.outputs.state().items()}
         for layer, sums in self.layers.items():
             out.update({f"{layer}/{name}": value for name, value in sums.state().items()})
@@ -111,6 +139,9 @@ class NoiseSums:
 
     def add_state(self, state: Mapping[str, Tensor]) -> None:
         """Add what another process summed over other images.
+
+        Args:
+            state: as `state` gives it.
 
         Raises:
             InputError: those sums are of another network, of images of another size, or of another sample of neurons.
@@ -130,6 +161,9 @@ class NoiseSums:
         """Put together the sums of all processes, in each of them; the figures are those of one process.
 
         One layer of one process travels at a time, so that memory does not grow with their number.
+
+        Returns:
+            The sums over all images.
 
         Raises:
             InputError: torch.distributed is not initialised, or another process has another network or sample.
@@ -159,6 +193,7 @@ class NoiseSums:
             "layer_reference": self.reference.layers,
             **settings(self.snn),
             **self.outputs.figures(),
+            "execution": self._execution or execution(),
         }
         details = {name: detail_of(layer) for name, layer in found.items()}
         return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)
@@ -200,20 +235,31 @@ def measure_noise(
         batch_size: images read at a time where the data is not in batches yet; no figure depends on it.
         limit: stop after this many images.
         progress: show progress.
-        detail: "full" also compares every two channels' errors and steps beside one another.
+        detail: "full" also compares every two channels' errors and adjacent steps.
         memory_mib: what sums and readings may take beside the weights, MiB; predicted from the first image's shapes and
             stated in `NoiseReport.memory`. None for 1024 or, for a large network, what passes of 8 images take, up to
             a quarter of the machine's memory. Where it is short fewer images are read at once, then dead and saturated
             neurons are looked for in a sample of the largest layers; every sum over elements stays whole.
         seed: of that sample.
 
+    Returns:
+        The report: one row a layer, the whole network's figures, and advice.
+
     Raises:
         InputError: an option out of range, a source that does not fit, or a limit too small for one image.
         DataError: no data, NaN in it, or the wrong shape.
 
     Example:
-        >>> noise = measure_noise(snn, data)                                            # doctest: +SKIP
-        >>> noise.layers[["layer", "sqnr_db", "share_temporal"]]                        # doctest: +SKIP
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> noise = analysis.measure_noise(snn, images)
+        >>> len(noise.layers) == len(snn.neurons)
+        True
+        >>> shares = noise.layers[["share_clip", "share_round", "share_propagated", "share_temporal"]].sum(axis=1)
+        >>> bool((abs(shares - 1) < 1e-6).all())
+        True
     """
     sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
     return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()

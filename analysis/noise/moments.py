@@ -1,8 +1,7 @@
-"""The noise's own distribution: histograms, moments from power sums, distance to the uniform law, correlations.
+"""Statistics of the noise: histograms, moments, distance to a uniform distribution, correlations, times of spikes.
 
-When spikes come: first spikes of neurons and of images, the mean step of all spikes, correlation of adjacent steps.
-
-These are the definitions in plain torch; the kernels compute the same compiled.
+These are the definitions in plain torch and numpy; the compiled kernels compute the same. Moments come from sums of
+powers, correlations from sums of products, so that images can be added in any order.
 """
 
 import math
@@ -24,7 +23,7 @@ MOST_CHANNELS = 512
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean, variance, skew and kurtosis (3 for a normal law, 1.8 for a uniform one); NaN where undefined."""
+    """Mean, variance, skew and kurtosis (3 for a normal distribution, 1.8 for a uniform one); NaN where undefined."""
 
     mean: Floats
     variance: Floats
@@ -33,15 +32,30 @@ class Moments:
 
 
 def histogram(x: Tensor, kept: Tensor) -> Tensor:
-    """Counts of values in steps, (BINS + 3,) int64: below -1, BINS half-open bins over [-1, 1), from 1 on, left out."""
+    """Count values in steps, in BINS half-open bins over [-1, 1).
+
+    Args:
+        x: values in quantizer steps.
+        kept: which of them are counted, bool of the same shape.
+
+    Returns:
+        (BINS + 3,) int64: below -1, the bins, from 1 on, and the values left out.
+    """
     place = (x * PER_STEP + (PER_STEP + 1)).clamp(0, BINS + 1).to(torch.int64)  # which cuts off
     return torch.bincount(torch.where(kept, place, BINS + 2).reshape(-1), minlength=BINS + 3)
 
 
 def from_powers(n: float, powers: Floats) -> Moments:
-    """Moments of n values from the sums of their first four powers, (4, ...); each of shape (...).
+    """Compute moments of n values from the sums of their first four powers.
 
     A variance below 1e-12 of the mean square is what rounding of the sums leaves, and counts as none.
+
+    Args:
+        n: number of values.
+        powers: the four sums, (4, ...).
+
+    Returns:
+        The moments, each of shape (...).
     """
     m, second, third, fourth = np.asarray(powers, np.float64) / (n if n > 0 else math.nan)
     variance = second - m * m
@@ -55,16 +69,29 @@ def from_powers(n: float, powers: Floats) -> Moments:
 def law(x: Floats, starts: Floats, weights: Floats) -> Floats:
     """P(error <= x) of a quantizer whose values are spread evenly in each step: uniform on [v - 1, v].
 
-    Shapes: x (K,) in steps, starts v and their weights (C,); result (K,). Weights add up to 1.
+    Args:
+        x: errors in steps, (K,).
+        starts: v_init of every channel, (C,).
+        weights: share of every channel, (C,); they add up to 1.
+
+    Returns:
+        Probabilities, (K,).
     """
     return np.clip(x[:, None] - (starts[None, :] - 1), 0, 1) @ weights
 
 
 def kolmogorov_smirnov(counts: Floats, starts: Floats, weights: Floats) -> float:
-    """Largest distance between a histogram's cumulative shares and the uniform law, at the bins' edges.
+    """Find the largest distance between a histogram's cumulative shares and a uniform distribution's, at its edges.
 
-    A lower bound of the distance between the values themselves, and at most one bin's share below it. NaN without
-    values.
+    A lower bound of the distance between the values themselves, and at most one bin's share below it.
+
+    Args:
+        counts: of the histogram, (BINS + 2,).
+        starts: v_init of every channel, (C,).
+        weights: values of every channel, (C,).
+
+    Returns:
+        The distance, 0..1; NaN without values.
     """
     total = float(counts.sum())
     if total == 0 or float(weights.sum()) == 0:
@@ -74,7 +101,16 @@ def kolmogorov_smirnov(counts: Floats, starts: Floats, weights: Floats) -> float
 
 
 def correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
-    """Pearson's correlation of two quantities from their sums; NaN where one is constant."""
+    """Pearson's correlation of two quantities from their sums.
+
+    Args:
+        n: number of values.
+        x, y: sums of either.
+        xx, yy, xy: sums of their squares and of their product.
+
+    Returns:
+        -1 to 1; NaN where one is constant.
+    """
     if not n > 0:
         return math.nan
     across, down = n * xx - x * x, n * yy - y * y
@@ -84,7 +120,15 @@ def correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -
 
 
 def compared(channels: int, most: int = MOST_CHANNELS) -> Tensor:
-    """The channels whose errors are compared: all up to `most`, else that many drawn with a fixed seed, in order."""
+    """Choose the channels whose errors are compared.
+
+    Args:
+        channels: of the layer.
+        most: how many are compared at most.
+
+    Returns:
+        Channels in order: all of them, or `most` drawn with a fixed seed.
+    """
     if channels <= most:
         return torch.arange(channels)
     drawn = torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:most]
@@ -92,15 +136,28 @@ def compared(channels: int, most: int = MOST_CHANNELS) -> Tensor:
 
 
 def gram(error: Tensor) -> Tensor:
-    """Products of the channels' errors, summed: (M, C) -> (C, C) float64."""
+    """Sum the products of the channels' errors.
+
+    Args:
+        error: (M, C).
+
+    Returns:
+        (C, C) float64.
+    """
     error = error.to(torch.float64)
     return error.T @ error
 
 
 def mean_abs_correlation(products: Tensor, sums: Tensor, n: float) -> float:
-    """Mean |correlation| of two different channels' errors; channels of constant error are left out, NaN below two.
+    """Mean |correlation| of two different channels' errors.
 
-    Shapes: products (C, C) and sums (C,) over n values a channel.
+    Args:
+        products: as `gram` gives it, (C, C).
+        sums: of the errors, (C,).
+        n: values a channel.
+
+    Returns:
+        0 to 1, without channels of constant error; NaN where fewer than two are left.
     """
     covariance = products / n - torch.outer(sums, sums) / n**2
     variance, square = covariance.diagonal(), products.diagonal() / n
@@ -115,6 +172,9 @@ def mean_abs_correlation(products: Tensor, sums: Tensor, n: float) -> float:
 
 def first_steps(outs: Sequence[Tensor]) -> Tensor:
     """Find every element's first spike.
+
+    Args:
+        outs: the output of every step.
 
     Returns:
         The first step with a spike, 1 to T, and 0 where none came; int64, shape of one step.
@@ -166,6 +226,11 @@ def lag_errors(
 def lag_one(square: float, next_to: float, steps: int) -> float | None:
     """Autocorrelation of the train's error one step apart: [sum d[t] d[t+1] / (T - 1)] / [sum d[t]^2 / T].
 
+    Args:
+        square: sum of squares.
+        next_to: sum of products of adjacent steps.
+        steps: T.
+
     Returns:
         About -1 to 1; None for a single step, NaN where no train has an error.
     """
@@ -176,6 +241,9 @@ def lag_one(square: float, next_to: float, steps: int) -> float | None:
 
 def lateness(pulses: Sequence[int]) -> float | None:
     """Mean step of all spikes minus (T + 1)/2, the mean of evenly spread ones.
+
+    Args:
+        pulses: spikes of every step.
 
     Returns:
         Steps; None for a single step, NaN without spikes.

@@ -1,8 +1,8 @@
-"""Hand a layer's tensors to the compiled sums on the CPU, which add up in numpy arrays.
+"""The sums of a layer on the CPU: `Running` hands a pass's tensors to compiled code, which reads memory once.
 
-A layer's sums over its elements in one read of memory, compiled; `schema` has what they mean.
-
-A block's values lie in `work`, so that the loops with divisions are short enough to be done several elements at a time.
+`accumulate` goes through the elements block by block; `numba_block` and `numba_channels` have its parts, and `schema`
+says what each sum means. A block's values lie in `work`, so that the loops with divisions are short enough for the
+compiler to do several elements at a time.
 """
 
 import math
@@ -19,8 +19,11 @@ from speedysnn.analysis.noise.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.layout import flat, laid_out, values
 
+SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: fewer are repeated, since short loops are slow
 STARTED, START = indices("started", "start")
 ROUNDING, NOISE = indices("rounding", "noise")
+Sums = dict[str, Tensor]
+Clip = tuple[float | None, float | None]
 
 
 @summed
@@ -72,11 +75,6 @@ def accumulate(
         counts[START] += begun[image]
 
 
-Sums = dict[str, Tensor]
-Clip = tuple[float | None, float | None]
-SIDE_BY_SIDE = 512  # channels in memory one after the other, at least: fewer are repeated, since short loops are slow
-
-
 def supports(*tensors: Tensor) -> bool:
     """Tell whether the compiled sums can read these tensors.
 
@@ -92,10 +90,11 @@ class Running:
     Args:
         z: some of the images, (B, ...), as `in_rows` gives it.
         channel_dim: of z.
-        theta: of the neurons, () or (C,); `start` v_init alike.
+        theta: of the neurons, () or (C,).
+        start: v_init, () or (C,).
         timesteps, max_count, min_count: T, and the range of a neuron's count.
         trains: outputs have T timesteps; else they are means over time, and nothing is known of their timesteps.
-        lags: also sum timesteps beside one another.
+        lags: also sum products of adjacent timesteps.
     """
 
     def __init__(
@@ -127,8 +126,8 @@ class Running:
         """Add some images.
 
         Args:
-            z: the source's pre-activation, (B, ...); `corrected` has the neuron's offset in it.
-            corrected: see there.
+            z: the source's pre-activation, (B, ...).
+            corrected: z with the neuron's offset added.
             a: the source's activation, (B, ...), or the floor and the ceiling that make it of z.
             twin: output of the quantized reading, (B, ...).
             drive: what the neuron integrated, (B, ...).
@@ -170,7 +169,7 @@ class Running:
 
 
 def _repeats(channels: int) -> int:
-    """How often channels come again so that blocks of them fill whole vectors."""
+    """How often channels are repeated so that blocks of them fill whole vectors."""
     whole = LANES // math.gcd(channels, LANES)
     return -(-SIDE_BY_SIDE // (channels * whole)) * whole
 

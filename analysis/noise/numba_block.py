@@ -1,4 +1,4 @@
-"""Compiled sums: a block's counts, errors, products, units and trains, added up over its elements."""
+"""Compiled sums of one block of elements: counts, errors, products, neurons and spike trains."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def add_block(
     emitted: Any, timesteps: Any, max_count: Any, min_count: Any, work: Array, rounded: Array, missed: Array,
     few: Array, totals: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a block's products and counts; its errors, their places in both histograms and its counts are laid down.
+    """Add a block's products and counts, and write its errors, their bins and its counts to the work arrays.
 
     Each part of the error starts where one ends. In one loop, what is divided takes no longer than the rest beside it.
     """

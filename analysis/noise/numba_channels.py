@@ -1,8 +1,7 @@
-"""Compiled sums: a block's elements added to their channels, however these lie in memory.
+"""Compiled sums of one block by channel and over its time steps, and how all compiled sums are compiled.
 
-What the compiled sums of a block share: its rows of work and its bins; and how they are compiled.
-
-Compiled sums: a block over its time steps, and products of adjacent steps.
+A block's values lie in the rows of `work` named here. Channels may lie side by side in memory or far apart; `spread`,
+`ahead` and `advance` keep track of the channel of each element. `over_time` sums a block's outputs over its steps.
 """
 
 from functools import partial

@@ -1,6 +1,7 @@
-"""Three readings of a batch beside one another, in passes that fit the memory they were given.
+"""Run the three readings of a batch in passes that fit memory, and send sums between processes without pickle.
 
-Tensors of all processes in each of them, without pickle.
+`SideBySide` reads batch after batch; passes are shared among threads, each with sums of its own. `gathered` gives every
+process the tensors of all processes, one after the other.
 """
 
 import hashlib
@@ -21,8 +22,8 @@ from speedysnn.analysis.reference import Reference, device_of, images_in, part, 
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
-from speedysnn.execution.observers import Tap, sees
-from speedysnn.execution.runner import held
+from speedysnn.execution.observers import LayerRecord, needs_input
+from speedysnn.execution.runner import reuse_packed_weights
 from speedysnn.graph.ir import Graph
 from speedysnn.network import SpikingNetwork
 from speedysnn.torch_utils import hand_back
@@ -37,9 +38,9 @@ class _Sums:
 
 
 class SideBySide:
-    """The readings of batch after batch, whose passes are shared among threads with sums of their own.
+    """The three readings of batch after batch, in passes that are shared among threads with sums of their own.
 
-    Which pass is whose goes by its place alone, so that the same sums come out of every run.
+    The place of a pass alone decides which thread takes it, so that the same sums come out of every run.
 
     Args:
         snn: the network.
@@ -58,18 +59,27 @@ class SideBySide:
         ]
 
     def read(self, batch: Batch) -> None:
-        """One batch in passes: each thread takes every second, third, ... one."""
+        """Read one batch in passes: with n threads, each takes every n-th pass.
+
+        Args:
+            batch: images, with labels or without.
+        """
         own = self._sums
         stops = list(accumulate(scheduling.cut(images_in(self._snn, batch.inputs), self._memory.images, len(own))))
         spans = list(zip([0, *stops], stops, strict=False))
         jobs = [
             partial(self._passes, batch, spans[i :: len(own)], sums) for i, sums in enumerate(own[: len(spans)])
         ]
-        with held(self._snn, stops[-1]):
+        with reuse_packed_weights(self._snn, stops[-1]):
             scheduling.run(jobs, parallel=self._parallel)
 
     def put_together(self, layers: Mapping[str, LayerSums], outputs: OutputSums) -> None:
-        """Add what was read to these sums; once."""
+        """Add what all threads have read to these sums; to be called once.
+
+        Args:
+            layers: sums by layer.
+            outputs: sums of the outputs.
+        """
         while self._sums:
             own = self._sums.pop(0)
             for name, layer in own.layers.items():
@@ -81,14 +91,14 @@ class SideBySide:
             self._pass(part(self._snn, batch, start, stop), sums)
 
     def _pass(self, batch: Batch, sums: _Sums) -> None:
-        """What the first two readings leave behind is used up by the third, layer by layer."""
+        """Read one pass; what the first two readings leave of a layer is freed once the third has used it."""
         snn, sources = self._snn, self._reference.network.neurons
         drives: dict[str, Tensor] = {}
         twins: dict[str, Tensor] = {}
         release = hand_back if self._memory.tight and device_of(snn).type == "cpu" else _nothing
 
-        @sees("total")
-        def spiking(tap: Tap) -> None:
+        @needs_input("sum")
+        def spiking(tap: LayerRecord) -> None:
             layer = sums.layers[tap.name]
             fired = layer.update(drives.pop(tap.name), sources[tap.name], twins.pop(tap.name), tap)
             sums.outputs.add_spikes(tap, fired)
@@ -103,11 +113,19 @@ class SideBySide:
 
 
 def _nothing() -> None:
-    """Where memory is not short, or a GPU's, freed memory is kept for the next layer, which is faster."""
+    """Keep freed memory for the next layer, which is faster, where memory is not short or is a GPU's."""
 
 
 def layer_shapes(snn: SpikingNetwork, batch: Batch) -> dict[str, tuple[int, ...]]:
-    """Every neuron layer's shape for one image of this batch."""
+    """Find every neuron layer's shape for one image.
+
+    Args:
+        snn: the network.
+        batch: some images.
+
+    Returns:
+        Shapes without the batch by layer.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     one = part(snn, batch, 0, 1)
     run(snn, "analog", one.inputs, lambda tap: shapes.update({tap.name: tuple(tap.output.shape[1:])}))
@@ -115,7 +133,14 @@ def layer_shapes(snn: SpikingNetwork, batch: Batch) -> dict[str, tuple[int, ...]
 
 
 def direct_inputs(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """For every neuron layer, the neuron layers that reach it without passing another."""
+    """Find for every neuron layer the neuron layers that reach it without passing another.
+
+    Args:
+        graph: of the network.
+
+    Returns:
+        Names by layer; empty for layers that read the input.
+    """
     reach: dict[str, tuple[str, ...]] = {}
     out: dict[str, tuple[str, ...]] = {}
     for node in graph.nodes:
@@ -127,7 +152,13 @@ def direct_inputs(graph: Graph) -> dict[str, tuple[str, ...]]:
 
 
 def gathered(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Each process's state in the order of their ranks, so that all add alike; names and shapes may differ.
+    """Give every process's tensors in the order of ranks, so that all processes add alike.
+
+    Args:
+        state: this process's tensors by name; names and shapes may differ between processes.
+
+    Yields:
+        Tensors by name, of one process after the other.
 
     Raises:
         InputError: torch.distributed is not initialised.
@@ -147,10 +178,13 @@ def gathered(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def require_alike(names: Sequence[str]) -> None:
-    """Refuse to go on where another process has other names, which would wait for one another for ever.
+    """Refuse to go on where another process has other names, since processes would then wait for one another for ever.
+
+    Args:
+        names: this process's.
 
     Raises:
-        InputError: it has, or torch.distributed is not initialised.
+        InputError: names differ, or torch.distributed is not initialised.
     """
     own = torch.tensor(list(hashlib.sha256("\n".join(names).encode()).digest()), dtype=torch.uint8)
     if any(not torch.equal(state["names"], own) for state in list(gathered({"names": own}))):

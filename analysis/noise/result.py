@@ -10,7 +10,9 @@ import pandas as pd
 
 from speedysnn.analysis.cost.energy import CostReport
 from speedysnn.analysis.memory import Memory
-from speedysnn.analysis.noise.schema import OUTPUTS, Column, table_columns
+from speedysnn.analysis.noise.layer_totals import Column
+from speedysnn.analysis.noise.rows import table_columns
+from speedysnn.analysis.output_metrics import OUTPUTS
 from speedysnn.analysis.report.data import Advice, LayerDetail, SensitivityTables, rendered
 from speedysnn.display import plain
 
@@ -24,11 +26,23 @@ class NoiseReport:
 
     Attributes:
         layers: one row a neuron layer in execution order; columns, units and ideals in `speedysnn.analysis.COLUMNS`.
-        outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`.
+        outputs: the whole network's figures; names, units and ideals in `speedysnn.analysis.OUTPUTS`. "execution" says
+            which settings decided in which order numbers were summed.
         advice: how far off, which layer, which cause, what to do: text, Python call and command of each as data.
         details: by layer, what its row has no room for: histograms, neurons by name, steps and channels.
         memory: what the measurement held, and which layers' neurons are a sample; None where not measured.
         columns: what each column of `layers` means and how it is shown, as declared when the report was made.
+
+    Example:
+        >>> from speedysnn import analysis, convert, data
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> images = data.load("digits", "test", limit=40)
+        >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+        >>> noise = analysis.measure_noise(snn, images)
+        >>> noise.outputs["images"], noise.outputs["timesteps"]
+        (40, 4)
+        >>> print(noise.verdict[0][:30])
+        On 40 images the spiking netwo
     """
 
     layers: pd.DataFrame
@@ -56,6 +70,15 @@ class NoiseReport:
         Returns:
             Data by name: "inf" for infinities, None for what is undefined or not measured. Every None has its reason
             under "reasons", by its path.
+
+        Example:
+            >>> from speedysnn import analysis, convert, data
+            >>> from speedysnn.assets.digits import load_digits_net
+            >>> images = data.load("digits", "test", limit=40)
+            >>> snn = convert.to_spiking(load_digits_net("avg"), images, timesteps=4)
+            >>> found = analysis.measure_noise(snn, images).to_json()
+            >>> sorted(found["outputs"]["execution"])
+            ['events', 'kernel', 'tiles']
         """
         rows = [{name: plain(value) for name, value in row.items()} for row in self.layers.to_dict("records")]
         return {
@@ -72,6 +95,7 @@ class NoiseReport:
         }
 
     def _reasons(self) -> dict[str, str]:
+        """Why a value of the report is None, by its path."""
         out = {} if self.memory is not None else {"memory": "no images were read"}
         for name, value in self.outputs.items():
             if value is None:

@@ -1,4 +1,4 @@
-"""A layer's row of the table, from its sums."""
+"""A layer's row of the table: the stored sums get their names, and every column's function is called on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.noise.layer_totals import LayerTotals, summary
-from speedysnn.analysis.noise.schema import CHANNELS, COUNTS, HISTOGRAMS, TOTALS, table_columns, user_sums
+from speedysnn.analysis.noise.layer_totals import Column, LayerTotals, summary
+from speedysnn.analysis.noise.schema import CHANNELS, COLUMNS, COUNTS, HISTOGRAMS, TOTALS
+from speedysnn.analysis.noise.sums_reference import user_sums
+from speedysnn.errors import InputError
 from speedysnn.neurons.layer import IFNeuron
 
 PARTS = ("clip", "round", "propagated", "temporal")
@@ -24,9 +26,9 @@ def totals_of(
     Args:
         name: the layer's.
         neuron: the layer.
-        theta: thresholds, () or (C,); `start` is v_init alike.
-        start: see there.
-        sums: arrays by kind, as `definition.reference_sums` returns them.
+        theta: thresholds, () or (C,).
+        start: v_init, () or (C,).
+        sums: arrays by kind, as `sums_reference.reference_sums` returns them.
         shape: of the layer for one image.
         places: of the sampled neurons; None for all.
         reads: the neuron layers that reach this one directly.
@@ -56,8 +58,35 @@ def totals_of(
     )  # fmt: skip
 
 
+def table_columns() -> dict[str, Column]:
+    """Put the columns in the order of the table.
+
+    Returns:
+        Columns by name, those with `after` behind the one that they name.
+
+    Raises:
+        InputError: a column has no function, or names a column that is not there.
+    """
+    order = [name for name, column in COLUMNS.items() if not column.after]
+    for name, column in COLUMNS.items():
+        if column.value is None:
+            raise InputError(f"COLUMNS[{name!r}]: expected a function value(layer) of a LayerTotals, got none")
+        if not column.after:
+            continue
+        if column.after not in order:
+            raise InputError(
+                f"COLUMNS[{name!r}]: expected `after` to name an earlier column, got {column.after!r}; leave it out to "
+                "put the column last"
+            )
+        order.insert(order.index(column.after) + 1, name)
+    return {name: COLUMNS[name] for name in order}
+
+
 def row_of(layer: LayerTotals) -> dict[str, Any]:
     """Compute every column of a layer.
+
+    Args:
+        layer: its sums.
 
     Returns:
         Figures by the names of `schema.COLUMNS`, in the table's order; NaN where undefined, None where not measured.

@@ -4,14 +4,15 @@ A sum is a row of `SUMS`: kind, unit, meaning, and its definition in torch over 
 compiled kernels take its place in their arrays from here (`index`). A column of `NoiseReport.layers` is a row of
 `COLUMNS`: how it is shown, what it means, and the function that computes it from a layer's sums.
 
-Both are dictionaries, and an entry of a user wins over a built-in one. A new column of existing sums is one entry:
+Both are dictionaries, and an entry of a user wins over a built-in one. A new column of existing sums is one entry, a
+new sum is another:
 
-    >>> from speedysnn.analysis import COLUMNS, Column
-    >>> COLUMNS["error_per_spike"] = Column(
-    ...     "activation squared per event", "Squared error that one spike event leaves.", False, "0",
-    ...     value=lambda layer: layer.total["ee"] / max(1, layer.events),
+    >>> from speedysnn.analysis import COLUMNS, SUMS, Column, Sum
+    >>> SUMS["absolute"] = Sum("total", "activation", "Absolute error.", lambda block: block.e.abs())
+    >>> COLUMNS["mean_absolute_error"] = Column(
+    ...     "activation", "Mean absolute error.", False, "0", value=lambda layer: layer.total["absolute"] / layer.n
     ... )
-    >>> del COLUMNS["error_per_spike"]
+    >>> del COLUMNS["mean_absolute_error"], SUMS["absolute"]
 """
 
 import math
@@ -24,14 +25,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.noise.layer_totals import LayerTotals, ratio
-from speedysnn.analysis.noise.moments import histogram, lag_one, lateness, starts
+from speedysnn.analysis.noise.layer_totals import Column as Column
+from speedysnn.analysis.noise.layer_totals import Format, ratio
+from speedysnn.analysis.noise.moments import histogram, lateness, starts
+from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS
 from speedysnn.analysis.theory.quantization import decibels
-from speedysnn.errors import InputError
 
 Kind = Literal["channel", "total", "count", "histogram", "unit", "step"]
 Scope = Literal["element", "train", "image"]
-Format = Literal["number", "percent", "decibels"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Sum:
             "histogram", "unit" for one number a neuron of an image, "step" for one whole number a time step.
         unit: of the summed quantity.
         meaning: one phrase.
-        reference: its definition: the values that are added up, from a `definition.Block`, or from `definition.Images`
-            where `scope` is "image".
+        reference: its definition: the values that are added up, from a `sums_reference.Block`, or from
+            `sums_reference.Images` where `scope` is "image".
         scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
             "image" whole images.
     """
@@ -121,6 +122,9 @@ BUILT_IN_SUMS: Mapping[str, Sum] = MappingProxyType(dict(SUMS))  # what the kern
 def names_of(kind: Kind) -> tuple[str, ...]:
     """List the built-in sums of a kind.
 
+    Args:
+        kind: see `Sum`.
+
     Returns:
         Their names, in the order in which the kernels' arrays hold them.
     """
@@ -138,6 +142,9 @@ TRAIN_SUMS = tuple(name for name in _SUMMED if BUILT_IN_SUMS[name].scope == "tra
 def index(name: str) -> int:
     """Find a built-in sum's place in the array of its kind.
 
+    Args:
+        name: of the sum.
+
     Returns:
         The place, from 0 on.
     """
@@ -153,72 +160,6 @@ def indices(*names: str) -> Sequence[int]:
     return tuple(index(name) for name in names)
 
 
-def user_sums() -> dict[str, Sum]:
-    """List the sums that a user declared, or declared anew: no kernel has them, so their reference is computed.
-
-    Returns:
-        Rows of `SUMS` by name.
-
-    Raises:
-        InputError: the kind of one is not "channel", "total" or "count".
-    """
-    own = {name: row for name, row in SUMS.items() if BUILT_IN_SUMS.get(name) is not row}
-    for name, row in own.items():
-        if row.kind not in ("channel", "total", "count"):
-            raise InputError(
-                f"SUMS[{name!r}]: expected the kind 'channel', 'total' or 'count', got {row.kind!r}; other kinds are "
-                "summed by compiled code only"
-            )
-    return own
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure.
-
-    Attributes:
-        unit: of its values; fractions lie in 0..1.
-        meaning: one sentence.
-        higher_is_better: None where neither direction is.
-        ideal: the value it would have without noise, in words.
-        value: the figure of a layer; a number, a string, or None where it was not measured.
-        format: how a page shows it: "number" with three digits, "percent" of a fraction, "decibels" with one digit.
-        title: heading in a page; by default the name with spaces.
-        missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
-        summary: whether the short tables of the page and of report.md show it too.
-        after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
-    """
-
-    unit: str
-    meaning: str
-    higher_is_better: bool | None = None
-    ideal: str = ""
-    value: Callable[[LayerTotals], Any] | None = None
-    format: Format = "number"
-    title: str = ""
-    missing: str = "its function found no number"
-    summary: bool = False
-    after: str = ""
-
-    def heading(self, name: str) -> str:
-        """Give the heading of a table.
-
-        Returns:
-            The title, or the column's name with spaces.
-        """
-        return self.title or name.replace("_", " ")
-
-    def to_json(self) -> dict[str, Any]:
-        """Describe the column for noise.json.
-
-        Returns:
-            Unit, meaning, direction and ideal.
-        """
-        return {
-            "unit": self.unit, "meaning": self.meaning, "higher_is_better": self.higher_is_better, "ideal": self.ideal
-        }  # fmt: skip
-
-
 _SILENT = "the source activation is zero throughout"
 _EXACT = "the layer has no error"
 _CONSTANT = "the error is the same throughout"
@@ -226,23 +167,6 @@ _EMPTY = "no value lies inside the range"
 _FEW = "fewer than two different values inside the range"
 _STEPLESS = 'a look-ahead of "full", which is read without its steps'
 _FULL = 'not measured: detail="full" does'
-
-
-def _step_correlation(x: LayerTotals) -> float | None:
-    """Correlation of a train's error one step apart; None without detail="full"."""
-    if "gram" not in x.sums:
-        return None
-    steps = x.neuron.timesteps if x.pulses is not None else 1
-    return lag_one(x.total["lag0"], x.total["lag1"], steps)
-
-
-def _membrane_outside(x: LayerTotals) -> float | None:
-    """Share of elements with a temporal error; None but for binary spikes without look-ahead read step by step."""
-    neuron = x.neuron
-    if x.pulses is None or neuron.spikes != "binary" or neuron.lookahead != 0 or neuron.signed:
-        return None
-    return x.counts["outside"] / x.n
-
 
 # One entry a column of `NoiseReport.layers`, in the table's order. a: the source's activation; z: its pre-activation;
 # r: the neuron's mean output over T steps; e = r - a; every sum runs over all elements of all images.
@@ -272,8 +196,7 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: x.floor_db, format="decibels", title="floor (dB)", missing=_SILENT, summary=True,
     ),
     "gap_db": Column(
-        "dB", "floor_db - sqnr_db: what is lost beyond the step.", False, "0",
-        value=lambda x: x.floor_db - x.sqnr_db,
+        "dB", "floor_db - sqnr_db: what is lost beyond the step.", False, "0", value=lambda x: x.floor_db - x.sqnr_db,
         format="decibels", missing="floor and SQNR are both infinite, or one is undefined",
     ),
     "twin_sqnr_db": Column(
@@ -319,8 +242,7 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: float((x.channel["a"] / x.step).sum()) / x.n / x.neuron.timesteps,
     ),
     "spikes_per_neuron": Column(
-        "events per neuron", "rate times T: all events of one inference.", False,
-        value=lambda x: x.events / x.n,
+        "events per neuron", "rate times T: all events of one inference.", False, value=lambda x: x.events / x.n,
     ),
     "share_clip": Column(
         "fraction of sum e^2", "Error of the range: clamp(z, 0, N theta) - a.", None,
@@ -356,12 +278,10 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: math.sqrt(x.total["miss"] / (x.total["ee"] or 1)),
     ),
     "noise_mean": Column(
-        "steps theta/T", "Mean of e over all elements.", None, "0",
-        value=lambda x: float(x.noise.mean),
+        "steps theta/T", "Mean of e over all elements.", None, "0", value=lambda x: float(x.noise.mean),
     ),
     "noise_variance": Column(
-        "steps theta/T, squared", "Variance of e over all elements.", False,
-        value=lambda x: float(x.noise.variance),
+        "steps theta/T, squared", "Variance of e over all elements.", False, value=lambda x: float(x.noise.variance),
     ),
     "noise_skew": Column(
         "ratio", "Skew of e: positive where large errors are too high.", None, "0",
@@ -381,15 +301,12 @@ COLUMNS: dict[str, Column] = {
     ),
     "round_skew": Column("ratio", "Skew of the same.", None, "0", value=lambda x: float(x.rounding.skew), missing=_FEW),
     "round_kurtosis": Column(
-        "ratio", "Kurtosis of the same.", None, "1.8",
-        value=lambda x: float(x.rounding.kurtosis), missing=_FEW,
+        "ratio", "Kurtosis of the same.", None, "1.8", value=lambda x: float(x.rounding.kurtosis), missing=_FEW,
     ),
     "round_ks": Column(
         "ratio",
         "Kolmogorov-Smirnov distance of the same from the uniform law [v_init - 1, v_init], at the histogram's edges.",
-        False,
-        "0",
-        value=lambda x: x.rounding_distance(), missing=_EMPTY,
+        False, "0", value=lambda x: x.rounding_distance(), missing=_EMPTY,
     ),
     "exact": Column("fraction", "Elements without any error.", True, value=lambda x: int(x.sums["noise"][-1]) / x.n),
     "signal_correlation": Column(
@@ -408,7 +325,8 @@ COLUMNS: dict[str, Column] = {
         "ratio",
         "Correlation of s[t] - mean drive/theta one step apart, where the mean drive is in range: below 0 where spikes "
         "are spread out, above where they bunch.",
-        value=_step_correlation, missing=_FULL + "; or a single step, no value inside the range, or " + _STEPLESS,
+        value=lambda x: x.step_correlation(),
+        missing=_FULL + "; or a single step, no value inside the range, or " + _STEPLESS,
     ),
     "units": Column("neurons", "Neurons of one image.", value=lambda x: x.units.count),
     "units_read": Column(
@@ -417,8 +335,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "dead_units": Column("neurons", "Whose mean output was 0 on every image.", None, value=lambda x: x.units.dead),
     "lost_units": Column(
-        "neurons", "Dead ones whose source was active on some image.", False, "0",
-        value=lambda x: x.units.lost,
+        "neurons", "Dead ones whose source was active on some image.", False, "0", value=lambda x: x.units.lost,
     ),
     "saturated_units": Column(
         "neurons", "That fired all they can on at least half of the images.", False, "0",
@@ -447,78 +364,16 @@ COLUMNS: dict[str, Column] = {
         "fraction",
         "Elements whose last membrane lies outside [0, theta), silent ones below and saturated ones above excepted: "
         "just those with a temporal error. Binary spikes without look-ahead only.", False, "0",
-        value=_membrane_outside, missing="only binary spikes without look-ahead have it",
+        value=lambda x: x.membrane_outside(), missing="only binary spikes without look-ahead have it",
     ),
 }  # fmt: skip
-
-# The fields of `NoiseReport.outputs`, of `Evaluation` and of a sweep's columns.
-OUTPUTS: dict[str, Column] = {
-    "images": Column("images", "Images measured."),
-    "reading": Column("name", "The reading that accuracy, agreement, SQNR and spikes belong to."),
-    "reference": Column("words", "What the outputs are compared with."),
-    "layer_reference": Column("words", "What the layers are compared with."),
-    "timesteps": Column("steps", "T."),
-    "delay": Column("steps", 'Look-ahead of every neuron, "full" for T, or "mixed".'),
-    "latency": Column("steps", "From the first input to the last output.", False),
-    "depth": Column("layers", "Neurons on the longest path."),
-    "spikes": Column("name", "Spike kind."),
-    "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
-    "neurons": Column("neurons", "Neurons of the network."),
-    "accuracy": Column(
-        "fraction", "Spiking network, where labels are known.", True, "analog_accuracy",
-        format="percent",
-    ),
-    "twin_accuracy": Column("fraction", "Quantized reading.", True, "analog_accuracy", format="percent"),
-    "analog_accuracy": Column("fraction", "The source the network is compared with.", True, format="percent"),
-    "agreement": Column(
-        "fraction", "Images that spiking network and source classify alike.", True, "1",
-        format="percent",
-    ),
-    "twin_agreement": Column(
-        "fraction", "Images that quantized reading and source classify alike.", True, "1",
-        format="percent",
-    ),
-    "sqnr_db": Column("dB", "Spiking output against the source's.", True, "twin_sqnr_db", format="decibels"),
-    "twin_sqnr_db": Column("dB", "Quantized output against the source's.", True, "+inf", format="decibels"),
-    "temporal_gap_db": Column("dB", "twin_sqnr_db - sqnr_db: what timing costs.", False, "0", format="decibels"),
-    "logit_error": Column("ratio", "|spiking - source| / |source| of the outputs.", False, "0"),
-    "twin_logit_error": Column("ratio", "|quantized - source| / |source| of the outputs.", False, "0"),
-    "spikes_per_neuron": Column("events per neuron", "Of one inference, all layers.", False),
-    "spikes_per_inference": Column("events", "Of one image, all layers.", False, format="decibels"),
-    "precision": Column("name", "Of the spiking reading's arithmetic."),
-    "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
-    "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
-}  # fmt: skip
-
-
-def table_columns() -> dict[str, Column]:
-    """Put the columns in the order of the table.
-
-    Returns:
-        Columns by name, those with `after` behind the one that they name.
-
-    Raises:
-        InputError: a column has no function, or names a column that is not there.
-    """
-    order = [name for name, column in COLUMNS.items() if not column.after]
-    for name, column in COLUMNS.items():
-        if column.value is None:
-            raise InputError(
-                f"COLUMNS[{name!r}]: expected a function value(layer) of a LayerTotals, got none"
-            )
-        if not column.after:
-            continue
-        if column.after not in order:
-            raise InputError(
-                f"COLUMNS[{name!r}]: expected `after` to name an earlier column, got {column.after!r}; leave it out to "
-                "put the column last"
-            )
-        order.insert(order.index(column.after) + 1, name)
-    return {name: COLUMNS[name] for name in order}
 
 
 def format_of(name: str) -> Format:
     """Say how a page shows a figure.
+
+    Args:
+        name: of a column or an output.
 
     Returns:
         The format of the column or output of this name; "decibels" for other names that end in _db.

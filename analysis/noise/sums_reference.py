@@ -1,4 +1,8 @@
-"""What the sums of a layer mean, in plain torch, for every device and type; `schema.SUMS` defines each."""
+"""What the sums of a layer mean, in plain torch, for every device and type; `schema.SUMS` defines each.
+
+Compiled kernels compute the same faster. A pass is taken in blocks of elements; `Block` and `Images` hold the
+quantities that a sum's definition may use. Sums that a user declared are always computed here.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +11,10 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.noise.moments import first_steps, lag_errors
-from speedysnn.analysis.noise.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, TOTALS, UNITS, Sum, user_sums
+from speedysnn.analysis.noise.schema import BUILT_IN_SUMS, CHANNELS, COUNTS, HISTOGRAMS, SUMS, TOTALS, UNITS, Sum
 from speedysnn.analysis.reference import mean_of, reached_counts
-from speedysnn.execution.observers import Tap
+from speedysnn.errors import InputError
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.kernels.quantizer import levels
 from speedysnn.neurons.layer import IFNeuron
 
@@ -88,8 +93,12 @@ class Images:
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
     """Lay a tensor out by channel.
 
+    Args:
+        x: (B, ...).
+        channel_dim: the dimension of its channels.
+
     Returns:
-        (B, ...) as (M, C), channels last; one column where there are no channels.
+        (M, C), channels last; one column where there are no channels.
     """
     if x.ndim < 2:
         return x.reshape(-1, 1)
@@ -99,6 +108,11 @@ def rows_of(x: Tensor, channel_dim: int) -> Tensor:
 def steps_of(x: Tensor, timesteps: int, static: bool) -> Sequence[Tensor]:
     """Take a recorded tensor apart by time step.
 
+    Args:
+        x: (T*B, ...), or (B, ...) where it holds for all steps.
+        timesteps: T.
+        static: whether it holds for all steps.
+
     Returns:
         One tensor a step; the tensor itself where it holds for all steps.
     """
@@ -107,6 +121,10 @@ def steps_of(x: Tensor, timesteps: int, static: bool) -> Sequence[Tensor]:
 
 def added(first: Sums, second: Sums) -> Sums:
     """Add up the sums of two passes.
+
+    Args:
+        first: sums by name.
+        second: sums of other images.
 
     Returns:
         Sums by name: what either has is kept, of two peaks the larger one, everything else adds up.
@@ -118,7 +136,7 @@ def added(first: Sums, second: Sums) -> Sums:
     return out
 
 
-def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
+def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor) -> Sums:
     """Compute every built-in sum of one pass from its definition.
 
     Args:
@@ -143,7 +161,9 @@ def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: T
     return {**found, **{name: BUILT_IN_SUMS[name].reference(images).reshape(-1) for name in UNITS}}
 
 
-def reference_user_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor) -> Sums:
+def reference_user_sums(
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
+) -> Sums:
     """Compute the sums that a user declared; arguments as in `reference_sums`.
 
     Returns:
@@ -160,10 +180,31 @@ def reference_user_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, the
     return found
 
 
+def user_sums() -> dict[str, Sum]:
+    """List the sums that a user declared, or declared anew: no kernel has them, so their reference is computed.
+
+    Returns:
+        Rows of `SUMS` by name.
+
+    Raises:
+        InputError: the kind of one is not "channel", "total" or "count".
+    """
+    own = {name: row for name, row in SUMS.items() if BUILT_IN_SUMS.get(name) is not row}
+    for name, row in own.items():
+        if row.kind not in ("channel", "total", "count"):
+            raise InputError(
+                f"SUMS[{name!r}]: expected the kind 'channel', 'total' or 'count', got {row.kind!r}; other kinds are "
+                "summed by compiled code only"
+            )
+    return own
+
+
 def _value(row: Sum, quantities: Block | Images) -> Tensor:
     """One sum of one block, (C,) by channel or ()."""
     values = row.reference(quantities)
-    values = values if row.kind == "count" else values.to(torch.float64)
+    if row.kind == "count":
+        return values.sum().to(torch.int64)
+    values = values.to(torch.float64)
     return values.sum(0) if row.kind == "channel" else values.sum()
 
 
@@ -187,8 +228,8 @@ def _sums_of_block(block: Block) -> Sums:
     }
 
 
-def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
-    """What the sums over whole images need."""
+def _images(z: Tensor, source: IFNeuron, tap: LayerRecord, theta: Tensor) -> Images:
+    """The quantities of a pass's images."""
     neuron = tap.neuron
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
     step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
@@ -197,9 +238,9 @@ def _images(z: Tensor, source: IFNeuron, tap: Tap, theta: Tensor) -> Images:
 
 
 def _blocks(
-    z: Tensor, source: IFNeuron, twin: Tensor, tap: Tap, theta: Tensor, start: Tensor
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
 ) -> Iterator[Block]:  # fmt: skip
-    """A pass in blocks of elements."""
+    """The quantities of a pass, block by block."""
     neuron = tap.neuron
     drive, constant = tap.received()
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)

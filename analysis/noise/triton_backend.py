@@ -1,4 +1,4 @@
-"""Hand a layer's tensors to the sums in Triton where they lie on a GPU; the sums stay there until asked for."""
+"""The sums of a layer on a GPU: `RunningThere` hands tensors to Triton, and the sums stay there until asked for."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def supports(*tensors: Tensor) -> bool:
 
 
 class RunningThere:
-    """The sums of `LayerSums` on a GPU while they grow; arguments and results are those of `fused.Running`."""
+    """The sums of `LayerSums` on a GPU while they grow; arguments and results are those of `numba_backend.Running`."""
 
     def __init__(
         self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, timesteps: int, max_count: int,
@@ -56,7 +56,7 @@ class RunningThere:
         self, z: Tensor, corrected: Tensor, a: Tensor | Clip, twin: Tensor, drive: Tensor, constant: bool, out: Tensor,
         fired: int | None,
     ) -> int | Tensor:  # fmt: skip
-        """Add some images; arguments as in `fused.Running.add`.
+        """Add some images; arguments as in `numba_backend.Running.add`.
 
         Returns:
             The spike events, which the GPU may still be counting.
@@ -77,7 +77,7 @@ class RunningThere:
         return events
 
     def _rows(self, x: Tensor) -> Tensor:
-        """(B, ..., C) in this order in memory."""
+        """The tensor with channels last, (B, ..., C), contiguous."""
         return x.detach().reshape(-1, 1) if x.ndim < 2 else x.detach().movedim(self._dim, -1).contiguous()
 
     def _add_trains(self, out: Tensor, drive: Tensor, seen: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +156,7 @@ class RunningThere:
         return {**out, "pulses": sums["pulses"]} if self._trains else out
 
     def _in_order(self, units: Tensor) -> Tensor:
-        """Units by channel, as an image has them."""
+        """Numbers of neurons, channels last, in the order of an image."""
         if not self._shape:
             return units
         places = [size for dim, size in enumerate(self._shape, 1) if dim != self._dim % (len(self._shape) + 1)]
@@ -164,7 +164,7 @@ class RunningThere:
 
 
 def _here(sums: Mapping[str, Tensor]) -> Sums:
-    """Sums brought from the GPU in one piece; float64 holds whole numbers up to 2^53."""
+    """Bring all sums to the CPU in one transfer; float64 holds whole numbers up to 2^53."""
     whole = torch.cat([value.to(torch.float64).reshape(-1) for value in sums.values()]).cpu()
     pieces = whole.split([value.numel() for value in sums.values()])  # type: ignore[no-untyped-call]
     own = zip(sums.items(), pieces, strict=True)

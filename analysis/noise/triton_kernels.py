@@ -1,7 +1,8 @@
-"""A layer's sums over its elements in Triton, as `sums.accumulate` has them. Imported only where Triton is there.
+"""A layer's sums over its elements in Triton, as `numba_backend.accumulate` has them.
 
-Each program adds up some channels of some rows on its own, and several add whole numbers only, so that the same sums
-come out of every run. Tensors are matrices (rows, channels); what lies beyond them reads as zeros, which add nothing.
+This module is imported only where Triton is there. Each program adds up some channels of some rows on its own, and
+several add whole numbers only, so that the same sums come out of every run. Tensors are matrices (rows, channels);
+what lies beyond them reads as zeros, which add nothing.
 """
 
 import triton

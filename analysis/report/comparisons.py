@@ -1,6 +1,7 @@
-"""Figures of a comparison; each draws the ideal that its values stand beside.
+"""Figures of `compare` and of `knobs`; each draws the ideal that its values stand beside.
 
-Figures of `knobs`: a column a knob, answers above and decibels below.
+A comparison's figures have a line or a panel for each network; `knob_curves` has a column for each knob, with answers
+above and decibels below.
 """
 
 import math
@@ -11,7 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from speedysnn.analysis.report.style import (
     COLOURS,
@@ -26,11 +27,13 @@ from speedysnn.analysis.report.style import (
 _CAUSES = ("clip", "round", "propagated", "temporal")
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
 _MARKERS = "os^Dv<>P"
-_LOWEST = -1.0  # of a stack: what hangs below it is cut, and the title says so
+_CUT_BELOW = -1.0  # of a stack: what hangs below it is cut, and the title says so
+_AXES = {"timesteps": "T (steps)", "theta_scale": "factor on every θ", "v_init": "v_init (fraction of θ)",
+         "delay": "look-ahead (steps)", "spikes": "spikes"}  # fmt: skip
 
 
 def sqnr(layers: pd.DataFrame) -> Figure:
-    """SQNR of every layer of every network, each below the floor of its own step, dashed; dB."""
+    """Draw the SQNR of every layer of every network, each below the dashed floor of its own step; dB."""
     order = _order(layers)
     figure, (axes,) = layered_panels(order, 1, 4.0)
     for i, (name, rows) in enumerate(layers.groupby("network", sort=False)):
@@ -47,22 +50,22 @@ def sqnr(layers: pd.DataFrame) -> Figure:
 
 
 def causes(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
-    """Shares of the squared error by cause, a panel a network; %."""
+    """Draw the shares of the squared error by cause, a panel a network; %."""
     names = [f"share_{cause}" for cause in _CAUSES]
     title, ideal = "Where each layer's error comes from", "sum of the four (ideal: all of it round)"
-    return _stacked(layers, list(outputs["network"]), names, title, ideal, "share (%)", _LOWEST)
+    return _stacked(layers, list(outputs["network"]), names, title, ideal, "share (%)", _CUT_BELOW)
 
 
 def removed(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
-    """Fraction of the first network's noise that each other one has removed, by cause, a panel a network; %."""
+    """Draw the fraction of the first network's noise that each other one has removed, by cause; %."""
     first, *others = list(outputs["network"])
     names = [f"removed_{cause}" for cause in _CAUSES]
     title = f"Noise removed, in parts of that of {first}; below 0 added"
-    return _stacked(layers, others or [first], names, title, "ideal: all of it", "removed (%)", _LOWEST)
+    return _stacked(layers, others or [first], names, title, "ideal: all of it", "removed (%)", _CUT_BELOW)
 
 
 def pareto(outputs: pd.DataFrame) -> Figure:
-    """Accuracy (agreement where there are no labels; %) against latency (steps) and spikes of an image, with fronts."""
+    """Draw accuracy (agreement without labels; %) against latency (steps) and spikes of an image, with fronts."""
     table = outputs
     scored = "accuracy" if table["accuracy"].notna().all() else "agreement"
     with mpl.rc_context(STYLE):
@@ -79,6 +82,8 @@ def pareto(outputs: pd.DataFrame) -> Figure:
             axes.plot([x], [y], linestyle="", marker=_marker(i), color=_PALETTE[i % 8], alpha=0.85, label=str(name))
         axes.axhline(ideal, **IDEAL, label=f"ideal: the source, {100 * ideal:.1f} %")
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.margins(0.08)
     panels[0].set_ylabel("accuracy (%)" if scored == "accuracy" else "agreement with the source (%)")
@@ -88,7 +93,16 @@ def pareto(outputs: pd.DataFrame) -> Figure:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, score) that no other beats, by rising cost; equal ones once."""
+    """Find the points (cost, score) that no other point beats.
+
+    Returns:
+        The points by rising cost; equal ones once.
+
+    Example:
+        >>> from speedysnn.analysis.report.comparisons import front
+        >>> front([(1.0, 0.5), (2.0, 0.4), (3.0, 0.9)])
+        [(1.0, 0.5), (3.0, 0.9)]
+    """
     best: list[tuple[float, float]] = []
     for cost, score in sorted(set(points), key=lambda point: (point[0], -point[1])):
         if not best or score > best[-1][1]:
@@ -97,7 +111,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def all_figures(layers: pd.DataFrame, outputs: pd.DataFrame) -> dict[str, Figure]:
-    """Every figure by its file's name; `removed` from two networks on, `pareto` where answers are classes."""
+    """Draw every figure of a comparison; `removed` from two networks on, `pareto` where answers are classes.
+
+    Returns:
+        File name without its ending -> figure.
+    """
     out = {"sqnr": sqnr(layers), "causes": causes(layers, outputs)}
     if len(outputs) > 1:
         out["removed"] = removed(layers, outputs)
@@ -113,9 +131,9 @@ def _stacked(
     title: str,
     ideal: str,
     unit: str,
-    lowest: float,
+    cut_below: float,
 ) -> Figure:
-    """Four parts stacked, a panel a network; negative parts hang below zero."""
+    """Stack the four parts, a panel a network; negative parts hang below zero."""
     order = _order(layers)
     figure, panels = layered_panels(order, len(networks), 1.6 + 1.7 * len(networks))
     least, most = 0.0, 1.0
@@ -135,10 +153,10 @@ def _stacked(
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylabel(unit)
         axes.set_title(str(network), loc="left", fontsize=9)
-    if least < lowest:
-        title += f"; below {100 * lowest:.0f} % cut"
+    if least < cut_below:
+        title += f"; below {100 * cut_below:.0f} % cut"
     for axes in panels:
-        axes.set_ylim(max(lowest, least - 0.05), most + 0.1)
+        axes.set_ylim(max(cut_below, least - 0.05), most + 0.1)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     name_layers(panels[-1], order)
     shared_legend(figure, panels)
@@ -146,21 +164,36 @@ def _stacked(
 
 
 def _order(layers: pd.DataFrame) -> list[str]:
-    """Every layer's name once, in the order of the first network that has it."""
+    """List every layer's name once, in the order of the first network that has it."""
     return list(dict.fromkeys(layers["layer"]))
 
 
 def _marker(index: int) -> str:
-    """One for each colour; the next eight networks take them shifted, so that colour and marker differ together."""
+    """Choose a marker; from the ninth network on they are shifted, so that no two have the same colour and marker."""
     return _MARKERS[(index + index // 8) % 8]
 
 
-_AXES = {"timesteps": "T (steps)", "theta_scale": "factor on every θ", "v_init": "v_init (fraction of θ)",
-         "delay": "look-ahead (steps)", "spikes": "spikes"}  # fmt: skip
-
-
 def knob_curves(table: pd.DataFrame) -> Figure:
-    """Agreement with the source (%), output SQNR and the layers' mean SQNR, measured and predicted (dB), by knob."""
+    """Draw agreement with the source (%), output SQNR and the layers' mean SQNR (dB), measured and predicted, by knob.
+
+    Args:
+        table: of `speedysnn.analysis.knobs`.
+
+    Returns:
+        The figure: a column a knob.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> table = analysis.knobs(snn, images, timesteps=[2, 4])
+        >>> [axes.get_xlabel() for axes in analysis.knob_curves(table).axes]
+        ['', 'T (steps)']
+    """
     names = list(dict.fromkeys(table["knob"]))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, 3.4 * len(names)), 6.4), layout="constrained")

@@ -1,10 +1,8 @@
-"""What the page takes: tables, advice and JSON, by protocol, so that a result may write itself without a circle.
+"""What a report is made of, as data: advice, the details of a layer, and the tables that a page takes.
 
-Advice as data: what was found, the Python call that acts on it, and the command that does the same.
-
-Figures in a verdict's sentences.
-
-What a layer's row has no room for: histograms, neurons by name, steps and channels.
+`Advice` is one finding with the Python call and the command that act on it; sentences are made from it last.
+`LayerDetail` holds what a layer's row has no room for. The protocols at the end say what the page reads of a result, so
+that `NoiseReport` and `Sensitivity` may write themselves as a page without an import circle.
 """
 
 import math
@@ -16,9 +14,8 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from speedysnn.analysis.noise.layer_totals import LayerTotals, Unit, Units
+from speedysnn.analysis.noise.layer_totals import Column, LayerTotals, Unit, Units
 from speedysnn.analysis.noise.moments import EDGES, Floats, from_powers, law
-from speedysnn.analysis.noise.schema import Column
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.display import plain
 
@@ -27,7 +24,7 @@ NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the
 
 @dataclass(frozen=True)
 class CommandNames:
-    """The names that a command is filled with.
+    """The names that a command of an advice is filled with.
 
     Attributes:
         net: the network's file.
@@ -44,13 +41,22 @@ class CommandNames:
 
 @dataclass(frozen=True)
 class Advice:
-    """One finding and, where something can be done about it, how.
+    """One finding and, where something can be done about it, how to do it.
 
     Attributes:
         text: whole sentences: what was measured, and what to do.
         python: the call that does it, "" where there is none.
         argv: the command of the command line that does it, word by word, as `subprocess.run` takes it; empty where
             there is none. Until names are filled in it reads the network `NET` and the data `DATA`.
+
+    Example:
+        >>> from speedysnn.analysis.report.data import Advice, CommandNames, command_words
+        >>> advice = Advice("Let every neuron look one step ahead.", "snn.set_delay(1)",
+        ...                 command_words("evaluate", "--delay", "0,1"))
+        >>> advice.filled(CommandNames("my net.snn", "digits")).shell
+        "speedysnn evaluate 'my net.snn' -d digits --delay 0,1"
+        >>> Advice("Let every neuron look one step ahead.", "snn.set_delay(1)").sentence()
+        'Let every neuron look one step ahead. In Python: snn.set_delay(1).'
     """
 
     text: str
@@ -59,11 +65,15 @@ class Advice:
 
     @property
     def shell(self) -> str:
-        """The command as a shell takes it; "" where there is none."""
+        """The command as one line for a shell; "" where there is none."""
         return shlex.join(self.argv)
 
     def sentence(self) -> str:
-        """Everything in one paragraph of plain text."""
+        """Write the advice as one paragraph of plain text.
+
+        Returns:
+            The text, then the call, then the command.
+        """
         parts = [self.text]
         if self.python:
             parts.append(f"In Python: {self.python}.")
@@ -72,11 +82,19 @@ class Advice:
         return " ".join(parts)
 
     def after(self, fact: str) -> "Advice":
-        """The same advice with the fact that leads to it in front."""
+        """Put the fact that leads to the advice in front of its text.
+
+        Returns:
+            A new advice.
+        """
         return replace(self, text=f"{fact} {self.text}")
 
     def filled(self, names: CommandNames) -> "Advice":
-        """The same advice with the real names and options in its command."""
+        """Put the real names and options into the command.
+
+        Returns:
+            A new advice; the same one where there is no command.
+        """
         if not self.argv:
             return self
         program, command, _, _, _, *own = self.argv  # as `command_words` puts them
@@ -86,45 +104,93 @@ class Advice:
         return replace(self, argv=(program, command, names.net, *carried, *own))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Give the advice as JSON data.
+
+        Returns:
+            "text", "python" and "argv".
+        """
         return {"text": self.text, "python": self.python, "argv": list(self.argv)}
 
 
 def command_words(command: str, *options: str) -> tuple[str, ...]:
-    """A command on the network and its data, word by word."""
+    """Write a command on the network and its data, word by word.
+
+    Returns:
+        Words as `Advice.argv` has them, with `NET` and `DATA` in place of the names.
+
+    Example:
+        >>> from speedysnn.analysis.report.data import command_words
+        >>> command_words("evaluate", "--delay", "1")
+        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '--delay', '1')
+    """
     return ("speedysnn", command, NET, "-d", DATA, *options)
 
 
 def filled(advice: Iterable[Advice], names: CommandNames) -> tuple[Advice, ...]:
-    """All advice with the real names in its commands."""
+    """Put the real names into the commands of all advice.
+
+    Returns:
+        New advice, in the same order.
+    """
     return tuple(one.filled(names) for one in advice)
 
 
 def rendered(advice: Iterable[Advice]) -> tuple[str, ...]:
-    """One paragraph of plain text for each advice."""
+    """Write every advice as one paragraph of plain text.
+
+    Returns:
+        The paragraphs, in the same order.
+    """
     return tuple(one.sentence() for one in advice)
 
 
 def db(value: float) -> str:
-    """Decibels, undefined and infinite ones in words."""
+    """Write decibels with one digit, undefined and infinite ones in words.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> from speedysnn.analysis.report.data import db
+        >>> db(12.34), db(float("inf"))
+        ('12.3 dB', 'infinitely many dB (no error)')
+    """
     if math.isnan(value):
         return "an undefined number of dB"
     return f"{value:.1f} dB" if math.isfinite(value) else "infinitely many dB (no error)"
 
 
 def percent(value: float) -> str:
-    """Of a fraction; 100 % only where it is 1."""
+    """Write a fraction in per cent; "100.0 %" only where it is 1.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> from speedysnn.analysis.report.data import percent
+        >>> percent(0.5), percent(0.9998), percent(1.0)
+        ('50.0 %', '99.98 %', '100.0 %')
+    """
     return f"{100 * value:.1f} %" if value < 0.9995 or value >= 1 else f"{100 * value:.2f} %"
 
 
 def steps(number: int) -> str:
-    """Time steps."""
+    """Write a number of time steps.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> from speedysnn.analysis.report.data import steps
+        >>> steps(1), steps(4)
+        ('1 step', '4 steps')
+    """
     return f"{number} step" if number == 1 else f"{number} steps"
 
 
 @dataclass(frozen=True, eq=False)
 class LayerDetail:
-    """More of one layer.
+    """What a layer's row has no room for: histograms, neurons by name, steps and channels.
 
     Attributes:
         layer: its name.
@@ -137,6 +203,20 @@ class LayerDetail:
         spikes_per_step: events of every step, all images; None where no trains were unrolled.
         by_channel: the columns of `channels`: theta, v_init, sqnr_db, in_range, and the error's bias and variance
             (activation), skew and kurtosis.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images)
+        >>> detail = noise.details["1"]
+        >>> len(detail.edges), len(detail.noise), len(detail.channels)
+        (65, 66, 8)
+        >>> len(detail.spikes_per_step)
+        4
     """
 
     layer: str
@@ -150,7 +230,7 @@ class LayerDetail:
 
     @property
     def channels(self) -> pd.DataFrame:
-        """One row a channel."""
+        """Table of the channels, one row each."""
         return pd.DataFrame(self.by_channel)
 
     def to_json(self) -> dict[str, Any]:
@@ -186,7 +266,7 @@ def detail_of(layer: LayerTotals) -> LayerDetail:
 
 
 def _by_channel(layer: LayerTotals) -> dict[str, Any]:
-    """What is known of every channel, column by column."""
+    """The columns of `LayerDetail.channels`."""
     channel, count = layer.channel, len(layer.channel["e"])
     n = layer.n / count
     moments = from_powers(n, torch.stack([channel["e" * k] for k in (1, 2, 3, 4)]).numpy())
@@ -205,7 +285,7 @@ def _by_channel(layer: LayerTotals) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """Six digits of a number, which a histogram or a channel's mean does not have more of."""
+    """Round a number to six digits, as many as a histogram or a channel's mean has."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -217,7 +297,7 @@ class MemoryTold(Protocol):
     """What a measurement held in memory, told in a sentence."""
 
     def sentence(self) -> str:
-        """In words."""
+        """Say it in whole sentences."""
         ...
 
 
@@ -231,12 +311,12 @@ class NoiseTables(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, Any]:
-        """The whole network's figures."""
+        """Figures of the whole network."""
         ...
 
     @property
     def advice(self) -> tuple[Advice, ...]:
-        """What was found and what to do."""
+        """What was found and what to do, most important first."""
         ...
 
     @property
@@ -251,7 +331,7 @@ class NoiseTables(Protocol):
 
     @property
     def details(self) -> Mapping[str, LayerDetail]:
-        """By layer, what its row has no room for."""
+        """Layer -> what its row has no room for."""
         ...
 
     @property
@@ -260,7 +340,7 @@ class NoiseTables(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """The report as strict JSON data."""
+        """Give the report as strict JSON data."""
         ...
 
 
@@ -279,7 +359,7 @@ class SensitivityTables(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, Any]:
-        """The whole network's figures."""
+        """Figures of the whole network."""
         ...
 
     @property
@@ -289,7 +369,7 @@ class SensitivityTables(Protocol):
 
     @property
     def advice(self) -> tuple[Advice, ...]:
-        """What was found and what to do."""
+        """What was found and what to do, most important first."""
         ...
 
     @property
@@ -303,5 +383,5 @@ class SensitivityTables(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as strict JSON data."""
+        """Give everything as strict JSON data."""
         ...

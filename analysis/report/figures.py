@@ -1,8 +1,8 @@
-"""The report's figures; each draws the ideal that its values stand beside. No pyplot, so no global state.
+"""Figures of a noise report and of the cost of an inference; each draws the ideal that its values stand beside.
 
-A layer's error drawn against the law that theory gives it.
-
-Figures of what an inference costs: operations by layer, and energy under each named table.
+All figures are made without pyplot, so that no global state changes. `all_figures` gives those of a report by the names
+of their files; `figure_noise_distribution` draws one layer's error against the law that theory gives it; `cost` draws
+operations by layer and energy under each named table.
 """
 
 import math
@@ -30,9 +30,12 @@ from speedysnn.analysis.report.style import (
 )
 from speedysnn.errors import InputError
 
+_KINDS = (("spiking_nj", "spiking", "spiking"), ("rival_nj", "quantized rival", "twin"),
+          ("analog_nj", "source network", "propagated"))  # fmt: skip
+
 
 def sqnr(layers: pd.DataFrame) -> Figure:
-    """SQNR of every layer in spikes and in the quantized reading, below the floor that its step allows; dB."""
+    """Draw the SQNR of every layer in spikes and in the quantized reading, below the floor of its step; dB."""
     figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
     _line_by_layer(axes, layers["floor_db"], "ideal: floor of the step θ/T", **IDEAL)
     _line_by_layer(
@@ -47,7 +50,7 @@ def sqnr(layers: pd.DataFrame) -> Figure:
 
 
 def causes(layers: pd.DataFrame) -> Figure:
-    """Shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
+    """Draw the shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
     figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
     up, down = [0.0] * len(layers), [0.0] * len(layers)
     for part in ("clip", "round", "propagated", "temporal"):
@@ -67,7 +70,7 @@ def causes(layers: pd.DataFrame) -> Figure:
 
 
 def rmse(layers: pd.DataFrame) -> Figure:
-    """Root mean squared error in quantizer steps θ/T, with that of rounding alone."""
+    """Draw the root mean squared error in quantizer steps θ/T, with that of rounding alone."""
     figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.2)
     axes.bar(range(len(layers)), layers["rmse_steps"], 0.85, color=COLOURS["spiking"], label="spiking")
     ideal = layers["rmse_ideal"]
@@ -81,7 +84,7 @@ def rmse(layers: pd.DataFrame) -> Figure:
 
 
 def activity(layers: pd.DataFrame) -> Figure:
-    """Saturated and silent fractions (%) and firing rate (events per neuron and step), a panel each."""
+    """Draw saturated and silent fractions (%) and the firing rate (events per neuron and step), a panel each."""
     figure, panels = layered_panels(list(layers["layer"]), 3, 6.4)
     drawn = (("saturated", "saturated\n(%)"), ("silent", "silent\n(%)"), ("rate", "rate (events per\nneuron and step)"))
     for axes, (name, label) in zip(panels, drawn, strict=True):
@@ -96,13 +99,13 @@ def activity(layers: pd.DataFrame) -> Figure:
     for axes in panels:
         axes.margins(y=0.15)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.4, 0.97), ncols=2, borderaxespad=0, fontsize=8, frameon=False)
     name_layers(panels[-1], list(layers["layer"]))
     return figure
 
 
 def sweep(table: pd.DataFrame) -> Figure:
-    """Accuracy (agreement where there are no labels; %) and output SQNR (dB) against T, source and twin beside."""
+    """Draw accuracy (agreement without labels; %) and output SQNR (dB) against T, with source and quantized reading."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -113,7 +116,7 @@ def sweep(table: pd.DataFrame) -> Figure:
             steps = rows["timesteps"].tolist()
             axes.plot(steps, finite_or_gap(rows[name]), marker="o", color=colour, label=f"spiking, θ {kind}")
             axes.plot(steps, finite_or_gap(rows[f"twin_{name}"]), marker="s", markersize=4, linestyle=":", color=colour,
-                      label=f"quantized, θ {kind}" + " (ideal: no timing error)" * (axes is right))  # fmt: skip
+                      label=f"quantized, θ {kind} (ideal: no timing error)")  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(table["timesteps"]))))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -131,7 +134,27 @@ def sweep(table: pd.DataFrame) -> Figure:
 
 
 def all_figures(layers: pd.DataFrame, table: pd.DataFrame | None = None) -> dict[str, Figure]:
-    """Every figure by its file's name; the sweep's where its table is given."""
+    """Draw every figure of a report.
+
+    Args:
+        layers: `NoiseReport.layers`.
+        table: of `speedysnn.analysis.sweep`; without it there is no figure of the sweep.
+
+    Returns:
+        File name without its ending -> figure.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> from speedysnn.analysis.report.figures import all_figures
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images)
+        >>> list(all_figures(noise.layers))
+        ['sqnr', 'causes', 'rmse', 'activity']
+    """
     out = {"sqnr": sqnr(layers), "causes": causes(layers), "rmse": rmse(layers), "activity": activity(layers)}
     if table is not None and len(table):
         out["sweep"] = sweep(table)
@@ -145,13 +168,33 @@ def _line_by_layer(axes: Axes, values: "pd.Series[Any]", label: str, **style: An
 
 
 def figure_noise_distribution(report: NoiseTables, layer: str) -> Figure:
-    """Rounding error of a layer against the uniform law on [v_init - 1, v_init], and its whole error; in steps theta/T.
+    """Draw a layer's rounding error against the uniform law on [v_init - 1, v_init], and its whole error.
 
-    Densities over 64 bins; what lies outside [-1, 1) is stated in words. Left: Q(z) - z inside the range, exact zeros
-    of z left out, with the Kolmogorov-Smirnov distance from the law. Right: r - a where it is not exactly 0.
+    Densities over 64 bins of the error in steps theta/T; the share outside [-1, 1) stands in the title. Left: Q(z) - z
+    inside the range, exact zeros of z left out, with the Kolmogorov-Smirnov distance from the law. Right: r - a where
+    it is not exactly 0.
+
+    Args:
+        report: a noise report with details.
+        layer: the name of a neuron layer.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: no such layer in the report, or a report without details.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> figure = analysis.figure_noise_distribution(analysis.measure_noise(snn, images), "1")
+        >>> [axes.get_xlabel() for axes in figure.axes]
+        ['error (steps θ/T)', 'error (steps θ/T)']
     """
     if layer not in report.details:
         known = ", ".join(map(repr, list(report.details)[:6])) or "none: the report holds no details"
@@ -175,7 +218,7 @@ def figure_noise_distribution(report: NoiseTables, layer: str) -> Figure:
 
 
 def _panel(axes: Axes, detail: LayerDetail, counts: Floats, title: str, colour: str, label: str) -> None:
-    """One histogram as a density with the law of rounding over it; what lies outside in the title."""
+    """Draw one histogram as a density with the law of rounding over it; the title says how much lies outside."""
     total, width = float(counts.sum()), float(detail.edges[1] - detail.edges[0])
     if total == 0:
         axes.set_title(f"{title.partition(':')[0]}: no such element", loc="left", fontsize=9)
@@ -188,12 +231,8 @@ def _panel(axes: Axes, detail: LayerDetail, counts: Floats, title: str, colour: 
     axes.set_title(f"{title}, {outside:.1f} % beyond ±1 step", loc="left", fontsize=9)
 
 
-_KINDS = (("spiking_nj", "spiking", "spiking"), ("rival_nj", "quantized rival", "twin"),
-          ("analog_nj", "source network", "propagated"))  # fmt: skip
-
-
 def cost(report: CostReport) -> Figure:
-    """Operations a layer and image, spiking beside the source's dense ones (log scale), and energy (nJ an image)."""
+    """Draw operations by layer, spiking beside the source's dense ones, and energy (nJ an image); log scales."""
     rows = report.layers[report.layers["op"] != "neuron"].reset_index(drop=True)
     with mpl.rc_context(STYLE):
         figure = Figure(

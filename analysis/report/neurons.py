@@ -1,6 +1,7 @@
-"""Figures of one layer's neurons: their activations' density, the staircase, a raster, membranes.
+"""Figures of one layer's neurons, and the figures of a sensitivity report.
 
-Figures of a sensitivity report: what each layer costs at the output, and what changing it would gain.
+The neurons' figures show the density of their activations, the staircase of their answers, a raster of spikes and their
+membranes. Those of a sensitivity report show what each layer costs at the output and what changing it would gain.
 """
 
 import math
@@ -20,23 +21,60 @@ from speedysnn.analysis.report.data import SensitivityTables
 from speedysnn.analysis.report.style import (
     COLOURS,
     IDEAL,
+    LONGEST,
     STYLE,
     finite_or_gap,
     layered_panels,
     name_layers,
     shared_legend,
 )
-from speedysnn.display import shortened
+from speedysnn.display import shortened_path
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
+
+_AT_OUTPUT = {
+    "isolated": ("isolated: only this layer spikes", "s", COLOURS["twin"]),
+    "prefix": ("prefix: this layer and all before it spike", "o", COLOURS["spiking"]),
+    "leave_one_out": ("leave one out: all spike but this layer", "^", COLOURS["recalibrated"]),
+}
+_AT_LAYER = {
+    "local": ("local: on the source's own input", "s", COLOURS["twin"]),
+    "cumulative": ("cumulative: all layers spike", "o", COLOURS["spiking"]),
+}
+_CHANGES = {
+    "bit": COLOURS["round"],
+    "threshold": COLOURS["twin"],
+    "bit+threshold": COLOURS["spiking"],
+    "bias": COLOURS["clip"],
+    "look-ahead": COLOURS["recalibrated"],
+}
+_MOST_BARS = 20
 
 
 def figure_activation_density(snn: SpikingNetwork, layer: str) -> Figure:
-    """Density of a layer's calibration activations above 0, with theta, the best theta* and what lies beyond.
+    """Draw the density of a layer's calibration activations above 0, with N theta and the best N theta*.
+
+    Args:
+        snn: a network that was converted with calibration data.
+        layer: the name of a neuron layer.
+
+    Returns:
+        The figure; the legend says what share of the activations lies beyond N theta.
 
     Raises:
         InputError: no such layer, or no histogram of it.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> analysis.figure_activation_density(snn, "1").axes[0].get_xlabel()
+        "activation (source's unit)"
     """
     neuron = _neuron(snn, layer)
     hist = snn.calibration.histograms.get(layer)
@@ -69,11 +107,31 @@ def figure_activation_density(snn: SpikingNetwork, layer: str) -> Figure:
 
 
 def figure_staircase(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 2000, seed: int = 0) -> Figure:
-    """Mean output of sampled neurons against the source's activation, spiking and quantized, both in N theta.
+    """Draw the mean output of sampled neurons against the source's activation, spiking and quantized, in N theta.
 
     Args:
+        snn: the network.
+        layer: the name of a neuron layer.
         x: images, (B, ...).
-        neurons: how many neurons of all images are drawn, sampled by `seed`.
+        neurons: how many neurons of all images are drawn.
+        seed: of the sample.
+
+    Returns:
+        The figure, with the quantizer of T steps as a staircase.
+
+    Raises:
+        InputError: no such layer.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> analysis.figure_staircase(snn, "1", images[:8]).axes[0].get_title("left")
+        '1: 64 of 64 neurons, T = 4'
     """
     neuron = _neuron(snn, layer)
     with torch.no_grad():
@@ -104,10 +162,32 @@ def figure_staircase(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int
 
 
 def figure_raster(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 40) -> Figure:
-    """Spikes of the most active neurons over the T steps of one image (sign by colour, size by grade), rates beside.
+    """Draw the spikes of the most active neurons over the T steps of one image, with their rates beside.
+
+    The colour of a mark is a spike's sign, its height is its grade.
 
     Args:
+        snn: the network.
+        layer: the name of a neuron layer.
         x: one image, (1, ...).
+        neurons: how many neurons are drawn.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: no such layer.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> [axes.get_xlabel() for axes in analysis.figure_raster(snn, "1", images[:1]).axes]
+        ['step', 'events a step']
     """
     neuron = _neuron(snn, layer)
     with torch.no_grad():
@@ -140,14 +220,30 @@ def figure_raster(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 
 
 
 def figure_membrane(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: Sequence[int] | None = None) -> Figure:
-    """Membrane u[t] = S[t] + v_init theta - theta n[t] of some neurons after each step, in theta; ideal end in [0, 1).
+    """Draw the membrane u[t] = S[t] + v_init theta - theta n[t] of some neurons after each step, in theta.
 
     Args:
+        snn: the network, without look-ahead in this layer.
+        layer: the name of a neuron layer.
         x: one image, (1, ...).
         neurons: places in the flattened layer; by default the four most active.
 
+    Returns:
+        The figure, a panel a neuron; a membrane should end in [0, theta).
+
     Raises:
         InputError: no such layer or neuron, or a look-ahead, with which no membrane is kept.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> len(analysis.figure_membrane(snn, "1", images[:1], neurons=[0, 3]).axes)
+        2
     """
     neuron = _neuron(snn, layer)
     if neuron.lookahead:
@@ -185,39 +281,20 @@ def _neuron(snn: SpikingNetwork, layer: str) -> Any:
     return snn.neurons[layer]
 
 
-def _tap(snn: SpikingNetwork, layer: str, reading: Any, x: Tensor) -> Tap:
-    found: list[Tap] = []
+def _tap(snn: SpikingNetwork, layer: str, reading: Any, x: Tensor) -> LayerRecord:
+    found: list[LayerRecord] = []
 
-    def keep(tap: Tap) -> None:
+    def keep(tap: LayerRecord) -> None:
         if tap.name == layer:
-            found.append(Tap(tap.name, tap.neuron, tap.drive.clone(), tap.output.clone(), tap.static_drive,
+            found.append(LayerRecord(tap.name, tap.neuron, tap.drive.clone(), tap.output.clone(), tap.static_drive,
                              tap.static_output))  # fmt: skip
 
     run(snn, reading, [x], keep)
     return found[0]
 
 
-_AT_OUTPUT = {
-    "isolated": ("isolated: only this layer spikes", "s", COLOURS["twin"]),
-    "prefix": ("prefix: this layer and all before it spike", "o", COLOURS["spiking"]),
-    "leave_one_out": ("leave one out: all spike but this layer", "^", COLOURS["recalibrated"]),
-}
-_AT_LAYER = {
-    "local": ("local: on the source's own input", "s", COLOURS["twin"]),
-    "cumulative": ("cumulative: all layers spike", "o", COLOURS["spiking"]),
-}
-_CHANGES = {
-    "bit": COLOURS["round"],
-    "threshold": COLOURS["twin"],
-    "bit+threshold": COLOURS["spiking"],
-    "bias": COLOURS["clip"],
-    "look-ahead": COLOURS["recalibrated"],
-}
-_MOST_BARS, _LONGEST = 20, 26
-
-
 def curves(found: SensitivityTables) -> Figure:
-    """Output SQNR (dB) of the isolated, prefix and leave-one-out readings by layer, with the twin's and the spikes'."""
+    """Draw the output SQNR (dB) of the isolated, prefix and leave-one-out readings by layer."""
     outputs = found.outputs
     figure, axes = _by_layer(found.table, _AT_OUTPUT)
     for name, label, dashes in (
@@ -236,7 +313,7 @@ def curves(found: SensitivityTables) -> Figure:
 
 
 def layers(found: SensitivityTables) -> Figure:
-    """SQNR (dB) at the layer itself, on the source's input (local) and in the spiking network (cumulative)."""
+    """Draw the SQNR (dB) at the layer itself, on the source's input (local) and in the spiking network (cumulative)."""
     figure, axes = _by_layer(found.table, _AT_LAYER)
     axes.set_ylabel("SQNR at the layer (dB)")
     axes.set_title("Each layer against the source's activation, higher is better", loc="left")
@@ -245,10 +322,13 @@ def layers(found: SensitivityTables) -> Figure:
 
 
 def ranking(found: SensitivityTables) -> Figure:
-    """The best changes of one layer by what the spiking output gains (dB), the quantized output's gain beside."""
+    """Draw the best changes by what the spiking output gains (dB), with the quantized output's gain as a mark."""
     rows = found.gains[found.gains["gain_db"].map(math.isfinite)].head(_MOST_BARS)
+    pairs = zip(rows["layer"], rows["change"], strict=True)
+    names = [f"{shortened_path(str(name), LONGEST)}, {kind}" for name, kind in pairs]
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(8.5, 1.7 + 0.24 * max(3, len(rows))), layout="constrained")
+        size = 7.0 + 0.06 * max(map(len, names), default=0), 1.7 + 0.24 * max(3, len(rows))
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
     for kind, colour in _CHANGES.items():
         own = [i for i, change in enumerate(rows["change"]) if change == kind]
@@ -259,8 +339,6 @@ def ranking(found: SensitivityTables) -> Figure:
     axes.plot(rows["twin_gain_db"], range(len(rows)), "D", color="black", markersize=3.5, linestyle="none",
               label="the same in the quantized reading")  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
-    pairs = zip(rows["layer"], rows["change"], strict=True)
-    names = [f"{shortened(str(name), _LONGEST)}, {kind}" for name, kind in pairs]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(max(3, len(rows)) - 0.4, -0.6)
     axes.set_xlabel("output SQNR gained by changing this layer alone (dB)")
@@ -274,7 +352,11 @@ def ranking(found: SensitivityTables) -> Figure:
 
 
 def all_figures(found: SensitivityTables) -> dict[str, Figure]:
-    """Every figure that something was measured for, by its file's name."""
+    """Draw every figure that something was measured for.
+
+    Returns:
+        File name without its ending -> figure.
+    """
     modes, out = set(found.table["mode"]), dict[str, Figure]()
     if modes & set(_AT_OUTPUT):
         out["sensitivity"] = curves(found)
@@ -286,7 +368,7 @@ def all_figures(found: SensitivityTables) -> dict[str, Figure]:
 
 
 def _by_layer(table: pd.DataFrame, drawn: dict[str, tuple[str, str, str]]) -> tuple[Figure, Axes]:
-    """A line a mode over the layers in execution order."""
+    """Draw a line a mode over the layers in execution order."""
     names = list(dict.fromkeys(map(str, table["layer"])))
     figure, (axes,) = layered_panels(names, 1, 3.6)
     for mode, (label, marker, colour) in drawn.items():
@@ -298,5 +380,5 @@ def _by_layer(table: pd.DataFrame, drawn: dict[str, tuple[str, str, str]]) -> tu
 
 
 def _legend_of_modes(figure: Figure, axes: Axes) -> None:
-    """In two columns where there are few entries, for they are long."""
+    """Put the legend in two columns where there are few entries, for they are long."""
     shared_legend(figure, [axes], 3 if len(axes.get_legend_handles_labels()[1]) > 4 else 2)

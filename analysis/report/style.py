@@ -1,4 +1,7 @@
-"""What the figures share: colours, line styles, layer names that can be read, one legend below everything, PNG."""
+"""What all figures share: colours, line styles, readable layer names, one legend below everything, and PNG.
+
+Figures with a layer at each place are as wide as their layers need, up to `WIDEST`, and as high as their names need.
+"""
 
 import io
 import math
@@ -10,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speedysnn.display import shortened
+from speedysnn.display import shortened_path
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 COLOURS = {
@@ -42,17 +45,23 @@ WIDEST, NARROWEST = 15.0, 7.5  # inches
 
 
 def layered_width(count: int, narrowest: float = NARROWEST) -> float:
-    """Inches that figures with this many layers side by side take."""
+    """Compute the width of a figure with this many layers side by side, in inches.
+
+    Example:
+        >>> from speedysnn.analysis.report.style import layered_width
+        >>> layered_width(3), layered_width(100)
+        (7.5, 15.0)
+    """
     return min(WIDEST, max(narrowest, 2.5 + 0.28 * count))
 
 
 def label_height(names: Sequence[str]) -> float:
-    """Inches that these names take below an axis, upright."""
-    return 0.06 * max((len(shortened(name, LONGEST)) for name in names), default=0)
+    """Compute the height that these names take below an axis when they stand upright, in inches."""
+    return 0.06 * max((len(shortened_path(name, LONGEST)) for name in names), default=0)
 
 
 def layered_panels(names: Sequence[str], panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels above one another, as wide as the layers need, with room for their names below."""
+    """Make panels above one another, as wide as the layers need, with room for their names below."""
     with mpl.rc_context(STYLE):
         size = layered_width(len(names)), height + label_height(names)
         figure = Figure(figsize=size, layout="constrained")
@@ -61,17 +70,17 @@ def layered_panels(names: Sequence[str], panels: int, height: float) -> tuple[Fi
 
 
 def name_layers(axes: Axes, names: Sequence[str], order: str = "execution") -> None:
-    """Names below the axis, shortened in the middle where long, thinned out where they would touch."""
+    """Write names below the axis, shortened in the middle where long, and fewer of them where they would touch."""
     every = max(1, math.ceil(len(names) / MOST_NAMES))
     shown = range(0, len(names), every)
     size = 8 if len(names) <= 45 else 6.5
-    axes.set_xticks(list(shown), [shortened(names[i], LONGEST) for i in shown], rotation=90, fontsize=size)
+    axes.set_xticks(list(shown), [shortened_path(names[i], LONGEST) for i in shown], rotation=90, fontsize=size)
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_xlabel(f"layer, in {order} order" + (f" (one of {every} named)" if every > 1 else ""))
 
 
 def shared_legend(figure: Figure, panels: Sequence[Axes], ncols: int = 3) -> None:
-    """One legend below everything, so that it never covers data."""
+    """Put one legend below everything, so that it never covers data."""
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -82,13 +91,20 @@ def shared_legend(figure: Figure, panels: Sequence[Axes], ncols: int = 3) -> Non
 
 
 def finite_or_gap(values: "pd.Series[Any]") -> list[float]:
-    """Gaps where a value is infinite, undefined or not measured."""
+    """Replace what is infinite, undefined or not measured by NaN, which a line leaves out.
+
+    Example:
+        >>> import pandas as pd
+        >>> from speedysnn.analysis.report.style import finite_or_gap
+        >>> finite_or_gap(pd.Series([1.0, float("inf")]))
+        [1.0, nan]
+    """
     numbers = [math.nan if value is None else float(value) for value in values]
     return [value if math.isfinite(value) else math.nan for value in numbers]
 
 
 def png(figure: Figure, dpi: int = STYLE["savefig.dpi"]) -> bytes:
-    """A figure as PNG, the same bytes for the same figure."""
+    """Draw a figure as PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

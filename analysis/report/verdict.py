@@ -1,6 +1,7 @@
-"""The verdict: what was found, naming the layer, the cause and what to do about it.
+"""The verdict of a noise report: what was found, which layer and cause it comes from, and what to do about it.
 
-Recommendations: what to do about a layer's error, by its cause.
+`advise` puts the findings in order. `recommend_for_timing` and `recommend_for_layer` say what to do, as advice with a
+Python call and a command.
 """
 
 import math
@@ -10,22 +11,32 @@ from typing import Any
 import pandas as pd
 
 from speedysnn.analysis.noise.rows import PARTS
-from speedysnn.analysis.report.data import (
-    Advice,
-    command_words,
-    db,
-    percent,
-    rendered,
-    steps,
-)
+from speedysnn.analysis.report.data import Advice, command_words, db, percent, rendered, steps
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
 CONSTANT = 0.5  # share of the squared error above which correcting a constant for each channel suffices
+GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
+OWN = ("clip", "round", "temporal")
+CAUSES = {
+    "clip": "its range is too small (clipping)",
+    "round": "its steps are too coarse (rounding)",
+    "propagated": "it comes in from earlier layers",
+    "temporal": "spikes come unevenly (timing)",
+}
 UNUSED = 0.001  # a saturated fraction below it tells a threshold that is too high
 
 
 def recommend_for_layer(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> list[Advice]:
-    """What to do about a layer whose error has this cause; the first is the simplest, others are alternatives."""
+    """Say what to do about a layer whose error has this cause.
+
+    Args:
+        cause: "clip", "round" or "temporal".
+        row: of the layer, from `NoiseReport.layers`.
+        outputs: `NoiseReport.outputs`.
+
+    Returns:
+        Advice, the simplest first; the others are alternatives.
+    """
     if row["bias_share"] > CONSTANT:
         return [_correct_biases(row)]
     if cause == "temporal":
@@ -58,7 +69,22 @@ def recommend_for_layer(cause: str, row: "pd.Series[Any]", outputs: Mapping[str,
 
 
 def recommend_for_timing(outputs: Mapping[str, Any]) -> list[Advice]:
-    """What to do about uneven spikes: the next measure that the network does not have yet, then alternatives."""
+    """Say what to do about the timing error of uneven spikes.
+
+    Args:
+        outputs: `NoiseReport.outputs`.
+
+    Returns:
+        The next measure that the network does not have yet, then alternatives.
+
+    Example:
+        >>> from speedysnn.analysis.report.verdict import recommend_for_timing
+        >>> for advice in recommend_for_timing({"delay": 0, "timesteps": 4, "latency": 4, "depth": 3}):
+        ...     print(advice.python)
+        snn.set_delay(1)
+        finetune.fit(snn, train, config=finetune.Config(epochs_quantized=8, epochs_spiking=0))
+        snn.set_spikes("ternary")
+    """
     delay, times, depth = outputs["delay"], outputs["timesteps"], outputs["depth"]
     if delay == 0:
         return [
@@ -116,20 +142,31 @@ def _scaled_threshold(row: "pd.Series[Any]", factor: float) -> str:
     return f"{neuron}.set_threshold({factor:g} * {neuron}.threshold)"
 
 
-GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
-OWN = ("clip", "round", "temporal")
-CAUSES = {
-    "clip": "its range is too small (clipping)",
-    "round": "its steps are too coarse (rounding)",
-    "propagated": "it comes in from earlier layers",
-    "temporal": "spikes come unevenly (timing)",
-}
-
-
 def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ...]:
-    """How far off, what timing costs, and the worst layer with its cause and what to do; most important first.
+    """Say how far off the network is, what timing costs, and which layer is worst, with its cause and what to do.
 
     The gap between quantized reading and spikes comes before any advice on a layer, since no threshold removes it.
+
+    Args:
+        layers: `NoiseReport.layers`.
+        outputs: `NoiseReport.outputs`.
+
+    Returns:
+        Advice, most important first.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> noise = analysis.measure_noise(snn, images)
+        >>> noise.advice[2].python
+        'snn.set_delay(1)'
+        >>> noise.advice[2].argv
+        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '--delay', '0,1')
     """
     found = [Advice(_headline(outputs))]
     if _good(outputs):
@@ -142,7 +179,11 @@ def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ..
 
 
 def verdict(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same as plain sentences, one paragraph an advice."""
+    """Write `advise` as plain sentences.
+
+    Returns:
+        One paragraph an advice.
+    """
     return rendered(advise(layers, outputs))
 
 
@@ -198,7 +239,7 @@ def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
 
 
 def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
-    """The layer with the lowest SQNR, and where its error starts if that is not in the layer itself."""
+    """Advice on the layer with the lowest SQNR, and on where its error starts if that is not in the layer itself."""
     measured = layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]
     if measured.empty:
         return []
@@ -230,14 +271,14 @@ def _led_by(fact: str, advice: list[Advice]) -> list[Advice]:
 
 
 def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":
-    """Noise that a layer adds itself, over its signal's power."""
+    """Compute the noise that each layer adds itself, over its signal's power."""
     shares = layers["share_clip"] + layers["share_round"] + layers["share_temporal"]
     own: pd.Series[float] = shares * 10 ** (-layers["sqnr_db"] / 10)
     return own
 
 
 def _before(layers: pd.DataFrame, name: str) -> set[str]:
-    """All layers whose spikes reach the named one, through others too."""
+    """Find all layers whose spikes reach the named one, directly or through others."""
     pairs = zip(layers["layer"], layers["reads"], strict=True)
     reads = {layer: feeds.split(", ") if feeds else [] for layer, feeds in pairs}
     found: set[str] = set()

@@ -1,6 +1,7 @@
-"""The mixed readings of some images: three passes that stop at every layer, and one branch a mode, change and layer.
+"""Scores of mixed readings on some images, and what one reading has gained over another.
 
-Sums of one reading's outputs against the analog reading's, and what one has gained over another.
+Three passes (analog, spiking, quantized) stop at every layer; there one branch for each mode and change leaves the pass
+and runs to the output. A `Score` sums a branch's output against the analog reading's.
 """
 
 import math
@@ -17,7 +18,7 @@ from speedysnn.analysis.sensitivity.changes import Change
 from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.data.batches import Batch
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.torch_utils import hand_back
@@ -107,7 +108,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Measured:
-    """What some images gave.
+    """What was measured on some images.
 
     Attributes:
         scores: (mode or change, layer) -> sums; a change in the quantized reading is called "twin CHANGE";
@@ -126,16 +127,16 @@ class Measured:
 def measured(
     snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch, *, tight: bool = False
 ) -> Measured:
-    """All modes and changes on some images; with `tight`, what is freed is handed back layer by layer."""
+    """Measure all modes and changes on some images; with `tight`, freed memory is handed back layer by layer."""
     counted = OutputSums()
 
-    def count(tap: Tap) -> None:
+    def count(tap: LayerRecord) -> None:
         counted.add_spikes(tap, tap.events())
 
     analog = run(snn, "analog", piece.inputs)
     outs = analog, run(snn, "quantized", piece.inputs), run(snn, "spiking", piece.inputs, count)
     branches = _Branches(snn, modes, changes, piece, analog, tight)
-    branches.whole(outs)
+    branches.all_layers(outs)
     branches.from_source()
     branches.from_spikes()
     branches.from_twin()
@@ -143,7 +144,7 @@ def measured(
 
 
 class _Branches:
-    """Scores of one piece."""
+    """Runs the branches of one piece of the images and keeps their scores."""
 
     def __init__(
         self, snn: SpikingNetwork, modes: Sequence[str], changes: Sequence[Change], piece: Batch, analog: Any,
@@ -155,13 +156,13 @@ class _Branches:
         self.scores: dict[Key, Score] = {}
         self.activations: dict[str, Tensor] = {}
 
-    def whole(self, outputs: Sequence[Any]) -> None:
-        """All layers in one reading, under the layer name ""."""
+    def all_layers(self, outputs: Sequence[Any]) -> None:
+        """Score the outputs of all layers in one reading, under the layer name ""."""
         for name, out in zip(("analog", "quantized", "spiking"), outputs, strict=True):
             self._at_output(name, "", out)
 
     def from_source(self) -> None:
-        """Analog up to the layer: its own noise alone, at the output and at itself."""
+        """Score branches of the analog pass: the layer's own noise alone, at the output and at the layer."""
         for fork in self._forks("analog", {"local", "isolated", "cumulative"}):
             name, source = fork.node.name, fork.emitted.tensor
             if "cumulative" in self.modes:
@@ -175,7 +176,7 @@ class _Branches:
                 self._at_output("isolated", name, self.run.outputs(fork, spikes, "analog"))
 
     def from_spikes(self) -> None:
-        """Spikes up to the layer: what follows analog, the layer alone analog, the layer changed."""
+        """Score branches of the spiking pass: all that follows analog, the layer alone analog, the layer changed."""
         for fork in self._forks("spiking", {"cumulative", "prefix", "leave_one_out"}):
             name = fork.node.name
             if "cumulative" in self.modes:
@@ -191,7 +192,7 @@ class _Branches:
                 self._at_output(change.kind, name, changed.outputs(fork, emitted, "spiking"))
 
     def from_twin(self) -> None:
-        """Quantized up to the layer: the layer changed."""
+        """Score branches of the quantized pass: the layer changed."""
         for fork in self._forks("quantized", set()):
             name = fork.node.name
             for change in self.changes[name]:
@@ -199,7 +200,7 @@ class _Branches:
                 self._at_output(f"twin {change.kind}", name, self.run.outputs(fork, emitted, "quantized"))
 
     def _forks(self, reading: Reading, modes: set[str]) -> Iterator[Fork]:
-        """A pass, where one of the modes or a change needs it."""
+        """Run a pass that stops at every layer, where one of the modes or a change needs it."""
         if self.modes & modes or (reading != "analog" and any(self.changes.values())):
             for fork in self.run.forks(self.piece.inputs, reading):
                 if self.tight:

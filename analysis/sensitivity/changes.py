@@ -1,8 +1,7 @@
-"""One change to one layer, and how it is carried out on a network.
+"""Changes to single layers whose gain at the output is measured: a bit more, the best threshold, no constant error.
 
-What some images show of each layer: the sums of its source activation and its spikes by channel, and a histogram.
-
-The changes to a layer whose gain at the output is measured: a bit more, its best threshold, no constant error.
+`changes_of` looks at some images in two passes (`LayerSeen` holds what they show of a layer) and makes a changed copy
+of every layer for every kind of change. `Change.apply` carries one out on a network.
 """
 
 import copy
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.sensitivity.mixed import MixedRun, over
-from speedysnn.calibration.histogram import ActivationHistogram, Collecting
+from speedysnn.analysis.sensitivity.mixed import MixedRun, map_pieces
+from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
 from speedysnn.calibration.rules import choose
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
@@ -33,7 +32,7 @@ CHANGES = {
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One change of one layer.
+    """One change to one layer.
 
     Attributes:
         layer: its name.
@@ -76,7 +75,11 @@ class Change:
         snn.reset()
 
     def settings(self) -> dict[str, Any]:
-        """What the layer is set to, as JSON data."""
+        """Give what the layer is set to, as JSON data.
+
+        Returns:
+            "theta", "spikes", "delay" and "offset".
+        """
         offset = self.neuron.offset
         return {
             "theta": self.neuron.threshold.detach().tolist(),
@@ -88,7 +91,7 @@ class Change:
 
 @dataclass
 class LayerSeen:
-    """A layer's sums by channel over images and places, and the histogram of its source activation.
+    """What some images show of a layer: sums by channel, and the histogram of its source activation.
 
     Attributes:
         target: (C,) sums of the source activation.
@@ -113,7 +116,7 @@ class LayerSeen:
             self.histogram = self.histogram.plus(other.histogram) if known else other.histogram
 
     def gap(self) -> Tensor:
-        """(C,) mean spiking output - mean source activation."""
+        """Compute the mean error of every channel, (C,): mean spiking output - mean source activation."""
         return (self.reached - self.target) / max(1, self.count)
 
 
@@ -124,7 +127,7 @@ def fitting(snn: SpikingNetwork, name: str, rows: int) -> ActivationHistogram | 
 
 
 def seen(snn: SpikingNetwork, histograms: bool, piece: Batch) -> dict[str, LayerSeen]:
-    """All layers on some images; histograms only where they are wanted and the calibration's do not fit."""
+    """Look at all layers on some images; make histograms only where wanted and where the calibration's do not fit."""
     run, out = MixedRun(snn), dict[str, LayerSeen]()
     for fork in run.forks(piece.inputs, "analog"):
         name, values = fork.node.name, fork.emitted.tensor
@@ -134,7 +137,7 @@ def seen(snn: SpikingNetwork, histograms: bool, piece: Batch) -> dict[str, Layer
         rows = (1 if dim is None else values.shape[dim]) * (2 if neuron.signed else 1)
         out[name] = LayerSeen(total, torch.zeros_like(total), values.numel() // total.numel(), rows)
         if histograms and fitting(snn, name, rows) is None:
-            layer = Collecting(neuron.signed)
+            layer = HistogramCollector(neuron.signed)
             layer.add(values, dim)
             out[name].histogram = layer.histogram()
     for name, total in emitted_sums(snn, {}, piece).items():
@@ -143,7 +146,7 @@ def seen(snn: SpikingNetwork, histograms: bool, piece: Batch) -> dict[str, Layer
 
 
 def emitted_sums(snn: SpikingNetwork, moved: dict[str, IFNeuron], piece: Batch) -> dict[str, Tensor]:
-    """(C,) sums of every layer's mean spiking output, that of a changed layer alone where it stands in `moved`."""
+    """Sum every layer's mean spiking output by channel, (C,); a layer in `moved` is changed for its own sum only."""
     run, out = MixedRun(snn), dict[str, Tensor]()
     for fork in run.forks(piece.inputs, "spiking"):
         name, emitted = fork.node.name, fork.emitted
@@ -154,7 +157,7 @@ def emitted_sums(snn: SpikingNetwork, moved: dict[str, IFNeuron], piece: Batch) 
 
 
 def channel_sums(x: Tensor, channel_dim: int) -> Tensor:
-    """(C,) float64 sums of (B, ...) over all else; () where there are no channels."""
+    """Sum (B, ...) by channel in float64, (C,); () where there are no channels."""
     if x.ndim < 2:
         return x.sum(dtype=torch.float64)
     return x.sum([dim for dim in range(x.ndim) if dim != channel_dim], dtype=torch.float64)
@@ -167,10 +170,10 @@ def changes_of(
     snn: SpikingNetwork, pieces: Sequence[Batch], kinds: Sequence[str] = tuple(CHANGES), progress: bool = False,
     at_once: int | None = None,
 ) -> list[Change]:  # fmt: skip
-    """Every change of these kinds that there is something to do for, found on these images in two passes."""
+    """Find every change of these kinds that changes something, on these images in two passes."""
     found: dict[str, LayerSeen] = {}
     histograms = bool({"threshold", "bit+threshold"} & set(kinds))
-    for part in over(snn, pieces, partial(seen, snn, histograms), "reading layers", progress, at_once):
+    for part in map_pieces(snn, pieces, partial(seen, snn, histograms), "reading layers", progress, at_once):
         for name, layer in part.items():
             found.setdefault(name, LayerSeen()).merge(layer)
     offsets = _offsets(snn, pieces, found, progress, at_once) if "bias" in kinds else {}
@@ -191,11 +194,11 @@ def changes_of(
 def _offsets(
     snn: SpikingNetwork, pieces: Sequence[Batch], found: Mapping[str, LayerSeen], progress: bool, at_once: int | None
 ) -> dict[str, IFNeuron]:
-    """Every layer with its mean error taken away, in the channels where that error then shrinks."""
+    """Copy every layer with its mean error taken away, in the channels where that error then shrinks."""
     gaps = {name: layer.gap() for name, layer in found.items()}
     moved = {name: _moved(neuron, gaps[name]) for name, neuron in snn.neurons.items()}
     after: dict[str, Tensor] = {}
-    for part in over(snn, pieces, partial(emitted_sums, snn, moved), "checking offsets", progress, at_once):
+    for part in map_pieces(snn, pieces, partial(emitted_sums, snn, moved), "checking offsets", progress, at_once):
         for name, total in part.items():
             after[name] = after[name] + total if name in after else total
     out = {}

@@ -1,6 +1,7 @@
-"""What measure_sensitivity holds in memory, known before the run: passes, then as many images as fit.
+"""What measure_sensitivity holds in memory, known before the run, and the images that it therefore keeps.
 
-The images that measure_sensitivity reads several times: all of them, or as large a sample as its memory allows.
+`planned_sensitivity` gives passes their memory first, then as many images as fit, for they are read several times.
+`kept_images` keeps all of them, or as large a random sample as fits.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speedysnn.analysis.memory import MIB, UNDER_WAY
+from speedysnn.analysis.memory import DEFAULT_MIB, MIB, SENSIBLE_IMAGES, UNDER_WAY, default_limit
 from speedysnn.analysis.reference import batch_dims, device_of, passes
 from speedysnn.analysis.sensitivity.changes import fitting
 from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun, checked, piece_size
@@ -21,8 +22,8 @@ from speedysnn.data.batches import Batch
 from speedysnn.errors import DataError, InputError
 from speedysnn.network import SpikingNetwork
 
-LEAST = 8  # images that a sample must have
-NOISE = 40  # bytes of one image's noise in one score: a Python float and two places that name it
+MIN_IMAGES = 8  # that a sample must have
+NOISE_BYTES = 40  # of one image's noise in one score: a Python float and two places that name it
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,18 @@ class SensitivityMemory:
 
     @property
     def passes_bytes(self) -> int:
-        """Of the passes under way."""
+        """Bytes that the passes under way take."""
         return self.at_once * self.pass_images * self.pass_bytes
 
     @property
     def room(self) -> int:
-        """Images that fit beside the passes."""
+        """Number of images that fit beside the passes."""
         left = int(self.limit_mib * MIB) - self.fixed_bytes - self.passes_bytes
         return max(0, left // (self.image_bytes + self.score_bytes))
 
     @property
     def predicted_mib(self) -> float:
-        """Images, scores, histograms and passes; never above the limit."""
+        """MiB of images, scores, histograms and passes together; never above the limit."""
         held = max(self.kept, 0 if self.again is None else self.again[0])
         kept = held * self.image_bytes + self.kept * self.score_bytes
         return (self.fixed_bytes + self.passes_bytes + kept) / MIB
@@ -87,7 +88,11 @@ class SensitivityMemory:
         return self.short or self.sampled
 
     def sentence(self) -> str:
-        """The same in words."""
+        """Say in whole sentences what was held, and whether images were left out.
+
+        Returns:
+            One or two sentences.
+        """
         total = (
             f"Memory of the sensitivity: {self.predicted_mib:,.1f} of {self.limit_mib:,.6g} MiB predicted, of which "
             f"passes of {self.pass_images} images {self.passes_bytes / MIB:,.1f} MiB."
@@ -98,7 +103,11 @@ class SensitivityMemory:
         return f"{total} The images are a sample (seed {self.seed}): {self.kept:,} of {self.there:,}{again}."
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Give the figures as JSON data.
+
+        Returns:
+            Data by name, MiB and numbers of images.
+        """
         return {
             "limit_mib": self.limit_mib,
             "predicted_mib": round(self.predicted_mib, 3),
@@ -112,12 +121,13 @@ class SensitivityMemory:
 
 
 def planned_sensitivity(
-    snn: SpikingNetwork, one: Batch, modes: Sequence[str], kinds: Sequence[str], limit_mib: float, seed: int
+    snn: SpikingNetwork, one: Batch, modes: Sequence[str], kinds: Sequence[str], limit_mib: float | None,
+    seed: int,
 ) -> SensitivityMemory:
-    """As many passes and images at once as usual, or so few that half of the limit is left to images and scores.
+    """Plan passes as large as usual, or so small that half of the limit is left to images and scores.
 
     Raises:
-        InputError: it does not hold LEAST images, with the least that would do.
+        InputError: it does not hold MIN_IMAGES images, with the least that would do.
     """
     item = max((p.element_size() for p in snn.parameters()), default=4)
     live, all_layers = _live(snn, one)
@@ -126,34 +136,45 @@ def planned_sensitivity(
     at_once = usual = torch.get_num_threads() if device_of(snn).type == "cpu" else 1
     histograms = 8 * BINS * _rows(snn) * bool({"threshold", "bit+threshold"} & set(kinds))
     memory = SensitivityMemory(
-        limit_mib, seed, piece_size(snn), at_once, histograms * (1 + at_once), item * values,
-        sum(x.nbytes for x in one.inputs) + 8 * (one.labels is not None), NOISE * scores,
+        limit_mib or DEFAULT_MIB, seed, piece_size(snn), at_once, histograms * (1 + at_once), item * values,
+        sum(x.nbytes for x in one.inputs) + 8 * (one.labels is not None), NOISE_BYTES * scores,
     )  # fmt: skip
+    if limit_mib is None:
+        memory = _by_default(memory)
+    limit_mib = memory.limit_mib
     half = int(limit_mib * MIB - memory.fixed_bytes) // 2
     while memory.passes_bytes > half and memory.at_once > 1:
         memory = replace(memory, at_once=memory.at_once - 1, fixed_bytes=histograms * memory.at_once)
     fit = max(1, min(memory.pass_images, half // (memory.at_once * memory.pass_bytes)))
     short = fit < memory.pass_images or memory.at_once < usual
     memory = replace(memory, pass_images=fit, short=short)
-    if memory.room < LEAST:
-        least = memory.fixed_bytes + memory.passes_bytes + LEAST * (memory.image_bytes + memory.score_bytes)
+    if memory.room < MIN_IMAGES:
+        least = memory.fixed_bytes + memory.passes_bytes + MIN_IMAGES * (memory.image_bytes + memory.score_bytes)
         raise InputError(
             f"memory_mib: expected at least {math.ceil(least / MIB)} MiB for passes of one image of this network at "
             f"T = {snn.timesteps} ({memory.passes_bytes / MIB:.1f} MiB), histograms of its layers "
-            f"({memory.fixed_bytes / MIB:.1f} MiB) and {LEAST} images, got {limit_mib:g}; give more, fewer "
+            f"({memory.fixed_bytes / MIB:.1f} MiB) and {MIN_IMAGES} images, got {limit_mib:g}; give more, fewer "
             "steps or smaller images"
         )
     return memory
 
 
+def _by_default(memory: SensitivityMemory) -> SensitivityMemory:
+    """The same within more than DEFAULT_MIB where passes of SENSIBLE_IMAGES need more; half of it is for passes."""
+    wanted = min(memory.pass_images, SENSIBLE_IMAGES)
+    needed = math.ceil(memory.fixed_bytes + 2 * memory.at_once * wanted * memory.pass_bytes) / MIB
+    limit = default_limit(needed)
+    return memory if limit == DEFAULT_MIB else replace(memory, limit_mib=limit, pass_images=wanted)
+
+
 def _rows(snn: SpikingNetwork) -> int:
-    """Rows of the histograms that have to be made."""
+    """Count the rows of the histograms that have to be made."""
     rows = {name: neuron.log_threshold.numel() * (2 if neuron.signed else 1) for name, neuron in snn.neurons.items()}
     return sum(count for name, count in rows.items() if fitting(snn, name, count) is None)
 
 
 def _live(snn: SpikingNetwork, one: Batch) -> tuple[int, int]:
-    """Values that a pass of one image holds at most after a layer, and those of all layers, both of one step."""
+    """Count the values of one image and step that a pass holds at most after a layer, and those of all layers."""
 
     def count() -> tuple[int, int]:
         most = total = 0
@@ -166,19 +187,19 @@ def _live(snn: SpikingNetwork, one: Batch) -> tuple[int, int]:
 
 
 def _held(fork: Fork) -> int:
-    """Values of a fork, each tensor once."""
+    """Count the values of a fork, each tensor once."""
     tensors = [fork.drive.tensor, fork.emitted.tensor, *(value.tensor for value in fork.values.values())]
     return sum({x.data_ptr(): x.numel() for x in tensors}.values())
 
 
 def kept_images(
-    snn: SpikingNetwork, data: Any, modes: Sequence[str], kinds: Sequence[str], limit_mib: float, seed: int,
+    snn: SpikingNetwork, data: Any, modes: Sequence[str], kinds: Sequence[str], limit_mib: float | None, seed: int,
     limit: int | None,
 ) -> tuple[SensitivityMemory, list[Batch]]:  # fmt: skip
-    """The images in passes, and what is held; a sample that any batching of the same images draws alike.
+    """Keep the images in passes; the sample of the same images is the same however they are batched.
 
     Raises:
-        InputError: the limit is too small for LEAST images.
+        InputError: the limit is too small for MIN_IMAGES images.
         DataError: as of `passes`.
     """
     images = iter(passes(snn, data, 1, limit=limit))
@@ -189,13 +210,13 @@ def kept_images(
 
 
 def images_again(snn: SpikingNetwork, data: Any, memory: SensitivityMemory) -> tuple[SensitivityMemory, list[Batch]]:
-    """Other images, in the place of the first ones."""
+    """Keep other images in the place of the first ones."""
     pieces, there = _sample(snn, iter(passes(snn, data, 1)), memory)
     return replace(memory, again=(min(there, memory.room), there)), pieces
 
 
 def _sample(snn: SpikingNetwork, images: Iterator[Batch], memory: SensitivityMemory) -> tuple[list[Batch], int]:
-    """Passes of the first images until the room is full, then each further one in the place of one drawn at random.
+    """Keep the first images until the room is full, then put some further ones in the place of images drawn at random.
 
     Image i (from 0) of n is kept with probability room / n, whatever n is (Vitter's algorithm R).
     """
@@ -217,7 +238,7 @@ def _sample(snn: SpikingNetwork, images: Iterator[Batch], memory: SensitivityMem
 
 
 def _joined(snn: SpikingNetwork, images: Sequence[Batch]) -> Batch:
-    """Single images as a pass that owns its memory."""
+    """Join single images into a pass that owns its memory."""
     dims = enumerate(batch_dims(snn, images[0].inputs))
     try:
         inputs = tuple(torch.cat([image.inputs[place] for image in images], dim) for place, dim in dims)
@@ -228,7 +249,7 @@ def _joined(snn: SpikingNetwork, images: Sequence[Batch]) -> Batch:
 
 
 def _put(snn: SpikingNetwork, piece: Batch, row: int, image: Batch) -> None:
-    """Write an image over another one."""
+    """Write an image over another one of a pass."""
     for held, x, dim in zip(piece.inputs, image.inputs, batch_dims(snn, image.inputs), strict=True):
         held.narrow(dim, row, 1).copy_(x)
     if piece.labels is not None and image.labels is not None:

@@ -1,10 +1,11 @@
-"""A mixed reading: every neuron layer analog, quantized or spiking as its own, and branches of a pass that share it.
+"""A mixed reading: each neuron layer is read as analog, quantized or spiking, whatever the others are.
 
 A spiking layer hands on a train, (T*B, ...). An analog or quantized layer takes the mean over time of its input and
 hands on one value that holds for all steps, (B, ...): affine operators keep the mean over T, and a rate operator's mean
 is its value of the mean, so that what the layer is given is exactly what the train carries on average, and what a
 spiking layer after it is given is the constant current that it would get from the source. Hence all layers analog is
 the analog reading, all quantized the twin and all spiking the spiking network, and nothing is written to the network.
+A `Fork` is a pass that has just run one layer: many branches, each with another output of that layer, share it.
 """
 
 import copy
@@ -27,7 +28,7 @@ from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
-_LEAST = 8  # images a pass
+_MIN_IMAGES = 8  # of a pass
 _T = TypeVar("_T")
 
 
@@ -51,60 +52,61 @@ class Fork:
 
 
 class MixedRun(Execution):
-    """A pass in which layers are read apart; `neurons` replaces the network's own, which stay as they are."""
+    """A pass in which every layer has a reading of its own; `neurons` stand in for the network's."""
 
     def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
-        super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, wires=snn.wires)
+        super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._snn = snn
         self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
 
     def with_neuron(self, name: str, neuron: IFNeuron) -> "MixedRun":
-        """The same pass with one layer replaced."""
+        """Copy the pass with one layer replaced."""
         out = copy.copy(self)
         out.neurons = {**self.neurons, name: neuron}
         return out
 
     def emit(self, name: str, drive: Value, reading: Reading) -> Value:
-        """What a layer hands on: a train, or one value for the mean of its drive."""
+        """Compute what a layer hands on: a train, or one value for the mean of its drive."""
         neuron = self.neurons[name]
         if reading == "spiking" and not self.synchronous:
             return Value(neuron(drive.tensor, reading="spiking", constant=not drive.dynamic), True)
         return Value(neuron(self.mean(drive), reading="analog" if reading == "analog" else "quantized"))
 
     def forks(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Iterator[Fork]:
-        """Run with these readings, and stop after every neuron layer."""
+        """Run with these readings and stop after every neuron layer, so that branches can leave the pass there."""
         values, start, nodes = self._entering(inputs), 0, self.graph.nodes
         feed, handler = iter(()), _Mixed(self, readings)
         for position, node in enumerate(nodes):
             if node.op != "neuron":
                 continue
-            run_nodes(nodes, values, feed, handler, self.wires.last_uses, start, position)
+            run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, start, position)
             drive, start = values[node.inputs[0]], position + 1
-            run_nodes(nodes, values, feed, handler, self.wires.last_uses, position, start)
+            run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, position, start)
             yield Fork(position, node, drive, values[node.name], {n: v for n, v in values.items() if n != node.name})
             del drive
-        run_nodes(nodes, values, feed, handler, self.wires.last_uses, start)
+        run_nodes(nodes, values, feed, handler, self.graph_info.last_uses, start)
 
     def outputs(self, fork: Fork, emitted: Value, reading: Reading) -> Any:
-        """The network's output where a layer hands on `emitted` and all later ones have one reading."""
+        """Compute the network's output where the layer hands on `emitted` and all later ones have one reading."""
         values = {**fork.values, fork.node.name: emitted}
         if reading != "spiking":
             values = {name: Value(self.mean(value)) for name, value in values.items()}
         handler, start = _Mixed(self, reading), fork.position + 1
-        run_nodes(self.graph.nodes, values, iter(()), handler, self.wires.last_uses, start)
+        run_nodes(self.graph.nodes, values, iter(()), handler, self.graph_info.last_uses, start)
         return self.read_out(values)
 
     def read(self, inputs: Sequence[Tensor], readings: Mapping[str, Reading] | Reading) -> Any:
-        """The network's output, every layer in its own reading."""
-        values = run_graph(self.graph, self._entering(inputs).values(), _Mixed(self, readings), self.wires.last_uses)
+        """Compute the network's output, every layer in its own reading."""
+        entering = self._entering(inputs).values()
+        values = run_graph(self.graph, entering, _Mixed(self, readings), self.graph_info.last_uses)
         return self.read_out(values)
 
     def read_out(self, values: Mapping[str, Value]) -> Any:
-        """The outputs' means over time in the network's structure."""
+        """Average the outputs over time, in the structure that the network returns."""
         return map_outputs(self.graph.outputs, {name: self.mean(values[name]) for name in self.graph.output_names})
 
     def _entering(self, inputs: Sequence[Tensor]) -> dict[str, Value]:
-        """The inputs by name in order, events (T, B, ...) as trains."""
+        """Name the inputs in order; events (T, B, ...) become trains."""
         shapes, steps = self._snn.input_shapes, self.timesteps
         fits = len(inputs) == len(shapes) and all(
             x.ndim == len(shape) + 1 or (x.ndim == len(shape) + 2 and x.shape[0] == steps)
@@ -123,36 +125,51 @@ class MixedRun(Execution):
 
 
 class _Mixed:
-    """Every layer in its own reading, "analog" where none is named, or all in one."""
+    """Runs nodes with every layer in its own reading: "analog" where none is named, or one reading for all."""
 
     def __init__(self, run: MixedRun, readings: Mapping[str, Reading] | Reading) -> None:
         self.run, self.readings = run, readings
 
     def neuron(self, node: Node, drive: Value) -> Value:
-        """What the layer hands on in its reading."""
+        """Compute what the layer hands on in its reading."""
         named = self.readings if isinstance(self.readings, str) else self.readings.get(node.name, "analog")
         return self.run.emit(node.name, drive, named)
 
     def operator(self, node: Node, args: list[Value]) -> Value:
-        """Every step, or the mean over time after the last neuron."""
-        if node.name in self.run.wires.readout_nodes:
+        """Run an operator on every step, or after the last neuron on the mean over time."""
+        if node.name in self.run.graph_info.readout_nodes:
             args = [Value(self.run.mean(arg)) for arg in args]
         return self.run.timed_operator(node, args)
 
 
 def read_mixed(snn: SpikingNetwork, readings: Mapping[str, Reading], *inputs: Tensor) -> Any:
-    """The network's output where every named layer has a reading of its own and all others are analog.
+    """Compute the network's output where every named layer has a reading of its own and all others are analog.
 
     Args:
         snn: the network; neither it nor its present reading changes.
         readings: layer -> "analog", "quantized" or "spiking".
         inputs: as in a call of the network, (B, ...) or events (T, B, ...).
 
+    Returns:
+        The output, averaged over time, in the structure that the network returns.
+
     Raises:
         InputError: no such layer, no such reading, or inputs of another rank.
 
     Example:
-        >>> read_mixed(snn, {"net.relu1": "spiking"}, images)                           # doctest: +SKIP
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> analog = snn.read("analog", images)
+        >>> bool(torch.allclose(analysis.read_mixed(snn, {}, images), analog))
+        True
+        >>> one = analysis.read_mixed(snn, {"1": "spiking"}, images)
+        >>> bool(0 < (one - analog).abs().mean() < 0.1)  # the noise of one layer at the output
+        True
     """
     for name, reading in readings.items():
         if name not in snn.neurons:
@@ -164,7 +181,7 @@ def read_mixed(snn: SpikingNetwork, readings: Mapping[str, Reading], *inputs: Te
 
 
 def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
-    """The call's result; what torch refuses becomes a DataError with the shapes."""
+    """Make a call; what torch refuses becomes a DataError that names the shapes."""
     try:
         return call()
     except SpeedySNNError:
@@ -176,16 +193,16 @@ def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
 
 
 def piece_size(snn: SpikingNetwork) -> int:
-    """Images of one pass: what fits a core's caches, within what memory allows; the data's batches do not matter."""
+    """Count the images of one pass: what fits a core's caches and the memory, however the data is batched."""
     fits = scheduling.images_per_pass(snn.width, snn.timesteps, device_of(snn))
-    return max(1, min(pass_size(snn), max(_LEAST, fits)))
+    return max(1, min(pass_size(snn), max(_MIN_IMAGES, fits)))
 
 
-def over(
+def map_pieces(
     snn: SpikingNetwork, pieces: Sequence[Batch], call: Callable[[Batch], _T], label: str, progress: bool,
     at_once: int | None = None,
 ) -> Iterator[_T]:  # fmt: skip
-    """The call's results on every piece, in order and not kept; one piece a core at a time, or fewer at once."""
+    """Call a function on every piece, and give the results in order; one piece a core at a time, or fewer at once."""
     parallel = device_of(snn).type == "cpu"
     together = at_once or (torch.get_num_threads() if parallel else 1)
     groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]

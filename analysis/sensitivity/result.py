@@ -1,6 +1,7 @@
-"""Sensitivity: what measure_sensitivity found, as tables, as JSON, and as files; and its changes carried out.
+"""Sensitivity: what measure_sensitivity found, as advice, as tables, as JSON and as files; it carries changes out too.
 
-What a sensitivity measurement says, in plain sentences: timing before layers, then the layer, then the change.
+The advice speaks of timing first, since no change of a single layer removes its error, then of the layers that cost
+most, then of the best change.
 """
 
 import json
@@ -28,12 +29,21 @@ _WORTH_DB = 0.1
 
 
 def advise_on_layers(table: pd.DataFrame, gains: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ...]:
-    """What was found, most important first; what was not measured is left out."""
+    """Say what was found, most important first; what was not measured is left out.
+
+    Args:
+        table: `Sensitivity.table`.
+        gains: `Sensitivity.gains`.
+        outputs: `Sensitivity.outputs`.
+
+    Returns:
+        The advice, with `NET` and `DATA` for names in its commands.
+    """
     return (*_timing(outputs), *_worst(table, outputs), *_best(gains, outputs))
 
 
 def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
-    """The temporal gap, which no swap of a single layer shows."""
+    """Advice on the temporal gap, which no swap of a single layer shows."""
     gap, twin = outputs["temporal_gap_db"], outputs["twin_sqnr_db"]
     cost = f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, latency {outputs['latency']} steps"
     if outputs["spikes_per_neuron"] is not None:
@@ -63,7 +73,7 @@ def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
 
 
 def _worst(table: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
-    """The layer whose absence helps the spiking network most, and the one that is worst alone."""
+    """Advice on the layer that helps most when left analog, and on the one that costs most alone."""
     out = []
     spared = _finite(table, "leave_one_out")
     if len(spared) and math.isfinite(outputs["sqnr_db"]):
@@ -83,7 +93,7 @@ def _worst(table: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
 
 
 def _best(gains: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
-    """The best change, and whether it is more than chance."""
+    """Advice on the best change, and whether its gain is more than chance."""
     if gains.empty or not math.isfinite(gains["gain_db"].iloc[0]):
         return []
     row = gains.iloc[0]
@@ -100,14 +110,14 @@ def _best(gains: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
             str(row["call"]),
         ),
         Advice(
-            "The command line has the like of it for all layers at once.",
+            "The command line makes such a change in all layers at once.",
             argv=_for_all_layers(row["change"], outputs),
         ),
     ]
 
 
 def _for_all_layers(change: str, outputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The command that makes the like of a layer's change in every layer."""
+    """Write the command that makes such a change in every layer."""
     if change == "look-ahead":
         return command_words("evaluate", "--delay", str(outputs["delay"] + 1))
     if change in ("threshold", "bias"):
@@ -140,15 +150,29 @@ class Sensitivity:
             reading, "at" the output or the layer; agreement and accuracy as fractions, NaN where not measured.
         gains: one row a layer and change (`speedysnn.analysis.sensitivity.changes.CHANGES`), best first. gain_db: what
             the output's SQNR gains in spikes, measured by making the change on these images, all else as it is;
-            gain_se_db: its standard error, images being a sample; expected_db: what the change of that rank gains on images that did
-            not rank it, by cross-validation, since the best of many measured gains is too high; twin_gain_db: the gain
-            in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement, accuracy: of the spiking
-            output with the change; images: that a row was measured on; screened_db: gain_db on the images of the first
-            measurement, which another one replaces where `confirm` was given; call: what carries it out.
+            gain_se_db: its standard error, images being a sample; expected_db: what the change of that rank gains on
+            images that did not rank it, by cross-validation, since the best of many measured gains is too high;
+            twin_gain_db: the gain in the quantized reading, where "bit" is T -> 2 T + 1 steps; sqnr_db, agreement,
+            accuracy: of the spiking output with the change; images: that a row was measured on; screened_db: gain_db on
+            the images of the first measurement, which another one replaces where `confirm` was given; call: what
+            carries it out.
         outputs: the whole network's figures (`speedysnn.analysis.OUTPUTS`); twin_sqnr_db is the quantized reading's.
         changes: (layer, change) -> the change itself.
         names: what the commands of the advice are filled with.
         memory: what the measurement held, and whether its images are a sample; None where not measured.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> found = analysis.measure_sensitivity(convert.to_spiking(net, images, timesteps=4), images)
+        >>> sorted(found.gains["change"].unique())
+        ['bias', 'bit', 'bit+threshold', 'look-ahead', 'threshold']
+        >>> found.advice[1].python
+        'snn.set_delay(1)'
     """
 
     table: pd.DataFrame
@@ -180,14 +204,22 @@ class Sensitivity:
         return rendered(self.advice)
 
     def __repr__(self) -> str:
-        """Size and headline."""
+        """Give the numbers of layers and images, T and the temporal gap."""
         return (
             f"Sensitivity({self.table['layer'].nunique()} layers, {self.outputs['images']} images, "
             f"T={self.outputs['timesteps']}, temporal gap {self.temporal_gap_db:.1f} dB)"
         )
 
     def apply(self, snn: SpikingNetwork, layer: str | None = None, change: str | None = None) -> SpikingNetwork:
-        """Carry out one change in place, the best ranked where none is named; returns the network.
+        """Carry out one change in place, the best ranked one where none is named.
+
+        Args:
+            snn: the network that was measured, or one with layers of the same names and sizes.
+            layer: whose change; the best of all layers where left out.
+            change: a key of `CHANGES`; the best one where left out.
+
+        Returns:
+            The network itself.
 
         Raises:
             InputError: no such change was measured, or the network has no such layer of that size.
@@ -204,7 +236,11 @@ class Sensitivity:
         return snn
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as strict JSON data: "inf" for infinities, null for what is undefined or not measured."""
+        """Give everything as strict JSON data.
+
+        Returns:
+            Data by name: "inf" for infinities, None for what is undefined or was not measured.
+        """
         return {
             "schema": SCHEMA,
             "temporal_gap_db": plain(self.temporal_gap_db),
@@ -223,6 +259,9 @@ class Sensitivity:
 
     def save(self, folder: str | Path) -> Path:
         """Write sensitivity.csv, gains.csv, sensitivity.json and the figures; each file whole or not at all.
+
+        Returns:
+            The folder.
 
         Raises:
             InputError: a file is in the way, or the folder cannot be written.

@@ -1,14 +1,15 @@
 """Temporal error: what random arrival of spikes adds to quantization, for a neuron whose inputs are spike trains.
 
-A neuron sums M inputs with weights w_i; input i spikes in a step with probability r_i, alone and at random. Where many
-spikes arrive in a step, M Var(s) >= 16, its drive is Gaussian, x_t = z + xi_t: z differs from neuron to neuron and
-lasts all T steps, xi_t, of variance s^2, is new in every step. The sums S[k] are a random walk, and the quantizer sees
-the last one alone, Q = clip(floor(S[T] / theta + v), 0, T N). Theta is 1 below. Where few arrive the walk goes in steps
-of the weights themselves: `few_trains` draws neurons, and `lattice` carries the exact law of each.
+A neuron sums M inputs with weights w_i; input i spikes in a step with probability r_i, independently of all others.
+Where many spikes arrive in a step, M Var(s) >= 16, its drive is Gaussian, x_t = z + xi_t: z differs from neuron to
+neuron and lasts all T steps, xi_t, of variance s^2, is new in every step. The sums S[k] are a random walk, and the
+quantizer sees the last one alone, Q = clip(floor(S[T] / theta + v), 0, T N). Theta is 1 below. Where few arrive the
+walk goes in steps of the weights themselves: `lattice` draws neurons and carries the exact distribution of each.
 
-The count n leaves Q in two ways: spikes fired early, on an excess that later input falls back from (in closed form in
-`bridge`), and spikes that come late for want of steps. `temporal_error` has both, look-ahead, and spikes taken back: it
-carries the law of (S[k], n) forward in time, exactly but for the grid and a Gaussian drive or a sample of neurons.
+The count n differs from Q in two ways: spikes fired early, whose cause later input cancelled, and spikes that come late
+because too few steps are left. `temporal_error` has both, look-ahead, and spikes taken back: it carries the joint
+distribution of (S[k], n) forward in time, exactly but for the grid and for a Gaussian drive or a sample of neurons.
+`early_spikes` has the first of the two in closed form.
 
 A ternary neuron takes one spike back in a step while n > 0 and its membrane is below zero, so that with the level
 l = S[t] + v it follows n <- n + clip(max(floor(l), 0) - n, -1, 1): delta modulation. The lag e = n - max(floor(l), 0)
@@ -16,12 +17,11 @@ is thus e <- e' - clip(e', -1, 1) with e' = e - (what max(floor(l), 0) gained): 
 level beyond one spike. For v < 1 and |x_t| <= theta in every step e stays 0; for |z| < theta it settles as T grows,
 at z = 0 too, where the error of a binary neuron grows as sqrt(T).
 
-Early spikes in closed form: a walk that passes a level which its end does not reach (see `arrival` for the walk).
-
-A neuron without a limit of N spikes a step that takes none back has fired max over t of floor(S[t] + v) times: it
-answers the highest point of the walk, whatever later input does. Given its end l = S[T] + v the walk is a Brownian
-bridge of variance T s^2 from v to l, and a bridge passes a level b above both its ends with probability
-exp(-2 (b - v)(b - l) / (T s^2)). At least j spikes too many are b = Q + j, hence
+The closed form is about a walk that passes a level which its end does not reach. A neuron without a limit of N spikes a
+step that takes none back has fired max over t of floor(S[t] + v) times: it answers the highest point of the walk,
+whatever later input does. Given its end l = S[T] + v the walk is a Brownian bridge of variance T s^2 from v to l, and
+a bridge passes a level b above both its ends with probability exp(-2 (b - v)(b - l) / (T s^2)). At least j spikes too
+many are b = Q + j, hence
 
     P(n - Q >= j | l) = exp(-2 (Q + j - v)(Q + j - l) / (T s^2)),   E[n - Q | l] = the sum of it over j >= 1.
 
@@ -42,10 +42,14 @@ from speedysnn.analysis.theory.drive import Drive, Walk, check_neuron, check_who
 from speedysnn.analysis.theory.lattice import few, joint_law
 from speedysnn.errors import InputError
 
+_SPAN = 7.0  # standard deviations of the end, on either side
+_FINE = 64  # points in one theta
+_SIEGMUND = 0.5826  # -zeta(1/2) / sqrt(2 pi)
+
 
 @dataclass(frozen=True)
 class TemporalError:
-    """The law of n - Q, spikes beyond the quantizer's count.
+    """The distribution of n - Q, spikes beyond the quantizer's count.
 
     Attributes:
         sizes: (2 K + 1,) whole numbers from -K to K, K = T N.
@@ -59,12 +63,12 @@ class TemporalError:
 
     @property
     def extra(self) -> float:
-        """P(n > Q): a spike fired early that later input took the ground from, and that was not taken back."""
+        """P(n > Q), probability of too many spikes: later input cancelled the cause of an early spike."""
         return float(self.probabilities[self.sizes > 0].sum())
 
     @property
     def missing(self) -> float:
-        """P(n < Q): input that came too late to be fired off, N spikes a step."""
+        """P(n < Q), the probability of too few spikes: input came too late to be fired off."""
         return float(self.probabilities[self.sizes < 0].sum())
 
     @property
@@ -100,18 +104,18 @@ def temporal_error(
     v_init: float = 0.5,
     *,
     delay: int = 0,
-    highest: int = 1,
-    lowest: int = 0,
+    max_spikes: int = 1,
+    min_spikes: int = 0,
 ) -> TemporalError:
-    """The law of n - Q under random arrival, by carrying the joint law of (S[k], n) through the T steps.
+    """Find how far spikes at random times put a neuron's count n off the quantizer's count Q, over all T steps.
 
-    Of a drive of `spike_drive` with M Var(s) < 16 spikes a step (M <= 512, T N <= 64) the step is a product with
-    phi(f)^k, exact for given weights, in the mean over a sample of neurons: see `lattice`. Else the drive is Gaussian:
-    the posterior of z given the steps so far hangs on S[k] alone, so S is a Markov chain, and with
-    a = between / within the chain y_k = (S[k] - k mean) / (1 + k a) has independent Gaussian increments, of variance
-    within / ((1 + k a)(1 + (k + 1) a)): a step is one convolution for every count, then the cells of the grid above the
-    count's level, (t/k) S[k] / theta + v_init >= n + 1, move on by a spike, and those below n, if lowest = -1 and
-    n > 0, back by one.
+    The joint distribution of (S[k], n) is carried through the steps. Of a drive of `spike_drive` with M Var(s) < 16
+    spikes a step (M <= 512, T N <= 64) the step is a product with phi(f)^k, exact for given weights, in the mean over a
+    sample of neurons: see `lattice`. Else the drive is Gaussian: what is known of z from the steps so far depends on
+    S[k] alone, so S is a Markov chain, and with a = between / within the chain y_k = (S[k] - k mean) / (1 + k a) has
+    independent Gaussian increments, of variance within / ((1 + k a)(1 + (k + 1) a)). A step is one convolution for
+    every count, then the cells of the grid above the count's level, (t/k) S[k] / theta + v_init >= n + 1, move on by a
+    spike, and those below n, if min_spikes = -1 and n > 0, back by one.
 
     Args:
         drive: see `spike_drive`.
@@ -119,26 +123,35 @@ def temporal_error(
         theta: in the drive's unit.
         v_init: initial membrane as a fraction of theta, 0..1.
         delay: steps of look-ahead; T or more leaves no error.
-        highest: N, most spikes in one step.
-        lowest: 0, or -1 for a neuron that takes spikes back ("ternary").
+        max_spikes: N, most spikes in one step.
+        min_spikes: 0, or -1 for a neuron that takes spikes back ("ternary").
+
+    Returns:
+        The distribution of n - Q.
 
     Raises:
         InputError: an argument out of range, or a drive so even that no grid of reasonable size resolves its noise.
+
+    Example:
+        >>> from speedysnn.analysis import theory
+        >>> drive = theory.spike_drive(fan_in=200, rate=0.2, weight_std=0.07)
+        >>> [round(theory.temporal_error(drive, 8, delay=delay).probability, 2) for delay in (0, 1, 8)]
+        [0.16, 0.08, 0.0]
     """
-    check_neuron(timesteps, v_init, highest, theta)
+    check_neuron(timesteps, v_init, max_spikes, theta)
     check_whole(0, delay=delay)
-    if lowest not in (0, -1):
-        raise InputError(f"lowest: expected 0, or -1 for spikes that can be taken back, got {lowest!r}")
-    levels = timesteps * highest
+    if min_spikes not in (0, -1):
+        raise InputError(f"min_spikes: expected 0, or -1 for spikes that can be taken back, got {min_spikes!r}")
+    levels = timesteps * max_spikes
     sizes = np.arange(-levels, levels + 1, dtype=np.float64)
     if drive.within == 0:
         return TemporalError(sizes, (sizes == 0).astype(np.float64))
     if drive.trains is not None and few(drive.trains, levels):
-        joint = joint_law(drive.trains, timesteps, theta, v_init, delay, highest, lowest)
+        joint = joint_law(drive.trains, timesteps, theta, v_init, delay, max_spikes, min_spikes)
         return _of_joint(sizes, joint, "lattice")
     scaled = Drive(drive.mean / theta, drive.between / theta**2, drive.within / theta**2)
     grid = Walk.of(scaled, timesteps, v_init, levels)
-    mass = _carried(grid, timesteps, delay, highest, lowest)
+    mass = _carried(grid, timesteps, delay, max_spikes, min_spikes)
     joint = mass @ -np.diff(grid.reached(timesteps, timesteps, levels + 1), axis=0, prepend=1.0, append=0.0).T
     return _of_joint(sizes, joint, "gaussian")
 
@@ -149,51 +162,63 @@ def _of_joint(sizes: Array, joint: Array, law: str) -> TemporalError:
     return TemporalError(sizes, found / found.sum(), law)
 
 
-def _carried(grid: Walk, timesteps: int, delay: int, highest: int, lowest: int) -> Array:
+def _carried(grid: Walk, timesteps: int, delay: int, max_spikes: int, min_spikes: int) -> Array:
     """The joint law of n and y after T steps, (T N + 1, cells)."""
     seen = min(1 + delay, timesteps)
-    mass = np.zeros((timesteps * highest + 1, grid.cells))
+    mass = np.zeros((timesteps * max_spikes + 1, grid.cells))
     mass[0] = grid.start(seen)
     for t in range(1, timesteps + 1):
         k = min(t + delay, timesteps)
-        rows = (t - 1) * highest + 1
+        rows = (t - 1) * max_spikes + 1
         if k > seen:
             mass[:rows] = grid.spread(mass[:rows], grid.variance(k) - grid.variance(seen))
             seen = k
-        mass[: rows + highest] = _fired(mass[: rows + highest], grid.reached(k, t, rows + highest), highest, lowest)
+        more = rows + max_spikes
+        mass[:more] = _fired(mass[:more], grid.reached(k, t, more), max_spikes, min_spikes)
     return mass
 
 
-def _fired(mass: Array, reached: Array, highest: int, lowest: int) -> Array:
+def _fired(mass: Array, reached: Array, max_spikes: int, min_spikes: int) -> Array:
     """Rows n of mass (rows, cells) after one step: n + j where the level reaches n + j but not n + j + 1, j <= N.
 
-    With lowest = -1, n - 1 where the level does not reach n > 0.
+    With min_spikes = -1, n - 1 where the level does not reach n > 0.
     """
     rows = len(mass)
-    above = np.concatenate([reached, np.zeros((highest + 1, mass.shape[1]))])  # above[q - 1]: the level reaches q
+    above = np.concatenate([reached, np.zeros((max_spikes + 1, mass.shape[1]))])  # above[q - 1]: the level reaches q
     out: Array = mass * (1 - above[:rows])
-    for j in range(1, highest + 1):
-        share = above[j - 1 : j - 1 + rows] - (above[j : j + rows] if j < highest else 0.0)
+    for j in range(1, max_spikes + 1):
+        share = above[j - 1 : j - 1 + rows] - (above[j : j + rows] if j < max_spikes else 0.0)
         out[j:] += (mass * share)[: rows - j]
-    if lowest < 0:
+    if min_spikes < 0:
         back = mass[1:] * (1 - above[: rows - 1])
         out[1:] -= back
         out[:-1] += back
     return out
 
 
-_SPAN = 7.0  # standard deviations of the end, on either side
-_FINE = 64  # points in one theta
-_SIEGMUND = 0.5826  # -zeta(1/2) / sqrt(2 pi)
-
-
 def early_spikes(drive: Drive, timesteps: int, theta: float = 1.0, v_init: float = 0.5) -> tuple[float, float]:
-    """P(n > Q) and E[n - Q; n > Q] of the Brownian bridge, averaged over the Gaussian law of S[T].
+    """Find in closed form how often a binary neuron fires too many spikes, and how many, at delay 0.
 
-    Of binary spikes at delay 0. See the module for the formula; 0 at T = 1, where the walk has no point but its end.
+    The mean is over the Gaussian S[T]; the module has the formula. Both are 0 at T = 1, where the walk has no point
+    but its end.
+
+    Args:
+        drive: see `spike_drive`.
+        timesteps: T.
+        theta: in the drive's unit.
+        v_init: initial membrane as a fraction of theta, 0..1.
+
+    Returns:
+        P(n > Q) and E[n - Q; n > Q], the latter in spikes.
 
     Raises:
         InputError: an argument out of range.
+
+    Example:
+        >>> from speedysnn.analysis import theory
+        >>> drive = theory.spike_drive(fan_in=200, rate=0.2, weight_std=0.07)
+        >>> [round(x, 2) for x in theory.early_spikes(drive, timesteps=8)]
+        [0.17, 0.17]
     """
     check_neuron(timesteps, v_init, theta=theta)
     variance = timesteps * drive.within / theta**2

@@ -1,8 +1,8 @@
-"""Activations as laws: the few integrals that noise theory asks of a scipy distribution or a histogram.
+"""Activations as distributions: the few integrals that noise theory asks of scipy.stats or of a histogram.
 
-All laws are read through a ReLU: what lies at or below zero is silent and exact, and only z > 0 is integrated.
-
-A continuous law of scipy.stats under the integrals of noise theory, without its density.
+Every distribution is read through a ReLU: what lies at or below zero is silent and exact, and only z > 0 is
+integrated. `Continuous` integrates a frozen distribution of scipy.stats by parts, so that its density is not needed;
+`Binned` takes a histogram's values as spread evenly inside each bin.
 """
 
 import math
@@ -32,7 +32,7 @@ def _gauss() -> tuple[Array, Array]:
 
 
 class Frozen(Protocol):
-    """What is asked of a continuous law of scipy.stats with its parameters frozen."""
+    """What is asked of a continuous distribution of scipy.stats with its parameters frozen."""
 
     def sf(self, x: Any) -> Any:
         """P(X > x)."""
@@ -52,7 +52,7 @@ class Frozen(Protocol):
 
 @dataclass(frozen=True)
 class Continuous:
-    """A frozen continuous law of scipy.stats as an `Activation` (in `distributions`).
+    """A frozen continuous distribution of scipy.stats as an `Activation`.
 
     By parts, with S(z) = P(Z > z), the integral of (z - c)^2 dP from a to b is
     (a - c)^2 S(a) - (b - c)^2 S(b) + 2 int (z - c) S(z) dz: no density is needed, so that one without bound is no harm.
@@ -130,7 +130,7 @@ class Continuous:
 
 
 class Activation(Protocol):
-    """A law of one activation z."""
+    """The distribution of one activation z."""
 
     def squared(self, edges: Array, targets: Array) -> float:
         """Sum over cells of the integral of (z - targets[i])^2 dP from edges[i] to edges[i + 1], the last may be inf.
@@ -193,11 +193,24 @@ class Binned:
 
 
 def as_activation(distribution: Distribution) -> Activation:
-    """The integrals of a frozen scipy.stats law, of a histogram of one row, or of an `Activation` as it is.
+    """Make the integrals of a distribution: of scipy.stats, a histogram of one row, or an `Activation` as it is.
+
+    Args:
+        distribution: what gives the activations.
+
+    Returns:
+        Its integrals.
 
     Raises:
-        InputError: something else, a law that is never positive or whose mean square is infinite, a histogram of
-            several rows.
+        InputError: something else, a distribution that is never positive or whose mean square is infinite, a histogram
+            of several rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy.stats import expon
+        >>> from speedysnn.analysis import theory
+        >>> theory.as_activation(expon()).above(np.array([0.0, 1.0])).round(4).tolist()
+        [1.0, 0.3679]
     """
     if isinstance(distribution, ActivationHistogram):
         return _binned(distribution)

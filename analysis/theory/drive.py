@@ -1,10 +1,9 @@
-"""The drive of a neuron whose inputs spike at random: what of it lasts, and what is new in every step.
+"""The drive of a neuron whose inputs spike at random, and what a quantizer makes of a constant one.
 
-What every formula of noise theory asks of its neuron.
-
-The law of a Gaussian drive's running sum, on a grid, carried from step to step.
-
-The laws of what an even drive makes a neuron answer: its count, and its error e = Q(z) - max(z, 0).
+`spike_drive` splits the input of a neuron into what lasts over all steps and what is new in every step. `Walk` holds
+the distribution of such a drive's running sum on a grid and carries it from step to step. `count_probabilities` and
+`error_density` are about constant drive: how often a neuron answers n spikes, and how its error e = Q(z) - max(z, 0)
+is distributed. `check_neuron` refuses what no neuron can have.
 """
 
 import math
@@ -16,9 +15,18 @@ import numpy as np
 from speedysnn.analysis.theory.distributions import Activation, Array, Distribution, as_activation
 from speedysnn.errors import InputError
 
+_SPAN = 7.0  # standard deviations on either side that the grid holds
+_CELLS = 24  # of the grid in one theta, at least
+_PER_STEP = 2.0  # and in one standard deviation of a step's noise
+_LARGEST = 2**23  # cells times counts
+
 
 def check_whole(least: int = 1, **numbers: int) -> None:
     """Refuse what is no whole number or below `least`, by its name.
+
+    Args:
+        least: the smallest number allowed.
+        numbers: what to check, by name.
 
     Raises:
         InputError: one of them is not.
@@ -28,13 +36,25 @@ def check_whole(least: int = 1, **numbers: int) -> None:
             raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
-def check_neuron(timesteps: int, v_init: float, highest: int = 1, theta: float = 1.0) -> None:
+def check_neuron(timesteps: int, v_init: float, max_spikes: int = 1, theta: float = 1.0) -> None:
     """Refuse what no neuron can have.
+
+    Args:
+        timesteps: T.
+        v_init: initial membrane as a fraction of theta.
+        max_spikes: N, most spikes in one step.
+        theta: threshold.
 
     Raises:
         InputError: T or N no whole number of at least 1, v_init outside 0..1, theta not positive and finite.
+
+    Example:
+        >>> from speedysnn.analysis import theory
+        >>> theory.check_neuron(timesteps=4, v_init=2.0)
+        Traceback (most recent call last):
+        speedysnn.errors.InputError: v_init: expected a fraction of theta between 0 and 1, got 2.0
     """
-    check_whole(timesteps=timesteps, highest=highest)
+    check_whole(timesteps=timesteps, max_spikes=max_spikes)
     if not 0 <= v_init <= 1:
         raise InputError(f"v_init: expected a fraction of theta between 0 and 1, got {v_init!r}")
     if not (theta > 0 and math.isfinite(theta)):
@@ -62,7 +82,7 @@ class Drive:
         mean: E[x].
         between: variance of z, what lasts through all steps.
         within: variance of xi_t, what is new in every step.
-        trains: what it is the sum of, where known; the law of few is then not taken for Gaussian.
+        trains: what it is the sum of, where known; a sum of few trains is then not taken for Gaussian.
     """
 
     mean: float
@@ -102,9 +122,18 @@ def spike_drive(
         rate_std: standard deviation of r over the inputs.
         taken_back: m, probability of a spike of -1 in a step, the same for every input; at most (1 - E[r]) / 2.
 
+    Returns:
+        The drive's mean and variances.
+
     Raises:
         InputError: a fan-in below 1, a rate outside 0..1, a negative deviation, more spread than the rate allows, or
             more taken back than leaves room for the rate.
+
+    Example:
+        >>> from speedysnn.analysis import theory
+        >>> drive = theory.spike_drive(fan_in=100, rate=0.2, weight_std=0.1)
+        >>> round(drive.between, 3), round(drive.within, 3)
+        (0.04, 0.16)
     """
     check_whole(fan_in=fan_in)
     if not 0 <= rate <= 1:
@@ -125,18 +154,12 @@ def spike_drive(
     return Drive(fan_in * weight_mean * rate + bias, max(between, 0.0), within, trains)
 
 
-_SPAN = 7.0  # standard deviations on either side that the grid holds
-_CELLS = 24  # of the grid in one theta, at least
-_PER_STEP = 2.0  # and in one standard deviation of a step's noise
-_LARGEST = 2**23  # cells times counts
-
-
 @dataclass(frozen=True)
 class Walk:
-    """Cells of y, their borders on the quantizer's at the last step; theta is 1.
+    """Cells of y, a rescaled running sum, whose borders fall on the quantizer's at the last step; theta is 1.
 
     Attributes:
-        drive: of theta = 1.
+        drive: in units of theta.
         v_init: initial membrane.
         low: lower border of the first cell.
         width: of a cell.
@@ -201,28 +224,59 @@ class Walk:
         return np.asarray(np.clip(share, 0.0, 1.0))
 
 
-def quantizer_edges(timesteps: int, theta: float, v_init: float, highest: int) -> Array:
-    """(K + 2,): cell n of the quantizer, K = T N, is edges[n]..edges[n + 1], the first from 0, the last to infinity."""
-    rising = (np.arange(1, timesteps * highest + 1) - v_init) * (theta / timesteps)
+def quantizer_edges(timesteps: int, theta: float, v_init: float, max_spikes: int) -> Array:
+    """Give the borders of a quantizer's cells, (n - v_init) theta / T.
+
+    Args:
+        timesteps: T.
+        theta: in the activation's unit.
+        v_init: initial membrane as a fraction of theta.
+        max_spikes: N, most spikes in one step.
+
+    Returns:
+        (K + 2,), K = T N: the neuron answers n spikes from edges[n] to edges[n + 1]; the first is 0, the last infinite.
+
+    Example:
+        >>> from speedysnn.analysis import theory
+        >>> theory.quantizer_edges(timesteps=2, theta=1.0, v_init=0.5, max_spikes=1).tolist()
+        [0.0, 0.25, 0.75, inf]
+    """
+    rising = (np.arange(1, timesteps * max_spikes + 1) - v_init) * (theta / timesteps)
     return np.concatenate([[0.0], rising, [np.inf]])
 
 
 def count_probabilities(
-    distribution: Distribution, timesteps: int, theta: float, v_init: float = 0.5, highest: int = 1
+    distribution: Distribution, timesteps: int, theta: float, v_init: float = 0.5, max_spikes: int = 1
 ) -> Array:
-    """P(n spikes in T steps), n = 0..T N, shape (T N + 1,); their mean is the spikes per neuron of the ideal.
+    """P(n spikes in T steps) under constant drive, n = 0..T N; their mean is the spikes per neuron of the ideal.
+
+    Args:
+        distribution: a frozen scipy.stats distribution or a histogram of one row.
+        timesteps: T.
+        theta: in the activation's unit.
+        v_init: initial membrane as a fraction of theta, 0..1.
+        max_spikes: N, most spikes in one step.
+
+    Returns:
+        Probabilities, (T N + 1,).
 
     Raises:
         InputError: an argument out of range, or a distribution that is none.
+
+    Example:
+        >>> from scipy.stats import uniform
+        >>> from speedysnn.analysis import theory
+        >>> theory.count_probabilities(uniform(), timesteps=2, theta=1.0).tolist()
+        [0.25, 0.5, 0.25]
     """
-    check_neuron(timesteps, v_init, highest, theta)
-    edges = quantizer_edges(timesteps, theta, v_init, highest)
+    check_neuron(timesteps, v_init, max_spikes, theta)
+    edges = quantizer_edges(timesteps, theta, v_init, max_spikes)
     reached = as_activation(distribution).above(edges[1:-1])
     return -np.diff(np.concatenate([[1.0], reached, [0.0]]))
 
 
 class ErrorDensity(NamedTuple):
-    """The law of e = Q(z) - max(z, 0): a density, and an atom at zero from the values that are not positive.
+    """The distribution of e = Q(z) - max(z, 0): a density, and an atom at zero from the values that are not positive.
 
     Attributes:
         errors: (n,), rising, in the activation's unit.
@@ -240,19 +294,36 @@ def error_density(
     timesteps: int,
     theta: float,
     v_init: float = 0.5,
-    highest: int = 1,
+    max_spikes: int = 1,
     errors: Array | None = None,
 ) -> ErrorDensity:
     """f(e) = sum over n of p(n D - e) where n D - e lies in the cell that gives n; below -(1 - v) D only n = T N does.
 
-    Without `errors`, 1001 of them from the 1e-6 tail of the overload, or -(1 - v) D, up to v D.
+    Args:
+        distribution: a frozen scipy.stats distribution or a histogram of one row.
+        timesteps: T.
+        theta: in the activation's unit.
+        v_init: initial membrane as a fraction of theta, 0..1.
+        max_spikes: N, most spikes in one step.
+        errors: where to evaluate it, (n,), in the activation's unit; without them 1001 from the 1e-6 tail of the
+            overload, or -(1 - v) D, up to v D.
+
+    Returns:
+        Errors, their density, and the probability of no error.
 
     Raises:
         InputError: an argument out of range, or a distribution that is none.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy.stats import uniform
+        >>> from speedysnn.analysis import theory
+        >>> theory.error_density(uniform(), timesteps=4, theta=1.0, errors=np.array([-0.2, 0.0, 0.1])).density.tolist()
+        [0.0, 4.0, 4.0]
     """
-    check_neuron(timesteps, v_init, highest, theta)
+    check_neuron(timesteps, v_init, max_spikes, theta)
     law = as_activation(distribution)
-    step, levels = theta / timesteps, timesteps * highest
+    step, levels = theta / timesteps, timesteps * max_spikes
     if errors is None:
         errors = np.linspace(-max((1 - v_init) * step, _furthest(law) - levels * step), v_init * step, 1001)
     counts = np.arange(levels + 1, dtype=np.float64)[:, None]

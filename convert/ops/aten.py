@@ -7,10 +7,6 @@ import torch
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
 from speedysnn.convert.ops import activations, attention, functions, layers, moves, shapes
-from speedysnn.convert.ops import functions as f
-from speedysnn.convert.ops import layers as norms
-from speedysnn.convert.ops import moves as choices
-from speedysnn.convert.ops import shapes as indexing
 from speedysnn.graph.activations import overloads
 
 
@@ -104,9 +100,9 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
     **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(layers.adaptive_pool("max"))),
-    **dict.fromkeys(("hardtanh", "hardtanh_"), f.hardtanh),
-    **dict.fromkeys(("clamp", "clamp_"), f.clamp),
-    **dict.fromkeys(("clamp_min", "clamp_min_"), f.clamp_min),
+    **dict.fromkeys(("hardtanh", "hardtanh_"), functions.hardtanh),
+    **dict.fromkeys(("clamp", "clamp_"), functions.clamp),
+    **dict.fromkeys(("clamp_min", "clamp_min_"), functions.clamp_min),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
     **dict.fromkeys(("prelu", "_prelu_kernel"), activations.prelu),
     **dict.fromkeys(("elu", "elu_"), _elu),
@@ -115,8 +111,8 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("mul", "mul_"), functions.multiply),
     **dict.fromkeys(("div", "div_"), functions.divide),
     "neg": functions.negate,
-    "mean": f.reduce("mean"),
-    "sum": f.reduce("sum"),
+    "mean": functions.reduce("mean"),
+    "sum": functions.reduce("sum"),
     "cat": shapes.cat,
     "stack": shapes.stack,
     "flatten": shapes.flatten,
@@ -125,7 +121,7 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), shapes.transpose),
     "squeeze": shapes.squeeze,
     "unsqueeze": shapes.unsqueeze,
-    **dict.fromkeys(("split", "chunk", "split_with_sizes"), indexing.split),
+    **dict.fromkeys(("split", "chunk", "split_with_sizes"), shapes.split),
     **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad_aten),
     "slice": moves.slice_dim,
     "select": moves.select,
@@ -142,20 +138,20 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("softmax", "_softmax"), activations.along("softmax")),
     **dict.fromkeys(("log_softmax", "_log_softmax"), activations.along("log_softmax")),
     "glu": activations.along("glu"),
-    **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(norms.layer_norm)),
-    "rms_norm": norms.rms_norm,
-    "group_norm": norms.group_norm,
-    "instance_norm": _norm(norms.instance_norm, "use_input_stats", "momentum", "eps"),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(layers.layer_norm)),
+    "rms_norm": layers.rms_norm,
+    "group_norm": layers.group_norm,
+    "instance_norm": _norm(layers.instance_norm, "use_input_stats", "momentum", "eps"),
     "pow": activations.power,
-    **{op: choices.compare(op) for op in ("gt", "ge", "lt", "le")},
-    "where": choices.where,
-    "maximum": choices.pairwise("maximum"),
-    "minimum": choices.pairwise("minimum"),
-    "amax": choices.reduce("amax"),
-    "amin": choices.reduce("amin"),
+    **{op: moves.compare(op) for op in ("gt", "ge", "lt", "le")},
+    "where": moves.where,
+    "maximum": moves.pairwise("maximum"),
+    "minimum": moves.pairwise("minimum"),
+    "amax": moves.reduce("amax"),
+    "amin": moves.reduce("amin"),
     **dict.fromkeys(("matmul", "mm", "bmm"), attention.matmul),
     "einsum": attention.einsum,
-    "linalg_vector_norm": norms.vector_norm,
+    "linalg_vector_norm": layers.vector_norm,
     "new_zeros": moves.new_constant(0.0),
     "new_ones": moves.new_constant(1.0),
     "new_full": moves.new_constant(None),

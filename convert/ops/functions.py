@@ -1,6 +1,6 @@
-"""Handlers of functions and tensor methods that clamp, reduce or interpolate.
+"""Handlers of functions and tensor methods: clamps, means and sums, interpolation, and arithmetic.
 
-Handlers of arithmetic: sums, products and quotients, of two branches or of a branch and a constant.
+Arithmetic with a constant is affine; a product or quotient of two branches needs an analog unit.
 """
 
 import operator
@@ -64,20 +64,6 @@ def interpolate(call: Call) -> Ref:
     return call.emit("interpolate", (call.ref(),), attrs)
 
 
-FUNCTION_ROWS: dict[Key, Handler] = {
-    F.hardtanh: hardtanh,
-    **dict.fromkeys((torch.clamp, torch.clip), clamp),
-    torch.clamp_min: clamp_min,
-    torch.mean: reduce("mean"),
-    torch.sum: reduce("sum"),
-    F.interpolate: interpolate,
-    **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
-    **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
-    "mean": reduce("mean"),
-    "sum": reduce("sum"),
-}
-
-
 def add(sign: int) -> Handler:
     """Sum or difference of two branches, or of a branch and a constant."""
 
@@ -136,7 +122,17 @@ def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
     return call.emit("scale", (x,), attrs)
 
 
-ARITHMETIC_ROWS: dict[Key, Handler] = {
+FUNCTION_ROWS: dict[Key, Handler] = {
+    F.hardtanh: hardtanh,
+    **dict.fromkeys((torch.clamp, torch.clip), clamp),
+    torch.clamp_min: clamp_min,
+    torch.mean: reduce("mean"),
+    torch.sum: reduce("sum"),
+    F.interpolate: interpolate,
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
+    **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
+    "mean": reduce("mean"),
+    "sum": reduce("sum"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), add(-1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), multiply),

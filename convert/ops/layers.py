@@ -1,6 +1,6 @@
-"""Handlers of layers as functions: convolution, linear, batch-norm and pooling.
+"""Handlers of layers as functions: convolution, linear, pooling and norms, with weights of the model's own.
 
-Handlers of norms: layer-norm and its kin, which need an analog unit, and vector norms.
+Batch-norm is affine when evaluating; layer-norm and its kin need an analog unit.
 """
 
 from typing import Any
@@ -100,18 +100,6 @@ def adaptive_pool(kind: str) -> Handler:
     return handle
 
 
-LAYER_ROWS: dict[Key, Handler] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), conv),
-    F.linear: linear,
-    F.batch_norm: batch_norm,
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), avg_pool),
-    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), max_pool),
-    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool),
-    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), adaptive_pool("avg")),
-    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), adaptive_pool("max")),
-}
-
-
 def layer_norm(call: Call) -> Ref:
     """Layer-norm and RMS-norm over the last dimensions."""
     m: Any = call.module
@@ -173,7 +161,15 @@ def normalize(call: Call) -> Ref:
     return call.emit("div", (x, floor))
 
 
-NORM_ROWS: dict[Key, Handler] = {
+LAYER_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), conv),
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), avg_pool),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), max_pool),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), max_pool),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), adaptive_pool("avg")),
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), adaptive_pool("max")),
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
     nn.GroupNorm: group_norm,

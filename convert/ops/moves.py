@@ -1,6 +1,6 @@
-"""Handlers of further shape operators: expand, repeat, roll, flip, select, unbind, index_select, masked_fill.
+"""Handlers that repeat, move or choose values: expand, roll, flip, select, masks, maxima, comparisons, where.
 
-Handlers of what takes one of several values: maximum, comparison, where; and a constant as a tensor of the graph.
+`constant` puts a tensor of the model's own into the graph as an operand.
 """
 
 import operator
@@ -147,34 +147,6 @@ def masked_fill(call: Call) -> Ref:
     return call.emit("masked_fill", (call.ref(),), {"value": float(value)}, {"mask": mask.to(torch.bool)})
 
 
-MOVE_ROWS: dict[Key, Handler] = {
-    torch.roll: roll,
-    torch.flip: flip,
-    torch.select: select,
-    torch.narrow: narrow,
-    torch.unbind: unbind,
-    **dict.fromkeys((torch.movedim, torch.moveaxis), movedim),
-    torch.index_select: index_select,
-    torch.repeat_interleave: repeat_interleave,
-    torch.masked_fill: masked_fill,
-    torch.broadcast_to: expand,
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
-    "repeat": repeat,
-    "roll": roll,
-    "flip": flip,
-    "select": select,
-    "narrow": narrow,
-    "unbind": unbind,
-    **dict.fromkeys(("movedim", "moveaxis"), movedim),
-    "index_select": index_select,
-    "new_zeros": new_constant(0.0),
-    "new_ones": new_constant(1.0),
-    "new_full": new_constant(None),
-    "repeat_interleave": repeat_interleave,
-    **dict.fromkeys(("masked_fill", "masked_fill_"), masked_fill),
-}
-
-
 def operand(call: Call, value: Any, like: Ref) -> Ref:
     """A tensor of the graph, also for a number or a tensor of the model's own."""
     if isinstance(value, Ref):
@@ -242,7 +214,31 @@ def reduce(op: str) -> Handler:
     return handle
 
 
-CHOICE_ROWS: dict[Key, Handler] = {
+MOVE_ROWS: dict[Key, Handler] = {
+    torch.roll: roll,
+    torch.flip: flip,
+    torch.select: select,
+    torch.narrow: narrow,
+    torch.unbind: unbind,
+    **dict.fromkeys((torch.movedim, torch.moveaxis), movedim),
+    torch.index_select: index_select,
+    torch.repeat_interleave: repeat_interleave,
+    torch.masked_fill: masked_fill,
+    torch.broadcast_to: expand,
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
+    "repeat": repeat,
+    "roll": roll,
+    "flip": flip,
+    "select": select,
+    "narrow": narrow,
+    "unbind": unbind,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    "index_select": index_select,
+    "new_zeros": new_constant(0.0),
+    "new_ones": new_constant(1.0),
+    "new_full": new_constant(None),
+    "repeat_interleave": repeat_interleave,
+    **dict.fromkeys(("masked_fill", "masked_fill_"), masked_fill),
     torch.maximum: pairwise("maximum"),
     torch.minimum: pairwise("minimum"),
     **{getattr(torch, op): compare(op) for op in ("gt", "ge", "lt", "le")},

@@ -1,7 +1,4 @@
-"""Handlers that move values about without changing them: reshape, pad, cat, permute, squeeze.
-
-Handlers that take parts of a value: indexing, slices, single entries, chunks.
-"""
+"""Handlers that change the shape of a value or take parts of it: reshape, permute, pad, cat, indexing, split."""
 
 import operator
 from typing import Any
@@ -122,29 +119,6 @@ def same(call: Call) -> Any:
     return call.ref()
 
 
-SHAPE_ROWS: dict[Key, Handler] = {
-    **dict.fromkeys((torch.cat, torch.concat), cat),
-    torch.stack: stack,
-    torch.flatten: flatten,
-    torch.reshape: reshape,
-    **dict.fromkeys((torch.permute,), permute),
-    **dict.fromkeys((torch.transpose, torch.swapaxes), transpose),
-    torch.squeeze: squeeze,
-    torch.unsqueeze: unsqueeze,
-    F.pad: pad,
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), same),
-    **dict.fromkeys((torch.clone, torch.detach), same),
-    **dict.fromkeys(("view", "reshape", "unflatten"), reshape),
-    "flatten": flatten,
-    "permute": permute,
-    **dict.fromkeys(("transpose", "swapaxes"), transpose),
-    "squeeze": squeeze,
-    "unsqueeze": unsqueeze,
-    **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), same),
-    "torchvision.ops.stochastic_depth.stochastic_depth": same,  # by name: torchvision need not be imported
-}
-
-
 def getitem(call: Call) -> Any:
     """Indexing: of a tensor it is a slice, of a list an item."""
     value, index = call.args[0], call.args[1]
@@ -219,7 +193,26 @@ def split(call: Call) -> tuple[Ref, ...]:
     return tuple(out)
 
 
-INDEXING_ROWS: dict[Key, Handler] = {
+SHAPE_ROWS: dict[Key, Handler] = {
+    **dict.fromkeys((torch.cat, torch.concat), cat),
+    torch.stack: stack,
+    torch.flatten: flatten,
+    torch.reshape: reshape,
+    **dict.fromkeys((torch.permute,), permute),
+    **dict.fromkeys((torch.transpose, torch.swapaxes), transpose),
+    torch.squeeze: squeeze,
+    torch.unsqueeze: unsqueeze,
+    F.pad: pad,
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), same),
+    **dict.fromkeys((torch.clone, torch.detach), same),
+    **dict.fromkeys(("view", "reshape", "unflatten"), reshape),
+    "flatten": flatten,
+    "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes"), transpose),
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    **dict.fromkeys(("contiguous", "clone", "detach", "float", "to", "type_as"), same),
+    "torchvision.ops.stochastic_depth.stochastic_depth": same,  # by name: torchvision need not be imported
     **dict.fromkeys((torch.chunk, torch.split), split),
     operator.getitem: getitem,
     **dict.fromkeys(("chunk", "split"), split),

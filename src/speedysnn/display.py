@@ -68,6 +68,32 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
 
 
+def shortened_path(path: str, width: int) -> str:
+    """Shorten a layer's path to at most `width` characters so that it can still be told from its neighbours'.
+
+    Modules from the left are cut to their first letter and their number until the path fits; what is then still too
+    long is cut in the middle, as `shortened` does.
+
+    Args:
+        path: names of modules with dots between them.
+        width: characters.
+
+    Returns:
+        The path itself where it fits.
+
+    Example:
+        >>> from speedysnn.display import shortened_path
+        >>> shortened_path("features.denseblock3.denselayer13.relu2", 30)
+        'f…d…3.denselayer13.relu2'
+    """
+    short, rest = "", path
+    while len(short + rest) > width and "." in rest:
+        module, _, rest = rest.partition(".")
+        number = module[len(module.rstrip("0123456789")) :]
+        short += min(f"{module}.", f"{module[:1]}…{number}." if number else f"{module[:1]}…", key=len)
+    return shortened(short + rest, width)
+
+
 def block(title: str, sentences: Sequence[str], table: pd.DataFrame, most: int = 40) -> str:
     """HTML of a title, sentences and the first `most` rows of a table; numbers to four digits."""
     lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)

@@ -16,7 +16,7 @@ from speedysnn.calibration.record import Calibration
 from speedysnn.display import block
 from speedysnn.errors import InputError
 from speedysnn.execution import runner
-from speedysnn.execution.module import Parts
+from speedysnn.execution.module import NetworkModule
 from speedysnn.execution.observers import Observer
 from speedysnn.execution.streaming import Stream
 from speedysnn.graph.ir import Graph, depth, lags, map_outputs
@@ -35,7 +35,7 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
             neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
 
 
-def weights_tuned(snn: Parts) -> bool:
+def weights_tuned(snn: NetworkModule) -> bool:
     """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
     return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
 
@@ -67,7 +67,7 @@ def summarized(graph: Graph, neurons: Mapping[str, IFNeuron], calibration: Calib
 PRESERVED = ("timesteps", "reading", "threshold", "v_init", "offset", "delay", "spikes")
 
 
-class SpikingNetwork(Parts):
+class SpikingNetwork(NetworkModule):
     """A network of integrate-and-fire neurons over T steps; one graph, three readings.
 
     `snn(x)` gives the mean of the last layer over T steps, (B, classes); `per_step=True` gives the running mean after
@@ -208,7 +208,7 @@ class SpikingNetwork(Parts):
         Args:
             inputs: one tensor an input of the source network, (B, ...) static or (T, B, ...) events.
             per_step: the running mean after each step, (T, B, ...), instead of the mean over T.
-            observer: called with a `Tap` for every neuron in execution order.
+            observer: called with a `LayerRecord` for every neuron in execution order.
             at_once: run the batch at once, never cut into passes, whatever its size.
 
         Returns:
@@ -238,7 +238,7 @@ class SpikingNetwork(Parts):
         Returns the output of one step, not a mean, or None while the look-ahead holds it back (`latency` - T ticks).
         """
         if self._stream is None:
-            self._stream = Stream(self.graph, self.neurons, self.layer, self.timesteps, self.wires)
+            self._stream = Stream(self.graph, self.neurons, self.layer, self.timesteps, self.graph_info)
         out = self._stream.tick([None if x is None else runner.channels_last(x) for x in self._all(inputs)])
         return None if any(value is None for value in out.values()) else map_outputs(self.graph.outputs, out)
 

@@ -132,11 +132,12 @@ def get(name: str) -> Any:
         ...     settings.get("events")
         'never'
     """
-    setting = _known(name)
-    for values in (_block.get(), _process):
-        if name in values:
-            return values[name]
-    return setting.from_environment(name)
+    inner = _block.get()
+    if name in inner:
+        return inner[name]
+    if name in _process:
+        return _process[name]
+    return _known(name).from_environment(name)
 
 
 def change(**values: Any) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from speedysnn.errors import DataError, InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.files.atomic import replace_file
 from speedysnn.network import SpikingNetwork
 
@@ -73,7 +73,7 @@ def record(snn: SpikingNetwork, *inputs: Tensor, layers: Collection[str] | None 
         raise InputError(f"no neuron is called {odd[0]!r}; there are {', '.join(snn.neurons)}")
     found: dict[str, SpikeTrain] = {}
 
-    def take(tap: Tap) -> None:
+    def take(tap: LayerRecord) -> None:
         if layers is None or tap.name in layers:
             found[tap.name] = SpikeTrain.of(tap.counts())
 

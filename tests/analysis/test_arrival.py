@@ -22,7 +22,7 @@ def agree(law, errors, tolerance):
         assert getattr(law, name) == pytest.approx(sample.mean().item(), abs=tolerance + 4 * spread), name
 
 
-GAUSSIAN = [  # mean, between, within, T, theta, v_init, delay, N, lowest
+GAUSSIAN = [  # mean, between, within, T, theta, v_init, delay, N, min_spikes
     (0.0, 0.09, 0.2, 2, 1.0, 0.5, 0, 1, 0),
     (0.0, 0.09, 0.2, 16, 1.0, 0.5, 0, 1, 0),
     (0.3, 0.0, 0.05, 8, 1.0, 0.0, 0, 1, 0),
@@ -45,16 +45,16 @@ GAUSSIAN = [  # mean, between, within, T, theta, v_init, delay, N, lowest
 
 @pytest.mark.parametrize("case", GAUSSIAN)
 def test_temporal_error_under_gaussian_drive_is_exact(case):
-    mean, between, within, steps, theta, v_init, delay, highest, lowest = case
+    mean, between, within, steps, theta, v_init, delay, max_spikes, min_spikes = case
     drawn = torch.Generator().manual_seed(0)
     lasting = mean + math.sqrt(between) * torch.randn(60_000, generator=drawn)
     drive = lasting + math.sqrt(within) * torch.randn(steps, 60_000, generator=drawn)
-    neuron = {"delay": delay, "highest": highest, "lowest": lowest}
+    neuron = {"delay": delay, "max_spikes": max_spikes, "min_spikes": min_spikes}
     law = theory.temporal_error(theory.Drive(mean, between, within), steps, theta, v_init, **neuron)
     errors = simulated(drive, steps, theta, v_init, **neuron)
     assert law.probability > 0.01
     agree(law, errors, 2e-4)
-    found = torch.bincount((errors + steps * highest).long(), minlength=2 * steps * highest + 1)
+    found = torch.bincount((errors + steps * max_spikes).long(), minlength=2 * steps * max_spikes + 1)
     np.testing.assert_allclose(law.probabilities, found / 60_000, atol=0.01)
     assert law.sizes @ law.probabilities == pytest.approx(law.bias)
 
@@ -96,11 +96,11 @@ def test_temporal_error_of_ternary_spikes_sent_or_received(spikes, tolerance):
     law = theory.spike_drive(*spikes)
     assert law.mean == pytest.approx(drive.mean(), abs=0.01)
     assert law.within == pytest.approx(drive.var(0, ddof=1).mean(), rel=0.02)
-    for steps, delay, lowest in ((4, 0, -1), (8, 0, -1), (16, 0, -1), (8, 1, -1), (8, 0, 0)):
-        found = theory.temporal_error(law, steps, delay=delay, lowest=lowest)
-        errors = simulated(torch.from_numpy(drive[:steps]).float(), steps, delay=delay, lowest=lowest)
+    for steps, delay, min_spikes in ((4, 0, -1), (8, 0, -1), (16, 0, -1), (8, 1, -1), (8, 0, 0)):
+        found = theory.temporal_error(law, steps, delay=delay, min_spikes=min_spikes)
+        errors = simulated(torch.from_numpy(drive[:steps]).float(), steps, delay=delay, min_spikes=min_spikes)
         for name, sample in (("probability", errors != 0), ("extra", errors > 0), ("mean_size", errors.abs())):
-            assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=tolerance), (steps, lowest)
+            assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=tolerance), (steps, min_spikes)
 
 
 def test_even_or_complete_input_leaves_no_temporal_error():
@@ -110,7 +110,7 @@ def test_even_or_complete_input_leaves_no_temporal_error():
         theory.temporal_error(drive, 8, delay=8),
         theory.temporal_error(theory.Drive(0.3, 0.1, 0.0), 8),
         theory.temporal_error(theory.spike_drive(64, 1.0, 0.0, 0.1), 8),
-        theory.temporal_error(drive, 8, delay=8, lowest=-1),
+        theory.temporal_error(drive, 8, delay=8, min_spikes=-1),
     ):
         assert law.probability < 1e-12
         assert law.probabilities.sum() == pytest.approx(1)
@@ -135,7 +135,7 @@ def test_early_spikes_are_those_of_the_bridge(steps):
     for mean, between, within in ((0.0, 0.0, 0.2), (0.0, 0.02, 0.2), (0.05, 0.01, 0.3), (-0.1, 0.0, 0.05), (0.1, 0.0, 0.1)):
         drive = theory.Drive(mean, between, within)
         probability, size = theory.early_spikes(drive, steps)
-        exact = theory.temporal_error(drive, steps, highest=2)  # hardly ever short of steps
+        exact = theory.temporal_error(drive, steps, max_spikes=2)  # hardly ever short of steps
         assert exact.missing < 1e-3
         assert probability == pytest.approx(exact.extra, abs=0.013)
         assert size == pytest.approx(exact.bias + exact.missing, abs=0.02)
@@ -161,12 +161,12 @@ def test_the_error_saturates_for_a_drive_off_zero_and_grows_at_zero():
 def test_spikes_taken_back_leave_only_what_one_step_moves_beyond_a_spike():
     drawn = torch.Generator().manual_seed(0)
     small = 2 * torch.rand(16, 20_000, generator=drawn, dtype=torch.float64) - 1  # |x| <= theta
-    assert simulated(small, 16, lowest=-1).count_nonzero() == 0
+    assert simulated(small, 16, min_spikes=-1).count_nonzero() == 0
     assert simulated(small, 16).count_nonzero() > 5000
-    assert theory.temporal_error(theory.Drive(0.0, 0.0, 0.03), 16, lowest=-1).probability < 1e-6
+    assert theory.temporal_error(theory.Drive(0.0, 0.0, 0.03), 16, min_spikes=-1).probability < 1e-6
     for mean in (0.0, 0.3):  # settled, where binary spikes go on
         drive = theory.Drive(mean, 0.0, 0.4)
-        sizes = [theory.temporal_error(drive, steps, lowest=-1).mean_size for steps in (12, 24, 48)]
+        sizes = [theory.temporal_error(drive, steps, min_spikes=-1).mean_size for steps in (12, 24, 48)]
         assert 0.01 < sizes[0] < sizes[1] < sizes[2] < 1.25 * sizes[0]
         assert sizes[2] - sizes[1] < sizes[1] - sizes[0]
     assert theory.temporal_error(theory.Drive(0.0, 0.0, 0.4), 48).mean_size > 1
@@ -181,7 +181,7 @@ def test_arrival_refuses_what_cannot_be():
         (lambda: theory.spike_drive(8, 1.1), "rate: expected the probability"),
         (lambda: theory.spike_drive(8, 0.5, rate_std=0.6), "rate_std <= sqrt"),
         (lambda: theory.spike_drive(8, 0.5, taken_back=0.3), "taken_back: expected a probability of at most .* 0.25"),
-        (lambda: theory.temporal_error(drive, 4, lowest=-2), "lowest: expected 0, or -1"),
+        (lambda: theory.temporal_error(drive, 4, min_spikes=-2), "min_spikes: expected 0, or -1"),
         (lambda: theory.temporal_error(drive, 0), "timesteps: expected a whole number"),
         (lambda: theory.temporal_error(drive, 2.5), "timesteps"),
         (lambda: theory.temporal_error(drive, math.nan), "timesteps"),

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from speedysnn.analysis import memory
 from speedysnn.analysis.memory import DEFAULT_MIB, SENSIBLE_IMAGES, planned
 from speedysnn.analysis.reference import passes
+from speedysnn.analysis.sensitivity import memory as sensitivity_memory
+from speedysnn.analysis.sensitivity.memory import planned_sensitivity
 from speedysnn.neurons import IFNeuron
 
 SHAPES = {f"relu{i}": (64, 112, 112) for i in range(12)}  # 9.6 million neurons, as in a ResNet-50 of 224 pixels
@@ -42,6 +44,24 @@ def test_a_small_network_is_planned_as_before() -> None:
     neurons = {"relu": IFNeuron(1.0, timesteps=4)}
     given = {"full": False, "seed": 0, "images": 32, "at_once": 2, "width": 1024}
     assert planned(shapes, neurons, limit_mib=None, **given) == planned(shapes, neurons, limit_mib=DEFAULT_MIB, **given)
+
+
+def test_the_sensitivity_of_a_large_network_takes_passes_of_several_images(build, digits, monkeypatch) -> None:
+    snn, (one, *_) = build(), passes(build(), digits[0], 1)
+    small = planned_sensitivity(snn, one, ("prefix",), (), None, 0)
+    assert small == planned_sensitivity(snn, one, ("prefix",), (), DEFAULT_MIB, 0)
+    monkeypatch.setattr(sensitivity_memory, "_live", lambda *_: (20_000_000, 40_000_000))  # as of a large network
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 128 * 2**30)
+    large = planned_sensitivity(snn, one, ("prefix",), (), None, 0)
+    assert large.pass_images == SENSIBLE_IMAGES
+    assert not large.short
+    assert large.predicted_mib <= large.limit_mib <= 32 * 1024
+    assert planned_sensitivity(snn, one, ("prefix",), (), DEFAULT_MIB, 0).pass_images == 1
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 16 * 2**30)
+    bounded = planned_sensitivity(snn, one, ("prefix",), (), None, 0)
+    assert bounded.limit_mib == 4 * 1024
+    assert bounded.pass_images * bounded.at_once > 1
+    assert bounded.predicted_mib <= 4 * 1024
 
 
 def test_passes_know_how_many_they_are(build, digits) -> None:

@@ -13,7 +13,7 @@ from speedysnn.analysis.noise import moments
 from speedysnn.analysis.noise.layer import LayerSums
 from speedysnn.analysis.noise.rows import row_of
 from speedysnn.analysis.report.data import detail_of
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron
 
 KINDS = [{}, {"spikes": "ternary"}, {"spikes": "graded:2", "delay": 1}, {"floor": None}]
@@ -34,7 +34,7 @@ def one_layer(seed, images, steps, start, kind, granularity):
 def sums_of(neuron, z, drive, trains, full=True):
     sums = LayerSums("layer", neuron, full)
     with torch.no_grad():
-        tap = Tap("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False)
+        tap = LayerRecord("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False)
         sums.update(z, neuron, neuron.quantized(z), tap)
     return sums
 

@@ -16,26 +16,26 @@ from speedysnn.errors import InputError
 from tests.material.arrivals import arriving, simulated
 
 
-def counted(sums, v, delay, highest, lowest):
+def counted(sums, v, delay, max_spikes, min_spikes):
     """n and Q of a neuron with running sums S[1..T], by its definition."""
     steps, n = len(sums), 0
     for t in range(1, steps + 1):
         k = min(t + delay, steps)
         level = np.floor(t / k * sums[k - 1] + v + 1e-9)
-        n += int(np.clip(level - n, lowest if n > 0 else 0, highest))
-    return n, int(np.clip(np.floor(sums[-1] + v + 1e-9), 0, steps * highest))
+        n += int(np.clip(level - n, min_spikes if n > 0 else 0, max_spikes))
+    return n, int(np.clip(np.floor(sums[-1] + v + 1e-9), 0, steps * max_spikes))
 
 
-def enumerated(weights, sent, taken, bias, steps, v, delay, highest, lowest):
+def enumerated(weights, sent, taken, bias, steps, v, delay, max_spikes, min_spikes):
     """P(n, Q) over all patterns of 0, 1 and -1."""
-    levels = steps * highest
+    levels = steps * max_spikes
     out = np.zeros((levels + 1, levels + 1))
     chances = np.stack([1 - sent - taken, sent, np.full_like(sent, taken)], axis=1)
     for pattern in itertools.product(range(3), repeat=len(weights) * steps):
         symbols = np.array(pattern).reshape(steps, len(weights))
         chance = chances[np.arange(len(weights)), symbols].prod()
         sums = np.cumsum(np.array([0, 1, -1])[symbols] @ weights + bias)
-        out[counted(sums, v, delay, highest, lowest)] += chance
+        out[counted(sums, v, delay, max_spikes, min_spikes)] += chance
     return out
 
 
@@ -56,7 +56,7 @@ def test_a_neurons_law_is_that_of_all_patterns(steps, sent, taken, bias, v, dela
 @pytest.mark.parametrize("weight", [0.5, -0.25, 0.3])
 def test_equal_weights_are_exact_and_keep_ties(weight):
     expected = enumerated(np.full(2, weight), np.full(2, 0.3), 0.1, 0.25, 3, 0.5, 0, 1, -1)
-    found = theory.temporal_error(theory.spike_drive(2, 0.2, weight, 0.0, 0.25, taken_back=0.1), 3, lowest=-1)
+    found = theory.temporal_error(theory.spike_drive(2, 0.2, weight, 0.0, 0.25, taken_back=0.1), 3, min_spikes=-1)
     law = [np.trace(expected, -size) for size in range(-3, 4)]
     assert found.law == "lattice"
     np.testing.assert_allclose(found.probabilities, law, atol=2e-6)
@@ -75,12 +75,12 @@ def test_equal_weights_are_exact_and_keep_ties(weight):
 def test_few_trains_are_told_within_a_hundredth(spikes, gap):
     drive = torch.from_numpy(arriving(*spikes, steps=8, count=24_000)).float()
     law = theory.spike_drive(*spikes)
-    for steps, delay, lowest, v in ((2, 0, 0, 0.5), (8, 0, 0, 0.5), (8, 0, -1, 0.3), (8, 1, 0, 0.0)):
-        found = theory.temporal_error(law, steps, v_init=v, delay=delay, lowest=lowest)
-        errors = simulated(drive[:steps], steps, v_init=v, delay=delay, lowest=lowest)
+    for steps, delay, min_spikes, v in ((2, 0, 0, 0.5), (8, 0, 0, 0.5), (8, 0, -1, 0.3), (8, 1, 0, 0.0)):
+        found = theory.temporal_error(law, steps, v_init=v, delay=delay, min_spikes=min_spikes)
+        errors = simulated(drive[:steps], steps, v_init=v, delay=delay, min_spikes=min_spikes)
         assert found.law == "lattice"
         for name, sample in (("probability", errors != 0), ("extra", errors > 0), ("mean_size", errors.abs())):
-            assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=0.01), (steps, delay, lowest)
+            assert getattr(found, name) == pytest.approx(sample.double().mean().item(), abs=0.01), (steps, delay, min_spikes)
     gaussian = theory.temporal_error(theory.Drive(law.mean, law.between, law.within), 8)
     assert gaussian.law == "gaussian"
     assert abs(gaussian.probability - theory.temporal_error(law, 8).probability) > gap

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from speedysnn.analysis import NoiseSums, measure_noise
+from speedysnn.analysis import SUMS, NoiseSums, Sum, measure_noise
 from speedysnn.analysis.memory import LEAST, MIB, places, planned
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
@@ -57,6 +57,21 @@ def test_what_is_held_is_what_was_predicted(wide, detail, limit, delay):
     assert held(sums) == {name: layer.bytes for name, layer in sums.memory.layers.items()}
     assert sums.memory.predicted_mib <= limit
     assert bool(sums.memory.sampled) == sums.memory.tight == (limit < 2)
+
+
+def test_a_users_sums_are_held_and_predicted(wide, monkeypatch):
+    snn, x = wide
+    plain = NoiseSums(snn).add(x[:4]).memory
+    monkeypatch.setitem(SUMS, "low", Sum("channel", "elements", "Too small.", lambda block: block.e < 0))
+    monkeypatch.setitem(SUMS, "busy", Sum("count", "images", "Busy.", lambda i: i.fired.flatten(1).any(1), "image"))
+    monkeypatch.setitem(SUMS, "off", Sum("total", "activation", "Off.", lambda block: block.e.abs()))
+    sums = NoiseSums(snn).add(x)
+    assert held(sums) == {name: layer.bytes for name, layer in sums.memory.layers.items()}
+    for name, layer in sums.memory.layers.items():
+        assert layer.bytes == plain.layers[name].bytes + 8 * (layer.channels + 2)
+    assert sums.memory.image_bytes > plain.image_bytes
+    with pytest.raises(InputError, match="memory_mib"):
+        measure_noise(snn, x, memory_mib=plain.sums_bytes / MIB / 4)
 
 
 def test_a_sample_is_part_of_the_whole(wide):

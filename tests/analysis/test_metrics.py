@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from speedysnn.analysis import COLUMNS, OUTPUTS, evaluate, measure_noise
+from speedysnn import settings
+from speedysnn.analysis import COLUMNS, OUTPUTS, NoiseSums, evaluate, measure_noise
 from speedysnn.convert import to_spiking
 from speedysnn.errors import InputError
 
@@ -211,6 +212,19 @@ def test_against_the_original_module(build, digits):
     own = measure_noise(build(), digits).outputs
     assert found["reference"] == "source module"
     assert found["sqnr_db"] == pytest.approx(own["sqnr_db"], abs=1e-3)
+
+
+def test_a_report_says_how_numbers_were_summed(build, digits):
+    snn, (x, _) = build(), digits
+    with settings.using(events="never", tiles="never"):
+        found = measure_noise(snn, x)
+    expected = {"events": "never", "tiles": "never", "kernel": "fastest"}
+    assert found.outputs["execution"] == expected
+    assert found.to_json()["outputs"]["execution"] == expected
+    with settings.using(events="measure", tiles="measure"):  # no stopwatch decides here, whichever way sums are made
+        assert measure_noise(snn, x).outputs["execution"]["events"] == "fixed"
+        sums = NoiseSums(snn).add(x)
+        assert sums.report().outputs["execution"]["tiles"] == "never"
 
 
 def test_every_column_is_documented(build, digits):

@@ -18,7 +18,7 @@ from speedysnn.analysis.noise import numba_backend, numba_block, numba_channels,
 from speedysnn.analysis.noise.layer import LayerSums
 from speedysnn.analysis.noise.rows import row_of
 from speedysnn.errors import InputError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron
 
 STEPS = 4
@@ -56,7 +56,7 @@ def layer_sums() -> tuple[LayerSums, dict[str, np.ndarray]]:
     layer = LayerSums("layer", neuron, True)
     with torch.no_grad():
         trains, twin = neuron.spiking(drive.flatten(0, 1)).view_as(drive), neuron.quantized(z)
-        layer.update(z, neuron, twin, Tap("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False))
+        layer.update(z, neuron, twin, LayerRecord("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False))
 
     theta = neuron.threshold.detach().double().numpy()[:, None, None]
     step, o, zs = theta / STEPS, trains.double().numpy(), z.double().numpy()

@@ -58,9 +58,9 @@ def test_the_network_is_left_as_it_is(build, digits, monkeypatch):
     with pytest.raises(DataError, match="gone"):
         measure_sensitivity(snn, broken())
     assert state(snn) == before
-    for place in ("layer_seen.channel_sums", "score.flat", "mixed.MixedRun.outputs"):
+    for place in ("changes.channel_sums", "branches.flat", "mixed.MixedRun.outputs"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"speedysnn.analysis.{place}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(f"speedysnn.analysis.sensitivity.{place}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 measure_sensitivity(snn, digits)
         assert state(snn) == before

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from speedysnn.analysis import measure_noise, measure_sensitivity
 from speedysnn.analysis.memory import MIB
-from speedysnn.analysis.sensitivity.memory import LEAST, kept_images
+from speedysnn.analysis.sensitivity.memory import MIN_IMAGES, kept_images
 from speedysnn.errors import DataError, InputError
 
 FEW = ("prefix",)
@@ -64,7 +64,7 @@ def test_a_sample_is_seeded_stated_and_measured_as_if_it_were_all(build, digits,
     limit = least(snn, digits) + 0.02
     found = measure_sensitivity(snn, digits, modes=FEW, gains=False, memory_mib=limit, seed=1)
     memory = found.memory
-    assert LEAST <= memory.kept < memory.there == 130
+    assert MIN_IMAGES <= memory.kept < memory.there == 130
     assert memory.predicted_mib <= limit
     assert found.outputs["images"] == memory.kept
     _, pieces = kept_images(snn, digits, FEW, (), limit, 1, None)
@@ -119,7 +119,7 @@ def test_confirming_images_are_sampled_too(build, digits):
     limit = least(snn, x) + 0.03
     found = measure_sensitivity(snn, x[:20], modes=(), gains=("bit",), confirm=x[20:], finalists=2, memory_mib=limit)
     kept, there = found.memory.again
-    assert LEAST <= kept < there == 110
+    assert MIN_IMAGES <= kept < there == 110
     assert found.gains["images"].tolist()[:2] == [kept] * 2
     assert f"then {kept} of 110 others" in found.memory.sentence()
 

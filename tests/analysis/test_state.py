@@ -66,10 +66,10 @@ def test_state_after_a_reading_raises(build, digits, name, monkeypatch):
         calls.append(1)
         if len(calls) > 3:
             raise Boom
-        return 0 if len(arguments) == 1 else None  # events of one tap, or "take the plain way"
+        return 0 if len(arguments) == 1 else None  # events of one layer, or "take the plain way"
 
-    for place in ("outputs.events", "layers.supports"):
-        monkeypatch.setattr(f"speedysnn.analysis.{place}", fail)
+    for place in ("execution.observers.Tap.events", "analysis.noise.layer.supports"):
+        monkeypatch.setattr(f"speedysnn.{place}", fail)
     with pytest.raises(Boom):
         MEASURES[name](snn, digits)
     assert state(snn) == before

@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 
 from speedysnn.analysis import theory
-from speedysnn.calibration.distributions import law_error
+from speedysnn.calibration.distributions import law_error, squared_error
 from speedysnn.calibration.histogram import ActivationHistogram
-from speedysnn.calibration.rules import squared_error
 from speedysnn.errors import InputError
 from speedysnn.neurons import IFNeuron
 
@@ -50,28 +49,28 @@ def test_the_table_of_best_thresholds(law, v_init):
 
 @pytest.mark.parametrize("v_init", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_uniform_law_has_a_closed_form(v_init):
-    for steps, highest in ((1, 1), (3, 1), (8, 1), (64, 1), (2, 3)):
+    for steps, max_spikes in ((1, 1), (3, 1), (8, 1), (64, 1), (2, 3)):
         s = math.sqrt(v_init**3 + (1 - v_init) ** 3)
-        levels = steps * highest
+        levels = steps * max_spikes
         law = stats.uniform(0, 5)
-        assert theory.optimal_threshold(law, steps, v_init, highest) == pytest.approx(
-            5 * levels / (levels + s) / highest, rel=1e-6
+        assert theory.optimal_threshold(law, steps, v_init, max_spikes) == pytest.approx(
+            5 * levels / (levels + s) / max_spikes, rel=1e-6
         )
-        found = theory.sqnr_db(law, steps, v_init=v_init, highest=highest)
-        assert found == pytest.approx(theory.uniform_sqnr_db(steps, v_init, highest), abs=1e-9)
+        found = theory.sqnr_db(law, steps, v_init=v_init, max_spikes=max_spikes)
+        assert found == pytest.approx(theory.uniform_sqnr_db(steps, v_init, max_spikes), abs=1e-9)
         if v_init == 0:
-            assert theory.effective_bits(law, steps, v_init=0, highest=highest) == pytest.approx(math.log2(levels + 1))
+            assert theory.effective_bits(law, steps, v_init=0, max_spikes=max_spikes) == pytest.approx(math.log2(levels + 1))
 
 
 @pytest.mark.parametrize("v_init", [0.0, 0.3, 0.5, 1.0])
 def test_integrals_equal_the_closed_forms_of_two_laws(v_init):
     for name, law in (("laplace", stats.expon()), ("half-normal", stats.halfnorm())):
-        for steps, theta, highest in ((1, 0.7, 1), (4, 2.5, 1), (64, 5.0, 1), (3, 1.1, 4), (4, 30.0, 1)):
-            expected = law_error(name, highest * theta, steps * highest, v_init)
-            granular = theory.granular_noise(law, steps, theta, v_init, highest)
-            overload = theory.overload_noise(law, theta, highest)
+        for steps, theta, max_spikes in ((1, 0.7, 1), (4, 2.5, 1), (64, 5.0, 1), (3, 1.1, 4), (4, 30.0, 1)):
+            expected = law_error(name, max_spikes * theta, steps * max_spikes, v_init)
+            granular = theory.granular_noise(law, steps, theta, v_init, max_spikes)
+            overload = theory.overload_noise(law, theta, max_spikes)
             assert granular + overload == pytest.approx(expected, rel=1e-9)
-            assert theory.sqnr_db(law, steps, theta, v_init, highest) == pytest.approx(
+            assert theory.sqnr_db(law, steps, theta, v_init, max_spikes) == pytest.approx(
                 10 * math.log10(theory.signal_power(law) / expected), abs=1e-8
             )
 
@@ -136,18 +135,18 @@ def test_a_histogram_of_samples_stands_for_its_law(law):
         np.testing.assert_allclose(counts[1:] * 2, theory.count_probabilities(LAWS[law], steps, theta, v_init)[1:], atol=0.004)
 
 
-@pytest.mark.parametrize("highest", [1, 3])
+@pytest.mark.parametrize("max_spikes", [1, 3])
 @pytest.mark.parametrize("v_init", [0.0, 0.5])
-def test_the_best_threshold_of_a_lumpy_histogram(v_init, highest):
+def test_the_best_threshold_of_a_lumpy_histogram(v_init, max_spikes):
     drawn = torch.Generator().manual_seed(0)
     lumps = torch.tensor([0.02, 0.3, 1.0, 4.0])
     z = lumps[torch.randint(4, (50_000,), generator=drawn)] * (1 + 0.05 * torch.randn(50_000, generator=drawn))
     hist = histogram(z)
     for steps in (1, 2, 3, 4, 7, 16):
-        found = theory.optimal_threshold(hist, steps, v_init, highest)
-        grid = float(hist.maximum) * torch.linspace(0.02, 1.5, 3000, dtype=torch.float64) / highest
-        noises = squared_error(hist, grid[None], torch.tensor([v_init]), steps, highest)[0] / len(z)
-        noise = theory.granular_noise(hist, steps, found, v_init, highest) + theory.overload_noise(hist, found, highest)
+        found = theory.optimal_threshold(hist, steps, v_init, max_spikes)
+        grid = float(hist.maximum) * torch.linspace(0.02, 1.5, 3000, dtype=torch.float64) / max_spikes
+        noises = squared_error(hist, grid[None], torch.tensor([v_init]), steps, max_spikes)[0] / len(z)
+        noise = theory.granular_noise(hist, steps, found, v_init, max_spikes) + theory.overload_noise(hist, found, max_spikes)
         assert noise <= noises.min().item() * 1.01, steps  # 1.004 seen, at 48 levels
 
 
@@ -177,13 +176,13 @@ def test_the_error_density_of_a_uniform_law_is_flat():
 
 def test_count_probabilities_are_the_neurons():
     z = samples("exponential", 100_000) - 0.5
-    for steps, theta, v_init, kind, highest in ((4, 1.5, 0.5, "binary", 1), (3, 0.5, 0.2, "graded:2", 2)):
+    for steps, theta, v_init, kind, max_spikes in ((4, 1.5, 0.5, "binary", 1), (3, 0.5, 0.2, "graded:2", 2)):
         neuron = IFNeuron(theta, v_init, timesteps=steps, spikes=kind)
         with torch.no_grad():
             n = torch.round(neuron.quantized(z) * steps / theta).long()
-        counts = torch.bincount(n, minlength=steps * highest + 1).double() / len(z)
+        counts = torch.bincount(n, minlength=steps * max_spikes + 1).double() / len(z)
         law = stats.expon(loc=-0.5)
-        np.testing.assert_allclose(theory.count_probabilities(law, steps, theta, v_init, highest), counts, atol=1e-4)
+        np.testing.assert_allclose(theory.count_probabilities(law, steps, theta, v_init, max_spikes), counts, atol=1e-4)
 
 
 def test_refusals_say_what_was_expected():
@@ -195,7 +194,7 @@ def test_refusals_say_what_was_expected():
         ((law, 4, -1.0), "theta: expected a positive finite threshold"),
         ((law, 4, math.nan), "theta"),
         ((law, 4, 1.0, 1.5), "v_init: expected a fraction of theta between 0 and 1"),
-        ((law, 4, 1.0, 0.5, 0), "highest"),
+        ((law, 4, 1.0, 0.5, 0), "max_spikes"),
         ((stats.poisson(2), 4), "frozen continuous law"),
         ((stats.expon, 4), "frozen continuous law"),
         (("uniform", 4), "got str"),

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speedysnn.calibration import histogram as collecting
-from speedysnn.calibration.histogram import BINS, ActivationHistogram, Collecting
-from speedysnn.calibration.rules import choose, least_squares, predicted_rate, squared_error
+from speedysnn.calibration.distributions import least_squares, squared_error
+from speedysnn.calibration.histogram import BINS, ActivationHistogram, HistogramCollector
+from speedysnn.calibration.rules import choose, predicted_rate
 from speedysnn.errors import ConversionError, DataError, InputError
 
 HALF = torch.tensor([0.5])
@@ -43,7 +44,7 @@ def test_counting_in_place_equals_counting_rows(seed: int, scale: float, signed:
     x[:, 0], x[:, 1] = -x[:, 0].abs(), x[:, 1] * 1e-9  # a silent channel, and one far below the others
     x = {"first": x, "last": x.contiguous(memory_format=torch.channels_last), "strided": x[:, :, ::2]}[layout]
     channels = 1 if dim is None else x.shape[dim]
-    ours, rows = Collecting(signed), ActivationHistogram(channels * (2 if signed else 1))
+    ours, rows = HistogramCollector(signed), ActivationHistogram(channels * (2 if signed else 1))
     values = x.reshape(1, -1) if dim is None else x.movedim(dim, 0).flatten(1)
     together = torch.cat([values, -values]) if signed else values
     parts = ActivationHistogram(rows.channels)
@@ -63,7 +64,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
     x = torch.rand(2, 3, 4)
     x[1, 2, 3] = bad
     with pytest.raises(DataError, match="NaN or infinity"):
-        Collecting().add(x, 1)
+        HistogramCollector().add(x, 1)
 
 
 @given(
@@ -79,11 +80,11 @@ def test_counts_depend_on_nothing_but_the_values(
     for piece in pieces[::2]:
         piece[:, 1] = -piece[:, 1].abs()  # a channel that is silent at first
     together = torch.cat([piece.movedim(1, 0).flatten(1) for piece in pieces], 1)
-    whole, layer = ActivationHistogram(5 * (1 + signed)), Collecting(signed)
+    whole, layer = ActivationHistogram(5 * (1 + signed)), HistogramCollector(signed)
     whole.update(torch.cat([together, -together]) if signed else together)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(threads) as pool:
         patch.setattr(collecting, "FULL", full)
-        patch.setattr(collecting, "KEPT", kept)
+        patch.setattr(collecting, "REUSE", kept)
         list(pool.map(lambda piece: layer.add(piece, 1), pieces))
     for name, value in whole.state().items():
         assert torch.equal(layer.histogram().state()[name], value), name

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from speedysnn import display
 from speedysnn.cli import console
-from speedysnn.display import shortened, track
+from speedysnn.display import shortened, shortened_path, track
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -30,6 +30,29 @@ def test_a_name_is_shortened_in_the_middle() -> None:
     assert shortened("short", 10) == "short"
     assert shortened("features.denseblock4.relu2", 12) == "fea…k4.relu2"
     assert all(len(shortened("features.denseblock4.relu2", width)) == width for width in range(1, 26))
+
+
+def test_shortened_paths_of_a_deep_network_stay_apart() -> None:
+    paths = [f"features.denseblock{i}.denselayer{j}.relu{k}" for i in (3, 4) for j in range(1, 25) for k in (1, 2)]
+    for width in (18, 25, 32, 40):
+        short = [shortened_path(path, width) for path in paths]
+        assert len(set(short)) == len(paths)
+        assert max(map(len, short)) <= width
+    assert shortened_path("layer1.0.relu", 20) == "layer1.0.relu"
+    assert all(len(shortened_path(paths[0], width)) <= width for width in range(1, 40))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_row_of_a_wide_table_takes_a_second_line_and_colours_are_not_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "out", Console(highlight=False, width=width))
+    rows = [(f"features.denseblock3.denselayer{i}.relu2", "torch.nn.ReLU", "[green]neuron[/]",
+             "torchvision/models/densenet.py:80", "12,544", "1,204,224") for i in range(1, 5)]  # fmt: skip
+    console.table("wide", ("layer", "operator", "treatment", "source", "neurons", "operations"), rows, left=4)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "relu2" in line]
+    assert len(shown) == len(rows)
+    assert all("[" not in line and "12,544" in line for line in shown)
 
 
 def test_plain_lines_tell_how_many_and_how_long(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -11,9 +11,9 @@ from torch import nn
 import speedysnn
 from speedysnn import convert, data
 from speedysnn.assets.digits import load_digits_net
-from speedysnn.calibration.distributions import LAWS, fitted_threshold, law_error, moments, optimal_scale
+from speedysnn.calibration.distributions import LAWS, fitted_threshold, law_error, least_squares, moments, optimal_scale
 from speedysnn.calibration.histogram import ActivationHistogram
-from speedysnn.calibration.rules import GRADIENTS, RULES, ThresholdRule, choose, least_squares, parse_rule
+from speedysnn.calibration.rules import GRADIENTS, RULES, ThresholdRule, choose, parse_rule
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.neurons import IFNeuron
 
@@ -217,7 +217,7 @@ def test_functions_are_remembered_by_a_name_that_is_their_own() -> None:
     def max(request):
         return request.histogram.maximum
 
-    with pytest.raises(InputError, match="as a rule of speedysnn.calibration.rules.RULES"):
+    with pytest.raises(InputError, match="as a rule of speedysnn.calibration.RULES"):
         convert.to_spiking(nn.Sequential(*DEEP), torch.randn(64, 8), threshold=max)
     with pytest.raises(InputError, match="needs must be"):
         ThresholdRule(max, needs=("samples",))

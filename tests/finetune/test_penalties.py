@@ -6,14 +6,14 @@ import torch
 
 from speedysnn import finetune
 from speedysnn.errors import InputError, TrainingError
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
 from speedysnn.finetune.penalties import Budget, Rates, membrane_penalty
 from speedysnn.neurons import IFNeuron
 from tests.finetune.test_fit import _config, _data, _network
 
 
-def _tap(neuron: IFNeuron, x: torch.Tensor) -> Tap:
-    return Tap("n", neuron, x, neuron.spiking(x), False, False)
+def _tap(neuron: IFNeuron, x: torch.Tensor) -> LayerRecord:
+    return LayerRecord("n", neuron, x, neuron.spiking(x), False, False)
 
 
 def _rate(snn, x) -> float:
@@ -41,7 +41,7 @@ def test_rate_counts_spikes_of_both_signs_and_weighs_layers() -> None:
     counted = np.abs(tap.output.detach().numpy()).sum()
     rates = Rates({"n": 3.0})
     rates.take(tap, False)
-    rates.take(Tap("m", neuron, x, tap.output, False, False), False)
+    rates.take(LayerRecord("m", neuron, x, tap.output, False, False), False)
     assert float(rates.rate.detach()) == pytest.approx((3 * counted + counted) / (3 * 2 + 2))
 
 

@@ -122,10 +122,8 @@ KERNELS = {
     "quantizer forward": "z theta start out",
     "quantizer backward": "grad z theta start to_z sums",
 }
-FILES = {
-    "count_bins": "kernels.triton_counting", **dict.fromkeys(("trains", "errors", "units"), "analysis.triton_sums"),
-    **dict.fromkeys(("quantizer forward", "quantizer backward"), "kernels.triton_quantizer"),
-}  # fmt: skip
+FILES = dict.fromkeys(("trains", "errors", "units"), "analysis.noise.triton_kernels")  # the others are the library's own
+NAMES = {"quantizer forward": "quantize_forward", "quantizer backward": "quantize_backward"}
 WHOLE, EXACT = ("table", "tables", "peaks", "worst", "pulses", "when", "fires", "full", "peak"), ("found", "total")
 NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many", "factor", "lowest", "highest",
            "timesteps", "max_count", "min_count", "source_floor", "source_ceiling")  # fmt: skip
@@ -144,7 +142,7 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     if real == "fp64" and key in ("count_bins", "trains", "errors", "units"):
         pytest.skip("it takes float32")
-    module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), key.split()[-1]
+    module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), NAMES.get(key, key)
     kernel = getattr(module, name)
     choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "max_spikes": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
@@ -281,7 +279,7 @@ def test_a_compiled_network_gives_the_same_answers() -> None:
 
 
 def test_a_backend_that_cannot_run_says_so_once_and_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speedysnn.kernels.dispatch._told", set())
+    monkeypatch.setattr("speedysnn.kernels.dispatch._warned", set())
     drive, rule, half = torch.randn(4, 3).to(torch.float16), Rule(2), torch.tensor(0.5)
     with pytest.warns(KernelWarning, match=r"'cpu' cannot run \(torch.float16 is not one of its types\)"):
         out = multistep(drive, torch.tensor(1.0), half, rule, backend="cpu")

@@ -13,7 +13,7 @@ from torch import nn
 
 from speedysnn import convert, settings
 from speedysnn.execution import scheduling, sparse_conv
-from speedysnn.execution.sparse_conv import Eventwise
+from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.sparse_conv import forward, weight_gradient
 
@@ -258,7 +258,7 @@ def test_gradients_are_the_same_both_ways(monkeypatch):
     x, weight, bias, attrs = _case(16, 32, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
     monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
     inputs = [value.clone().requires_grad_() for value in (x, weight, bias)]
-    out = Eventwise(1).conv2d("conv", inputs[0], attrs, {"weight": inputs[1], "bias": inputs[2]})
+    out = SparseConvContext(1).conv2d("conv", inputs[0], attrs, {"weight": inputs[1], "bias": inputs[2]})
     usual = F.conv2d(*inputs, 1, 1)
     grad = torch.randn_like(usual)
     assert type(out.grad_fn).__name__ == "_ConvolutionBackward"
@@ -272,7 +272,7 @@ def test_gradients_that_it_does_not_take_are_torchs(stride, padding, monkeypatch
     monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
     monkeypatch.setattr(weight_gradient, "weight_gradient", lambda *_: pytest.fail("not one of its own"))
     weight.requires_grad_()
-    out = Eventwise(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
+    out = SparseConvContext(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
     (got,) = torch.autograd.grad(out.sum(), weight)
     (wanted,) = torch.autograd.grad(F.conv2d(x, weight, bias, stride, padding).sum(), weight)
     assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
@@ -296,11 +296,11 @@ def test_dense_inputs_and_small_work_take_the_usual_way(monkeypatch):
     x, weight, bias, attrs = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.5, 0)
     tensors = {"weight": weight, "bias": bias}
     with torch.no_grad():
-        assert Eventwise(3).conv2d("small", x, attrs, tensors) is None
+        assert SparseConvContext(3).conv2d("small", x, attrs, tensors) is None
         monkeypatch.setattr(sparse_conv, "crossover", lambda *_: pytest.fail("no stopwatch unless it is asked for"))
-        assert Eventwise(10**6).conv2d("dense", x, attrs, tensors) is None
+        assert SparseConvContext(10**6).conv2d("dense", x, attrs, tensors) is None
         few = torch.where(torch.rand_like(x) < 0.2, x, 0.0)
-        assert Eventwise(10**6).conv2d("sparse", few, attrs, tensors) is not None
+        assert SparseConvContext(10**6).conv2d("sparse", few, attrs, tensors) is not None
 
 
 def test_a_stopwatch_decides_only_where_it_is_asked_for_and_nothing_is_recorded(monkeypatch):
@@ -309,11 +309,11 @@ def test_a_stopwatch_decides_only_where_it_is_asked_for_and_nothing_is_recorded(
     monkeypatch.setattr(sparse_conv, "crossover", lambda *_: asked.append(1) or 0.6)
     with settings.using(events="measure"):
         with torch.no_grad():
-            assert Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is not None
+            assert SparseConvContext(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is not None
         assert asked == [1]
         weight.requires_grad_()
-        assert Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is None
-        settings.repeatable(lambda: Eventwise(10**6).conv2d("x", x, attrs, {"weight": weight.detach(), "bias": bias}))()
+        assert SparseConvContext(10**6).conv2d("x", x, attrs, {"weight": weight, "bias": bias}) is None
+        settings.repeatable(lambda: SparseConvContext(10**6).conv2d("x", x, attrs, {"weight": weight.detach(), "bias": bias}))()
     assert asked == [1]
 
 

@@ -19,7 +19,7 @@ from speedysnn.assets.digits import avg_net, load_digits_net
 from speedysnn.bench import cases, scaling
 from speedysnn.bench.cases import inference
 from speedysnn.bench.scaling import make
-from speedysnn.calibration.histogram import Collecting
+from speedysnn.calibration.histogram import HistogramCollector
 from speedysnn.cli.main import run
 from speedysnn.convert.verify import full_precision
 from speedysnn.errors import DataError
@@ -64,7 +64,7 @@ def test_triton_gives_what_plain_torch_does_on_the_gpu(name: str, monkeypatch: p
 def test_counts_and_sums_take_what_lies_there() -> None:
     assert histogram.supports(torch.rand(2, 3, device=GPU), 3)
     assert triton_backend.supports(torch.rand(2, 3, device=GPU))
-    layer, bad = Collecting(), torch.rand(32, 1, 8, 8, device=GPU)
+    layer, bad = HistogramCollector(), torch.rand(32, 1, 8, 8, device=GPU)
     bad[3, 0, 1, 1] = float("nan")
     layer.add(bad, 1)
     with pytest.raises(DataError, match="activations hold NaN"):

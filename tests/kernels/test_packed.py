@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speedysnn import settings
 from speedysnn.errors import TrainingError
 from speedysnn.execution import sparse_conv
-from speedysnn.execution.sparse_conv import Eventwise
+from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.sparse_conv import winograd
 from speedysnn.kernels.sparse_conv.bitpack import PIXELS, pack
@@ -75,11 +76,10 @@ def test_the_weights_gradient_by_tiles_reads_bits():
         assert torch.equal(bits, numbers)
 
 
-@pytest.mark.parametrize("quicker", [True, False])
-def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(quicker, monkeypatch):
-    monkeypatch.setattr(sparse_conv, "quicker", lambda *_: quicker)
-    monkeypatch.setattr(sparse_conv, "crossover", lambda *_: 1.0)  # events, where tiles are not quicker
-    monkeypatch.setattr("speedysnn.execution.sparse_conv.WORTH", 0)
+@pytest.mark.parametrize("asked", [{"tiles": "always"}, {"events": "always"}])
+def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(asked, monkeypatch):
+    monkeypatch.setattr(sparse_conv, "WORTH", 0)
+    monkeypatch.setattr(sparse_conv, "PLACES", 0)
     weight, bias = torch.randn(16, 32, 3, 3), torch.randn(16)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     grad = torch.randn(3, 16, 8, 8)
@@ -87,7 +87,8 @@ def test_a_call_keeps_spikes_as_bits_and_analog_values_as_they_are(quicker, monk
         given_ = x.contiguous(memory_format=torch.channels_last)
         inputs = [value.clone().requires_grad_() for value in (given_, weight, bias)]
         tensors = {"weight": inputs[1], "bias": inputs[2]}
-        sizes, out = _sizes_kept(partial(Eventwise(1).conv2d, "conv", inputs[0], attrs, tensors))
+        with settings.using(**asked):
+            sizes, out = _sizes_kept(partial(SparseConvContext(1).conv2d, "conv", inputs[0], attrs, tensors))
         assert sizes == [weight.numel(), *((x.numel() // 16, 32) if kept == "bits" else (x.numel(),))]
         usual = F.conv2d(*inputs, 1, 1)
         wanted = torch.autograd.grad(usual, inputs, grad)
@@ -100,7 +101,7 @@ def test_without_weights_that_learn_nothing_of_the_input_is_kept(monkeypatch):
     monkeypatch.setattr("speedysnn.execution.sparse_conv.WORTH", 0)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     x, weight = _spikes(size=(8, 8)).requires_grad_(), torch.randn(16, 32, 3, 3)
-    sizes, out = _sizes_kept(lambda: Eventwise(1).conv2d("conv", x, attrs, {"weight": weight}))
+    sizes, out = _sizes_kept(lambda: SparseConvContext(1).conv2d("conv", x, attrs, {"weight": weight}))
     assert sizes == [weight.numel()]
     (got,) = torch.autograd.grad((out**2).sum(), x, create_graph=True)
     (wanted,) = torch.autograd.grad((F.conv2d(x, weight, None, 1, 1) ** 2).sum(), x, create_graph=True)
@@ -113,6 +114,6 @@ def test_gradients_of_gradients_of_spikes_are_refused(monkeypatch):
     monkeypatch.setattr("speedysnn.execution.sparse_conv.WORTH", 0)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     weight = torch.randn(16, 32, 3, 3, requires_grad=True)
-    out = Eventwise(1).conv2d("conv", _spikes(size=(8, 8)), attrs, {"weight": weight})
+    out = SparseConvContext(1).conv2d("conv", _spikes(size=(8, 8)), attrs, {"weight": weight})
     with pytest.raises(TrainingError, match="gradients of gradients"):
         torch.autograd.grad((out**2).sum(), weight, create_graph=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from speedysnn import analysis, convert, settings
 from speedysnn.execution import runner, scheduling, sparse_conv
-from speedysnn.execution.sparse_conv import Eventwise
+from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.sparse_conv import weight_gradient, winograd
 
@@ -128,7 +128,7 @@ def tiled(monkeypatch):
 
 def _convolved(inputs, attrs=ATTRS):
     x, weight, bias = inputs
-    return Eventwise(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
+    return SparseConvContext(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
 
 
 @pytest.mark.parametrize("learns", [(True, True, True), (False, True, True), (True, False, False), (True, True, False)])
@@ -268,7 +268,7 @@ def test_calls_share_what_they_lay_out_while_weights_stay(tiled, monkeypatch):
     with torch.no_grad():
         snn(x)
         assert len(made) == 1
-        with runner.held(snn, len(x)):
+        with runner.reuse_packed_weights(snn, len(x)):
             assert len(made) == 2  # what the last call used, at once
             snn(x), snn.read("quantized", x), snn(x)
         assert len(made) == 2

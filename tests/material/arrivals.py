@@ -9,14 +9,14 @@ from speedysnn.kernels import Rule, multistep
 
 
 def simulated(
-    drive: torch.Tensor, steps: int, theta: float = 1.0, v_init: float = 0.5, delay: int = 0, highest: int = 1,
-    lowest: int = 0,
+    drive: torch.Tensor, steps: int, theta: float = 1.0, v_init: float = 0.5, delay: int = 0, max_spikes: int = 1,
+    min_spikes: int = 0,
 ) -> torch.Tensor:  # fmt: skip
     """Errors n - Q of neurons driven by (T, B)."""
-    rule = Rule(steps, delay, lowest, highest)
+    rule = Rule(steps, delay, min_spikes, max_spikes)
     out = multistep(drive.reshape(-1), torch.tensor(theta), torch.tensor(v_init), rule)
     n = torch.round(out.view(steps, -1).sum(0) / theta)
-    return (n - torch.floor(drive.double().sum(0) / theta + v_init).clamp(0, steps * highest)).double()
+    return (n - torch.floor(drive.double().sum(0) / theta + v_init).clamp(0, steps * max_spikes)).double()
 
 
 def arriving(

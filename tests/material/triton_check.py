@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+from triton_interpreter import patch_once
 
 from speedysnn.bench.scaling import make
 from speedysnn.kernels import Rule, multistep, using
@@ -56,6 +57,8 @@ def graph(device: str) -> None:
 
 def main(part: str, device: str = "cpu") -> None:
     """All cases, or some: every kind, delay and drive once, in types that take turns. Prints how many were compared."""
+    if device == "cpu":
+        patch_once()
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     rules = list(product(sorted(KINDS), (0, 1, 2, 3, 4, 1), (False, True)))
     cases = list(enumerate(product(dtypes, range(len(rules)))))

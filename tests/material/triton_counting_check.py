@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+from triton_interpreter import patch_once
 
 from speedysnn.calibration.histogram import DEPTH, ActivationHistogram
 from speedysnn.kernels.histogram import DeviceTable, supports
@@ -44,6 +45,8 @@ def not_finite(device: str) -> None:
 
 def main(device: str = "cpu") -> None:
     """All cases; prints how many were compared."""
+    if device == "cpu":
+        patch_once()
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     cases = list(product(dtypes, LAYOUTS, (None, 1, 3), (False, True)))
     for number, case in enumerate(cases):

@@ -3,10 +3,12 @@
 from itertools import product
 
 import torch
+from triton_interpreter import patch_once
 
 from speedysnn.analysis.noise.sums_reference import added, reference_sums
 from speedysnn.analysis.noise.triton_backend import RunningThere
-from speedysnn.execution.observers import Tap
+from speedysnn.execution.observers import LayerRecord
+from speedysnn.kernels import using
 from speedysnn.neurons import IFNeuron
 
 STEPS = 4
@@ -32,9 +34,9 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
         drive = z if constant else torch.randn(STEPS * size[0], *size[1:], generator=g) * scale + z.repeat(STEPS, *[1] * (z.ndim - 1))
         if z.ndim == 4:
             z, drive = (x.contiguous(memory_format=torch.channels_last) for x in (z, drive))
-        with torch.no_grad():
+        with torch.no_grad(), using("reference"):
             out, twin = neuron.spiking(drive, constant=constant), neuron.quantized(z)
-        tap = Tap("layer", neuron, drive, out, constant, False)
+        tap = LayerRecord("layer", neuron, drive, out, constant, False)
         plain = reference_sums(z, source, twin, tap, th, v0)
         expected = added(expected, {**plain, "events": torch.tensor([int(plain["pulses"].sum()), z.numel(), len(z)])})
         there = (x.to(device) for x in (z, th, v0))
@@ -56,6 +58,8 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
 
 def main(device: str = "cpu") -> None:
     """All cases; prints how many were compared."""
+    if device == "cpu":
+        patch_once()
     cases = list(product(KINDS, SHAPES, (False, True)))
     for number, case in enumerate(cases):
         compare(number, *case, device)

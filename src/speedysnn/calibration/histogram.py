@@ -1,12 +1,12 @@
-"""Histograms of activations: one pass, bounded memory, the same counts for any order and any batch split.
+"""Histograms of activations: one pass over the data, bounded memory, the same counts for any order and batch split.
 
-A bin is a float32's exponent with the first four bits of its mantissa, so that every bin is 3 to 6 % wide whatever
-the scale; 20 octaves below the largest value are kept apart, what is smaller shares one bin. All counts are integers
-and the window follows the maximum alone, hence nothing depends on the order of the data.
+A bin is a float32's exponent with the first four bits of its mantissa, so that every bin is 3 to 6 % wide whatever the
+scale. The window of bins covers 20 octaves below the largest value; smaller values share one bin. All counts are
+integers and the window depends on the maximum alone, so that nothing depends on the order of the data. A layer whose
+values may be negative has two rows a channel: C rows of the values, then C rows of the values negated.
 
-Values that may be negative take two rows a channel: C rows of the values, then C rows of the values negated.
-
-Thread-safe histogram of one layer's activations, counted on the device that holds them.
+`ActivationHistogram` is the data; `HistogramCollector` counts one layer's activations from several threads, with
+compiled code on the device that holds them.
 """
 
 import threading
@@ -24,15 +24,21 @@ from speedysnn.kernels.layout import flat, in_rows
 from speedysnn.kernels.neuron.numba_backend import spread_over
 
 SUB_BITS = 4
-NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
+_NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"
 OCTAVES = 20
 BINS = OCTAVES * 2**SUB_BITS + 1
-_SHIFT = 23 - SUB_BITS
+_SHIFT = 23 - SUB_BITS  # bits of a float32 below those of its bin
 assert _SHIFT == SHIFT
+REUSE = 4  # values a cell that a thread's table must have counted to be used again; else it costs memory
+DEPTH = BINS + 2**SUB_BITS  # codes below a row's largest that a histogram's window can reach
+FULL = 2**31 - 1  # values that a table can count
 
 
 class ActivationHistogram:
-    """Counts of a layer's activations, for the layer (1 row) or for each channel (C rows).
+    """Counts of a layer's activations, in one row for the layer or one row for each of C channels.
+
+    Args:
+        channels: number of rows.
 
     Attributes:
         counts: (C, BINS) int64; bin 0 holds the positive values below the window.
@@ -41,6 +47,19 @@ class ActivationHistogram:
         maximum: (C,) float32, the largest value seen.
         squared_gradients: (C, BINS) float64, sums over a bin's values of their squared gradient, for rules that need
             them; None where they were not collected.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import ActivationHistogram
+        >>> hist = ActivationHistogram(channels=2)
+        >>> hist.update(torch.tensor([[0.0, 1.0, 2.0, 4.0], [0.5, 0.5, -1.0, 0.0]]))
+        >>> hist.total, hist.zeros, hist.maximum
+        (tensor([4, 4]), tensor([1, 2]), tensor([4.0000, 0.5000]))
+        >>> hist.percentile(50)[0] < hist.percentile(90)[0]
+        tensor(True)
+        >>> both = hist.plus(hist)  # as if all values had been counted in one
+        >>> both.merged().total
+        tensor([16])
     """
 
     def __init__(self, channels: int = 1) -> None:
@@ -52,23 +71,26 @@ class ActivationHistogram:
 
     @property
     def channels(self) -> int:
-        """C; 1 for a layer-wide histogram."""
+        """The number of rows, C; 1 for a layer-wide histogram."""
         return self.counts.shape[0]
 
     @property
     def total(self) -> Tensor:
-        """(C,) number of values counted."""
+        """The number of values counted in every row, (C,)."""
         return self.counts.sum(1) + self.zeros
 
     def update(self, values: Tensor) -> None:
-        """Count activations given as (C, M).
+        """Count activations.
+
+        Args:
+            values: M values for every row, (C, M).
 
         Raises:
             DataError: NaN or infinity among them.
         """
         flat = values.detach().to("cpu", torch.float32).contiguous()
         if not bool(flat.isfinite().all()):
-            raise DataError(NOT_FINITE)
+            raise DataError(_NOT_FINITE)
         positive = flat > 0
         self.zeros += (~positive).sum(1)
         if not bool(positive.any()):
@@ -80,7 +102,11 @@ class ActivationHistogram:
         self.counts += added.view(self.channels, BINS)
 
     def add_gradients(self, values: Tensor, gradients: Tensor) -> None:
-        """Add the squared gradients of activations that were counted already, both given as (C, M).
+        """Add the squared gradients of activations that were counted already.
+
+        Args:
+            values: the activations, (C, M).
+            gradients: of the output in them, (C, M).
 
         Raises:
             DataError: NaN or infinity among the gradients.
@@ -97,13 +123,17 @@ class ActivationHistogram:
         self.squared_gradients += added.view(self.channels, BINS)
 
     def _cells_of(self, flat: Tensor) -> Tensor:
-        """The cells of `counts`, row after row, that positive values (C, M) belong to; of others anything."""
+        """Return the flat index into `counts` of every positive value (C, M); that of other values means nothing."""
         offset = (self.top - (BINS - 1) - 1).to(torch.int32)
         index: Tensor = ((flat.view(torch.int32) >> _SHIFT) - offset[:, None]).clamp_(0, BINS - 1).to(torch.int64)
         return index.add(torch.arange(self.channels)[:, None] * BINS)
 
     def by_gradient(self) -> "ActivationHistogram | None":
-        """The same bins with the sums of squared gradients for counts; None where these were not collected."""
+        """Return a histogram of the same bins whose counts are the sums of squared gradients.
+
+        Returns:
+            The histogram, or None where gradients were not collected.
+        """
         if self.squared_gradients is None:
             return None
         out = ActivationHistogram.from_state(self.state())
@@ -111,7 +141,7 @@ class ActivationHistogram:
         return out
 
     def take(self, found: Counted) -> None:
-        """Add what a table has counted."""
+        """Add the counts of a table of `speedysnn.kernels.histogram`."""
         zeros, maximum = self.zeros.numpy(), self.maximum.numpy()  # numpy's small steps keep the interpreter's lock
         zeros += found.table[:, 0]
         np.maximum(maximum, found.largest, out=maximum)
@@ -120,12 +150,12 @@ class ActivationHistogram:
 
     @staticmethod
     def _window_top(peak: Any) -> Any:
-        """The code just above the octave of a float32's peak, 0 for none; arrays (C,)."""
+        """Return the code just above the octave of every row's peak, 0 where the peak is 0; arrays (C,)."""
         codes = (peak.view(np.int32) >> _SHIFT).astype(np.int64)
         return np.where(peak > 0, (codes >> SUB_BITS) + 1 << SUB_BITS, 0)
 
     def _raise_top(self, top: Any) -> None:
-        """Move rows' windows up to a larger maximum, (C,), merging what falls out below into bin 0."""
+        """Move the rows' windows up to `top` (C,) where it is larger; bins that fall out below are added to bin 0."""
         own = self.top.numpy()
         rows = np.flatnonzero(top > own)
         if not rows.size:
@@ -138,7 +168,14 @@ class ActivationHistogram:
         own[rows] = top[rows]
 
     def plus(self, other: "ActivationHistogram") -> "ActivationHistogram":
-        """Both together, as if one had seen all values."""
+        """Add two histograms.
+
+        Args:
+            other: a histogram with as many rows.
+
+        Returns:
+            A new histogram, equal to one that has counted the values of both.
+        """
         a, b = ActivationHistogram.from_state(self.state()), ActivationHistogram.from_state(other.state())
         top = np.maximum(a.top.numpy(), b.top.numpy())
         a._raise_top(top)
@@ -151,9 +188,11 @@ class ActivationHistogram:
         return a
 
     def edges(self) -> Tensor:
-        """(C, BINS + 1) float64 bin edges, from 0 up to the top, cut just above the maximum seen.
+        """Return the bins' edges, from 0 up to just above the maximum seen.
 
-        Just above, because a maximum on a bin's lower edge would leave its bin without width.
+        Returns:
+            The edges, (C, BINS + 1) float64. The last one lies just above the maximum, as a maximum on a bin's lower
+            edge would leave its bin without width.
         """
         codes = self.top[:, None] - (BINS - 1) + torch.arange(BINS)
         edges = (codes.clamp_min(0) << _SHIFT).to(torch.int32).view(torch.float32).to(torch.float64)
@@ -161,7 +200,14 @@ class ActivationHistogram:
         return torch.minimum(edges, self.maximum.to(torch.float64)[:, None] * (1 + 1e-6))
 
     def percentile(self, q: float) -> Tensor:
-        """(C,) value below which q percent of all values (zeros included) lie, linear inside a bin."""
+        """Return the value below which q percent of all values lie, zeros included; it is linear inside a bin.
+
+        Args:
+            q: in 0..100.
+
+        Returns:
+            One value a row, (C,), in the activation's unit.
+        """
         wanted = self.total.to(torch.float64) * (q / 100) - self.zeros
         cumulated = self.counts.cumsum(1).to(torch.float64)
         index = (cumulated < wanted[:, None]).sum(1).clamp_max(BINS - 1)
@@ -173,11 +219,11 @@ class ActivationHistogram:
         return torch.where(wanted <= 0, torch.zeros_like(low), low + fraction * (high - low)).to(torch.float32)
 
     def merged(self) -> "ActivationHistogram":
-        """One layer-wide row out of all channels."""
+        """Return a histogram with one row that holds the values of all rows."""
         out = ActivationHistogram(1)
         target = self.top.max().reshape(1)
         rows = ActivationHistogram(self.channels)
-        rows.counts, rows.top, rows.squared_gradients = self.counts.clone(), self.top.clone(), _copy_of_gradients(self)
+        rows.counts, rows.top, rows.squared_gradients = self.counts.clone(), self.top.clone(), _gradients_copy(self)
         rows._raise_top(target.expand(self.channels).numpy())
         out.counts = rows.counts.sum(0, keepdim=True)
         if rows.squared_gradients is not None:
@@ -187,7 +233,7 @@ class ActivationHistogram:
         return out
 
     def folded(self) -> "ActivationHistogram":
-        """Magnitudes, C rows, of values kept in 2 C rows with both signs."""
+        """Return the histogram of magnitudes, C rows, of a layer kept in 2 C rows with both signs."""
         half = self.channels // 2
         rows = ActivationHistogram.from_state(self.state())
         rows._raise_top(torch.maximum(self.top[:half], self.top[half:]).repeat(2).numpy())
@@ -200,13 +246,19 @@ class ActivationHistogram:
         return out
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save."""
+        """Return the tensors to save, by name."""
         state = {"counts": self.counts, "top": self.top, "zeros": self.zeros, "maximum": self.maximum}
         return state if self.squared_gradients is None else {**state, "squared_gradients": self.squared_gradients}
 
     @staticmethod
     def from_state(state: dict[str, Tensor]) -> "ActivationHistogram":
-        """The histogram saved by `state`.
+        """Restore the histogram that `state` gave.
+
+        Args:
+            state: tensors by name.
+
+        Returns:
+            A new histogram with copies of the tensors.
 
         Raises:
             DataError: a tensor is missing or of the wrong shape.
@@ -225,40 +277,51 @@ class ActivationHistogram:
 
 
 def _shift_bins(counts: Any, rows: Any, shift: Any) -> None:
-    """Move some rows of (C, BINS) numbers down by `shift` bins each; what falls out below is added to bin 0."""
+    """Move rows of `counts` (C, BINS) down by `shift` bins; bins that fall out below are added to bin 0."""
     old, index = counts[rows], np.arange(BINS) + shift
     new = np.where(index < BINS, np.take_along_axis(old, np.minimum(index, BINS - 1), 1), 0)
     new[:, :1] = np.take_along_axis(old.cumsum(1), shift, 1)
     counts[rows] = new
 
 
-def _copy_of_gradients(histogram: ActivationHistogram) -> Tensor | None:
+def _gradients_copy(histogram: ActivationHistogram) -> Tensor | None:
     return None if histogram.squared_gradients is None else histogram.squared_gradients.clone()
 
 
-KEPT = 4  # a table stays for the next values where there are so many values to one of its cells: else it costs memory
-DEPTH = BINS + 2**SUB_BITS  # codes below a row's largest, so many as a histogram's window can reach
-FULL = 2**31 - 1  # values that a table's numbers hold
+class HistogramCollector:
+    """Thread-safe histogram of one layer's activations; the same for any order, split and number of threads.
 
-
-class Collecting:
-    """Counts of one layer, the same for any order, split and number of threads.
+    Every thread counts into a table of its own, and full or rarely used tables are added to the histogram. Values on a
+    GPU are counted there, without waiting for it.
 
     Args:
-        signed: values may be negative: rows of negated values come after those of the values.
+        signed: values may be negative; rows of the negated values follow the rows of the values.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration.histogram import HistogramCollector
+        >>> collector = HistogramCollector()
+        >>> collector.add(torch.ones(2, 3, 4, 4), channel_dim=1)
+        >>> collector.histogram().total
+        tensor([32, 32, 32])
     """
 
     def __init__(self, signed: bool = False) -> None:
         self._signed, self._lock = signed, threading.Lock()
         self._histogram = ActivationHistogram(0)
-        self._idle: list[Table] = []  # those that no thread is adding to
-        self._there: DeviceTable | None = None
+        self._idle: list[Table] = []  # tables that no thread is adding to
+        self._gpu: DeviceTable | None = None
 
     def add(self, x: Tensor, channel_dim: int | None) -> None:
         """Count activations by channel, or in one row.
 
+        Args:
+            x: activations (B, ...).
+            channel_dim: the dimension of the channels; None counts all values in one row.
+
         Raises:
-            DataError: NaN or infinity among them; of a GPU, which is not waited for here, `histogram` raises it.
+            DataError: NaN or infinity among them. For values on a GPU, which is not waited for here, `histogram`
+                raises it.
         """
         dim = -1 if channel_dim is None or x.ndim < 2 else channel_dim % x.ndim
         channels = 1 if dim < 0 else x.shape[dim]
@@ -269,7 +332,7 @@ class Collecting:
         if AVAILABLE and x.device.type == "cpu" and rows * CODES <= MAX_CELLS and x.numel():
             self._count(in_rows(x.detach().to(torch.float32)), channels, dim)
         elif x.device.type != "cpu" and histogram.supports(x, rows):
-            self._count_there(x, channels, dim)
+            self._count_on_device(x, channels, dim)
         else:
             values = x.reshape(1, -1) if dim < 0 else x.movedim(dim, 0).flatten(1)
             with self._lock:
@@ -280,34 +343,34 @@ class Collecting:
         unit, finite = channels if inner == 1 else inner, list[bool]()
 
         def work(begin: int, end: int) -> None:
-            table = self._taken(channels, (end - begin) * unit)
+            table = self._borrow(channels, (end - begin) * unit)
             finite.append(table.add(bits, inner, begin * unit, end * unit))
-            if table.cells * KEPT <= table.seen:
+            if table.cells * REUSE <= table.seen:
                 self._idle.append(table)
             else:
                 self._settle(table)
 
         spread_over(bits.size // unit, bits.size, work)
         if not all(finite):
-            raise DataError(NOT_FINITE)
+            raise DataError(_NOT_FINITE)
 
-    def _count_there(self, x: Tensor, channels: int, dim: int) -> None:
+    def _count_on_device(self, x: Tensor, channels: int, dim: int) -> None:
         with self._lock:
-            if self._there is not None and (self._there.device != x.device or self._there.seen + x.numel() > FULL):
-                self._take_there(self._there)
-            if self._there is None:
-                self._there = DeviceTable(channels, self._signed, DEPTH, x.device)
-            self._there.add(x, dim)
+            if self._gpu is not None and (self._gpu.device != x.device or self._gpu.seen + x.numel() > FULL):
+                self._take_device_table(self._gpu)
+            if self._gpu is None:
+                self._gpu = DeviceTable(channels, self._signed, DEPTH, x.device)
+            self._gpu.add(x, dim)
 
-    def _take_there(self, table: DeviceTable) -> None:
+    def _take_device_table(self, table: DeviceTable) -> None:
         found = table.counted()
         if found is None:
-            raise DataError(NOT_FINITE)
+            raise DataError(_NOT_FINITE)
         self._histogram.take(found)
-        self._there = None
+        self._gpu = None
 
-    def _taken(self, channels: int, values: int) -> Table:
-        """A table that has room for so many values more, and that no other thread has."""
+    def _borrow(self, channels: int, values: int) -> Table:
+        """Return a table that no other thread uses and that has room for so many values more."""
         try:
             table = self._idle.pop()
         except IndexError:
@@ -315,20 +378,21 @@ class Collecting:
         if table.seen + values <= FULL:
             return table
         self._settle(table)
-        return self._taken(channels, values)
+        return self._borrow(channels, values)
 
     def _settle(self, table: Table) -> None:
+        """Add a table's counts to the histogram; the table is not used again."""
         with self._lock:
             self._histogram.take(table.counted())
 
     def histogram(self) -> ActivationHistogram:
-        """All that has been counted.
+        """Return the histogram of all values counted so far.
 
         Raises:
             DataError: NaN or infinity among what was counted on a GPU.
         """
         while self._idle:
             self._settle(self._idle.pop())
-        if self._there is not None:
-            self._take_there(self._there)
+        if self._gpu is not None:
+            self._take_device_table(self._gpu)
         return self._histogram

@@ -1,4 +1,4 @@
-"""What calibration leaves with a network: histograms and rules, from which every theta can be chosen again."""
+"""The record of a calibration: histograms and rules, from which every threshold can be chosen again."""
 
 from dataclasses import dataclass, field
 
@@ -10,17 +10,29 @@ from speedysnn.calibration.rules import CLIP, RULES, Rule, ThresholdRule, choose
 from speedysnn.errors import InputError
 from speedysnn.neurons.layer import IFNeuron
 
-GIVEN = "given"  # in place of a rule: the theta came as a value, and stays
+GIVEN = "given"  # in place of a rule: the user gave theta as a value, which stays
 
 
 @dataclass
 class Calibration:
-    """What `recalibrate` needs: the activations' histograms and the rule that chose each layer's theta.
+    """What a network needs to choose its thresholds again: each layer's histogram and rule.
 
     Attributes:
         histograms: by layer.
         rules: by layer, the name of a rule in `speedysnn.calibration.rules.RULES` or `functions`; "given" for a value.
         functions: rules that came as functions, by name; they are not saved with the network.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import IFNeuron
+        >>> from speedysnn.calibration import ActivationHistogram, Calibration
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.tensor([[1.0, 2.0, 4.0]]))
+        >>> calibration = Calibration({"relu": hist}, {"relu": "max"})
+        >>> neuron = IFNeuron(threshold=1.0, timesteps=8)
+        >>> calibration.choose_again("relu", neuron)
+        >>> neuron.threshold.item()
+        4.0
     """
 
     histograms: dict[str, ActivationHistogram] = field(default_factory=dict)
@@ -28,9 +40,13 @@ class Calibration:
     functions: dict[str, ThresholdRule] = field(default_factory=dict)
 
     def choose_again(self, name: str, neuron: IFNeuron) -> None:
-        """Choose the named layer's theta for its present T, v_init and spikes; one given as a value stays.
+        """Choose a layer's theta for its present T, v_init and spikes; one that was given as a value stays.
 
         A learned clip stays the full scale N theta.
+
+        Args:
+            name: of the layer.
+            neuron: the layer, whose theta is set.
 
         Raises:
             InputError: the layer's rule was a function, which is not saved with a network.
@@ -43,7 +59,15 @@ class Calibration:
             neuron.set_threshold(theta if neuron.granularity == "channel" else theta[0])
 
     def theta(self, name: str, neuron: IFNeuron, timesteps: int) -> Tensor | None:
-        """The theta (C,) that the layer's rule chooses for so many steps; None where it was given as a value.
+        """Return the theta that a layer's rule chooses for a number of steps, without setting it.
+
+        Args:
+            name: of the layer.
+            neuron: the layer.
+            timesteps: T.
+
+        Returns:
+            Theta (C,), or None where it was given as a value.
 
         Raises:
             InputError: the layer's rule was a function, which is not saved with a network.
@@ -66,7 +90,15 @@ class Calibration:
         return own or rule
 
     def predicted_rate(self, name: str, neuron: IFNeuron) -> float | None:
-        """Spikes per neuron and step under constant drive on the calibration data; None without a histogram."""
+        """Predict a layer's spikes per neuron and step under constant drive on the calibration data.
+
+        Args:
+            name: of the layer.
+            neuron: the layer.
+
+        Returns:
+            The rate, or None without a histogram.
+        """
         hist = self.histograms.get(name)
         if hist is None:
             return None

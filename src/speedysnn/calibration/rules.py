@@ -1,12 +1,12 @@
-"""Choose theta from a histogram of activations, by one of `RULES`, the one table of rules.
+"""Rules that choose a threshold from a histogram of activations; `RULES` is the one table of them.
 
-A rule of the user's is added with one line, `RULES["mine"] = ThresholdRule(function)`, and wins over a built-in one of
-the same name; `to_spiking(threshold=...)` takes the function itself too.
+A user adds a rule with one line, `RULES["mine"] = ThresholdRule(function)`; it replaces a built-in rule of the same
+name, and `to_spiking(threshold=...)` also takes the function itself.
 
-"mse" is the least squared error for this T and v_init; "output-mse" weighs each error by its squared gradient at the
-output, which costs a backward pass of the calibration; "gaussian", "laplace" and "half-normal" the same for a fitted
-law (see `speedysnn.calibration.distributions`); "max" and "percentile:Q" know nothing of T. "clip" keeps the source's
-own clip.
+"mse" minimises the squared error for this T and v_init. "output-mse" weighs each error by its squared gradient at the
+output, which needs a backward pass of the calibration. "gaussian", "laplace" and "half-normal" minimise the squared
+error of a fitted law (see `speedysnn.calibration.distributions`). "max" and "percentile:Q" do not depend on T. "clip"
+keeps the source's own clip.
 """
 
 from collections.abc import Callable
@@ -18,72 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.calibration.distributions import LAWS, fitted_threshold
+from speedysnn.calibration.distributions import LAWS, fitted_threshold, least_squares
 from speedysnn.calibration.histogram import ActivationHistogram
 from speedysnn.errors import ConversionError, InputError
 
 GRADIENTS = "gradients"  # what a rule may need: squared gradients at the output, by bin
-CLIP = "clip"  # theta is the source activation's own clip over N; no histogram is asked
-
-_COARSE = 96
-_FINE = 33
-_LOWEST = -10.0  # octaves below the maximum where the search begins
-
-
-def squared_error(
-    hist: ActivationHistogram, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
-) -> Tensor:
-    """Summed squared error of the quantizer, sum over values of (Q(z) - z)^2, uniform density inside a bin.
-
-    With w = z/D + v_init, D = theta/T, n = min(floor(w), T N) and f = w - n, the integral of the error up to z is
-    D^3 (n K + (v^3 - (v - f)^3)/3 - v^3/3), K = (v^3 + (1-v)^3)/3: exact for every T, granular and overload together.
-
-    Shapes: theta (C, J) candidates, v_init (C,) in [0, 1]; result (C, J), the activation's unit squared.
-    """
-    start = v_init.to(torch.float64)[:, None, None]
-    step = (theta.to(torch.float64) / timesteps)[:, :, None]
-    edges = hist.edges()
-    cells = (start**3 + (1 - start) ** 3) / 3
-    w = edges[:, None, :] / step + start
-    n = torch.floor(w).clamp_max(timesteps * max_spikes)
-    integral = step**3 * (n * cells + (start**3 - (start - (w - n)) ** 3) / 3)
-    width = edges.diff(dim=1)
-    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
-    return (integral.diff(dim=2) * density[:, None, :]).sum(2)
-
-
-def least_squares(
-    hist: ActivationHistogram, v_init: Tensor, timesteps: int, max_spikes: int = 1, *, signed: bool = False
-) -> Tensor:
-    """Theta that minimises the quantized reading's squared error: a geometric grid, then a finer one around its best.
-
-    floor(-x + v) = -floor(x + 1 - v) but for ties, so a signed layer's negated rows are quantized with 1 - v_init.
-
-    Shapes: v_init (C,); result (C,), in the activation's unit; dead channels get 0. `signed` takes 2 C rows.
-    """
-    from speedysnn.kernels import elementwise  # numba takes half a second to import, which --help need not spend
-
-    sides = 2 if signed else 1
-    edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
-    width = edges.diff(dim=1)
-    density = torch.where(width > 0, hist.counts / width.clamp_min(1e-300), torch.zeros_like(width))
-    top = hist.maximum.view(sides, -1).amax(0).to(torch.float64) * 1.05
-
-    def best(exponents: Tensor) -> Tensor:
-        """Candidates are full scales N theta = top 2^e, so that graded spikes search the same range."""
-        theta = (top[:, None] * 2**exponents / max_spikes).clamp_min(1e-30).repeat(sides, 1)
-        errors = elementwise.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
-        return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
-
-    ratio = -_LOWEST / (_COARSE - 1)
-    coarse = best(torch.linspace(_LOWEST, 0, _COARSE, dtype=torch.float64).expand(len(top), -1))
-    fine = best(coarse[:, None] + torch.linspace(-ratio, ratio, _FINE, dtype=torch.float64))
-    return (top * 2**fine / max_spikes).to(torch.float32)
+CLIP = "clip"  # theta is the source activation's own clip over N, whatever the histogram holds
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a rule chooses from.
+    """What a threshold rule is called with.
 
     Attributes:
         histogram: of the layer's activations, C rows, or 2 C rows if `signed`: the values, then the values negated.
@@ -94,6 +39,15 @@ class Request:
         signed: the values may be negative.
         argument: what stands after the colon in the rule's name, as `ThresholdRule.parse` read it.
         layer: the neuron's name.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import ActivationHistogram, Request
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.tensor([[1.0, 4.0]]))
+        >>> request = Request(hist, hist, torch.tensor([0.5]), timesteps=4, max_spikes=1, signed=False)
+        >>> request.magnitudes.maximum / request.max_spikes  # the rule "max"
+        tensor([4.])
     """
 
     histogram: ActivationHistogram
@@ -106,7 +60,7 @@ class Request:
     layer: str = ""
 
     def gradient_histogram(self) -> ActivationHistogram:
-        """The histogram with squared gradients in place of numbers: each bin holds the sum of (v dy/dz)^2.
+        """Return the histogram with squared gradients for counts: each bin holds the sum of (v dy/dz)^2.
 
         z is an activation in the bin, y the network's output and v random signs, one for each output and image, so that
         the expected sum is that of the squared Jacobian: how much the output's squared error grows with a squared error
@@ -140,6 +94,16 @@ class ThresholdRule:
         needs: what the calibration has to collect beside the histogram; `GRADIENTS` is all there is.
         parse: reads what a user writes after the colon and raises ValueError where it is wrong; None: nothing may.
         form: how a user writes a rule with an argument, for messages.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import RULES, ActivationHistogram, ThresholdRule, choose
+        >>> RULES["half"] = ThresholdRule(lambda request: request.magnitudes.maximum / 2)
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.tensor([[1.0, 4.0]]))
+        >>> choose(hist, "half", torch.tensor([0.5]), timesteps=4)
+        tensor([2.])
+        >>> del RULES["half"]
     """
 
     choose: Choose
@@ -148,11 +112,7 @@ class ThresholdRule:
     form: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse needs that calibration cannot fill.
-
-        Raises:
-            InputError: another word than `GRADIENTS`.
-        """
+        """Raise InputError for a need that calibration cannot meet."""
         unknown = [need for need in self.needs if need != GRADIENTS]
         if unknown:
             raise InputError(f"threshold rule: needs must be () or ({GRADIENTS!r},), got {self.needs!r}")
@@ -162,10 +122,12 @@ Rule = str | ThresholdRule | Choose
 
 
 def _fitted(law: str, r: Request) -> Tensor:
+    """Choose theta by a fitted law."""
     return fitted_threshold(law, r.magnitudes, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)
 
 
 def _percentage(text: str) -> float:
+    """Read the Q of "percentile:Q"; raises ValueError where it is not in 0..100."""
     q = float(text)
     if not 0 < q <= 100:
         raise ValueError
@@ -173,11 +135,15 @@ def _percentage(text: str) -> float:
 
 
 def least_output_error(r: Request) -> Tensor:
-    """Theta that minimises the output's squared error to first order: every value's error counts by its gradient.
+    """Find the theta with the least squared error at the output, to first order: each error is weighed by its gradient.
 
     A channel that the output does not depend on takes the theta of "mse".
 
-    Shapes: result (C,), in the activation's unit.
+    Args:
+        r: with a histogram of squared gradients.
+
+    Returns:
+        Theta (C,), in the activation's unit.
     """
     plain = least_squares(r.histogram, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)
     weighted = r.gradient_histogram()
@@ -185,7 +151,7 @@ def least_output_error(r: Request) -> Tensor:
     return torch.where(seen, least_squares(weighted, r.v_init, r.timesteps, r.max_spikes, signed=r.signed), plain)
 
 
-# One row a rule. A function of a `Request` may stand for a row that says no more.
+# One row for each rule; a function of a `Request` may stand for a row without further fields.
 RULES: dict[str, ThresholdRule | Choose] = {
     "mse": ThresholdRule(lambda r: least_squares(r.histogram, r.v_init, r.timesteps, r.max_spikes, signed=r.signed)),
     "output-mse": ThresholdRule(least_output_error, needs=(GRADIENTS,)),
@@ -200,10 +166,10 @@ RULES: dict[str, ThresholdRule | Choose] = {
 
 
 def as_rule(rule: ThresholdRule | Choose) -> ThresholdRule:
-    """A row of `RULES`, or the function that stands for one.
+    """Return a row of `RULES` from the row or the function that stands for it.
 
     Raises:
-        InputError: it can not be called.
+        InputError: the rule cannot be called.
     """
     if isinstance(rule, ThresholdRule):
         return rule
@@ -213,10 +179,10 @@ def as_rule(rule: ThresholdRule | Choose) -> ThresholdRule:
 
 
 def parse_rule(rule: str) -> tuple[str, Any]:
-    """(a key of `RULES` or "clip", its argument).
+    """Split a rule's text into a key of `RULES`, or "clip", and its argument.
 
     Raises:
-        InputError: another word, or an argument that the rule does not take.
+        InputError: an unknown rule, or an argument that the rule does not take.
     """
     name, colon, value = rule.partition(":")
     if name == CLIP and not colon:
@@ -232,7 +198,7 @@ def parse_rule(rule: str) -> tuple[str, Any]:
 
 
 def rules_help() -> str:
-    """Every rule that is known now.
+    """List every rule that is known now.
 
     Returns:
         "one of ...", for messages and the help of an option.
@@ -244,7 +210,7 @@ def rules_help() -> str:
 
 
 def needs_of(rule: Rule) -> tuple[str, ...]:
-    """What a rule needs beside the histogram; nothing for a name that is not known."""
+    """Return what a rule needs beside the histogram; nothing for an unknown name."""
     if not isinstance(rule, str):
         return as_rule(rule).needs
     name = rule.partition(":")[0]
@@ -252,7 +218,7 @@ def needs_of(rule: Rule) -> tuple[str, ...]:
 
 
 def starts_of(v_init: Tensor, channels: int) -> Tensor:
-    """v_init as (C,) in 0..1; a layer-wide threshold over channels that start apart takes their mean."""
+    """Return v_init as (C,) in 0..1; a layer-wide threshold takes the mean of channels with different values."""
     start = v_init.detach().to("cpu", torch.float32).clamp(0, 1)
     return (start if start.numel() in (1, channels) else start.mean()).reshape(-1).expand(channels)
 
@@ -267,14 +233,37 @@ def choose(
     signed: bool = False,
     layer: str = "",
 ) -> Tensor:
-    """Theta (C,) by a rule; a dead channel takes the layer's largest theta, so that it stays silent.
+    """Choose theta by a rule; a dead channel takes the layer's largest theta, so that it stays silent.
 
-    A `signed` layer's histogram holds 2 C rows; all built-in rules but "mse" use the magnitudes. "clip" is no question
-    to a histogram: a layer without a clip of its own takes "mse".
+    Args:
+        hist: the layer's activations, C rows, or 2 C rows if `signed`; most built-in rules then use the magnitudes.
+        rule: a name such as "mse" or "percentile:99.9", a `ThresholdRule`, or a function of a `Request`. "clip" stands
+            for "mse" here, where there is no clip.
+        v_init: (C,) or one number, as a fraction of theta.
+        timesteps: T.
+        max_spikes: N, the most spikes in one step.
+        signed: whether the values may be negative.
+        layer: the neuron's name, for messages.
+
+    Returns:
+        Theta (C,) float32, in the activation's unit.
 
     Raises:
-        ConversionError: no activation of the layer was ever positive, or the rule gave something else than thetas.
+        ConversionError: no activation of the layer was ever positive, or the rule returned no thetas.
         InputError: an unknown rule.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import RULES, ActivationHistogram, choose
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.linspace(0, 1, 1001)[None])
+        >>> for rule in ("max", "percentile:90", "mse"):
+        ...     print(rule, round(choose(hist, rule, torch.tensor([0.5]), timesteps=4).item(), 2))
+        max 1.0
+        percentile:90 0.9
+        mse 0.89
+        >>> "output-mse" in RULES
+        True
     """
     name, argument = parse_rule(rule) if isinstance(rule, str) else ("", None)
     row = as_rule(RULES["mse" if name == CLIP else name] if isinstance(rule, str) else rule)
@@ -282,7 +271,7 @@ def choose(
     start = starts_of(v_init, sizes.channels)
     theta = row.choose(Request(hist, sizes, start, timesteps, max_spikes, signed, argument, layer))
     theta = _checked(theta, sizes.channels, layer)
-    # a percentile below the zeros would silence a neuron
+    # a percentile at zero would be no threshold
     theta = torch.where(theta > 0, theta, sizes.maximum / max_spikes)
     if not bool((theta > 0).any()):
         raise ConversionError(
@@ -294,10 +283,10 @@ def choose(
 
 
 def _checked(theta: Any, channels: int, layer: str) -> Tensor:
-    """What a rule gave, as (C,) float32.
+    """Return what a rule gave as (C,) float32.
 
     Raises:
-        ConversionError: no tensor, another shape, or NaN or infinity in it.
+        ConversionError: it is no tensor, has another shape, or holds NaN or infinity.
     """
     if not isinstance(theta, Tensor) or theta.numel() not in (1, channels) or not bool(theta.isfinite().all()):
         came = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
@@ -316,7 +305,27 @@ def predicted_rate(
     *,
     signed: bool = False,
 ) -> float:
-    """Mean spikes per neuron and step that the quantizer would emit on the calibration data (bin centres)."""
+    """Predict the mean spikes per neuron and step that the quantizer emits on the calibration data, from bin centres.
+
+    Args:
+        hist: the layer's activations, C rows, or 2 C rows if `signed`.
+        theta: (C,) or one number, in the activation's unit.
+        v_init: likewise, as a fraction of theta.
+        timesteps: T.
+        max_spikes: N.
+        signed: whether the values may be negative.
+
+    Returns:
+        The rate, in spikes per neuron and step.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.calibration import ActivationHistogram, predicted_rate
+        >>> hist = ActivationHistogram()
+        >>> hist.update(torch.tensor([[0.0, 0.5, 0.5, 1.0]]))
+        >>> predicted_rate(hist, torch.tensor(1.0), torch.tensor(0.5), timesteps=4)
+        0.5
+    """
     edges = hist.edges()
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
     channels = hist.channels // 2 if signed else hist.channels

@@ -39,7 +39,8 @@ from speedysnn.cli.process import hand_freed_memory_back
 from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError
 
-WORST = 10
+WORST = 10  # layers that the table shows
+PARTS = ("clip", "round", "propagated", "temporal")
 
 
 def command(
@@ -105,37 +106,34 @@ def command(
     options = {key: str(value) for key, value in given.items() if value is not None}
     names = CommandNames(str(network), data, None if source is None else str(source), options)
     noise = replace(noise, advice=filled(noise.advice, names))
-    extras = Extras(
-        sweep(snn, images, steps, progress=True) if steps else None,
-        None
-        if sensitivity is None
-        else replace(
-            measure_sensitivity(
-                snn,
-                images,
-                limit=sensitivity,
-                confirm=more,
-                progress=True,
-                memory_mib=DEFAULT_MIB if memory is None else memory,
-                seed=seed,
-            ),
-            names=names,
-        ),
-        measure_cost(snn, images, progress=True) if cost else None,
-    )
-    noise.save(output, sweep=extras.sweep, sensitivity=extras.sensitivity, cost=extras.cost)
+    swept = sweep(snn, images, steps, progress=True) if steps else None
+    found = None
+    if sensitivity is not None:
+        found = measure_sensitivity(
+            snn, images, limit=sensitivity, confirm=more, progress=True, memory_mib=memory, seed=seed
+        )
+        found = replace(found, names=names)
+    extras = Extras(swept, found, measure_cost(snn, images, progress=True) if cost else None)
+    noise.save(output, sweep=swept, sensitivity=found, cost=extras.cost)
     write_json(json, {**noise.to_json(), **extras.to_json()})
     if json != "-":
         show(noise)
-        found = extras.sensitivity
-        say_advice(() if found is None else found.advice)
+        if found is not None:
+            say_advice(found.advice)
         if found is not None and found.memory is not None:
             say(found.memory.sentence())
         say(f"report: {output / 'report.html'}", "bold")
 
 
 def others(images: ImageData, sensitivity: int | None, confirm: int | None) -> ImageData | None:
-    """The images after those that `--sensitivity` takes."""
+    """Take the images after those that `--sensitivity` takes.
+
+    Returns:
+        The images for `--confirm`; None without it.
+
+    Raises:
+        InputError: there are not so many.
+    """
     if confirm is None:
         return None
     if sensitivity is None or confirm < 1 or sensitivity + confirm > len(images):
@@ -147,7 +145,7 @@ def others(images: ImageData, sensitivity: int | None, confirm: int | None) -> I
 
 
 def say_advice(advice: Iterable[Advice]) -> None:
-    """Findings one by one; what acts on each below it, on lines of its own that can be copied whole."""
+    """Print findings one by one, and below each the call and the command, on lines that can be copied whole."""
     for one in advice:
         say(one.text)
         if one.python:
@@ -157,7 +155,7 @@ def say_advice(advice: Iterable[Advice]) -> None:
 
 
 def show(noise: NoiseReport) -> None:
-    """The verdict, the outputs in one line, and the worst layers."""
+    """Print the verdict, the outputs in one line, and a table of the worst layers."""
     say_advice(noise.advice)
     say()
     o = noise.outputs
@@ -176,6 +174,3 @@ def show(noise: NoiseReport) -> None:
     ]  # fmt: skip
     columns = ("layer", "SQNR dB", "quantized", "floor", "gain", "rate", *PARTS)
     table(f"the {len(rows)} layers with the most noise; shares of the squared error by cause", columns, rows)
-
-
-PARTS = ("clip", "round", "propagated", "temporal")

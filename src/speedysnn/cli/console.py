@@ -1,4 +1,4 @@
-"""What commands print: tables, one-line errors, JSON."""
+"""What commands print: tables that fit the terminal, one-line errors, and strict JSON."""
 
 import json
 import math
@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from speedysnn.display import shortened
+from speedysnn.display import shortened, shortened_path
 from speedysnn.files.atomic import replace_file
 
 out = Console(highlight=False, soft_wrap=False)
@@ -33,20 +34,25 @@ def fail(message: str, code: int) -> int:
 
 
 def note(message: str) -> None:
-    """One line about what is happening, on stderr."""
+    """Print one line about what is happening on stderr."""
     err.print(escape(message), style="dim", soft_wrap=True)
 
 
 def say(message: str = "", style: str = "") -> None:
-    """One line of result on stdout."""
+    """Print one line of a result on stdout."""
     out.print(escape(message), style=style, soft_wrap=True)
 
 
 def cell(value: Any, digits: int = 2) -> str:
-    """A value as a table shows it: a dash for what is not known.
+    """Write a value as a table shows it: a dash for what is not known.
 
     Returns:
         Text that rich prints as it is.
+
+    Example:
+        >>> from speedysnn.cli.console import cell
+        >>> cell(1.2345), cell(None), cell("net[0]")
+        ('1.23', '-', 'net[0]')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
@@ -56,7 +62,7 @@ def cell(value: Any, digits: int = 2) -> str:
 
 
 def typed(*words: object) -> str:
-    """Words of a command as a shell takes them.
+    """Join the words of a command as a shell takes them.
 
     Returns:
         The words quoted where a shell needs it.
@@ -65,7 +71,7 @@ def typed(*words: object) -> str:
 
 
 def percent(value: Any) -> str:
-    """A fraction in per cent.
+    """Write a fraction in per cent.
 
     Returns:
         Two digits after the point, or a dash.
@@ -74,38 +80,63 @@ def percent(value: Any) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout; the first `left` columns are text, the others numbers.
+    """Print a table on stdout.
 
     Columns with nothing in them are left out. Where the terminal is too narrow, the columns stand closer, the numbers'
-    headers take a line a word, and texts are shortened in the middle: no row ever takes a second line.
+    headers take a line a word, and the longest texts are shortened in the middle: no row ever takes a second line.
+
+    Args:
+        title: a line above the table.
+        columns: the headers.
+        rows: a cell a column, in rich's markup.
+        left: how many of the first columns are text; the others are numbers, which stay whole.
     """
-    cells = [list(row) for row in rows]
-    kept = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
-    widths = [max(len(text) for text in (columns[i], *(row[i] for row in cells))) + GAP for i in kept]
-    narrow = sum(widths) - GAP > out.width
-    grid = Table(box=None, pad_edge=False, collapse_padding=narrow)
+    cells = [[Text.from_markup(text) for text in row] for row in rows]
+    kept = [i for i in range(len(columns)) if not cells or any(row[i].plain for row in cells)]
+    widths = {i: max((row[i].cell_len for row in cells), default=0) for i in kept}
+    narrow = sum(max(width, len(columns[i])) + GAP for i, width in widths.items()) - GAP > out.width
     headers = {i: columns[i].replace(" ", "\n") if narrow and i >= left else columns[i] for i in kept}
-    room = _room_of_texts(headers, cells, left) if narrow else out.width
+    room = _text_width(headers, widths, left) if narrow else out.width
+    grid = Table(box=None, pad_edge=False, collapse_padding=narrow)
     for i in kept:
         grid.add_column(headers[i], justify="left" if i < left else "right", no_wrap=not (narrow and i >= left),
-                        min_width=max((len(row[i]) for row in cells), default=0) if i >= left else None)  # fmt: skip
+                        min_width=widths[i] if i >= left else None)  # fmt: skip
     for row in cells:
-        grid.add_row(*(shortened(row[i], room) if i < left else row[i] for i in kept))
+        grid.add_row(*(_cut(row[i], room, i) if i < left else row[i] for i in kept))
     say(title, "bold")
     out.print(grid)
 
 
-def _room_of_texts(headers: Mapping[int, str], cells: Sequence[Sequence[str]], left: int) -> int:
-    """Characters that each column of text may take beside the numbers, which stay whole."""
-    numbers = [i for i in headers if i >= left]
-    words = {i: max(map(len, headers[i].split()), default=0) for i in numbers}
-    taken = sum(max(words[i], *(len(row[i]) for row in cells)) + 1 for i in numbers) if cells else 0
-    texts = max(1, len(headers) - len(numbers))
-    return max(LEAST_TEXT, (out.width - taken) // texts - (texts > 1))
+def _text_width(headers: Mapping[int, str], widths: Mapping[int, int], left: int) -> int:
+    """Find how wide a text may be so that all columns fit; texts that are shorter leave their room to longer ones."""
+    words = {i: max(map(len, header.split()), default=0) for i, header in headers.items()}
+    numbers = sum(max(words[i], widths[i]) + 1 for i in headers if i >= left)
+    texts = [max(len(headers[i]), widths[i]) for i in headers if i < left]
+    room = max([LEAST_TEXT, *texts])
+    while room > LEAST_TEXT and sum(min(width, room) + 1 for width in texts) + numbers - 1 > out.width:
+        room -= 1
+    return room
+
+
+def _cut(text: Text, width: int, column: int) -> Text:
+    """Shorten a text in its own style; the first column holds paths of layers."""
+    if text.cell_len <= width:
+        return text
+    shorter = shortened_path if column == 0 and " " not in text.plain else shortened
+    return Text(shorter(text.plain, width), style=text.spans[0].style if text.spans else "")
 
 
 def strict(value: Any) -> Any:
-    """JSON data without NaN or infinity: null for NaN, "inf" and "-inf"."""
+    """Make JSON data without NaN or infinity.
+
+    Returns:
+        The data with None for NaN, and "inf" and "-inf" for infinities.
+
+    Example:
+        >>> from speedysnn.cli.console import strict
+        >>> strict({"loss": float("nan"), "sqnr": [float("inf"), 1.5]})
+        {'loss': None, 'sqnr': ['inf', 1.5]}
+    """
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

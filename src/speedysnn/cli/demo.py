@@ -42,11 +42,11 @@ def command(
     train, test = registry.load("digits", "train"), registry.load("digits", "test")
     note(f"1/4 converting the bundled {pool}-pool network at T={T}: thresholds from {len(train)} training images")
     origin = {"model": f"digits, {pool}-pool", "data": "digits"}
-    snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance=origin)
+    snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance=origin, progress=True)
     artifact.save(snn, folder / "converted.snn")
     source = copy.deepcopy(snn)
     note(f"2/4 measuring its noise on {len(test)} test images")
-    before = measure_noise(snn, test)
+    before = measure_noise(snn, test, progress=True)
     note(f"3/4 tuning thresholds and weights without labels: {QUANTIZED} epochs quantized, {SPIKING} through time")
     config = Config(
         epochs_quantized=QUANTIZED,
@@ -56,10 +56,10 @@ def command(
         layer_match_weight=1.0,
         seed=seed,
     )
-    fit(snn, train, config=config, on_epoch=_line)
+    fit(snn, train, config=config, on_epoch=_line, progress=True)
     artifact.save(snn, folder / "tuned.snn")
     note("4/4 measuring again, against the source network")
-    after = measure_noise(snn, test, source)
+    after = measure_noise(snn, test, source, progress=True)
     before = replace(before, advice=filled(before.advice, CommandNames(str(folder / "converted.snn"), "digits")))
     tuned, converted = str(folder / "tuned.snn"), str(folder / "converted.snn")
     after = replace(after, advice=filled(after.advice, CommandNames(tuned, "digits", converted)))
@@ -76,7 +76,10 @@ def _line(row: dict[str, Any]) -> None:
 
 
 def _free(wanted: Path) -> Path:
-    """The folder, or the first numbered one that is not there yet.
+    """Find the folder, or the first numbered one that is not there yet.
+
+    Returns:
+        A folder that does not exist.
 
     Raises:
         InputError: a file is there, or the path ends in no name of its own.

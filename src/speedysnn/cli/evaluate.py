@@ -63,18 +63,22 @@ class Readouts:
     def measured(
         self, snn: SpikingNetwork, images: Any, validation: Any, source: SpikingNetwork | None
     ) -> dict[str, Any]:
-        """The figures as JSON data, keys only for what was asked for."""
+        """Measure what was asked for beside the mean of all steps.
+
+        Returns:
+            JSON data with keys only for what was asked for.
+        """
         out: dict[str, Any] = {}
         if self.skip:
-            out["readout"] = _records(analysis.delayed_readout(snn, images, self.skip, source=source))
+            out["readout"] = _records(analysis.delayed_readout(snn, images, self.skip, source=source, progress=True))
         exits = self.exits
         if self.loss is not None:
-            chosen = analysis.choose_confidence(snn, validation, self.loss, measure=self.measure)
+            chosen = analysis.choose_confidence(snn, validation, self.loss, measure=self.measure, progress=True)
             out["chosen_exit"] = chosen.to_json()
             exits = (*exits, chosen.confidence)
             note(f"chose confidence {chosen.confidence:.4g} on {chosen.images} other images: loss {chosen.loss:.4f}")
         if exits:
-            frame = analysis.early_exit(snn, images, exits, measure=self.measure, source=source)
+            frame = analysis.early_exit(snn, images, exits, measure=self.measure, source=source, progress=True)
             out["early_exit"] = _records(frame)
         return out
 
@@ -86,7 +90,7 @@ def _records(frame: Any) -> list[dict[str, Any]]:
 def readouts_of(
     skip: str | None, exits: str | None, measure: str, loss: float | None, steps: Sequence[int]
 ) -> Readouts:
-    """The options as values; `validation` is added by the caller.
+    """Read the options as values; the caller adds `validation`.
 
     Returns:
         What else is measured.
@@ -138,7 +142,7 @@ def check_encoder(encoder: str | None, images: ImageData) -> None:
 
 
 def in_time(images: ImageData, timesteps: int, encoder: str | None, seed: int) -> Any:
-    """The images as the network receives them at T: static, encoded, or events put into T steps.
+    """Make of the images what the network receives at T: static images, encoded ones, or events put into T steps.
 
     Returns:
         What the network takes.
@@ -152,7 +156,7 @@ def in_time(images: ImageData, timesteps: int, encoder: str | None, seed: int) -
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """The tables of what was measured; nothing where nothing was."""
+    """Print the tables of what was measured beside the mean of all steps; nothing where nothing was."""
     skipped = [
         (str(row["timesteps"]), str(row["delay"]), str(row["skip"]), percent(row["accuracy"]),
          percent(row["agreement"]), cell(row["logit_error"], 3), cell(row["spikes_per_neuron"]))
@@ -265,11 +269,11 @@ class _Case:
 
     @property
     def encoder(self) -> str:
-        """How the input comes: an encoder's name, or "events"."""
+        """Name of the encoder that makes the input, or "events"."""
         return "events" if self.images.timesteps else self.given_encoder or "constant"
 
     def rows(self, snn: SpikingNetwork, timesteps: int, delays: list[Delay | None]) -> list[dict[str, Any]]:
-        """One row a look-ahead.
+        """Measure every look-ahead at one T.
 
         Returns:
             The figures of each look-ahead as JSON data.
@@ -284,7 +288,7 @@ class _Case:
         for delay in delays:
             if delay is not None:
                 snn.set_delay(delay)
-            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision)
+            result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision, progress=True)
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
             right = f"accuracy {percent(result.accuracy)} %{_in_half(result)}"
             note(f"T={timesteps}, delay {result.delay}, {cost}: {right}")
@@ -295,7 +299,7 @@ class _Case:
 
 
 def _in_half(result: analysis.Evaluation) -> str:
-    """What bfloat16 changes, in words."""
+    """Say what bfloat16 changes."""
     if result.precision == "float32":
         return ""
     same = f"the class of float32 on {percent(result.float32_agreement)} % of images"

@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
         result = app([word for word in arguments if word != DEBUG], standalone_mode=False, prog_name="speedysnn")
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
-    except Exception as err:
+    except Exception as err:  # the one place where any error becomes a line and an exit code
         if debug and not isinstance(err, typer.Exit):
             traceback.print_exc()
         return _code(err)

@@ -8,6 +8,7 @@ from speedysnn.data.images import ArrayStore as ArrayStore
 from speedysnn.data.images import ImageData as ImageData
 from speedysnn.data.images import Loaded as Loaded
 from speedysnn.data.images import parse_normalize as parse_normalize
+from speedysnn.data.readers import from_function as from_function
 from speedysnn.data.readers import load_cifar10 as load_cifar10
 from speedysnn.data.readers import load_digits as load_digits
 from speedysnn.data.readers import load_fashion_mnist as load_fashion_mnist
@@ -16,7 +17,6 @@ from speedysnn.data.registry import HANDLERS as HANDLERS
 from speedysnn.data.registry import SPLITS as SPLITS
 from speedysnn.data.registry import DataKind as DataKind
 from speedysnn.data.registry import LoadData as LoadData
-from speedysnn.data.registry import from_function as from_function
 from speedysnn.data.registry import kinds_help as kinds_help
 from speedysnn.data.registry import load as load
 from speedysnn.data.registry import loader as loader

@@ -1,6 +1,7 @@
 """Batches out of whatever holds data: a dataset, a loader, tensors, or any iterable of batches.
 
-What one batch may look like: a tensor, inputs and labels, a dict; each becomes a `Batch`.
+`iter_batches` is what every part of the package reads data with. One batch may be a tensor, inputs with labels, or a
+dictionary; `parse` makes each a `Batch`, and everything is checked before it is used.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.files.safety import reason
 
 INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
+
+_EXPECTED = "a Dataset, a DataLoader, a tensor (B, ...), a tuple (inputs, labels) of tensors, or an iterable of batches"
 
 
 @dataclass(frozen=True)
@@ -27,83 +31,24 @@ class Batch:
     labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        """Shapes only."""
+        """Show the shapes, not the values."""
         labels = None if self.labels is None else tuple(self.labels.shape)
         return f"Batch(inputs={[tuple(value.shape) for value in self.inputs]}, labels={labels})"
-
-
-def parse(raw: Any, where: str) -> Batch:
-    if isinstance(raw, Batch):
-        return raw
-    if isinstance(raw, Tensor):
-        return Batch((raw,))
-    if isinstance(raw, Mapping):
-        return _parse_dict(raw, where)
-    if isinstance(raw, Sequence) and not isinstance(raw, (str, bytes)):
-        return _parse_sequence(raw, where)
-    expected = f"expected a tensor, (inputs, labels), or a dict with {_keys(INPUT_KEYS)}"
-    raise DataError(f"{where}: got {_kind(raw)}, {expected}")
-
-
-def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
-    images = next((raw[key] for key in INPUT_KEYS if key in raw), None)
-    if images is None:
-        have = ", ".join(map(repr, raw)) or "none"
-        raise DataError(f"{where}: a dict with the keys {have}; the images must be below one of {_keys(INPUT_KEYS)}")
-    labels = next((raw[key] for key in LABEL_KEYS if key in raw), None)
-    return Batch(_inputs(images, where), None if labels is None else _labels(labels, where))
-
-
-def _parse_sequence(raw: Sequence[Any], where: str) -> Batch:
-    if not raw:
-        raise DataError(f"{where}: an empty {type(raw).__name__}, expected inputs and, if known, labels")
-    *front, last = raw
-    if front and (last is None or _are_labels(last)):
-        inputs = tuple(value for part in front for value in _inputs(part, where))
-        return Batch(inputs, last)
-    if front and isinstance(last, int):
-        raise DataError(
-            f"{where}: the label is one number, so this is a single image; put the images into a DataLoader"
-        )
-    return Batch(tuple(value for part in raw for value in _inputs(part, where)))
-
-
-def _are_labels(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1 and not (value.is_floating_point() or value.is_complex())
-
-
-def _inputs(value: Any, where: str) -> tuple[Tensor, ...]:
-    if isinstance(value, Tensor):
-        return (value,)
-    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
-        return tuple(value)
-    array = "; make it a tensor with torch.from_numpy" if hasattr(value, "__array__") else ""
-    raise DataError(f"{where}: got {_kind(value)} where a tensor of inputs was expected{array}")
-
-
-def _labels(value: Any, where: str) -> Tensor:
-    if _are_labels(value):
-        return value  # type: ignore[no-any-return]
-    raise DataError(f"{where}: labels are {_kind(value)}, expected a 1-D tensor of whole numbers, one an image")
-
-
-def _kind(value: Any) -> str:
-    return f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _keys(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4]))
-
-
-__all__ = ["Batch", "iter_batches", "steps_of"]
-
-_EXPECTED = "a Dataset, a DataLoader, a tensor (B, ...), a tuple (inputs, labels) of tensors, or an iterable of batches"
 
 
 def steps_of(data: Any) -> int:
     """T where a dataset's samples are events (T, ...), as its attribute `timesteps` says, else 0.
 
-    Loaders and subsets are looked through to the dataset below.
+    Args:
+        data: anything; loaders and subsets are looked through to the dataset below.
+
+    Returns:
+        T, 0 where the samples are static or nothing says so.
+
+    Example:
+        >>> from speedysnn import data
+        >>> data.steps_of(data.load("digits", "test", limit=5))
+        0
     """
     while isinstance(data, (Dataset, DataLoader)):
         steps = getattr(data, "timesteps", None)
@@ -135,9 +80,21 @@ def iter_batches(
         events: what to give for events, their "mean" over time (B, ...), or all "steps" (T, B, ...).
         ranks: dimensions of each static input with its batch; an input of one more is events (T, B, ...).
 
+    Yields:
+        The batches, each checked.
+
     Raises:
         InputError: batch_size below 1, or another word for `events`.
         DataError: nothing in it, NaN or infinity, something that is not a tensor, unequal lengths.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> pair = (torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 0, 1, 0]))
+        >>> list(data.iter_batches(pair, batch_size=3))
+        [Batch(inputs=[(3, 1, 8, 8)], labels=(3,)), Batch(inputs=[(2, 1, 8, 8)], labels=(2,))]
+        >>> list(data.iter_batches([{"image": torch.rand(2, 4)}]))
+        [Batch(inputs=[(2, 4)], labels=None)]
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
@@ -183,6 +140,87 @@ def _chunks(whole: Batch, batch_size: int, what: str, ranks: Sequence[int] | Non
         yield Batch(inputs, None if whole.labels is None else whole.labels[start : start + size])
 
 
+def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield the batches; an error in the user's dataset becomes a `DataError` that says which batch it was."""
+    index = 0
+    try:
+        for batch in batches:
+            yield batch
+            index += 1
+    except SpeedySNNError:
+        raise
+    except Exception as err:  # the user's dataset may raise anything
+        raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason(err)}") from err
+
+
+def parse(raw: Any, where: str) -> Batch:
+    """One batch in any of the accepted forms as a `Batch`.
+
+    Raises:
+        DataError: it has another form; the message begins with `where`.
+    """
+    if isinstance(raw, Batch):
+        return raw
+    if isinstance(raw, Tensor):
+        return Batch((raw,))
+    if isinstance(raw, Mapping):
+        return _parse_dict(raw, where)
+    if isinstance(raw, Sequence) and not isinstance(raw, (str, bytes)):
+        return _parse_sequence(raw, where)
+    expected = f"expected a tensor, (inputs, labels), or a dict with {_keys(INPUT_KEYS)}"
+    raise DataError(f"{where}: got {_kind(raw)}, {expected}")
+
+
+def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
+    images = next((raw[key] for key in INPUT_KEYS if key in raw), None)
+    if images is None:
+        have = ", ".join(map(repr, raw)) or "none"
+        raise DataError(f"{where}: a dict with the keys {have}; the images must be below one of {_keys(INPUT_KEYS)}")
+    labels = next((raw[key] for key in LABEL_KEYS if key in raw), None)
+    return Batch(_inputs(images, where), None if labels is None else _labels(labels, where))
+
+
+def _parse_sequence(raw: Sequence[Any], where: str) -> Batch:
+    if not raw:
+        raise DataError(f"{where}: an empty {type(raw).__name__}, expected inputs and, if known, labels")
+    *front, last = raw
+    if front and (last is None or _are_labels(last)):
+        inputs = tuple(value for part in front for value in _inputs(part, where))
+        return Batch(inputs, last)
+    if front and isinstance(last, int):
+        raise DataError(
+            f"{where}: the label is one number, so this is a single image; put the images into a DataLoader"
+        )
+    return Batch(tuple(value for part in raw for value in _inputs(part, where)))
+
+
+def _inputs(value: Any, where: str) -> tuple[Tensor, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
+        return tuple(value)
+    array = "; make it a tensor with torch.from_numpy" if hasattr(value, "__array__") else ""
+    raise DataError(f"{where}: got {_kind(value)} where a tensor of inputs was expected{array}")
+
+
+def _are_labels(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1 and not (value.is_floating_point() or value.is_complex())
+
+
+def _labels(value: Any, where: str) -> Tensor:
+    if _are_labels(value):
+        return value  # type: ignore[no-any-return]
+    raise DataError(f"{where}: labels are {_kind(value)}, expected a 1-D tensor of whole numbers, one an image")
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _keys(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4]))
+
+
 def _time_first(batch: Batch, steps: int, where: str) -> Batch:
     """Events (B, T, ...) of a dataset as (T, B, ...)."""
     if any(x.ndim < 2 or x.shape[1] != steps for x in batch.inputs):
@@ -211,18 +249,17 @@ def _mean(batch: Batch, dims: Sequence[int]) -> Batch:
     return Batch(tuple(inputs), batch.labels)
 
 
-def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
-    """The batches; what a user's dataset raises becomes one message with the batch's number."""
-    index = 0
-    try:
-        for batch in batches:
-            yield batch
-            index += 1
-    except SpeedySNNError:
-        raise
-    except Exception as err:
-        reason = str(err).strip().partition("\n")[0]
-        raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason}") from err
+def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
+    """Inputs must be finite floats (or indices), as many as labels."""
+    _check_lengths(batch, dims, where)
+    for value in batch.inputs:
+        if value.dtype == torch.uint8:
+            raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255")
+        if value.is_floating_point() and not _finite(value):
+            bad = int((~value.isfinite()).sum())
+            raise DataError(
+                f"{where}: {bad} of {value.numel()} values are NaN or infinity; remove or repair those images"
+            )
 
 
 def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
@@ -240,18 +277,5 @@ def _check_lengths(batch: Batch, dims: Sequence[int], where: str) -> int:
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all values are finite: so they are where their sum is, which is found at once."""
+    """Whether all values are finite. Their sum is tried first: where it is finite, all of them are."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
-
-
-def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
-    """Inputs must be finite floats (or indices), as many as labels."""
-    _check_lengths(batch, dims, where)
-    for value in batch.inputs:
-        if value.dtype == torch.uint8:
-            raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255")
-        if value.is_floating_point() and not _finite(value):
-            bad = int((~value.isfinite()).sum())
-            raise DataError(
-                f"{where}: {bad} of {value.numel()} values are NaN or infinity; remove or repair those images"
-            )

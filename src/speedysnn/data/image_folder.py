@@ -1,4 +1,4 @@
-"""Folders of image files, one folder a class, read when asked for."""
+"""Folders of image files, one folder a class; each file is read when it is asked for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from speedysnn.data.images import Loaded
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import expanded
+from speedysnn.files.safety import expanded, reason
 from speedysnn.sources.registry import import_torchvision
-
-__all__ = ["load_image_folder"]
 
 _PACKED = 3000  # pixels that no format of photographs puts into one byte
 # Folders a split may be in, best first.
-SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,31 @@ class FolderStore:
 
 
 def load_image_folder(rest: str, split: str) -> Loaded:
-    """DIR/train for training; DIR/test, DIR/val or DIR/valid for testing; DIR itself where it has none of these."""
+    """Image files by class: DIR/train for training, DIR/test, DIR/val or DIR/valid for testing, else DIR itself.
+
+    Args:
+        rest: 'DIR', or 'DIR@SIZE' to resize every image and crop its centre to SIZE x SIZE.
+        split: "train" or "test".
+
+    Returns:
+        The files and their labels; a file is read when it is asked for.
+
+    Raises:
+        DataError: the folder is missing, holds no images, or its splits have other classes.
+        InputError: the size is below 1.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from speedysnn import data
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (root / name).mkdir()
+        ...     Image.new("RGB", (8, 6)).save(root / name / "0.png")
+        >>> data.load(f"imagefolder:{root}@4").image_shape
+        (3, 4, 4)
+    """
     path, side = _parse(rest)
     root = expanded(path)
     if not rest or not root.is_dir():
@@ -85,13 +107,13 @@ def _parse(rest: str) -> tuple[str, int | None]:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    found = [root / name for name in SPLITS[split] if (root / name).is_dir()]
+    found = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
     if found:
         return found[0]
-    others = [name for names in SPLITS.values() for name in names if (root / name).is_dir()]
+    others = [name for names in SPLIT_FOLDERS.values() for name in names if (root / name).is_dir()]
     if others:
         raise DataError(
-            f"{root} has {' and '.join(others)}, but no {' or '.join(SPLITS[split])} for split={split!r}; "
+            f"{root} has {' and '.join(others)}, but no {' or '.join(SPLIT_FOLDERS[split])} for split={split!r}; "
             f"ask for the other split, or name one folder for both, as 'imagefolder:{root / others[0]}'"
         )
     return root
@@ -110,7 +132,7 @@ def _image_folder(folder: Path) -> Any:
     except (FileNotFoundError, PermissionError) as err:
         raise DataError(
             f"{folder} is not a folder of images: expected one folder a class with image files in each "
-            f"({str(err).partition(chr(10))[0]})"
+            f"({reason(err)})"
         ) from err
 
 

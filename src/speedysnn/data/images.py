@@ -1,8 +1,8 @@
-"""Images in memory: one layout, one range, and what normalising them means.
+"""Images and events of one split: their layout in memory, their range of values, and how they are normalised.
 
-Normalisation of images by name or by numbers: (x - mean) / std a channel.
-
-ImageData: the samples of one split, images or events, each normalised and shortened in time when it is asked for.
+`as_nchw`, `as_events` and `as_labels` check arrays and bring them into one layout; a `Normalizer` computes
+(x - mean) / std for each channel; `ImageData` is the dataset that `speedysnn.data.load` returns, whose samples are
+converted and normalised when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from torch.utils.data import Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 
-__all__ = ["ArrayStore", "Loaded", "Store", "as_events", "as_labels", "as_nchw"]
-
 _COLOURS = (1, 2, 3, 4)  # channel counts by which an axis of an image array is recognised
 _BY_FUNCTION = "or serve the data from a function, as 'FILE.py:FUNCTION'"
 
@@ -37,7 +35,14 @@ class Store(Protocol):
 
 
 class Loaded(NamedTuple):
-    """What a handler of `data.load` returns; `classes` is 0 where unknown, `timesteps` where samples are static."""
+    """What a reader of `data.HANDLERS` returns.
+
+    Attributes:
+        store: the samples of the split, by position.
+        name: of the data, for reports.
+        classes: number of classes, 0 where unknown.
+        timesteps: T where samples are events (T, C, H, W), 0 where they are static.
+    """
 
     store: Store
     name: str
@@ -47,9 +52,19 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayStore:
-    """Images (N, ...) and labels (N,) kept as they came; uint8 becomes float32 in [0, 1] one image at a time.
+    """Images and labels in memory, kept in the type they came in and converted one image at a time.
 
-    `counts` marks numbers that are no pixels, such as events: they become float32 as they are.
+    Attributes:
+        images: (N, ...); uint8 becomes float32 in [0, 1], other types become float32 with their values.
+        labels: (N,), None where there are none.
+        counts: the numbers are no pixels, such as events: uint8 keeps its values too.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> store = data.ArrayStore(torch.full((2, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([3, 1]))
+        >>> store[0]
+        (tensor([[[1.]]]), 3)
     """
 
     images: Tensor
@@ -206,10 +221,23 @@ NORMALIZERS: dict[str, Normalizer] = {
 
 
 def parse_normalize(text: str | None) -> Normalizer | None:
-    """None or 'none', a name in `NORMALIZERS`, or 'means/deviations' with commas between channels.
+    """The normalisation that a text names.
+
+    Args:
+        text: None or 'none', a name in `NORMALIZERS`, or 'means/deviations' with commas between channels.
+
+    Returns:
+        The `Normalizer`, None where there is nothing to do.
 
     Raises:
         InputError: anything else, or a deviation that is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> halve = data.parse_normalize("0.5,0.5/0.25,0.5")
+        >>> halve(torch.ones(2, 1, 1)).flatten()
+        tensor([2., 1.])
     """
     if text is None or text == "none":
         return None
@@ -236,6 +264,15 @@ class ImageData(Dataset[Any]):
         image_shape: shape of one image, usually (C, H, W), of events that of one step.
         labelled: whether samples carry a label.
         timesteps: T where the samples are events (T, C, H, W), 0 where they are images.
+
+    Example:
+        >>> from speedysnn import data
+        >>> digits = data.load("digits", "test", limit=5)
+        >>> image, label = digits[0]
+        >>> image.shape, digits.image_shape, digits.labelled
+        (torch.Size([1, 8, 8]), (1, 8, 8), True)
+        >>> digits.subset([0, 2])
+        ImageData('digits', 2 images (1, 8, 8), 10 classes)
     """
 
     def __init__(
@@ -278,7 +315,7 @@ class ImageData(Dataset[Any]):
         return image if self._normalizer is None else self._normalizer(image)
 
     def __repr__(self) -> str:
-        """Name, size and shape."""
+        """Show name, size and shape."""
         steps = f" of {self.timesteps} steps" if self.timesteps else ""
         return f"ImageData({self.name!r}, {len(self)} images {self.image_shape}{steps}, {self.classes} classes)"
 
@@ -308,5 +345,5 @@ def _first(store: Store, position: int, name: str) -> Any:
         return store[position]
     except SpeedySNNError:
         raise
-    except Exception as err:
+    except Exception as err:  # the user's dataset may raise anything
         raise DataError(f"{name}: reading sample {position} failed: {type(err).__name__}: {err}") from err

@@ -1,9 +1,7 @@
-"""Data by name: `HANDLERS` is the one table of kinds, from which the command line's help and messages are made too.
+"""Data by name: `load` finds the reader of a kind in `HANDLERS`, the one table of kinds.
 
-A kind of the user's is added with one line, `HANDLERS["noise"] = DataKind(load, "noise:SIZE")`, and wins over a
-built-in one of the same name.
-
-Data of a user's function, 'FILE.py:FUNCTION': a Dataset or tensors, checked.
+Messages and the command line's help list the kinds from this table. A kind of the user's is added with one line,
+`HANDLERS["noise"] = DataKind(load, "noise:SIZE")`, and wins over a built-in one of the same name.
 """
 
 from __future__ import annotations
@@ -14,63 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from speedysnn.data.batches import Batch, iter_batches, steps_of
 from speedysnn.data.image_folder import load_image_folder
-from speedysnn.data.images import ArrayStore, ImageData, Loaded, Store, parse_normalize
-from speedysnn.data.readers import load_cifar10, load_digits, load_fashion_mnist, load_npz
+from speedysnn.data.images import ImageData, Loaded, parse_normalize
+from speedysnn.data.readers import from_function, load_cifar10, load_digits, load_fashion_mnist, load_npz
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of
-
-
-def from_function(spec: str, split: str) -> Loaded:
-    """A user's function, called with split=...; it returns a Dataset or a tuple of tensors (images, labels)."""
-    function = UserFunction(spec, DataError)
-    if not function.accepts("split"):
-        raise DataError(f"{spec} is called with split={split!r}, but takes no argument split; add it: def ...(split)")
-    made = function(split=split)
-    if isinstance(made, Dataset):
-        return Loaded(_user_samples(made, spec), spec, _classes_of(made), steps_of(made))
-    parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) and part.ndim for part in parts):
-        raise DataError(f"{spec} returned {_described(made)}, expected a torch Dataset or tensors (images, labels)")
-    return _from_tensors(parts[0], parts[1] if len(parts) > 1 else None, spec)
-
-
-def _from_tensors(images: Tensor, labels: Tensor | None, spec: str) -> Loaded:
-    if labels is None or not len(images):
-        return Loaded(ArrayStore(images), spec, 0)
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise DataError(
-            f"{spec} returned labels of {labels.dtype}, shape {tuple(labels.shape)}, for {len(images)} images; "
-            f"expected whole numbers of shape ({len(images)},)"
-        )
-    return Loaded(ArrayStore(images, labels), spec, int(labels.max()) + 1)
-
-
-def _user_samples(made: Any, spec: str) -> Store:
-    if not hasattr(made, "__len__"):
-        raise DataError(f"{spec} returned a {type(made).__name__} without a length; expected a map-style Dataset")
-    return made  # type: ignore[no-any-return]
-
-
-def _classes_of(made: Any) -> int:
-    classes = getattr(made, "classes", 0)
-    return classes if isinstance(classes, int) else len(classes) if hasattr(classes, "__len__") else 0
-
-
-def _described(made: Any) -> str:
-    if isinstance(made, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in made) or 'nothing'}"
-    return f"a {type(made).__name__}"
-
-
-__all__ = [
-    "HANDLERS", "ArrayStore", "Batch", "DataKind", "ImageData", "Loaded", "iter_batches", "kinds_help", "load",
-    "loader", "split_holdout", "steps_of",
-]  # fmt: skip
+from speedysnn.files.safety import FILE, MODULE, closest, kind_of
 
 SPLITS = ("train", "test")
 LoadData = Callable[[str, str], Loaded]
@@ -85,6 +33,18 @@ class DataKind:
         form: how a user writes it, as 'npz:FILE'; square brackets hold what may be left out.
         description: what is read, in a few words, for `--help`.
         whole_text: `load` takes the whole text instead of what stands after the colon.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import data
+        >>> def load_grey(rest, split):
+        ...     return data.Loaded(data.ArrayStore(torch.full((int(rest), 1, 4, 4), 0.5)), "grey", 0)
+        >>> data.HANDLERS["grey"] = data.DataKind(load_grey, "grey:COUNT", "grey images")
+        >>> data.load("grey:3")
+        ImageData('grey', 3 images (1, 4, 4), 0 classes)
+        >>> data.kinds_help().endswith("grey:COUNT (grey images).")
+        True
+        >>> del data.HANDLERS["grey"]
     """
 
     load: LoadData
@@ -210,6 +170,12 @@ def split_holdout(dataset: Dataset[Any], fraction: float, seed: int = 0) -> tupl
 
     Raises:
         InputError: the fraction is out of range, or the dataset too small for it.
+
+    Example:
+        >>> from speedysnn import data
+        >>> train, held = data.split_holdout(data.load("digits", "train"), 0.25)
+        >>> len(train), len(held)
+        (900, 300)
     """
     count = len(dataset)  # type: ignore[arg-type]
     held = round(fraction * count) if 0 < fraction < 1 else 0
@@ -228,8 +194,25 @@ def loader(
 ) -> DataLoader[Any]:
     """Batches of a dataset, in this process, in an order that depends on the seed alone.
 
+    Args:
+        dataset: map-style.
+        batch_size: samples a batch; the last batch may hold fewer.
+        shuffle: take the samples in a random order, another one for every pass.
+        seed: of that order.
+        drop_last: leave out a last batch that is not full.
+
+    Returns:
+        A loader of torch, without worker processes.
+
     Raises:
         InputError: batch_size below 1.
+
+    Example:
+        >>> from speedysnn import data
+        >>> batches = data.loader(data.load("digits", "test"), batch_size=100)
+        >>> images, labels = next(iter(batches))
+        >>> images.shape, labels.shape, len(batches)
+        (torch.Size([100, 1, 8, 8]), torch.Size([100]), 6)
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")

@@ -5,23 +5,21 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from speedysnn.execution.module import is_hooked, is_plain, own_tensors
-from speedysnn.execution.observers import Observer, Tap, seen_by
-from speedysnn.execution.sparse_conv import Eventwise
-from speedysnn.graph.ir import Graph, Node, Wires
+from speedysnn.execution.observers import LayerRecord, Observer, input_needed
+from speedysnn.execution.sparse_conv import SparseConvContext
+from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
-_UNSAVED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})  # whose gradients do not read what they gave
-_NOTHING = torch.empty(0)  # what an observer of no drive is handed
+_NOTHING = torch.empty(0)  # the drive that an observer gets which reads none
 _V = TypeVar("_V")
 
 
@@ -86,8 +84,7 @@ def run_node(node: Node, module: nn.Module | None, args: Sequence[Tensor]) -> Te
     return out
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A tensor and whether it has a time axis folded into its first dimension."""
 
     tensor: Tensor
@@ -100,12 +97,12 @@ class Execution:
     Args:
         graph: its nodes.
         neurons: by name.
-        layers: the module of a node that owns tensors, by name, else None; see `Parts.layer`.
+        layers: the module of a node that owns tensors, by name, else None; see `NetworkModule.layer`.
         timesteps: T.
-        observer: handed a `Tap` of every neuron.
+        observer: handed a `LayerRecord` of every neuron.
         drives: what neurons receive instead of what reaches them, by name.
-        eventwise: convolutions that may run event-driven.
-        wires: of the graph.
+        sparse_conv: convolutions that may run event-driven.
+        graph_info: of the graph.
     """
 
     def __init__(
@@ -116,18 +113,18 @@ class Execution:
         timesteps: int,
         observer: Observer | None = None,
         drives: Mapping[str, Tensor] | None = None,
-        eventwise: Eventwise | None = None,
-        wires: Wires | None = None,
+        sparse_conv: SparseConvContext | None = None,
+        graph_info: GraphInfo | None = None,
     ) -> None:
         self.graph, self.neurons, self.layers = graph, neurons, layers
         self.timesteps, self.observer = timesteps, observer
         self.drives = drives
-        self.eventwise = eventwise
-        self.wires = wires or Wires.of(graph)
+        self.sparse_conv = sparse_conv
+        self.graph_info = graph_info or GraphInfo.of(graph)
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""
-        return run_graph(self.graph, inputs, _Static(self, reading), self.wires.last_uses)
+        return run_graph(self.graph, inputs, _Static(self, reading), self.graph_info.last_uses)
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
         """A layer's answer in the quantized reading, (B, ...)."""
@@ -141,23 +138,32 @@ class Execution:
 
     def spiking(self, inputs: Sequence[Value], per_step: bool) -> dict[str, Value]:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
-        return run_graph(self.graph, inputs, _Spiking(self, per_step), self.wires.last_uses)
+        return run_graph(self.graph, inputs, _Spiking(self, per_step), self.graph_info.last_uses)
 
-    def timed_operator(self, node: Node, args: list[Value], summed: frozenset[str] = frozenset()) -> Value:
-        """A node that is no neuron, on values of which some may vary in time; `summed` may be written over by sums."""
-        operator, dynamic = OPERATORS[node.op], any(arg.dynamic for arg in args)
-        if dynamic and operator.behaviour != "affine":
+    def timed_operator(
+        self, node: Node, args: list[Value], may_sum_into: Callable[[str], bool] | None = None
+    ) -> Value:
+        """The value of a node that is no neuron, where some of its inputs may vary in time.
+
+        Args:
+            node: the node.
+            args: the values of its inputs.
+            may_sum_into: whether an addition may write its sum over the value of the node of this name; None: never.
+        """
+        dynamic = any(arg.dynamic for arg in args) if len(args) > 1 else args[0].dynamic
+        if dynamic and (operator := OPERATORS[node.op]).behaviour != "affine":
             return Value(self._rate(operator, node, args), True)
         aligned = [self.repeat(arg) if dynamic else arg.tensor for arg in args]
-        if node.op == "add" and args[0].dynamic and node.inputs[0] in summed and _alike(*aligned):
+        writable = node.op == "add" and may_sum_into is not None and args[0].dynamic and may_sum_into(node.inputs[0])
+        if writable and _alike(*aligned):
             return Value(aligned[0].add_(aligned[1]), True)
         return Value(self.affine(node, aligned, dynamic), dynamic)
 
     def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
         """A node's result on tensors alone; `sparse`: they come from spikes, so that zeros may be worth skipping."""
         module = self.layers(node.name)
-        if module is not None and sparse and node.op == "conv2d" and self.eventwise is not None and is_plain(module):
-            out = self.eventwise.conv2d(node.name, args[0], node.attrs, own_tensors(module, node.op))
+        if module is not None and sparse and node.op == "conv2d" and self.sparse_conv is not None and is_plain(module):
+            out = self.sparse_conv.conv2d(node.name, args[0], node.attrs, own_tensors(module, node.op))
             if out is not None:
                 return out
         return run_node(node, module, args)
@@ -217,10 +223,6 @@ class Execution:
         per_step = self._split(self.repeat(value))
         return self._per_step(wide(per_step).cumsum(0)).to(per_step.dtype)
 
-    def observe(self, tap: Tap) -> None:
-        """Hand an observer what a layer did."""
-        if self.observer is not None:
-            self.observer(tap)
 
 
 class _Static:
@@ -237,7 +239,8 @@ class _Static:
             out: Tensor = neuron(drive, reading="analog")
         else:
             out = self.run.quantized_neuron(node, drive)
-        self.run.observe(Tap(node.name, neuron, drive, out, True, True))
+        if self.run.observer is not None:
+            self.run.observer(LayerRecord(node.name, neuron, drive, out, True, True))
         return out
 
     def operator(self, node: Node, args: list[Tensor]) -> Tensor:
@@ -250,38 +253,44 @@ class _Spiking:
 
     def __init__(self, run: Execution, per_step: bool) -> None:
         self.run = run
-        self.means = frozenset() if per_step else run.wires.readout_nodes
-        free = frozenset(filter(self._may_be_written_over, run.wires.spent))
-        kept = torch.is_grad_enabled() or seen_by(run.observer) == "steps"
-        self.spent = frozenset() if kept else free
-        self.summed = frozenset(n.name for n in run.graph.nodes if n.op in _UNSAVED) & free if kept else free
+        self.means: frozenset[str] = frozenset() if per_step else run.graph_info.readout_nodes
+        self.input_needed = input_needed(run.observer)
+        self.values_kept = torch.is_grad_enabled() or self.input_needed == "steps"
 
     def _may_be_written_over(self, name: str) -> bool:
-        """Not what a hook or another class of layer may have kept, or handed on from elsewhere."""
+        """Whether no later node, hook or other class of layer reads the node's value, nor shares its memory."""
+        if name not in self.run.graph_info.inplace_safe:
+            return False
         module = self.run.layers(name)
         return module is None or is_plain(module)
+
+    def _may_be_summed_into(self, name: str) -> bool:
+        """The same for an addition, which may also write over values that no gradient reads."""
+        return (not self.values_kept or name in self.run.graph_info.sum_safe) and self._may_be_written_over(name)
 
     def neuron(self, node: Node, drive: Value) -> Value:
         """Spikes times theta; an observer that needs no steps gets its sum before the spikes are written over it."""
         run, neuron = self.run, self.run.neurons[node.name]
-        inplace = drive.dynamic and node.inputs[0] in self.spent and not is_hooked(neuron)
+        inplace = drive.dynamic and not self.values_kept
+        inplace = inplace and self._may_be_written_over(node.inputs[0]) and not is_hooked(neuron)
         if run.drives is not None:  # the whole input is known: its mean paces the spikes
             drive, inplace = Value(run.drives[node.name]), False
-        seen = seen_by(run.observer) if drive.dynamic else "steps"
-        if seen == "total" and inplace:
+        seen = self.input_needed if drive.dynamic else "steps"
+        if seen == "sum" and inplace:
             out, received = neuron.spiking_and_total(drive.tensor)
         else:
             x = drive.tensor
-            received = x if seen == "steps" else neuron.total(x) if seen == "total" else _NOTHING
+            received = x if seen == "steps" else neuron.total(x) if seen == "sum" else _NOTHING
             out = run.spiking_neuron(node, x, constant=not drive.dynamic, inplace=inplace)
-        run.observe(Tap(node.name, neuron, received, out, not drive.dynamic, False, seen == "total"))
+        if run.observer is not None:
+            run.observer(LayerRecord(node.name, neuron, received, out, not drive.dynamic, False, seen == "sum"))
         return Value(out, True)
 
     def operator(self, node: Node, args: list[Value]) -> Value:
         """Every step, or the mean over time after the last neuron."""
         if node.name in self.means:
-            args = [Value(self.run.mean(arg)) for arg in args]
-        return self.run.timed_operator(node, args, self.summed)
+            args = [Value(self.run.mean(arg)) if arg.dynamic else arg for arg in args]
+        return self.run.timed_operator(node, args, self._may_be_summed_into)
 
 
 def wide(x: Tensor) -> Tensor:

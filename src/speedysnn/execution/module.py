@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from speedysnn.calibration.record import Calibration
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
-from speedysnn.graph.ir import Graph, Node, Wires
+from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.kernels.sparse_conv.forward import Tables
 from speedysnn.neurons.layer import IFNeuron
@@ -36,7 +36,7 @@ _PROBE_ERROR = 1e-5  # relative; what a merged weight may round differently
 
 
 def key_of(name: str) -> str:
-    """A node name as a module key: torch forbids dots there."""
+    """A node's name as the key of a module: torch forbids dots there."""
     return name.replace(".", "/")
 
 
@@ -147,7 +147,7 @@ def own_tensors(module: nn.Module, op: str) -> dict[str, Tensor]:
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs anything beside its `forward`."""
     return (
-        bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+        bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
         or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
     )
 
@@ -229,7 +229,7 @@ def _no_weight(node: Node, module: nn.Module, why: str) -> str:
     )
 
 
-class Parts(nn.Module):
+class NetworkModule(nn.Module):
     """A graph with its layers and neurons in execution order; see `SpikingNetwork`.
 
     `layers` holds one module a node that owns tensors, by the node's name with "/" for ".": torch's own classes where
@@ -252,8 +252,10 @@ class Parts(nn.Module):
         copy: bool = True,
     ) -> None:
         super().__init__()
-        self.graph, self.wires = graph, Wires.of(graph)
+        self.graph, self.graph_info = graph, GraphInfo.of(graph)
         self._nodes = {node.name: node for node in graph.nodes}
+        self._keys = {name: key_of(name) for name in self._nodes}
+        self._neuron_keys = {node.name: self._keys[node.name] for node in graph.neurons}
         owners = [name for name in self._nodes if name in tensors]
         self.layers = nn.ModuleDict(
             {key_of(name): layer_module(self._nodes[name], tensors[name], self.BUFFERS, copy) for name in owners}
@@ -291,7 +293,8 @@ class Parts(nn.Module):
     @property
     def neurons(self) -> dict[str, IFNeuron]:
         """Neurons by name, in execution order."""
-        return {node.name: self._neuron(node.name) for node in self.graph.neurons}
+        modules = self._modules["_neurons"]._modules  # type: ignore[union-attr]
+        return {name: modules[key] for name, key in self._neuron_keys.items()}  # type: ignore[misc]
 
     def _neuron(self, name: str) -> IFNeuron:
         module = self._neurons[key_of(name)]
@@ -300,7 +303,8 @@ class Parts(nn.Module):
 
     def layer(self, name: str) -> nn.Module | None:
         """The module of the named node, None where it owns no tensors."""
-        return self.layers._modules.get(key_of(name))
+        layers = self._modules["layers"]  # as self.layers, which takes longer to find
+        return None if layers is None else layers._modules.get(self._keys[name])
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors that the named node runs with: what pruning, a parametrization or a merged wrapper makes of them.
@@ -331,7 +335,7 @@ class Parts(nn.Module):
             raise InputError(f"no neuron is called {name!r}; there are {', '.join(self.neurons)}")
         return self._neuron(name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Parts":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkModule":
         """A copy; what pruning left behind as an attribute with a gradient is first computed again without one."""
         for module in self.layers.modules():
             refresh_weight(module)

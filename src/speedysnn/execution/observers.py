@@ -1,4 +1,8 @@
-"""What an observer of a pass is handed, layer by layer."""
+"""What a network hands an observer of a pass: one record a neuron layer.
+
+An observer is any function of one `LayerRecord`. Two marks make it cheaper: `any_order`, for one that may be called
+from several threads, and `needs_input`, for one that does not read every step of a layer's input.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +16,28 @@ from speedysnn.neurons.layer import IFNeuron
 
 
 @dataclass(frozen=True)
-class Tap:
-    """What a neuron received and emitted in one pass, handed to an observer.
+class LayerRecord:
+    """What one layer of neurons received and emitted in one pass.
 
     Attributes:
-        name: the neuron's name.
+        name: the layer's name in the network.
         neuron: the layer itself.
-        drive: its input; (B, ...) if `static_drive`, else (T*B, ...), or what the observer `sees` of that: the sum over
-            all steps, (B, ...), as the neuron adds it up, or nothing, (0,).
-        output: what it emitted, (B, ...) in a static pass, else (T*B, ...).
-        static_drive: the drive holds for every step.
+        drive: the layer's input, in the activation's unit: (B, ...) if `static_drive`, else (T*B, ...) time-major. For
+            an observer marked with `needs_input` it is the sum over all steps, (B, ...), or an empty tensor (0,).
+        output: what the layer emitted: (B, ...) if `static_output`, else (T*B, ...).
+        static_drive: the drive is the same in every step.
         static_output: the output is the mean over time (analog or quantized reading).
-        total: the drive is the sum over all steps, with the neuron's offset in it.
+        is_sum: the drive is the sum over all steps, with the neuron's offset in it.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.execution.observers import LayerRecord
+        >>> from speedysnn.neurons import IFNeuron
+        >>> neuron = IFNeuron(1.0, timesteps=2)
+        >>> drive = torch.tensor([[0.9], [0.2]])  # T = 2 steps of one image with one value
+        >>> record = LayerRecord("relu", neuron, drive, neuron(drive), static_drive=False, static_output=False)
+        >>> record.counts().flatten().tolist(), record.events(), record.mean_output().tolist()
+        ([1.0, 0.0], 1, [[0.5]])
     """
 
     name: str
@@ -32,7 +46,7 @@ class Tap:
     output: Tensor
     static_drive: bool
     static_output: bool
-    total: bool = False
+    is_sum: bool = False
 
     @property
     def neurons(self) -> int:
@@ -67,7 +81,7 @@ class Tap:
         """
         if self.static_drive:
             return self.neuron.corrected(self.drive), True
-        return (self.drive if self.total else self.neuron.total(self.drive)), False
+        return (self.drive if self.is_sum else self.neuron.total(self.drive)), False
 
     def events(self) -> int | Tensor:
         """Spike events: steps in which a neuron emitted anything, whatever its sign or grade.
@@ -92,26 +106,56 @@ class Tap:
         return total * neuron.timesteps if self.static_output else total
 
 
-Observer = Callable[[Tap], None]
+Tap = LayerRecord  # the name that the class had before; it goes in 0.3
+Observer = Callable[[LayerRecord], None]
 _Some = TypeVar("_Some", bound=Callable[..., None])
 
 
 def any_order(observer: _Some) -> _Some:
-    """Mark an observer that takes a batch in parts, from several threads and in any order."""
+    """Mark an observer that takes a batch in parts, from several threads and in any order.
+
+    Args:
+        observer: a function of one `LayerRecord`; what it changes must be safe to change from several threads.
+
+    Returns:
+        The same function, marked. A network may then cut the batch into passes.
+    """
     observer.any_order = True  # type: ignore[attr-defined]
     return observer
 
 
-def sees(drive: str) -> Callable[[_Some], _Some]:
-    """Mark an observer that needs no steps of a drive, only their "total" or "nothing": spikes may take its place."""
+def needs_input(drive: str) -> Callable[[_Some], _Some]:
+    """Mark an observer that does not read every step of a layer's input, so that spikes may be written over it.
+
+    Args:
+        drive: "sum" for an observer that reads the input's sum over all steps, "nothing" for one that reads none of it.
+
+    Returns:
+        A decorator, which gives the same function back, marked.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert
+        >>> from speedysnn.assets.digits import load_digits_net
+        >>> from speedysnn.execution.observers import needs_input
+        >>> snn = convert.to_spiking(load_digits_net(), torch.rand(4, 1, 8, 8), timesteps=2)
+        >>> @needs_input("nothing")
+        ... def count(record):
+        ...     events.append(record.events())
+        >>> events = []
+        >>> with torch.no_grad():
+        ...     _ = snn(torch.rand(4, 1, 8, 8), observer=count)
+        >>> len(events) == len(snn.neurons)
+        True
+    """
 
     def mark(observer: _Some) -> _Some:
-        observer.sees = drive  # type: ignore[attr-defined]
+        observer.needs_input = drive  # type: ignore[attr-defined]
         return observer
 
     return mark
 
 
-def seen_by(observer: Observer | None) -> str:
-    """What an observer needs of a drive that varies: "steps", if it does not say, their "total", or "nothing"."""
-    return "nothing" if observer is None else str(getattr(observer, "sees", "steps"))
+def input_needed(observer: Observer | None) -> str:
+    """What an observer reads of an input that varies: "steps" unless it is marked, else its "sum", or "nothing"."""
+    return "nothing" if observer is None else str(getattr(observer, "needs_input", "steps"))

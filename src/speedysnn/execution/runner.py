@@ -13,11 +13,11 @@ from torch import Tensor
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.module import Parts
-from speedysnn.execution.observers import Observer, Tap
+from speedysnn.execution.module import NetworkModule
+from speedysnn.execution.observers import LayerRecord, Observer
 from speedysnn.execution.scheduling import single_threaded
-from speedysnn.execution.sparse_conv import Eventwise, shared
-from speedysnn.graph.ir import Wires, map_outputs
+from speedysnn.execution.sparse_conv import SparseConvContext, shared
+from speedysnn.graph.ir import GraphInfo, map_outputs
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
@@ -32,23 +32,23 @@ class Call:
         per_step: the running mean after each step is wanted.
         observer: sees every neuron.
         neurons: by name.
-        wires: of its graph.
+        graph_info: of its graph.
         synchronous: every layer sees its whole input before it fires: counts are the quantizer's, one pass gives them.
-        eventwise: its convolutions on the CPU; None where a compiler follows the call, which is to see torch's own.
+        sparse_conv: its convolutions on the CPU; None where a compiler follows the call, which is to see torch's own.
     """
 
-    snn: Parts
+    snn: NetworkModule
     reading: Reading
     per_step: bool
     observer: Observer | None
     neurons: Mapping[str, IFNeuron]
-    wires: Wires
+    graph_info: GraphInfo
     synchronous: bool
-    eventwise: Eventwise | None
+    sparse_conv: SparseConvContext | None
 
 
 def read(
-    snn: Parts,
+    snn: NetworkModule,
     reading: Reading,
     inputs: Sequence[Any],
     per_step: bool,
@@ -67,19 +67,19 @@ def read(
     passes = _passes(snn, inputs, dynamic, observer, steps, at_once)
     pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
     own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
-    eventwise = None if own else Eventwise(pictures, snn.tables, reading)
-    call = Call(snn, reading, per_step, observer, neurons, snn.wires, synchronous, eventwise)
+    sparse_conv = None if own else SparseConvContext(pictures, snn.tables, reading)
+    call = Call(snn, reading, per_step, observer, neurons, snn.graph_info, synchronous, sparse_conv)
     try:
         return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
     finally:
-        if eventwise is not None:
-            eventwise.close()
+        if sparse_conv is not None:
+            sparse_conv.close()
 
 
 def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> Any:
-    if call.eventwise is not None:
+    if call.sparse_conv is not None:
         with single_threaded():
-            call.eventwise.prepare(call.snn.plain_tensors)
+            call.sparse_conv.prepare(call.snn.plain_tensors)
     batch_dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, call.snn.input_shapes, strict=True)]
     pieces = zip(*(torch.split(x, list(passes), dim) for x, dim in zip(inputs, batch_dims, strict=True)), strict=True)
     parts = [partial(one_pass, call, piece) for piece in pieces]
@@ -87,7 +87,7 @@ def _in_passes(call: Call, inputs: Sequence[Tensor], passes: Sequence[int]) -> A
 
 
 @contextmanager
-def held(snn: Parts, images: int) -> Iterator[None]:
+def reuse_packed_weights(snn: NetworkModule, images: int) -> Iterator[None]:
     """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
     with ExitStack() as stack:
         with single_threaded():
@@ -100,7 +100,7 @@ def one_pass(call: Call, inputs: Sequence[Tensor]) -> Any:
     return _run(call, [accept(call.snn, x, i) for i, x in enumerate(inputs)])
 
 
-def accept(snn: Parts, x: Tensor, position: int) -> Value:
+def accept(snn: NetworkModule, x: Tensor, position: int) -> Value:
     """An input as the executor takes it: (B, ...) static, or events (T, B, ...) with time folded into the batch.
 
     Raises:
@@ -110,7 +110,7 @@ def accept(snn: Parts, x: Tensor, position: int) -> Value:
     return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
 
 
-def is_events(snn: Parts, x: Tensor, position: int) -> bool:
+def is_events(snn: NetworkModule, x: Tensor, position: int) -> bool:
     """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
 
     Raises:
@@ -130,7 +130,7 @@ def is_events(snn: Parts, x: Tensor, position: int) -> bool:
 
 
 def _passes(
-    snn: Parts,
+    snn: NetworkModule,
     inputs: Sequence[Tensor],
     dynamic: Sequence[bool],
     observer: Observer | None,
@@ -143,7 +143,7 @@ def _passes(
     if torch.is_grad_enabled() or together or torch.compiler.is_compiling():
         return [images]
     parts = torch.get_num_threads() if inputs[0].device.type == "cpu" else 1
-    size = images_at_once(snn, steps, inputs[0])
+    size = images_at_once(snn, steps, inputs[0], images)
     worth = images * steps * snn.multiplications >= parts * scheduling.WORTH * len(snn.graph.nodes)
     if worth and not snn.images_per_pass and not scheduling.asked():
         size = min(size, -(-images // parts))
@@ -151,19 +151,31 @@ def _passes(
     return [images] if len(sizes) > 1 and snn.watched else sizes
 
 
-def images_at_once(snn: Parts, steps: int, x: Tensor) -> int:
-    """Images of one pass through so many steps at once: what was asked for, else what the caches hold."""
+def images_at_once(snn: NetworkModule, steps: int, x: Tensor, enough: int | None = None) -> int:
+    """The number of images of one pass through `steps` steps: what was asked for, else what the caches hold.
+
+    Args:
+        snn: the network.
+        steps: steps that run at once.
+        x: its input, for device and type.
+        enough: a number of images above which the answer does not matter; small calls are then told sooner.
+    """
     if snn.images_per_pass:
         return snn.images_per_pass
     item = x.element_size() if x.is_floating_point() else 4
     if torch.is_autocast_enabled(x.device.type):  # halves what a pass holds, so that twice the images fit
         item = torch.get_autocast_dtype(x.device.type).itemsize
+    size = scheduling.images_per_pass(snn.width, steps, x.device, item)
+    if enough is not None and size >= enough:
+        return size
     return scheduling.images_per_pass(snn.width, steps, x.device, item, snn.weight_bytes)
 
 
 def _run(call: Call, values: Sequence[Value]) -> Any:
     snn, reading = call.snn, call.reading
-    run = Execution(snn.graph, call.neurons, snn.layer, snn.timesteps, call.observer, None, call.eventwise, call.wires)
+    run = Execution(
+        snn.graph, call.neurons, snn.layer, snn.timesteps, call.observer, None, call.sparse_conv, call.graph_info
+    )
     if reading != "spiking" or (not call.per_step and call.synchronous):
         static: Literal["analog", "quantized"] = "analog" if reading == "analog" else "quantized"
         out = run.static([run.mean(value) for value in values], static)
@@ -177,13 +189,15 @@ def _replay(run: Execution, values: Sequence[Value]) -> dict[str, Value]:
     """Spike trains of a layer-synchronous network: drives from one quantized pass, then paced over the steps."""
     drives: dict[str, Tensor] = {}
 
-    def record(tap: Tap) -> None:
+    def record(tap: LayerRecord) -> None:
         drives[tap.name] = tap.drive
 
     means = [run.mean(value) for value in values]
-    known = Execution(run.graph, run.neurons, run.layers, run.timesteps, record, None, run.eventwise, run.wires)
+    known = Execution(run.graph, run.neurons, run.layers, run.timesteps, record, None, run.sparse_conv, run.graph_info)
     known.static(means, "quantized")
-    paced = Execution(run.graph, run.neurons, run.layers, run.timesteps, run.observer, drives, wires=run.wires)
+    paced = Execution(
+        run.graph, run.neurons, run.layers, run.timesteps, run.observer, drives, graph_info=run.graph_info
+    )
     return paced.spiking(values, per_step=True)
 
 

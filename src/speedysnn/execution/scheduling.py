@@ -183,7 +183,7 @@ def _shared(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
         for i in line:
             try:
                 results[i] = calls[i]()
-            except BaseException:
+            except BaseException:  # also on Ctrl-C, the other threads must stop
                 deque(line, 0)  # nothing is left
                 raise
 

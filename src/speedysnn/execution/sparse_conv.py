@@ -166,7 +166,7 @@ class _Laid:
         self.points.clear()
 
 
-class Eventwise:
+class SparseConvContext:
     """The event-driven convolutions of one call.
 
     Args:
@@ -318,7 +318,7 @@ def shared(
     laid = tables.held = before or _Laid(images)
     try:
         for kind in kinds:
-            Eventwise(0, tables, kind).prepare(tensors)
+            SparseConvContext(0, tables, kind).prepare(tensors)
         yield
     finally:
         if laid is not before:  # not closed: a call of another thread may still read what lies there

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.execution.interpreter import run_graph, run_node, wide
-from speedysnn.graph.ir import Graph, Node, Wires, lags
+from speedysnn.graph.ir import Graph, GraphInfo, Node, lags
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.neurons.layer import IFNeuron
 
@@ -47,9 +47,9 @@ class Stream:
         neurons: Mapping[str, IFNeuron],
         layers: Callable[[str], nn.Module | None],
         timesteps: int,
-        wires: Wires,
+        graph_info: GraphInfo,
     ) -> None:
-        self.graph, self.neurons, self.layers, self.wires = graph, neurons, layers, wires
+        self.graph, self.neurons, self.layers, self.graph_info = graph, neurons, layers, graph_info
         trail = lags(graph, lambda name: neurons[name].lookahead)
         self.lines: dict[tuple[str, int], deque[Tensor | None]] = {}
         for node in graph.nodes:
@@ -71,7 +71,7 @@ class Stream:
 
     def tick(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """One step of every node; None stands for "nothing at this tick"."""
-        values = run_graph(self.graph, inputs, self, self.wires.last_uses)
+        values = run_graph(self.graph, inputs, self, self.graph_info.last_uses)
         return {
             name: self._delayed("", position, values[name]) for position, name in enumerate(self.graph.output_names)
         }

@@ -49,6 +49,21 @@ class Exporter:
         verify: readers of the format by name, called as verify[name](snn, path) after writing; each raises where what
             it reads does not answer as the network does.
         read_hint: how the file is opened, "{!r}" where its path belongs.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import convert, export
+        >>> def write_thresholds(snn, path, *, overwrite):
+        ...     counts = {name: neuron.threshold.numel() for name, neuron in snn.neurons.items()}
+        ...     path.write_text(str(counts), encoding="utf-8")
+        >>> export.EXPORTERS["thresholds"] = export.Exporter(write_thresholds, "thresholds as text")
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4))
+        >>> file = export.export(snn, Path(tempfile.mkdtemp()) / "net.txt", to="thresholds")
+        >>> file.read_text(encoding="utf-8")
+        "{'1': 8}"
+        >>> del export.EXPORTERS["thresholds"]
     """
 
     write: Write
@@ -107,13 +122,22 @@ def export(
 
 
 def find_exporter(to: str, verify: str | None = None) -> Exporter:
-    """The row of a format that has the reader.
+    """The row of a format, which has the reader that was asked for.
+
+    Args:
+        to: the format.
+        verify: the name of a reader, None for none.
 
     Returns:
         The row of `EXPORTERS`.
 
     Raises:
         InputError: no such format, or no such reader of it.
+
+    Example:
+        >>> from speedysnn import export
+        >>> export.find_exporter("pt2", verify="torch").description
+        'torch.export'
     """
     if to not in EXPORTERS:
         raise InputError(f"export: expected one of the formats {', '.join(EXPORTERS)}, got {to!r}")

@@ -55,7 +55,7 @@ class Folded:
         self.add("output", "output", self.scaled(last, torch.ones((), dtype=torch.float64)), {}, last.shape)
 
     def _wanted(self) -> dict[str, Tensor]:
-        """The unit, theta of the neuron they drive alone, in which weight layers and sums had best answer."""
+        """The best unit of the output of each weight layer and sum: theta of the neuron that alone reads it."""
         units: dict[str, Tensor] = {}
         for node in reversed(self.snn.graph.nodes):
             unit = self.theta(node) if node.op == "neuron" else units.get(node.name)
@@ -70,7 +70,7 @@ class Folded:
         return neuron.per_channel(theta, ndim)[0] if theta.ndim else theta
 
     def add(self, name: str, kind: str, signal: Signal, constants: Mapping[str, Any], shape: tuple[int, ...]) -> Signal:
-        """Append a layer that reads `signal`; what it emits, at scale one."""
+        """Append a layer that reads `signal`; returns its output, whose scale is one."""
         while name in self.layers:
             name += "_"
         self.layers[name] = Layer(kind, signal.shape, constants)
@@ -78,7 +78,7 @@ class Folded:
         return Signal((name,), torch.ones((), dtype=torch.float64), shape)
 
     def scaled(self, signal: Signal, unit: Tensor) -> Signal:
-        """The same value as `unit` times what is emitted, through a layer "scale" where that is not so yet."""
+        """Express a value as `unit` times what its sources emit; where it is not yet, a layer "scale" is added."""
         ratio = signal.scale / unit
         if bool((ratio == 1).all()):
             return Signal(signal.sources, unit, signal.shape)
@@ -142,7 +142,7 @@ class Folded:
         return torch.zeros((), dtype=torch.float64)
 
     def _pass(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
-        """Pooling keeps a scale that is the same all over a channel; flattening spreads it over the pixels."""
+        """Append pooling, which keeps the scale of each channel, or flattening, which repeats it for every pixel."""
         if node.op in ("flatten", "reshape"):
             out = self.add(self._names[node.name], "flatten", signal, {}, shape)
             scale = signal.scale.expand(signal.shape).reshape(shape) if signal.scale.ndim else signal.scale

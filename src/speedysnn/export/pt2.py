@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from speedysnn.errors import ArtifactError
 from speedysnn.files.atomic import check_target, scratch_beside
+from speedysnn.files.safety import reason
 from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 
@@ -39,8 +40,21 @@ def to_pt2(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) ->
         path: a file name that ends in .pt2.
         overwrite: replace a file that is there.
 
+    Returns:
+        The path that was written.
+
     Raises:
         ArtifactError: another suffix, something is there already, torch.export gives up, or the program differs.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import convert, export
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=2)
+        >>> export.to_pt2(snn, Path(tempfile.mkdtemp()) / "net.pt2").name
+        'net.pt2'
     """
     target = Path(path)
     check_pt2(target, overwrite)
@@ -71,7 +85,7 @@ def verify_pt2(snn: SpikingNetwork, target: Path) -> None:
     try:
         again = torch.export.load(str(target)).module()
     except (OSError, RuntimeError, ValueError) as err:
-        raise ArtifactError(f"{target}: torch.export cannot load it: {str(err).strip().partition(chr(10))[0]}") from err
+        raise ArtifactError(f"{target}: torch.export cannot load it: {reason(err)}") from err
     with torch.no_grad():
         _require_same(again(*inputs), expected)
 
@@ -92,9 +106,8 @@ def _write(snn: SpikingNetwork, inputs: tuple[Tensor, ...], file: str) -> None:
         try:
             program = torch.export.export(_Fixed(snn), inputs, dynamic_shapes=dynamic, strict=False)
             program.graph.eliminate_dead_code()  # torch 2.6 records questions about types, and cannot read them back
-        except Exception as err:
-            reason = str(err).strip().partition("\n")[0]
-            raise ArtifactError(f"torch.export cannot write this network: {reason}") from err
+        except Exception as err:  # torch.export raises errors of many kinds, some of which have no public class
+            raise ArtifactError(f"torch.export cannot write this network: {reason(err)}") from err
         torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         again = torch.export.load(file).module()(*inputs)
     _require_same(again, expected)

@@ -153,7 +153,7 @@ def exchange(one: Path, other: Path) -> None:
     other.replace(aside)
     try:
         one.replace(other)
-    except BaseException:
+    except BaseException:  # also on Ctrl-C, the first folder must come back
         aside.replace(other)
         raise
     aside.replace(one)

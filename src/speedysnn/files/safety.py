@@ -279,7 +279,7 @@ class UserFunction:
         sys.path.insert(0, folder)
         try:
             yield
-        except (Exception, SystemExit) as err:
+        except (Exception, SystemExit) as err:  # the user's function may raise anything
             raise self._error(f"{self.spec}: {doing} failed{self._place(err)}: {_reason(err)}") from err
         finally:
             if folder in sys.path:

@@ -17,6 +17,8 @@ from torch import Tensor
 from speedysnn.errors import ArtifactError
 from speedysnn.graph.operators import OPERATORS
 
+_OUTPUT_UNREAD = frozenset({"conv1d", "conv2d", "conv3d", "linear"})  # whose gradients do not read their own results
+
 Json = Any
 Attrs = Mapping[str, Json]
 
@@ -148,17 +150,28 @@ def _check_node(node: Node, known: set[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Wires:
-    """What every pass over a graph needs to know of it; see the functions of the same names."""
+class GraphInfo:
+    """What follows from a graph's wiring and is the same in every pass over it, found once a network.
+
+    Attributes:
+        last_uses: see the function of this name.
+        readout_nodes: see the function of this name.
+        inplace_safe: see the function of this name.
+        sum_safe: those of `inplace_safe` that convolutions and linear layers make. Their gradients do not read their
+            own results, so that an addition may write over them while gradients are recorded.
+    """
 
     last_uses: Mapping[int, list[str]]
     readout_nodes: frozenset[str]
-    spent: frozenset[str]
+    inplace_safe: frozenset[str]
+    sum_safe: frozenset[str]
 
     @classmethod
-    def of(cls, graph: Graph) -> "Wires":
-        """Of one graph."""
-        return cls(last_uses(graph), readout_nodes(graph), spent(graph))
+    def of(cls, graph: Graph) -> "GraphInfo":
+        """The facts of one graph."""
+        safe = inplace_safe(graph)
+        unread = frozenset(node.name for node in graph.nodes if node.op in _OUTPUT_UNREAD)
+        return cls(last_uses(graph), readout_nodes(graph), safe, safe & unread)
 
 
 def readout_nodes(graph: Graph) -> frozenset[str]:
@@ -187,7 +200,7 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
     return out
 
 
-def spent(graph: Graph) -> frozenset[str]:
+def inplace_safe(graph: Graph) -> frozenset[str]:
     """Values in memory of their own that a single node reads, once: that node may write over them."""
     uses: dict[str, int] = {}
     for node in graph.nodes:

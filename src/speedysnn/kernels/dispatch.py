@@ -1,6 +1,8 @@
-"""Choose the backend of the multi-step neuron; user entries in BACKENDS win.
+"""Run the multi-step neuron with the fastest backend that supports the call; entries that a user adds come first.
 
-The multi-step neuron as a custom operator of torch: traced, compiled and exported as one call, whatever runs it.
+`BACKENDS` is the table of backends, `multistep` the one function that chooses from it. Where torch.compile or
+torch.export follows, the neuron is one call of the custom operator `speedysnn::multistep`, whichever backend runs it;
+elsewhere a plain autograd function does the same with less overhead.
 """
 
 import warnings
@@ -29,13 +31,25 @@ Refuses = Callable[[Tensor, Tensor, Tensor, Rule], str]
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the neuron.
+    """One implementation of the multi-step neuron.
 
     Attributes:
-        forward: from drive to output.
-        backward: its adjoint.
-        refuses: why it cannot run a call, "" if it can.
-        inplace: forward that may write over the drive; None if there is none.
+        forward: called with (drive, theta, v_init, rule, constant); returns the output, as `multistep` describes it.
+        backward: called with (grad, drive, theta, v_init, rule, constant); returns the gradients of drive, theta and
+            v_init in their shapes.
+        refuses: called with (drive, theta, v_init, rule); returns why the backend cannot run the call, "" if it can.
+        inplace: like `forward`, and may write its output over the drive; None if there is no such version.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels import BACKENDS, Backend, Rule, multistep, reference
+        >>> def forward(drive, theta, v_init, rule, constant):
+        ...     print("mine runs")
+        ...     return reference.multistep(drive, theta, v_init, rule, constant)
+        >>> BACKENDS["mine"] = Backend(forward, BACKENDS["cpu"].backward, lambda *call: "")
+        >>> out = multistep(torch.ones(4, 1), torch.tensor(1.0), torch.tensor(0.5), Rule(timesteps=4))
+        mine runs
+        >>> del BACKENDS["mine"]
     """
 
     forward: Forward
@@ -92,12 +106,14 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def multistep_operator(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
-    """Theta * s[t] of all steps, run by the named backend."""
+    """Run the named backend through the custom operator, which tracers record as one call."""
     out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values())
     return out
 
 
 class _Direct(torch.autograd.Function):
+    """A backend with its own backward pass, outside the custom operator."""
+
     @staticmethod
     def forward(
         ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool
@@ -115,7 +131,7 @@ class _Direct(torch.autograd.Function):
 
 
 def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
-    """The same with gradients but without the custom operator, whose overhead equals a small layer's work."""
+    """Run the named backend with gradients but without the custom operator, which costs as much as a small layer."""
     out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
     return out
 
@@ -128,16 +144,31 @@ BACKENDS["cuda"] = Backend(
     partial(triton_backend.forward, inplace=True),
 )  # fmt: skip
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 class KernelWarning(UserWarning):
-    """A faster backend was asked for and cannot run; the reference runs instead."""
+    """Warns that the backend that was asked for cannot run and that the reference runs instead."""
 
 
 @contextmanager
 def using(kernel: str) -> Iterator[None]:
-    """Run every neuron in the block with one backend, as the setting "kernel" does; see `speedysnn.settings`."""
+    """Run every neuron in the block with one backend, as the setting "kernel" does; see `speedysnn.settings`.
+
+    Args:
+        kernel: "reference" or a key of `BACKENDS`.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels import Rule, multistep, using
+        >>> with using("reference"):
+        ...     multistep(torch.tensor([[0.5], [0.5]]), torch.tensor(1.0), torch.tensor(0.5), Rule(timesteps=2))
+        tensor([[1.],
+                [0.]])
+    """
     with settings.using(kernel=kernel):
         yield
 
@@ -152,17 +183,38 @@ def multistep(
     backend: str | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Output theta * s[t] of a layer of neurons for T steps.
+    """Compute the output theta * s[t] of a layer of integrate-and-fire neurons for T steps.
 
-    Shapes: drive (T*B, ...) time-major, or (B, ...) if `constant`; theta and v_init broadcast against (B, ...);
-    result (T*B, ...). v_init is a fraction of theta. The backend is the one given, else the one that the settings
-    name (`using`, $SPEEDYSNN_KERNEL), else the fastest that takes the call; they agree bit for bit forward. With
-    `inplace` the drive is not needed afterwards: a backend may write its output there.
+    At step t the neuron knows k = min(t + delay, T) inputs with sum S[k] and has fired n times; its membrane is
+    u = (t/k) S[k] / theta + v_init - n, and s[t] = clip(floor(u), 0, max_spikes). `Rule` describes the other kinds of
+    spikes. All backends give the same bits forward.
+
+    Args:
+        drive: input of every step, (T*B, ...) time-major, or (B, ...) if `constant`; in the activation's unit.
+        theta: thresholds in the same unit, broadcast against (B, ...).
+        v_init: initial membrane as a fraction of theta, likewise.
+        rule: how the neuron fires.
+        constant: the same drive holds for every step.
+        backend: "reference" or a key of `BACKENDS`; by default the one that the settings name (`using`,
+            $SPEEDYSNN_KERNEL), else the fastest that supports the call.
+        inplace: the drive is not needed afterwards, so that a backend may write its output there.
+
+    Returns:
+        The output (T*B, ...), in the drive's unit and type.
 
     Raises:
         InputError: the drive's first dimension is no multiple of T, or the backend is unknown.
 
     Reference: castagnetti2023
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels import Rule, multistep
+        >>> drive = torch.tensor([[0.5], [0.5], [0.5], [0.5]])  # T = 4 steps of one neuron
+        >>> multistep(drive, torch.tensor(1.0), torch.tensor(0.5), Rule(timesteps=4)).flatten()
+        tensor([1., 0., 1., 0.])
+        >>> multistep(drive[:1], torch.tensor(1.0), torch.tensor(0.5), Rule(timesteps=4), constant=True).flatten()
+        tensor([1., 0., 1., 0.])
     """
     asked = backend or _chosen()
     if asked is not None and asked != "reference" and asked not in BACKENDS:
@@ -177,12 +229,30 @@ def multistep(
         if not reason:
             return _run(name, drive, theta, v_init, rule, constant, inplace)
         if asked is not None or reason.startswith(triton_backend.BROKEN):
-            _tell(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
+            _warn_once(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
     return reference.multistep(drive, theta, v_init, rule, constant)
 
 
 def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """What `multistep` gives, written over a drive (T*B, ...), and that drive's sum over its steps, (B, ...)."""
+    """Compute what `multistep` gives together with the drive's sum over its steps.
+
+    Args:
+        drive: (T*B, ...), time-major; the output may be written over it.
+        theta: as for `multistep`.
+        v_init: as for `multistep`.
+        rule: how the neuron fires.
+
+    Returns:
+        The output (T*B, ...), and the sum of the drive over its steps (B, ...).
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels import Rule, with_total
+        >>> drive = torch.tensor([[0.25], [0.75]])
+        >>> out, total = with_total(drive, torch.tensor(1.0), torch.tensor(0.5), Rule(timesteps=2))
+        >>> out.flatten(), total
+        (tensor([0., 1.]), tensor([[1.]]))
+    """
     step = drive[: len(drive) // rule.timesteps]
     plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive) and not recorded(drive, theta, v_init)
     if plain and _candidates(_chosen(), drive) == ("cpu",) and not numba_backend.refuses(drive, theta, v_init, rule):
@@ -193,7 +263,21 @@ def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tupl
 
 
 def over_time(drive: Tensor, steps: int) -> Tensor:
-    """Sum of a drive (T*B, ...) over its steps, in the order in which a neuron adds them up: (B, ...)."""
+    """Sum a drive over its steps, in the order in which a neuron adds them up.
+
+    Args:
+        drive: (T*B, ...), time-major.
+        steps: T.
+
+    Returns:
+        The sum, (B, ...); a new tensor.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels import over_time
+        >>> over_time(torch.tensor([[1.0, 2.0], [10.0, 20.0]]), steps=2)
+        tensor([[11., 22.]])
+    """
     first, *rest = drive.view(steps, len(drive) // steps, *drive.shape[1:]).unbind(0)
     out = first.clone()
     for later in rest:
@@ -203,25 +287,25 @@ def over_time(drive: Tensor, steps: int) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen() -> str | None:
-    """The backend that the settings name; torch.compile takes the one at hand while it traces."""
+    """Return the backend that the settings name; torch.compile uses the one that is set while it traces."""
     found: str | None = settings.get("kernel")
     return found
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether something records a call on these tensors: gradients, torch.compile, or another tracer."""
+    """Tell whether a call on these tensors is recorded: for gradients, by torch.compile, or by another tracer."""
     return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or traced()
 
 
 def traced() -> bool:
-    """Whether torch.compile or another tracer records what runs."""
+    """Tell whether torch.compile or another tracer records what runs."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def _run(
     name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool
 ) -> Tensor:
-    """Run through the custom operator only if a tracer follows: its overhead equals a small layer's work."""
+    """Run the named backend; through the custom operator only where a tracer or functorch needs it."""
     inputs = (drive, theta, v_init)
     if traced() or torch._C._are_functorch_transforms_active():
         return multistep_operator(*inputs, name, rule, constant)
@@ -233,13 +317,14 @@ def _run(
 
 
 def _candidates(asked: str | None, drive: Tensor) -> tuple[str, ...]:
+    """Return the backends to try, in order: the one asked for, or the user's and then the device's own."""
     if asked is not None:
         return () if asked == "reference" else (asked,)
     own = [name for name in BACKENDS if name not in ("cpu", "cuda")]
     return (*own, *(name for name in (drive.device.type,) if name in BACKENDS))
 
 
-def _tell(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, KernelWarning, stacklevel=4)

@@ -1,17 +1,15 @@
-"""Number of nonzero values of a tensor, compiled: one read of memory, several values at once.
+"""Two compiled sums over elements: how many values are not zero, and the quantizer's squared error over a histogram.
 
-The quantizer's squared error over a histogram, compiled: the inner loop of the threshold search.
-
-`speedysnn.calibration.rules.squared_error` is the definition in plain torch; a test holds the two equal.
+`nonzero` and `density` read memory once and compare several values at a time. `squared_error` is the inner loop of the
+search for thresholds; `speedysnn.calibration.distributions.squared_error` defines it in plain torch, and a test
+compares both.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from speedysnn.kernels.jit import AVAILABLE, compiled
@@ -20,17 +18,17 @@ from speedysnn.kernels.neuron.numba_backend import share
 
 Array = Any
 _HALVES = (torch.bfloat16, torch.float16)
-NONZERO_BLOCK = 1 << 20  # values a 32-bit counter counts, twice as many of which fit into a register
+NONZERO_BLOCK = 1 << 20  # values that a 32-bit counter counts: a register holds twice as many of those as of 64 bits
 
 
 @compiled
 def tally(row: Array) -> int:  # pragma: no cover - compiled
-    """Number of nonzero elements of a row."""
+    """Count the elements of a row that are not zero."""
     total = 0
     for first in range(0, row.size, NONZERO_BLOCK):
         found: Any = np.int32(0)
         part = row[first : first + NONZERO_BLOCK]
-        for j in range(part.size):  # from 0 on: an index that might be negative is looked at one by one
+        for j in range(part.size):  # an index from 0 on is never negative, so that the loop is vectorized
             found = np.int32(found + np.int32(part[j] != 0))
         total += found
     return total
@@ -38,35 +36,62 @@ def tally(row: Array) -> int:  # pragma: no cover - compiled
 
 @compiled
 def tally_some(values: Array, size: int, every: int) -> int:  # pragma: no cover - compiled
-    """The same for `size` elements of every so many pieces of that size."""
+    """Count the elements that are not zero in every `every`-th piece of `size` elements."""
     total = 0
     for first in range(0, values.size, size * every):
         total += tally(values[first : first + size])
     return total
 
 
-def density(x: Tensor, pictures: int = 8) -> float:
-    """Share of nonzero values in at least `pictures` samples spread over the batch (B, ...)."""
-    many = x.shape[0]
-    every = max(1, many // pictures)
-    size = x.numel() // many if many else 0
-    counted = size * -(-many // every)
+def density(x: Tensor, samples: int = 8) -> float:
+    """Estimate the share of values that are not zero.
+
+    Args:
+        x: a batch (B, ...).
+        samples: at least so many samples, spread over the batch, are looked at.
+
+    Returns:
+        The share in these samples, 0 for an empty tensor.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.elementwise import density
+        >>> density(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        0.25
+    """
+    batch = x.shape[0]
+    every = max(1, batch // samples)
+    size = x.numel() // batch if batch else 0
+    counted = size * -(-batch // every)
     if counted == 0:
         return 0.0
-    if _counts(x, _HALVES) and (many == 1 or x.stride(0) == size):  # pictures lie one after the other
-        return int(tally_some(array(x), size, every)) / counted  # spikes have no zero with a sign
+    if _supports(x, _HALVES) and (batch == 1 or x.stride(0) == size):  # samples lie one after the other
+        return int(tally_some(array(x), size, every)) / counted  # as bits: spikes have no negative zero
     some = x[::every]
     return nonzero(some.float() if some.dtype in _HALVES else some) / counted
 
 
-def _counts(x: Tensor, further: tuple[torch.dtype, ...] = ()) -> bool:
-    """Whether the compiled count supports a tensor."""
+def _supports(x: Tensor, further: tuple[torch.dtype, ...] = ()) -> bool:
+    """Tell whether the compiled count supports a tensor of float32 or of a further type."""
     return AVAILABLE and x.device.type == "cpu" and x.dtype in (torch.float32, *further) and dense(x)
 
 
 def nonzero(x: Tensor) -> int:
-    """How many values of a tensor are not zero; float32 that is dense in memory on the CPU is counted compiled."""
-    if x.numel() == 0 or not _counts(x):
+    """Count the values of a tensor that are not zero; dense float32 on the CPU is counted by compiled code.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        The number of values that are not zero; NaN is one of them.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.elementwise import nonzero
+        >>> nonzero(torch.tensor([0.0, 1.0, -0.0, 2.0]))
+        2
+    """
+    if x.numel() == 0 or not _supports(x):
         return int(torch.count_nonzero(x))
     values, found = array(x), dict[int, int]()
 
@@ -77,11 +102,11 @@ def nonzero(x: Tensor) -> int:
     return sum(found.values())
 
 
-Floats = NDArray[np.float64]
-
-
-def _errors(edges: Floats, density: Floats, theta: Floats, start: Floats, steps: int, most: int, out: Floats) -> None:
-    """Row by row: sum over filled bins of density times the error's integral across the bin."""
+@compiled
+def _errors(
+    edges: Array, density: Array, theta: Array, start: Array, steps: int, max_count: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Write for every row and theta the sum over filled bins of density times the error's integral across the bin."""
     rows, bins = density.shape
     for row in range(rows):
         v = start[row]
@@ -97,27 +122,31 @@ def _errors(edges: Floats, density: Floats, theta: Floats, start: Floats, steps:
                     continue
                 if last != b:
                     w = edges[row, b] * inverse + v
-                    n = min(np.floor(w), most)
+                    n = min(np.floor(w), max_count)
                     before = n * cells + (v3 - (v - (w - n)) ** 3) / 3
                 w = edges[row, b + 1] * inverse + v
-                n = min(np.floor(w), most)
+                n = min(np.floor(w), max_count)
                 after = n * cells + (v3 - (v - (w - n)) ** 3) / 3
                 total += (after - before) * density[row, b]
                 last, before = b + 1, after
             out[row, j] = total * step * step * step
 
 
-# Not cached on disk: cache files beside an installed package outlive its removal, and shadow what is installed next.
-_compiled: Any = numba.njit(nogil=True)(_errors)
-
-
 def squared_error(
     edges: Tensor, density: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
 ) -> Tensor:
-    """Summed squared error of the quantizer for every candidate theta, in as many threads as torch uses.
+    """Sum the quantizer's squared error over a histogram for every candidate theta, in as many threads as torch uses.
 
-    Shapes: edges (C, bins + 1), density (C, bins), theta (C, J), v_init (C,), all float64; result (C, J), the
-    activation's unit squared.
+    Args:
+        edges: the bins' edges, (C, bins + 1) float64.
+        density: count over width of every bin, (C, bins) float64.
+        theta: J candidates a channel, (C, J) float64.
+        v_init: (C,) float64.
+        timesteps: T.
+        max_spikes: N.
+
+    Returns:
+        The errors (C, J), in the activation's unit squared.
     """
     out = np.zeros(tuple(theta.shape))
     arrays = [np.ascontiguousarray(x.numpy()) for x in (edges, density, theta, v_init)]
@@ -126,7 +155,7 @@ def squared_error(
 
     def work(i: int) -> None:
         rows = slice(bounds[i], bounds[i + 1])
-        _compiled(*(x[rows] for x in arrays), timesteps, timesteps * max_spikes, out[rows])
+        _errors(*(x[rows] for x in arrays), timesteps, timesteps * max_spikes, out[rows])
 
     if workers == 1:
         work(0)

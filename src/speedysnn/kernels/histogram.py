@@ -1,6 +1,8 @@
-"""Histogram of a layer's values by channel and float32 code, in memory order; compiled.
+"""Compiled histograms of a layer's values by channel and float32 code, on the CPU and on a GPU.
 
-Counts of a layer's values by channel and float32 code on a GPU: they stay there until all values have come.
+A code is the exponent of a positive float32 and the first four bits of its mantissa. `Table` counts values on the CPU
+in memory order, and its range of codes grows with the values; `DeviceTable` counts them on a GPU, where the counts stay
+until all values have come. Both give `Counted`, from which `speedysnn.calibration.histogram` makes its histograms.
 """
 
 from dataclasses import dataclass
@@ -16,13 +18,15 @@ from speedysnn.kernels.layout import in_rows, power
 from speedysnn.kernels.neuron import triton_backend
 
 Array = Any
-SHIFT = 19  # a code is a positive float32's exponent and the first four bits of its mantissa
+SHIFT = 19  # bits of a float32 below those of its code
 CODES = 1 << (31 - SHIFT)
-SIGN_BIT, MAGNITUDE_BITS = np.int32(-(2**31)), np.int32(2**31 - 1)  # the bit of the sign, and all others
-NOT_FINITE = 0xFF << 23  # from these bits on, the sign left out, a value is infinite or NaN
-MAX_CELLS = 2**21  # cells of a table; beyond it the table would cost more than the values
-SPARE = 16  # codes that a table has on either side beyond what its values need: one octave
-COUNT_BLOCK = 2048  # values looked at together, about: they stay in the nearest cache
+SIGN_BIT, MAGNITUDE_BITS = np.int32(-(2**31)), np.int32(2**31 - 1)  # the sign's bit, and all others
+NOT_FINITE = 0xFF << 23  # a magnitude with these bits or larger ones is infinite or NaN
+MAX_CELLS = 2**21  # most cells of a table on the CPU: a larger one would cost more than the values
+MAX_DEVICE_CELLS = 2**27  # most cells of a table on a GPU, 512 MiB
+SPARE = 16  # codes that a table is wider on either side than its values need: one octave
+COUNT_BLOCK = 2048  # about the values that are counted together: they stay in the nearest cache
+_TILE = 2048  # about the values that one program on a GPU counts
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class Counted:
     """Counts of a tensor's values by row.
 
     Attributes:
-        table: (rows, 2 + codes) int32: values that are not positive, positive ones with codes smaller than `low`, and
-            those with code `low`, low + 1, ...
-        low: that code.
-        largest: (rows,) float32, largest positive value, 0 if there is none.
+        table: (rows, 2 + codes) int32: the number of values that are not positive, of positive values with a code
+            below `low`, and of those with code `low`, low + 1, ...
+        low: the smallest code with a column of its own.
+        largest: (rows,) float32, the largest positive value, 0 if there is none.
     """
 
     table: Array
@@ -43,14 +47,14 @@ class Counted:
 
 @compiled
 def raise_to(bits: Array, sign: Any, largest: Array) -> None:  # pragma: no cover - compiled
-    """Elementwise maximum after flipping signs by `sign`; positive floats sort as their bits do."""
+    """Raise `largest` to the values' bits, with signs flipped by `sign`; positive floats sort as their bits do."""
     for j in range(bits.size):
         largest[j] = max(largest[j], bits[j] ^ sign)
 
 
 @compiled
-def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
-    """Bits of the largest magnitude."""
+def largest_magnitude(bits: Array) -> Any:  # pragma: no cover - compiled
+    """Return the bits of the largest magnitude."""
     most = np.int32(0)
     for j in range(bits.size):
         most = max(most, bits[j] & MAGNITUDE_BITS)
@@ -59,7 +63,7 @@ def size_of(bits: Array) -> Any:  # pragma: no cover - compiled
 
 @compiled
 def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
-    """Values in one block: whole rows of channels, or neighbours of one channel."""
+    """Return the values of a block: whole rows of channels, or neighbours of one channel."""
     return channels * max(1, COUNT_BLOCK // channels) if inner == 1 else min(inner, COUNT_BLOCK)
 
 
@@ -67,14 +71,17 @@ def block_of(channels: int, inner: int) -> int:  # pragma: no cover - compiled
 def peak(
     bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, peaks: Array
 ) -> Any:  # pragma: no cover - compiled
-    """Bits of the largest magnitude of values begin..end - 1; `peaks` takes the channels' largest, and negated."""
+    """Return the bits of the largest magnitude of values begin..end - 1.
+
+    `peaks` (2, C) is raised to the bits of every channel's largest value, and of its largest negated value if `signed`.
+    """
     block = block_of(channels, inner)
     high, i, c, most = np.zeros((2, block), np.int32), begin, begin // inner % channels, np.int32(0)
     while i < end:
         run = end if inner == 1 else i + inner
         while i < run:
             part = bits[i : min(run, i + block)]
-            most = max(most, size_of(part))
+            most = max(most, largest_magnitude(part))
             raise_to(part, np.int32(0), high[0])
             if signed:
                 raise_to(part, SIGN_BIT, high[1])
@@ -91,7 +98,7 @@ def peak(
 def add(
     bits: Array, sign: Any, low: int, base: Array, place: Array, table: Array
 ) -> None:  # pragma: no cover - compiled
-    """Count values, their signs turned by `sign`, in the rows that begin at `base`."""
+    """Count values, with signs flipped by `sign`, in the rows that begin at `base`; `place` is scratch memory."""
     for j in range(bits.size):
         code = (bits[j] ^ sign) >> SHIFT
         place[j] = base[j] + (code - low + np.int32(2) if code >= low else min(max(code, np.int32(0)), np.int32(1)))
@@ -103,12 +110,12 @@ def add(
 def count_bins(
     bits: Array, channels: int, inner: int, signed: bool, begin: int, end: int, low: Any, table: Array
 ) -> None:  # pragma: no cover - compiled
-    """Count values begin..end - 1, whole rows of channels or whole channels; rows `channels`.. are of negated values.
+    """Count values begin..end - 1, whole rows of channels or whole channels, in a table as `Counted` describes it.
 
-    In a row come what is not positive, smaller codes than `low`, and the codes from `low` on.
+    If `signed`, the rows from `channels` on count the negated values.
     """
     block, flat_, apart = block_of(channels, inner), table.reshape(table.size), table.shape[1]
-    base, place = np.empty(block, np.int32), np.empty(block, np.uint32)  # a signed place might count from the end
+    base, place = np.empty(block, np.int32), np.empty(block, np.uint32)  # signed, an index might count from the end
     i, c = begin, begin // inner % channels
     for j in range(block):
         base[j] = j % channels * apart
@@ -127,7 +134,7 @@ def count_bins(
 
 @compiled
 def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: no cover - compiled
-    """Add a table's codes to rows of bins that end below the code `top`; smaller codes are added to the first bin."""
+    """Add a table's counts to rows of bins that end below the code `top`; smaller codes go to the first bin."""
     bins = counts.shape[1]
     for row in range(table.shape[0]):
         first = low - (top[row] - bins)
@@ -139,7 +146,7 @@ def fold(table: Array, low: int, top: Array, counts: Array) -> None:  # pragma: 
 
 @compiled
 def span(peaks: Array) -> tuple[int, int]:  # pragma: no cover - compiled
-    """Smallest and largest code of positive peaks; the smallest is the larger where there is none."""
+    """Return the smallest and the largest code of the positive peaks; (CODES, 0) where there are none."""
     least, most = CODES, 0
     for bits in peaks:
         if bits > 0:
@@ -153,9 +160,9 @@ class Table:
     Positive values below the smallest normal number count as zeros.
 
     Args:
-        channels: of the layer, or 1; rows `channels`.. are of negated values if it is `signed`.
-        signed: likewise.
-        depth: codes that are told apart below each row's largest.
+        channels: of the layer, or 1.
+        signed: as many rows more count the negated values.
+        depth: codes that are kept apart below each row's largest.
     """
 
     def __init__(self, channels: int, signed: bool, depth: int) -> None:
@@ -166,11 +173,11 @@ class Table:
 
     @property
     def cells(self) -> int:
-        """Number of counters."""
+        """The number of counters."""
         return int(self._table.size)
 
     def add(self, bits: Array, inner: int, begin: int, end: int) -> bool:
-        """Count values begin..end - 1, float32 as int32; False, and nothing is counted, where one is not finite."""
+        """Count values begin..end - 1, float32 as int32; return False and count none if one is not finite."""
         peaks = np.zeros((2, self._channels), np.int32)
         if peak(bits, self._channels, inner, self._signed, begin, end, peaks) >= NOT_FINITE:
             return False
@@ -181,40 +188,37 @@ class Table:
         return True
 
     def _widen(self) -> None:
-        """Widen the range of codes to the present peaks; values already counted below the range stay there."""
+        """Widen the range of codes to the present peaks; values counted below the range before stay there."""
         least, most = span(self._peaks.reshape(-1))
         codes = self._table.shape[1] - 2
         high = self._low + codes if codes else 0
         if least > most or (max(1, least - self._depth) >= self._low and most < high):
             return
         low, high = min(self._low, max(1, least - self._depth - SPARE)), max(high, most + 1 + SPARE)
-        wider = np.zeros((len(self._table), (high - low + 2) | 1), np.int32)  # odd: rows lie in other places of a cache
+        wider = np.zeros((len(self._table), (high - low + 2) | 1), np.int32)  # odd: rows differ in their cache sets
         first = self._low - low + 2
         wider[:, :2], wider[:, first : first + codes] = self._table[:, :2], self._table[:, 2:]
         self._low, self._table = low, wider
 
     def counted(self) -> Counted:
-        """What has been counted."""
+        """Return the counts so far."""
         return Counted(self._table, self._low, self._peaks.reshape(-1).view(np.float32))
 
 
-MAX_DEVICE_CELLS = 2**27  # cells of a table, 512 MiB
-_TILE = 2048  # values that one program counts, about
-
-
 def supports(x: Tensor, rows: int) -> bool:
-    """Whether values can be counted where they lie."""
-    return _right(x.device.type) and 0 < rows * CODES <= MAX_DEVICE_CELLS and x.is_floating_point() and x.numel() > 0
+    """Tell whether `DeviceTable` supports a tensor's values, counted in so many rows."""
+    fits = 0 < rows * CODES <= MAX_DEVICE_CELLS and x.is_floating_point() and x.numel() > 0
+    return _matches_torch(x.device.type) and fits
 
 
 class DeviceTable:
-    """Counts of a layer's values by row and code while they come in; see `counting.Table`.
+    """A histogram of a layer's values by row and code on a GPU; see `Table`.
 
     Args:
-        channels: of the layer, or 1; as many rows more are of negated values if it is `signed`.
-        signed: likewise.
-        depth: codes that are told apart below each row's largest.
-        device: where the values lie.
+        channels: of the layer, or 1.
+        signed: as many rows more count the negated values.
+        depth: codes that are kept apart below each row's largest.
+        device: the GPU.
     """
 
     def __init__(self, channels: int, signed: bool, depth: int, device: torch.device) -> None:
@@ -225,7 +229,7 @@ class DeviceTable:
         self.seen = 0
 
     def add(self, x: Tensor, dim: int) -> None:
-        """Count activations whose channels lie along `dim`, -1 for none; nothing waits for it."""
+        """Count activations whose channels are dimension `dim`, -1 for none; the GPU is not waited for."""
         from speedysnn.kernels import triton_kernels
 
         x = in_rows(x.detach().to(torch.float32) if x.dtype == torch.float64 else x.detach())
@@ -242,7 +246,7 @@ class DeviceTable:
         self.seen += x.numel()
 
     def counted(self) -> Counted | None:
-        """What has been counted; None where a value was not finite. The GPU is waited for twice."""
+        """Return the counts so far, or None where a value was not finite; the GPU is waited for twice."""
         peaks: Any = self._peaks.cpu().numpy()
         if peaks[-1] >= NOT_FINITE:
             return None
@@ -256,8 +260,8 @@ class DeviceTable:
 
 
 @cache
-def _right(device: str) -> bool:
-    """Whether Triton is there and its compiled code counts as torch does, what is on trial in a few values."""
+def _matches_torch(device: str) -> bool:
+    """Tell whether Triton runs on such a device and, in a trial with a few values, counts as torch does."""
     if not triton_backend.usable(device):
         return False
     x = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0))

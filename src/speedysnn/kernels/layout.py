@@ -1,6 +1,8 @@
-"""How a drive lies in memory: T rows of neurons, each with the index of its channel.
+"""Memory layouts: a drive as T rows of neurons for every kernel, and the tiles that a GPU kernel's programs read.
 
-How a matrix is divided among the programs of a GPU kernel.
+Kernels work on flat arrays in memory order. `plan` says where a neuron of a dense drive finds its channel's theta;
+`like`, `promised` and `laid_out` allocate or copy tensors with the strides that a kernel expects; `shared` cuts a
+matrix into tiles for the programs of a GPU kernel.
 """
 
 import math
@@ -10,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WIDE = 256  # most columns in a tile
+PROGRAMS = 1024  # about the most programs of a kernel; each works through several tiles where there are more
+
 
 @dataclass(frozen=True)
 class Layout:
-    """A drive as T rows of `neurons` values one after the other; neuron i has theta number (i // inner) % channels.
+    """A drive as T rows of `neurons` values, one row after the other; neuron i uses theta (i // inner) % channels.
 
     Attributes:
-        drive: the drive, dense in memory and with the slowest stride first; copied if it was not.
-        neurons: values of one step.
-        channels: how many thetas there are.
-        inner: neighbours in memory that share a theta.
+        drive: the drive, dense in memory with the slowest stride first; a copy if it was not.
+        neurons: number of values in one row.
+        channels: number of thetas.
+        inner: number of neighbours in memory that share a theta.
     """
 
     drive: Tensor
@@ -29,7 +34,7 @@ class Layout:
 
 
 def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | None:
-    """The layout of a drive of `steps` rows, or None where theta or v_init vary along more than one dimension."""
+    """Return the layout of a drive of `steps` rows, or None where theta or v_init vary along several dimensions."""
     dim = channel_dim(drive, theta, v_init)
     if dim is None:
         return None
@@ -41,19 +46,19 @@ def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | N
 
 
 def in_rows(x: Tensor) -> Tensor:
-    """The tensor dense in memory with the slowest stride first; copied if it is not."""
+    """Return the tensor if it is dense in memory with the slowest stride first, else a contiguous copy."""
     return x if rows_first(x) else x.contiguous()
 
 
 def promised(drive: Tensor, steps: int, constant: bool) -> Tensor:
-    """Allocate an output with the strides the kernel will write, for a drive of T*B rows, or of B if constant."""
+    """Allocate an output (T*B, ...) with the strides the kernel will write; the drive is (B, ...) if `constant`."""
     if not rows_first(drive):
         drive = torch.empty_like(drive, memory_format=torch.contiguous_format)
     return like(drive, steps) if constant else torch.empty_like(drive)
 
 
 def dense(x: Tensor) -> bool:
-    """Whether a tensor's values fill one block of memory without gaps, in any order."""
+    """Tell whether a tensor's values fill one block of memory without gaps, in any order."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return True
     expected = 1
@@ -65,12 +70,12 @@ def dense(x: Tensor) -> bool:
 
 
 def flat(x: Tensor) -> Tensor:
-    """A view of a dense tensor in memory order, (numel,)."""
+    """Return a view of a dense tensor in memory order, (numel,)."""
     return x.detach().as_strided((x.numel(),), (1,))
 
 
 def array(x: Tensor) -> Any:
-    """A dense tensor as a numpy array in memory order; bfloat16 and float16 come as uint16 bits."""
+    """Return a dense tensor as a flat numpy array that shares its memory; bfloat16 and float16 come as uint16 bits."""
     return (flat(x).view(torch.uint16) if x.dtype.itemsize == 2 else flat(x)).numpy()
 
 
@@ -82,7 +87,7 @@ def like(drive: Tensor, steps: int) -> Tensor:
 
 
 def laid_out(x: Tensor, example: Tensor) -> Tensor:
-    """The tensor (T*B, ...) with the strides of the example (B, ...); copied if they differ."""
+    """Return the tensor (T*B, ...) with the strides of the example (B, ...), as a copy if its strides differ."""
     if x.stride()[1:] == example.stride()[1:] and (x.shape[0] < 2 or x.stride(0) == _row(example)):
         return x
     size = (_row(example), *example.stride()[1:])
@@ -90,22 +95,23 @@ def laid_out(x: Tensor, example: Tensor) -> Tensor:
 
 
 def _row(x: Tensor) -> int:
+    """Return the number of values in one element of the first dimension."""
     return math.prod(x.shape[1:])
 
 
 def values(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A parameter's values as a flat tensor, (1,) or (channels,)."""
+    """Return a parameter's values as a flat tensor, (1,) or (channels,)."""
     return (x if x.dtype == dtype else x.to(dtype)).detach().reshape(-1)
 
 
 def reduced(sums: Tensor, parameter: Tensor) -> Tensor:
-    """A parameter's gradient from sums by channel: one for each of its values, or their total for a single one."""
+    """Return a parameter's gradient, in its shape and type, from the gradient's sums by channel."""
     total = sums.sum() if parameter.numel() == 1 else sums
     return total.to(parameter.dtype).reshape(parameter.shape)
 
 
 def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
-    """The dimension theta and v_init run along, -1 for a single value, None for anything else."""
+    """Return the drive's dimension that theta and v_init vary along: -1 for none, None for several."""
     found = -1
     for value in (theta, v_init):
         if value.numel() == 1:
@@ -119,7 +125,7 @@ def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
 
 
 def rows_first(drive: Tensor) -> bool:
-    """Whether a tensor is dense in memory with the slowest stride first."""
+    """Tell whether a tensor is not empty and dense in memory with the slowest stride first."""
     if drive.numel() == 0 or drive.ndim == 0:
         return False
     if drive.is_contiguous():
@@ -127,17 +133,13 @@ def rows_first(drive: Tensor) -> bool:
     return drive.stride(0) == _row(drive) and dense(drive)
 
 
-WIDE = 256  # columns that a program looks at together, at most
-PROGRAMS = 1024  # at most, about: each goes on through the rows
-
-
 def power(n: int) -> int:
-    """The smallest power of two that is at least n."""
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def shared(rows: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The grid of programs (rows, columns), and the tile of `size` values that one program reads at once."""
+    """Return a kernel's grid (rows, columns) of programs, and the tile (rows, columns) that each reads at once."""
     wide = min(WIDE, power(width))
     tall, across = size // wide, -(-width // wide)
     return (max(1, min(-(-rows // tall), PROGRAMS // across)), across), (tall, wide)

@@ -1,8 +1,9 @@
-"""The quantized reading: what T steps count under constant drive, with the gradient of a learned step size.
+"""The quantized reading, Q(z) = theta/T clip(floor(T z / theta + v_init), 0, T N), and its gradients.
 
-The quantized reading on the CPU: one read and one write forward, two reads and one write backward; compiled.
-
-The quantized reading on a GPU, through Triton: one read and one write forward, two reads and one write backward.
+`quantize` and `levels` are what T steps emit and count under constant drive; `step_gradient` gives spikes the
+quantizer's gradient in theta. `COMPILED` lists the kernels: numba on the CPU and Triton on a GPU, both with one read
+and one write forward, two reads and one write backward. `kernels.reference` defines what they compute and runs the
+calls that neither supports.
 """
 
 import math
@@ -24,8 +25,12 @@ from speedysnn.kernels.neuron.numba_sequence import block_size, period_of
 from speedysnn.kernels.reference import Rule, count_reference, gradients_reference, quantize_reference
 
 Array = Any
-QUANTIZER_BLOCK = 4096
+QUANTIZER_BLOCK = 4096  # values that the CPU's kernels look at together
 _DTYPES = (torch.float32, torch.float64)
+_TRITON_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_BLOCK = 1024  # values of one program forward
+_TILE = 1024  # values that one program reads at once backward
+_ONE_THETA = 512  # columns that a layer is cut into where all its neurons have one theta
 
 
 @compiled
@@ -33,6 +38,7 @@ def _forward(
     z: Array, theta: Array, v_init: Array, inner: int, timesteps: Any, min_count: Any, max_count: Any, begin: int,
     end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
+    """Quantize the values begin..end - 1; see `reference.quantize_reference`."""
     th, v0 = np.empty(QUANTIZER_BLOCK, z.dtype), np.empty(QUANTIZER_BLOCK, z.dtype)
     step = np.empty(QUANTIZER_BLOCK, z.dtype)
     period = period_of(theta, v_init, inner)
@@ -45,7 +51,7 @@ def _forward(
             for i in range(m):
                 step[i] = th[i] / timesteps
         own, result = z[first : first + m], out[first : first + m]
-        for i in range(m):  # from 0 on: an index that might be negative is looked at one by one
+        for i in range(m):  # an index from 0 on is never negative, so that the loop is vectorized
             n = np.floor(own[i] * timesteps / th[i] + v0[i])
             n = min_count if n < min_count else n
             n = max_count if n > max_count else n
@@ -57,12 +63,13 @@ def _backward(
     z: Array, g: Array, theta: Array, v_init: Array, inner: int, channels: int, timesteps: Any, min_count: Any,
     max_count: Any, begin: int, end: int, out: Array, to_theta: Array, to_start: Array,
 ) -> None:  # pragma: no cover - compiled
+    """Write the gradient of the values begin..end - 1, and add those of theta and v_init to their channels' sums."""
     th, v0 = np.empty(QUANTIZER_BLOCK, z.dtype), np.empty(QUANTIZER_BLOCK, z.dtype)
     a, b = np.zeros(QUANTIZER_BLOCK), np.zeros(QUANTIZER_BLOCK)
     zero, low, high = max_count - max_count, min_count / timesteps, max_count / timesteps
     period = period_of(theta, v_init, inner)
     size = block_size(QUANTIZER_BLOCK, period)
-    alike = size % period == 0  # a place has the same channel in every block
+    alike = size % period == 0  # position i has the same channel in every block
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or not alike:
@@ -91,7 +98,7 @@ def _backward(
 
 
 def numba_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
-    """Whether these kernels can run a call; `quantizer_reference` runs the others."""
+    """Tell whether these kernels can run a call."""
     return (
         AVAILABLE and drive.device.type == "cpu" and drive.dtype in _DTYPES and drive.numel() > 0
         and theta.dtype in _DTYPES and plan(drive[:1], theta, v_init, 1) is not None
@@ -101,7 +108,7 @@ def numba_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
 def numba_forward(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> Tensor:
-    """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
+    """Quantize a drive; see `reference.quantize_reference`."""
     where = plan(drive.detach(), theta, v_init, 1)
     assert where is not None
     out, kind = torch.empty_like(where.drive), _kind(drive)
@@ -114,7 +121,7 @@ def numba_forward(
 def numba_backward(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
+    """Compute the gradients of drive, theta and v_init; see `reference.gradients_reference`."""
     where = plan(drive.detach(), theta, v_init, 1)
     assert where is not None
     out, kind = torch.empty_like(where.drive), _kind(drive)
@@ -134,17 +141,11 @@ def _kind(drive: Tensor) -> Any:
     return np.float64 if drive.dtype == torch.float64 else np.float32
 
 
-_TRITON_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_BLOCK = 1024
-_TILE = 1024
-_ONE_THETA = 512  # columns of a layer whose neurons have one theta
-
-
 def triton_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
-    """Whether these kernels can run a call; `quantizer_reference` runs the others."""
+    """Tell whether these kernels can run a call."""
     if drive.device.type == "cpu" or drive.dtype not in _TRITON_DTYPES or not drive.numel():
         return False
-    if not _right(drive.device.type):
+    if not _matches_reference(drive.device.type):
         return False
     where = plan(drive.detach(), theta, v_init, 1) if rows_first(drive) else None
     return where is not None and (where.channels == 1 or where.inner == 1)  # channels lie side by side
@@ -153,7 +154,7 @@ def triton_supports(drive: Tensor, theta: Tensor, v_init: Tensor) -> bool:
 def triton_forward(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> Tensor:
-    """theta/T clip(floor(T z / theta + v_init), min_count, max_count); shapes as those of `quantizer.quantize`."""
+    """Quantize a drive; see `reference.quantize_reference`."""
     from speedysnn.kernels import triton_kernels
 
     where, th, v0 = _given(drive, theta, v_init)
@@ -169,7 +170,7 @@ def triton_forward(
 def triton_backward(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init, the last two in the parameters' shapes and not yet scaled."""
+    """Compute the gradients of drive, theta and v_init; see `reference.gradients_reference`."""
     from speedysnn.kernels import triton_kernels
 
     where, th, v0 = _given(drive, theta, v_init)
@@ -187,18 +188,20 @@ def triton_backward(
 
 
 def _given(drive: Tensor, theta: Tensor, v_init: Tensor) -> tuple[Layout, Tensor, Tensor]:
+    """Return the drive's layout, and the flat parameters in the type that is computed in."""
     where, work = plan(drive.detach(), theta, v_init, 1), torch.promote_types(drive.dtype, torch.float32)
     assert where is not None
     return where, values(theta, work), values(v_init, work)
 
 
 def _width(where: Layout) -> int:
+    """Return the number of columns of the matrix that a layer is seen as; neurons of a column share a theta."""
     return _ONE_THETA if where.channels == 1 else where.channels
 
 
 @cache
-def _right(device: str) -> bool:
-    """Whether Triton is there and its compiled code gives what plain torch does, on trial in a few values."""
+def _matches_reference(device: str) -> bool:
+    """Tell whether Triton runs on such a device and, in a trial with a few values, computes what the reference does."""
     if not triton_backend.usable(device):
         return False
     generator = torch.Generator().manual_seed(0)
@@ -214,17 +217,31 @@ def _right(device: str) -> bool:
 def levels(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1, signed: bool = False
 ) -> Tensor:
-    """Spikes counted in T steps of constant drive, n = clip(floor(T z / theta + v_init), 0, T N).
+    """Count the spikes in T steps of constant drive, n = clip(floor(T z / theta + v_init), 0, T N).
 
-    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive. N = `max_spikes` spikes a step; the
-    lower clip is -T N if `signed`.
+    Args:
+        drive: z (B, ...), in the activation's unit.
+        theta: thresholds in the same unit, broadcast against the drive.
+        v_init: initial membrane as a fraction of theta, likewise.
+        timesteps: T.
+        max_spikes: N, the most spikes in one step.
+        signed: counts may be negative, down to -T N.
+
+    Returns:
+        The counts, whole numbers in the drive's shape, float32 at least.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.quantizer import levels
+        >>> levels(torch.tensor([-1.0, 0.3, 9.0]), torch.tensor(1.0), torch.tensor(0.5), timesteps=4)
+        tensor([0., 1., 4.])
     """
     max_count = timesteps * max_spikes
     return count_reference(drive, theta, v_init, timesteps, -max_count if signed else 0, max_count)
 
 
 class _Quantize(torch.autograd.Function):
-    """Straight-through in z, and LSQ's step gradient in theta (Esser et al. 2020) with its scale 1/sqrt(N T)."""
+    """The quantizer with LSQ's gradients: straight through in z, the step gradient in theta."""
 
     @staticmethod
     def forward(
@@ -259,7 +276,13 @@ class _Quantize(torch.autograd.Function):
 
 
 class CompiledQuantizer(NamedTuple):
-    """Compiled kernels: whether they support a call, the quantizer, and its gradients."""
+    """One set of compiled kernels.
+
+    Attributes:
+        supports: called with (drive, theta, v_init); whether the kernels can run the call.
+        forward: the quantizer, with the arguments of `reference.quantize_reference`.
+        backward: its gradients, with the arguments of `reference.gradients_reference`.
+    """
 
     supports: Callable[[Tensor, Tensor, Tensor], bool]
     forward: Callable[[Tensor, Tensor, Tensor, int, int, int], Tensor]
@@ -273,7 +296,7 @@ COMPILED = (
 
 
 def _compiled(drive: Tensor, theta: Tensor, v_init: Tensor) -> CompiledQuantizer | None:
-    """The compiled kernels that support a call, or None."""
+    """Return the first compiled kernels that support a call, or None."""
     return next((own for own in COMPILED if own.supports(drive, theta, v_init)), None)
 
 
@@ -287,22 +310,42 @@ def quantize(
     signed: bool = False,
     scaled: bool = True,
 ) -> Tensor:
-    """Q(z) = theta/T clip(floor(T z / theta + v_init), 0, T N).
+    """Quantize a drive as T steps of a spiking neuron would, Q(z) = theta/T clip(floor(T z / theta + v_init), 0, T N).
 
     Gradients: dQ/dz = 1 for 0 < z < N theta, else 0; dQ/dtheta = n/T - z/theta inside, N above, 0 below;
-    dQ/dv_init = theta/T inside. If `signed`, "inside" is -N theta < z < N theta, with -N below. With `scaled` the last
-    two are multiplied by 1/sqrt(features * T).
+    dQ/dv_init = theta/T inside. If `signed`, "inside" is -N theta < z < N theta, with -N below.
 
-    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive, in its unit.
+    Args:
+        drive: z (B, ...), in the activation's unit.
+        theta: thresholds in the same unit, broadcast against the drive.
+        v_init: initial membrane as a fraction of theta, likewise.
+        timesteps: T.
+        max_spikes: N, the most spikes in one step.
+        signed: the value may be negative; the lower clip is -T N.
+        scaled: multiply the gradients of theta and v_init by LSQ's scale, 1/sqrt(features * T).
+
+    Returns:
+        Q(z), in the drive's shape, type and unit.
 
     Reference: castagnetti2023, esser2020
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.quantizer import quantize
+        >>> theta = torch.tensor(2.0, requires_grad=True)
+        >>> out = quantize(torch.tensor([-1.0, 0.6, 9.0]), theta, torch.tensor(0.5), timesteps=4, scaled=False)
+        >>> out.detach()
+        tensor([0.0000, 0.5000, 2.0000])
+        >>> out.sum().backward()  # n/T - z/theta inside, N = 1 above
+        >>> round(theta.grad.item(), 4)
+        0.95
     """
     out: Tensor = _Quantize.apply(drive, theta, v_init, timesteps, max_spikes, signed, scaled)
     return out
 
 
 class _StepGradient(torch.autograd.Function):
-    """The spikes as they are, with the learned step size's gradient in theta added."""
+    """Spikes unchanged forward; backward the learned step size's gradient in theta is added."""
 
     @staticmethod
     def forward(
@@ -327,10 +370,21 @@ class _StepGradient(torch.autograd.Function):
 def step_gradient(
     out: Tensor, drive: Tensor, theta: Tensor, rule: Rule, share: float = 1.0, *, scaled: bool = True
 ) -> Tensor:
-    """Spikes (T*B, ...) unchanged; `share` of dy/dtheta = n/T - z/theta inside, N above, 0 below, is added.
+    """Return spikes unchanged and add the quantizer's gradient in theta to their own.
 
-    y is the output's mean over time, n the spikes counted, z the mean drive (B, ...); with `scaled` the gradient is
-    multiplied by 1/sqrt(features * T).
+    With y the output's mean over time and n the spikes counted, the gradient added is
+    dy/dtheta = n/T - z/theta inside the clip, N above, 0 below.
+
+    Args:
+        out: spikes (T*B, ...), in the activation's unit.
+        drive: z, the mean drive (B, ...).
+        theta: thresholds, broadcast against the drive.
+        rule: how the neuron fired.
+        share: factor of the gradient that is added.
+        scaled: multiply it by LSQ's scale, 1/sqrt(features * T).
+
+    Returns:
+        The spikes (T*B, ...).
 
     Reference: esser2020
     """

@@ -1,8 +1,8 @@
-"""The firing rule as data: everything a backend needs to know beside the tensors.
+"""The neuron's firing rule and the quantizer in plain torch: the definitions that every faster kernel has to equal.
 
-The multi-step neuron in plain torch: the definition that every faster backend is held equal to.
-
-The quantized reading in plain torch: the definition that the compiled kernels are held equal to.
+`Rule` holds everything that a kernel must know beside the tensors. `multistep` simulates the neuron step by step and
+defines its gradients; `count_reference`, `quantize_reference` and `gradients_reference` define the quantized reading.
+Faster kernels round every value in the same order, so that their forward results are the same bit for bit.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,17 @@ class Rule:
         width: its width in units of theta.
         detach_reset: no gradient through the reset.
         signed: the count may be negative; spikes run from -max_spikes to max_spikes.
+
+    Raises:
+        InputError: a value that no kernel could compute with, such as `timesteps` below 1.
+
+    Example:
+        >>> from speedysnn.kernels import Rule
+        >>> rule = Rule(timesteps=4, delay=1)
+        >>> [rule.seen(t) for t in (1, 2, 3, 4)]  # inputs that the neuron knows at each step
+        [2, 3, 4, 4]
+        >>> rule.max_spikes  # binary spikes
+        1
     """
 
     timesteps: int
@@ -46,14 +57,14 @@ class Rule:
     signed: bool = False
 
     def values(self) -> tuple[int | float | str | bool, ...]:
-        """The attributes in order, written out: torch.compile does not follow `vars` before torch 2.7."""
+        """Return the attributes in order; written out, as torch.compile does not follow `vars` before torch 2.7."""
         return (
             self.timesteps, self.delay, self.min_spikes, self.max_spikes, self.surrogate, self.width, self.detach_reset,
             self.signed,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Refuse what no backend could compute."""
+        """Raise InputError for values that no kernel could compute with."""
         if self.timesteps < 1:
             raise InputError(f"timesteps: expected at least 1, got {self.timesteps}")
         if not 0 <= self.delay <= self.timesteps:
@@ -64,15 +75,26 @@ class Rule:
             raise InputError(f"surrogate width: expected a positive number, got {self.width}")
 
     def seen(self, t: int) -> int:
-        """k: how many inputs the neuron has seen when it makes its output of step t = 1..T."""
+        """Return k, the number of inputs that the neuron has seen when it makes its output of step t = 1..T."""
         return min(t + self.delay, self.timesteps)
 
 
 def parse_spikes(spikes: str) -> tuple[int, int]:
-    """The (min_spikes, max_spikes) in one step of a kind: "binary", "ternary" or "graded:N".
+    """Read the name of a kind of spikes.
+
+    Args:
+        spikes: "binary", "ternary" or "graded:N".
+
+    Returns:
+        (min_spikes, max_spikes) of one step, as `Rule` takes them.
 
     Raises:
         InputError: another word, or N below 1.
+
+    Example:
+        >>> from speedysnn.kernels import parse_spikes
+        >>> parse_spikes("ternary"), parse_spikes("graded:3")
+        ((-1, 1), (0, 3))
     """
     kinds = {"binary": (0, 1), "ternary": (-1, 1)}
     if spikes in kinds:
@@ -84,9 +106,18 @@ def parse_spikes(spikes: str) -> tuple[int, int]:
 
 
 def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
-    """Spikes of one step from the level u + n (units of theta, v_init included) and the spikes so far, n.
+    """Compute the spikes of one step.
 
-    floor(level) - n, not floor(level - n): whole numbers are subtracted exactly, so no tie is lost in rounding.
+    The formula is floor(level) - n and not floor(level - n): whole numbers are subtracted exactly, so that a level on a
+    threshold always fires.
+
+    Args:
+        level: u + n, in units of theta, with v_init added.
+        count: n, the spikes so far, of the same shape.
+        rule: the firing rule.
+
+    Returns:
+        The spikes, of the same shape; a new tensor.
     """
     spikes = (torch.floor(level) - count).clamp_(-rule.max_spikes if rule.signed else 0, rule.max_spikes)
     if rule.min_spikes < 0 and not rule.signed:
@@ -95,11 +126,12 @@ def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
 
 
 def _work_dtype(drive: Tensor) -> torch.dtype:
+    """Return the type that sums are kept in: the drive's, float32 at least."""
     return torch.promote_types(drive.dtype, torch.float32)
 
 
 def _paced_sums(drive: Tensor, rule: Rule, constant: bool) -> Iterator[tuple[int, Tensor]]:
-    """For t = 1..T: t and (t/k) S[k], summed in the order in which the inputs arrive."""
+    """Yield t and (t/k) S[k] for t = 1..T; S[k] is summed in the order in which the inputs arrive."""
     steps = rule.timesteps
     if constant:
         for t in range(1, steps + 1):
@@ -116,6 +148,7 @@ def _paced_sums(drive: Tensor, rule: Rule, constant: bool) -> Iterator[tuple[int
 
 
 def _allocate(drive: Tensor, rule: Rule, constant: bool) -> Tensor:
+    """Allocate the output (T*B, ...) in the drive's memory format."""
     if not constant:
         return torch.empty_like(drive)
     shape = (rule.timesteps * drive.shape[0], *drive.shape[1:])
@@ -125,7 +158,7 @@ def _allocate(drive: Tensor, rule: Rule, constant: bool) -> Tensor:
 
 
 class _MultiStep(torch.autograd.Function):
-    """Forward by simulation; backward recomputes the membranes and runs the adjoint in reverse time."""
+    """The simulation, and its adjoint: the backward pass computes the membranes again and goes back in time."""
 
     @staticmethod
     def forward(ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
@@ -154,7 +187,7 @@ class _MultiStep(torch.autograd.Function):
 
 
 def _history(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> list[tuple[Tensor, ...]]:
-    """Per step: membrane before firing (units of theta), spikes before the step, spikes of the step."""
+    """Return for each step the membrane before firing (units of theta), the count before the step, and its spikes."""
     steps: list[tuple[Tensor, ...]] = []
     count: Tensor | None = None
     for _, total in _paced_sums(drive, rule, constant):
@@ -169,7 +202,10 @@ def _history(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant:
 
 
 def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Slopes of s at its thresholds, and the same weighted by the threshold's level (its share of theta)."""
+    """Return the sum of the surrogate's slopes over all thresholds of s, and the sum weighted by the threshold's level.
+
+    The level-th threshold lies at level * theta, so the weight is its derivative in theta.
+    """
     first = slope(rule.surrogate, u - 1, rule.width)
     total, weighted = first, first
     for level in range(2, rule.max_spikes + 1):
@@ -187,7 +223,10 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
 def _adjoint(
     drive: Tensor, theta: Tensor, v_init: Tensor, grad: Tensor, rule: Rule, constant: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init: ds = h(m)/theta (dv - level dtheta), v = a S + (v_init - n) theta."""
+    """Compute the gradients of drive, theta and v_init by going back in time.
+
+    With the membrane v = (t/k) S + (v_init - n) theta and the surrogate's slope h, ds = h/theta (dv - level dtheta).
+    """
     dtype = _work_dtype(drive)
     x, th, v0, g = drive.to(dtype), theta.to(dtype), v_init.to(dtype), grad.to(dtype)
     grad_x = torch.zeros_like(x)
@@ -209,13 +248,9 @@ def _adjoint(
             later = later - th * to_membrane
         k = rule.seen(t)
         summed += to_membrane * (t if constant else t / k)
-        if constant:
-            continue
-        if t == 1:
-            for j in range(k):
+        if not constant:  # the inputs that this step was the first to see
+            for j in range(rule.seen(t - 1) if t > 1 else 0, k):
                 slices[j].copy_(summed)
-        elif rule.seen(t - 1) < k:
-            slices[k - 1].copy_(summed)
     if constant:
         grad_x = summed
     return (
@@ -226,7 +261,7 @@ def _adjoint(
 
 
 def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
-    """The reference backend; see `speedysnn.kernels.multistep`."""
+    """Simulate the neuron in plain torch, with gradients; arguments as in `speedysnn.kernels.multistep`."""
     out: Tensor = _MultiStep.apply(drive, theta, v_init, rule, constant)
     return out
 
@@ -234,9 +269,18 @@ def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant
 def count_reference(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> Tensor:
-    """Spikes counted in T steps of constant drive, clip(floor(T z / theta + v_init), min_count, max_count).
+    """Count the spikes in T steps of constant drive, clip(floor(T z / theta + v_init), min_count, max_count).
 
-    Shapes: drive (B, ...), theta and v_init broadcast against it; result as drive, float32 at least.
+    Args:
+        drive: z (B, ...), in the activation's unit.
+        theta: thresholds in the same unit, broadcast against the drive.
+        v_init: initial membrane as a fraction of theta, likewise.
+        timesteps: T.
+        min_count: the lowest count, 0 or -T N of signed neurons.
+        max_count: the highest count, T N.
+
+    Returns:
+        Counts as whole numbers in the drive's shape, float32 at least.
     """
     dtype = torch.promote_types(drive.dtype, torch.float32)
     count = torch.floor(drive.to(dtype) * timesteps / theta.to(dtype) + v_init.to(dtype))
@@ -246,7 +290,7 @@ def count_reference(
 def quantize_reference(
     drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> Tensor:
-    """The count of `count_reference` times theta/T, in the drive's type."""
+    """Quantize a drive: the count of `count_reference` times theta/T, in the drive's type; arguments as there."""
     count = count_reference(drive, theta, v_init, timesteps, min_count, max_count)
     return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
 
@@ -254,9 +298,12 @@ def quantize_reference(
 def gradients_reference(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init from the output's, the last two in the parameters' shapes, not yet scaled.
+    """Compute the quantizer's gradients from its output's; the other arguments are those of `count_reference`.
 
-    Straight through inside the clip, and the step gradient of a learned step size.
+    The gradient of z passes straight through inside the clip; that of theta is the one of a learned step size.
+
+    Returns:
+        Gradients of drive, theta and v_init in their shapes; the last two without LSQ's scale.
 
     Reference: esser2020
     """

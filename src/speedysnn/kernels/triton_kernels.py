@@ -1,13 +1,8 @@
-"""The neuron's sequence in Triton: the state of a block of neurons in registers, one read and one write of memory.
+"""The kernels in Triton: the neuron's sequence and its adjoint, the quantizer and its gradients, and histograms.
 
-Every value is rounded in the same order as in `reference`; divisions are IEEE's. Imported only where Triton is there.
-
-The quantized reading and its gradients in Triton. Imported only where Triton is there.
-
-Tensors are rows of `width` values as they lie in memory; column c has theta number c % channels. Values are rounded in
-the order of plain torch.
-
-Counts of values by channel and float32 code in Triton. Imported only where Triton is there.
+Every value is rounded in the same order as in `kernels.reference`, with IEEE's division. The neuron keeps the state of
+a block in registers, so that the sequence is read once and written once. The quantizer and the histograms see a tensor
+as rows of `width` values in memory order. This module is imported only where Triton is installed.
 """
 
 import triton
@@ -16,13 +11,14 @@ import triton.language as tl
 
 @triton.jit
 def within(x, low, high):  # pragma: no cover - compiled
-    """Every value between two limits; NaN stays."""
+    """Clip values to two limits; NaN stays."""
     x = tl.where(x > high, high, x)
     return tl.where(x < low, low, x)
 
 
 @triton.jit
 def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover - compiled
+    """Return the spikes of one step; see `reference.fire`."""
     s = within(tl.floor(level) - count, lo, hi)
     if take_back:
         s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
@@ -31,7 +27,7 @@ def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover 
 
 @triton.jit
 def divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
-    """IEEE's quotient."""
+    """Return IEEE's quotient."""
     return a / b if double else tl.div_rn(a, b)  # plain division of float32 is approximate here
 
 
@@ -41,7 +37,7 @@ def forward(
     steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
     block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Theta * s[t] of a block of neurons, all steps; `channels` and `starts` count the values of theta and start."""
+    """Write theta * s[t] of a block of neurons for all steps; theta has `channels` values, start `starts`."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
     th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
@@ -80,7 +76,7 @@ def note(
     inner, steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr,
     double: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Forward sweep of the backward pass: membranes before firing (steps, neurons), counts (steps + 1, neurons)."""
+    """Go forward for the backward pass: write membranes before firing (steps, neurons), counts (steps + 1, neurons)."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
     th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
@@ -126,7 +122,7 @@ def adjoint(
     max_spikes: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
     block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Reverse sweep; `shape` holds half the surrogate's width, its inverse, and 0 without a gradient of the reset."""
+    """Go back in time; `shape` holds half the surrogate's width, its inverse, and 0 without a reset's gradient."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
     th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
@@ -169,7 +165,7 @@ def quantize_forward(
     z, theta, start, out, size, width, channels, starts, timesteps, min_count, max_count,
     double: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """theta/T clip(floor(T z / theta + v_init), min_count, max_count)."""
+    """Write theta/T clip(floor(T z / theta + v_init), min_count, max_count); column c has theta c % channels."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < size
     th = tl.load(theta + (at % width) % channels, mask=here, other=1.0)
@@ -183,9 +179,9 @@ def quantize_backward(
     grad, z, theta, start, to_z, sums, size, width, channels, starts, timesteps, min_count, max_count, low, high,
     double: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """The gradient of z, and in `sums` (programs, 2, width) those of theta and v_init, not added up to the end.
+    """Write the gradient of z, and to `sums` (programs, 2, width) each program's part of those of theta and v_init.
 
-    Each program adds up some columns of some rows, so that the same sums come out of every run.
+    Every program adds up the same columns of the same rows in every run, so that the sums are the same.
     """
     c = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
     there = c < width
@@ -221,9 +217,9 @@ def _count_bits(bits, here, channel, table, codes: tl.constexpr, shift: tl.const
 
 @triton.jit
 def _raise(bits, at, inside, peaks, axis: tl.constexpr):  # pragma: no cover - compiled
-    most = tl.max(bits, axis)
-    before = tl.load(peaks + at, mask=inside, other=0)  # may be old, but then it is smaller: few need to be written
-    tl.atomic_max(peaks + at, most, mask=inside & (most > before), sem="relaxed")
+    largest = tl.max(bits, axis)
+    before = tl.load(peaks + at, mask=inside, other=0)  # perhaps out of date, and then too small; it saves most writes
+    tl.atomic_max(peaks + at, largest, mask=inside & (largest > before), sem="relaxed")
 
 
 @triton.jit
@@ -231,10 +227,11 @@ def count_bins(
     x, table, peaks, worst, rows, width, channels, codes: tl.constexpr, shift: tl.constexpr, across: tl.constexpr,
     signed: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Count a matrix (rows, width) whose columns are channels if `across`, else row r is of channel r % channels.
+    """Count a matrix (rows, width) by channel and code.
 
-    `table` (channels, codes) and `peaks` (channels,) have as many rows more, of values negated, if `signed`; `worst`
-    takes the largest magnitude's bits.
+    Its columns are channels if `across`; else row r belongs to channel r % channels. `table` (channels, codes) and
+    `peaks` (channels,) have as many rows more for negated values if `signed`; `worst` takes the largest magnitude's
+    bits.
     """
     r = tl.program_id(0).to(tl.int64) * tall + tl.arange(0, tall)
     c = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)

@@ -25,7 +25,7 @@ from speedysnn.surrogate import SURROGATES
 Fire = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Window:
+class NeuronState:
     """What a neuron keeps between ticks: the sum of its inputs, and the spikes it has answered.
 
     At output step t it fires on (t/k) S[k], with S[k] the input summed over k = min(t + lookahead, T) steps.
@@ -299,7 +299,7 @@ class IFNeuron(NeuronParameters):
 
     def reset(self) -> None:
         """Forget the streaming state."""
-        self._window = Window()
+        self._state = NeuronState()
 
     def step(self, x: Tensor | None) -> Tensor | None:
         """One tick: take the input of the next step (None when there is none) and emit, or None while looking ahead.
@@ -310,7 +310,7 @@ class IFNeuron(NeuronParameters):
         Raises:
             InputError: the shape changed before `reset`.
         """
-        return self._window.tick(None if x is None else self.corrected(x), self.timesteps, self.lookahead, self._fire)
+        return self._state.tick(None if x is None else self.corrected(x), self.timesteps, self.lookahead, self._fire)
 
     def _fire(self, paced: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         theta, start = (self.per_channel(v, paced.ndim).to(paced.dtype) for v in (self.threshold, self.v_init))

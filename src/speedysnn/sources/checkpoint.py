@@ -1,8 +1,7 @@
-"""Find the weights in what a checkpoint holds, whole and finite, whatever key they lie below.
+"""Read the weights in a checkpoint: one file, or a folder of shards; no code in it is run.
 
-Read one checkpoint file without running code from it, and say what is wrong with one that cannot be read.
-
-Files of a checkpoint that was saved as a folder: one file of weights, or shards with an index.
+Weights are found whatever usual key they lie below, prefixes that every name has are removed, and what is damaged, not
+finite or more than data is refused with a message that says what to do.
 """
 
 from __future__ import annotations
@@ -33,122 +32,8 @@ _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1
 _TORCH_ERRORS = (RuntimeError, EOFError, OSError, struct.error, ValueError, LookupError, AttributeError, TypeError,
                  ArithmeticError, AssertionError, MemoryError, SystemError)  # fmt: skip
 
-
-def read_content(file: Path) -> Any:
-    require_file(file, "checkpoint")
-    _require_weights_file(file)
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-
-
-def _require_weights_file(file: Path) -> None:
-    start = start_of(file, "checkpoint")
-    if file.suffix in NETWORKS:
-        raise SourceError(
-            f"checkpoint {file} is a whole network, not weights alone: give it as the network itself, without a "
-            f"checkpoint (MODEL is {file.name})"
-        )
-    if file.suffix != ".safetensors" and not start.startswith(_TORCH_STARTS):
-        raise SourceError(_not_torch(file))
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError) as err:
-        raise SourceError(
-            f"checkpoint {file} is not a whole safetensors file ({_first_line(err)}); {DOWNLOAD}, "
-            "or rename it if torch.save wrote it"
-        ) from err
-
-
-def _data_only_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Plain data that training scripts store beside weights: numpy scalars and parsed arguments. None runs code."""
-    reduced: Any = np.float64(0).__reduce__()
-    scalar: Callable[..., Any] = reduced[0]  # its module's name changed with numpy 2
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
-
-
-def _read_torch(file: Path) -> Any:
-    require_unpacks(file, "checkpoint")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_data_only_types()):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        raise SourceError(_refused(file, str(err))) from err
-    except _TORCH_ERRORS as err:
-        if "TorchScript" in str(err):
-            raise SourceError(
-                f"checkpoint {file} is a TorchScript program, not weights; load it with torch.jit.load where its "
-                "code may run, and save its .state_dict()"
-            ) from err
-        raise SourceError(
-            f"checkpoint {file} is cut short or damaged ({_first_line(err)}), {file.stat().st_size:,} bytes came; "
-            f"{DOWNLOAD}, and compare its size or checksum with the publisher's"
-        ) from err
-
-
-def _not_torch(file: Path) -> str:
-    return (
-        f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
-        f"torch.save, or .safetensors; {DOWNLOAD}"
-    )
-
-
-def _refused(file: Path, reason: str) -> str:
-    name = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*)", reason)
-    if name is None:
-        return _not_torch(file)
-    return (
-        f"checkpoint {file} was not opened: besides weights it holds {name[1]}, and loading that would run code. "
-        "Where you trust it, load it with the code that made it and save weights alone: "
-        "torch.save(model.state_dict(), 'weights.pth')"
-    )
-
-
-def _first_line(err: BaseException) -> str:
-    return str(err).strip().partition("\n")[0].partition(". This is an internal")[0] or type(err).__name__
-
-
 WHOLE = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-
-
-def shards(folder: Path) -> list[Path]:
-    """The files that hold a saved folder's weights, in order; none if it is no such folder.
-
-    Raises:
-        SourceError: the index is damaged, or a shard it names is missing or lies elsewhere.
-    """
-    for name in WHOLE:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}{INDEX}"
-        if index.is_file():
-            return [_shard(folder, index, shard) for shard in _named(index)]
-    return []
-
-
-def _named(index: Path) -> list[str]:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({str(name) for name in names})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as err:
-        reason = f"{type(err).__name__}: {err}"
-        raise SourceError(f"checkpoint {index} is no index of shards ({reason}); copy it again") from None
-
-
-def _shard(folder: Path, index: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise SourceError(f"checkpoint {index} names a shard outside its folder: {name!r}")
-    if not (folder / name).is_file():
-        raise SourceError(f"checkpoint {folder}: the shard {name} that {index.name} names is missing; copy it too")
-    return folder / name
-
-
-__all__ = ["Checkpoint", "open_checkpoint", "read_checkpoint", "some", "strip_prefixes"]
 
 # Where training scripts keep the weights, best first: plain weights before averaged ones.
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "params")
@@ -166,7 +51,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one file; `notes` says which part of it was taken and how its keys were changed."""
+    """The weights of one file.
+
+    Attributes:
+        path: the file, or the folder of shards.
+        weights: tensors by name, on the CPU.
+        sha256: of the file, or of all shards in order.
+        notes: which part of the file was taken, and how its keys were changed.
+    """
 
     path: Path
     weights: dict[str, Tensor] = field(repr=False)
@@ -179,10 +71,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Reads .safetensors, anything `torch.save` wrote as long as it holds only data, and a folder as accelerate and
     transformers save it, sharded or not. Weights below one of the usual keys (`NESTED`) are found, plain ones before
-    averaged ones, and prefixes that every key has (`PREFIXES`) removed. `FILE::KEY` takes the part below KEY.
+    averaged ones, and prefixes that every key has (`PREFIXES`) removed.
+
+    Args:
+        path: the file or folder; `FILE::KEY` takes the part of the file below KEY.
+
+    Returns:
+        Tensors by name.
 
     Raises:
         SourceError: missing, empty, damaged, not a checkpoint, holds code, no tensors, or NaN or infinity.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from speedysnn.sources import read_checkpoint
+        >>> file = Path(tempfile.mkdtemp()) / "run.pth"
+        >>> torch.save({"epoch": 3, "state_dict": {"module.fc.weight": torch.ones(2, 4)}}, file)
+        >>> {name: tuple(value.shape) for name, value in read_checkpoint(file).items()}
+        {'fc.weight': (2, 4)}
     """
     return open_checkpoint(path).weights
 
@@ -190,8 +98,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """As `read_checkpoint`, together with the file's sha256 and notes on what was taken from it.
 
+    Args:
+        path: as for `read_checkpoint`.
+
+    Returns:
+        The weights and where they came from.
+
     Raises:
         SourceError: as `read_checkpoint`.
+
+    Example:
+        >>> from speedysnn.assets import asset_path, weights_name
+        >>> from speedysnn.sources import open_checkpoint
+        >>> opened = open_checkpoint(asset_path(weights_name("avg")))
+        >>> tuple(opened.weights["fc2.weight"].shape), opened.notes
+        ((10, 64), ())
     """
     try:
         return _opened(path)
@@ -233,21 +154,6 @@ def _part(file: Path, content: Any, key: str) -> Any:
     return content[key]
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _holds_tensors(content: Any, depth: int = 0) -> bool:
-    """Whether tensors lie in it, or below `NESTED` keys in it; not below so many that it holds itself."""
-    return (
-        isinstance(content, Mapping)
-        and depth < _DEEPEST
-        and (bool(_tensors(content)) or any(_holds_tensors(content.get(key), depth + 1) for key in NESTED))
-    )
-
-
 def _find_weights(file: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors at the top level, or below the first of `NESTED` that holds any, however deep."""
     notes: list[str] = []
@@ -272,6 +178,21 @@ def _find_weights(file: Path, content: Any) -> tuple[dict[str, Tensor], list[str
     return weights, notes
 
 
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(content: Any, depth: int = 0) -> bool:
+    """Whether it holds tensors, directly or below keys of `NESTED`; the depth is limited, as it may hold itself."""
+    return (
+        isinstance(content, Mapping)
+        and depth < _DEEPEST
+        and (bool(_tensors(content)) or any(_holds_tensors(content.get(key), depth + 1) for key in NESTED))
+    )
+
+
 def _described(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"it is one {type(content).__name__}"
@@ -291,6 +212,12 @@ def strip_prefixes(weights: Mapping[str, _T]) -> tuple[dict[str, _T], list[str]]
         removed.append(prefix)
     clean = {".".join(part for part in key.split(".") if part != _COMPILED): value for key, value in weights.items()}
     return clean, removed
+
+
+def some(names: list[str], shown: int = 3) -> str:
+    """A text with the first few names and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _require_dense(file: Path, weights: Mapping[str, Tensor]) -> None:
@@ -318,7 +245,116 @@ def _require_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def some(names: list[str], shown: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def shards(folder: Path) -> list[Path]:
+    """The files that hold a saved folder's weights, in order; none if it is no such folder.
+
+    Raises:
+        SourceError: the index is damaged, or a shard it names is missing or lies elsewhere.
+    """
+    for name in WHOLE:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}{INDEX}"
+        if index.is_file():
+            return [_shard(folder, index, shard) for shard in _named(index)]
+    return []
+
+
+def _named(index: Path) -> list[str]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({str(name) for name in names})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as err:
+        reason = f"{type(err).__name__}: {err}"
+        raise SourceError(f"checkpoint {index} is no index of shards ({reason}); copy it again") from None
+
+
+def _shard(folder: Path, index: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise SourceError(f"checkpoint {index} names a shard outside its folder: {name!r}")
+    if not (folder / name).is_file():
+        raise SourceError(f"checkpoint {folder}: the shard {name} that {index.name} names is missing; copy it too")
+    return folder / name
+
+
+def read_content(file: Path) -> Any:
+    """What a checkpoint file holds, as data alone.
+
+    Raises:
+        SourceError: it is missing, no checkpoint, damaged, or holds more than data.
+    """
+    require_file(file, "checkpoint")
+    _require_weights_file(file)
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _require_weights_file(file: Path) -> None:
+    start = start_of(file, "checkpoint")
+    if file.suffix in NETWORKS:
+        raise SourceError(
+            f"checkpoint {file} is a whole network, not weights alone: give it as the network itself, without a "
+            f"checkpoint (MODEL is {file.name})"
+        )
+    if file.suffix != ".safetensors" and not start.startswith(_TORCH_STARTS):
+        raise SourceError(_not_torch(file))
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as err:
+        raise SourceError(
+            f"checkpoint {file} is not a whole safetensors file ({_first_line(err)}); {DOWNLOAD}, "
+            "or rename it if torch.save wrote it"
+        ) from err
+
+
+def _read_torch(file: Path) -> Any:
+    require_unpacks(file, "checkpoint")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_data_only_types()):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise SourceError(_refused(file, str(err))) from err
+    except _TORCH_ERRORS as err:
+        if "TorchScript" in str(err):
+            raise SourceError(
+                f"checkpoint {file} is a TorchScript program, not weights; load it with torch.jit.load where its "
+                "code may run, and save its .state_dict()"
+            ) from err
+        raise SourceError(
+            f"checkpoint {file} is cut short or damaged ({_first_line(err)}), {file.stat().st_size:,} bytes came; "
+            f"{DOWNLOAD}, and compare its size or checksum with the publisher's"
+        ) from err
+
+
+def _data_only_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Plain data that training scripts store beside weights: numpy scalars and parsed arguments. None runs code."""
+    reduced: Any = np.float64(0).__reduce__()
+    scalar: Callable[..., Any] = reduced[0]  # its module's name changed with numpy 2
+    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
+
+
+def _not_torch(file: Path) -> str:
+    return (
+        f"checkpoint {file} is not a file torch.save wrote, or it is damaged; expected .pth, .pt or .ckpt from "
+        f"torch.save, or .safetensors; {DOWNLOAD}"
+    )
+
+
+def _refused(file: Path, reason: str) -> str:
+    name = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*)", reason)
+    if name is None:
+        return _not_torch(file)
+    return (
+        f"checkpoint {file} was not opened: besides weights it holds {name[1]}, and loading that would run code. "
+        "Where you trust it, load it with the code that made it and save weights alone: "
+        "torch.save(model.state_dict(), 'weights.pth')"
+    )
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).strip().partition("\n")[0].partition(". This is an internal")[0] or type(err).__name__

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, ODD, expanded, require_file, require_unpacks, start_of
-
-__all__ = ["DTYPES", "Archive", "read_archive"]
+from speedysnn.files.safety import DOWNLOAD, ODD, expanded, reason, require_file, require_unpacks, start_of
 
 # Element types by the number the format gives them.
 DTYPES: dict[int, torch.dtype] = {
@@ -61,9 +59,8 @@ def read_archive(path: str | Path) -> Archive:
             f"network {file} is cut short, damaged, or no file torch.export.save wrote ({err}); {DOWNLOAD}"
         ) from None
     except (*ODD, OSError, EOFError, zlib.error) as err:
-        reason = str(err).strip().partition("\n")[0]
         raise SourceError(
-            f"network {file} is no exported program as expected ({type(err).__name__}: {reason}); {_AGAIN}"
+            f"network {file} is no exported program as expected ({type(err).__name__}: {reason(err)}); {_AGAIN}"
         ) from err
 
 

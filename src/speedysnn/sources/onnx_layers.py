@@ -1,8 +1,7 @@
-"""ONNX layers: convolution, matrix products, normalisation and pooling -> modules of torch.nn.
+"""ONNX layers as modules of torch.nn (`LAYERS`), and operators that take parts of values or join them (`PARTS`).
 
-ONNX operators that take parts of values and join them: op type -> what it is in torch.
-
-A network whose file fixes the batch at 1, tried with two samples: they must give what each gives alone.
+`require_batches` tries a network whose file fixes the batch at 1 with two samples, which must give what each gives
+alone.
 """
 
 from __future__ import annotations
@@ -17,7 +16,12 @@ from torch import Tensor, fx, nn
 
 from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
 
-__all__ = ["LAYERS"]
+__all__ = ["LAYERS", "PARTS", "require_batches"]
+
+_END = 2**31 - 1  # ends of slices at or above this mean "to the end"
+
+_LARGEST = 2**24  # values of an image with which a fixed batch is tried
+_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 
 
 def _pads(node: Node, dims: int) -> tuple[Any, list[int]]:
@@ -195,11 +199,6 @@ LAYERS: dict[str, Row] = {
 }  # fmt: skip
 
 
-__all__ = ["PARTS"]
-
-_END = 2**31 - 1  # ends of slices at or above this mean "to the end"
-
-
 def gather(node: Node) -> Any:
     x, axis = node.input(0), node.attribute("axis", 0)
     index = node.known(1)
@@ -229,7 +228,7 @@ def _cat(values: list[Tensor], dim: int) -> Tensor:
 
 
 def slices(node: Node) -> Any:
-    """Parts along some axes; ends may be sizes that are known only when the network runs."""
+    """Slice along some axes; the ends may be sizes that are known only when the network runs."""
     x = node.input(0)
     starts, ends = node.numbers(1, "starts") or [], node.numbers(2, "ends") or []
     axes = node.known(3, "axes") or list(range(len(starts)))
@@ -274,10 +273,6 @@ def _item(values: Any, position: int) -> Any:
 
 
 PARTS: dict[str, Row] = {"Gather": gather, "Concat": concat, "Slice": slices, "Split": split}
-
-
-_LARGEST = 2**24  # values of an image with which a fixed batch is tried
-_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 
 
 def require_batches(module: fx.GraphModule, shapes: Sequence[Sequence[int]]) -> None:

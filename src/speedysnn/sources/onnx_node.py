@@ -36,7 +36,7 @@ class Function(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, *inputs: Any) -> Any:
-        """The function of its open arguments, in order."""
+        """Call the function with the arguments that were left open, in order."""
         values = iter(inputs)
 
         def fill(name: str, value: Any) -> Any:
@@ -140,7 +140,7 @@ class Node:
         raise Unsupported("its sizes are computed from the data")
 
     def known(self, position: int, attribute: str = "") -> list[int] | None:
-        """As `numbers`, all of them known now."""
+        """As `numbers`, but refuse numbers that are known only when the network runs."""
         values = self.numbers(position, attribute)
         if values is not None and any(isinstance(value, fx.Node) for value in values):
             raise Unsupported("its sizes depend on the input's")

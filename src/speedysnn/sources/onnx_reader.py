@@ -1,10 +1,7 @@
-"""An ONNX file as an nn.Module: one submodule an ONNX node, at the path its exporter named; nothing in it is run.
+"""An ONNX file as an nn.Module: one submodule for each ONNX node, at the path its exporter named; no code in it is run.
 
-Shapes of an ONNX graph's values, from onnx's own inference, kept from what it does not survive.
-
-An ONNX file opened: checked by the package onnx, or a message that says what is wrong.
-
-The module path that an exporter wrote into an ONNX node's name.
+The package onnx opens and checks the file and infers the sizes of its values (`with_shapes`); then `OPERATORS` names,
+for every operator, the function that turns a node into a module, a tensor or numbers.
 """
 
 from __future__ import annotations
@@ -20,156 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, require_file, start_of
+from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
 from speedysnn.sources.onnx_functions import FUNCTIONS
 from speedysnn.sources.onnx_layers import LAYERS, PARTS, require_batches
 from speedysnn.sources.onnx_node import Node, Row, Unsupported
 from speedysnn.sources.onnx_shapes import SHAPES, SIZES
 
-__all__ = ["with_shapes"]
+__all__ = ["OPERATORS", "load_onnx", "with_shapes"]
 
 _SMALL = 1024  # values of a constant that shapes may be computed from
 
-
-def with_shapes(model: Any) -> Any:
-    """The model with the sizes of its values as far as they follow from the graph.
-
-    A Slice of a value with a negative size, as a window larger than its image leaves it, ends the whole process in
-    onnx. So the graph is inferred up to the first Slices, checked, then up to the next.
-
-    Raises:
-        ValueError: a size is negative, or nothing is left to slice.
-    """
-    from onnx import shape_inference
-
-    depths = _depths(model.graph)
-    light, nodes = _without_weights(model), list(model.graph.node)
-    for depth in range(max(depths, default=0) + 1):
-        del light.graph.node[:]
-        light.graph.node.extend(node for node, own in zip(nodes, depths, strict=True) if own <= depth)
-        light = shape_inference.infer_shapes(light, data_prop=True)
-        after = [node for node, own in zip(nodes, depths, strict=True) if own > depth]
-        _require_sizes(light.graph, {node.input[0] for node in after if node.op_type == "Slice"})
-    for field in ("value_info", "output"):
-        entries = getattr(model.graph, field)
-        del entries[:]
-        entries.extend(getattr(light.graph, field))
-    return model
-
-
-def _depths(graph: Any) -> list[int]:
-    """Slices on the longest way to each node, itself included; nodes come after what they take."""
-    reached: dict[str, int] = {}
-    depths = []
-    for node in graph.node:
-        depth = max((reached.get(name, 0) for name in node.input), default=0) + (node.op_type == "Slice")
-        reached.update(dict.fromkeys(node.output, depth))
-        depths.append(depth)
-    return depths
-
-
-def _without_weights(model: Any) -> Any:
-    """The graph's inputs, outputs and small constants; large ones as inputs of the same type and sizes."""
-    from onnx import ModelProto, helper
-
-    light, declared = ModelProto(), {entry.name for entry in model.graph.input}
-    light.ir_version = model.ir_version
-    light.opset_import.extend(model.opset_import)
-    light.graph.name = model.graph.name
-    for field in ("input", "output", "value_info"):
-        getattr(light.graph, field).extend(getattr(model.graph, field))
-    for entry in model.graph.initializer:
-        if math.prod(entry.dims) <= _SMALL:
-            light.graph.initializer.append(entry)
-        elif entry.name not in declared:
-            light.graph.input.append(helper.make_tensor_value_info(entry.name, entry.data_type, list(entry.dims)))
-    return light
-
-
-def _require_sizes(graph: Any, sliced: set[str]) -> None:
-    for entry in (*graph.input, *graph.value_info, *graph.output):
-        dims = entry.type.tensor_type.shape.dim
-        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-        if any(size is not None and size < (entry.name in sliced) for size in sizes):
-            raise ValueError(
-                f"the value {entry.name!r} has the sizes {sizes}: a window is larger than what it slides over"
-            )
-
-
-def read(file: Path, how: Callable[[Path], Any]) -> Any:
-    """What `how` makes of a file, its errors as ours."""
-    try:
-        return how(file)
-    except ImportError:
-        raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
-    except Exception as err:  # a damaged file ends in errors of several libraries
-        reason = str(err).strip().partition("\n")[0][:200]
-        raise SourceError(
-            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason}); {DOWNLOAD}, "
-            "with the files of external data beside it"
-        ) from None
-
-
-def checked(file: Path) -> Any:
-    """The model in a file that the package onnx finds well formed."""
-    import onnx
-
-    model = onnx.load(str(file))
-    onnx.checker.check_model(model)
-    return model
-
-
-def require_known(file: Path, model: Any, known: Container[str]) -> None:
-    """Refuse operators that are not known.
-
-    Args:
-        file: named in the message.
-        model: the opened model.
-        known: the names of the operators that are read.
-
-    Raises:
-        SourceError: there are others; names them all.
-    """
-    unknown = {
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in model.graph.node
-        if node.domain not in ("", "ai.onnx") or node.op_type not in known
-    }
-    if unknown:
-        hint = "; give the network before it was quantized" if any("Quantize" in name for name in unknown) else ""
-        raise SourceError(
-            f"network {file} has operators that are not read from ONNX: {', '.join(sorted(unknown))}; give the PyTorch "
-            f"network itself, or export it without them{hint}"
-        )
-
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
-
-
-def scoped(node: Any) -> str:
-    """The module path in a node's name, from either of PyTorch's exporters; else the name itself."""
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            try:
-                scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            except (ValueError, SyntaxError):
-                break
-            return _clean(scopes[-2]) if len(scopes) > 1 else ""
-    *parts, last = [part for part in node.name.split("/") if part] or [""]
-    joined: list[str] = []
-    for part in parts:
-        if joined and part.startswith(f"{joined[-1]}."):  # "layer1", "layer1.0": the second says the first again
-            joined.pop()
-        joined.append(part)
-    return _clean(".".join(joined) if "/" in node.name else last)
-
-
-def _clean(name: str) -> str:
-    parts = [re.sub(r"[^\w-]", "_", part, flags=re.ASCII) for part in name.split(".")]
-    return ".".join(part for part in parts if part)
-
-
-__all__ = ["OPERATORS", "load_onnx"]
 
 # One row an ONNX operator: what reads it. A program may add rows of its own; activations have theirs in
 # `speedysnn.graph.activations`.
@@ -180,10 +38,33 @@ _AGAIN = "export it again, in evaluation mode, with a newer opset"
 
 
 def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The network in an .onnx file, the sha256 of that file, and notes on how it was read.
+    """The network in an .onnx file.
+
+    Args:
+        path: the file; files of external data lie beside it.
+
+    Returns:
+        (network, sha256, notes): the network in evaluation mode, the file's checksum, and how it was read.
 
     Raises:
         SourceError: the package onnx is missing, the file cannot be read, or it holds operators that are not known.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import onnx, torch
+        >>> from onnx import TensorProto, helper
+        >>> from speedysnn.sources import load_onnx
+        >>> ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")]
+        >>> graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
+        >>> file = Path(tempfile.mkdtemp()) / "net.onnx"
+        >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        >>> onnx.save(model, file)
+        >>> net, _, notes = load_onnx(file)
+        >>> net(torch.tensor([[-1.0, 0.0, 2.0]]))
+        tensor([[0., 0., 2.]])
+        >>> notes
+        ('read an ONNX file of unknown, opset 18',)
     """
     file = expanded(path)
     require_file(file, "network")
@@ -199,9 +80,8 @@ def load_onnx(path: str | Path) -> tuple[nn.Module, str, tuple[str, ...]]:
     except Unsupported as err:
         raise SourceError(f"network {file}: {err}") from None
     except ODD as err:
-        reason = str(err).strip().partition("\n")[0]
         raise SourceError(
-            f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason}); {_AGAIN}"
+            f"network {file} holds a graph that is not as expected ({type(err).__name__}: {reason(err)}); {_AGAIN}"
         ) from err
     return module, checksum([file]), (f"read an ONNX file of {model.producer_name or 'unknown'}, opset {opset}",)
 
@@ -306,3 +186,137 @@ class _Reader:
 def _tensor(array: Any) -> Tensor:
     value = torch.from_numpy(array.copy())
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def read(file: Path, how: Callable[[Path], Any]) -> Any:
+    """Call `how` on a file; errors of the libraries it uses become a `SourceError`."""
+    try:
+        return how(file)
+    except ImportError:
+        raise SourceError(f'network {file} needs the package onnx: pip install "speedysnn[onnx]"') from None
+    except Exception as err:  # a damaged file ends in errors of several libraries
+        raise SourceError(
+            f"network {file} is cut short, damaged, or no ONNX file ({type(err).__name__}: {reason(err)[:200]}); "
+            f"{DOWNLOAD}, with the files of external data beside it"
+        ) from None
+
+
+def checked(file: Path) -> Any:
+    """Open a model and let the package onnx check that it is well formed."""
+    import onnx
+
+    model = onnx.load(str(file))
+    onnx.checker.check_model(model)
+    return model
+
+
+def require_known(file: Path, model: Any, known: Container[str]) -> None:
+    """Refuse operators that are not known.
+
+    Args:
+        file: named in the message.
+        model: the opened model.
+        known: the names of the operators that are read.
+
+    Raises:
+        SourceError: there are others; names them all.
+    """
+    unknown = {
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        for node in model.graph.node
+        if node.domain not in ("", "ai.onnx") or node.op_type not in known
+    }
+    if unknown:
+        hint = "; give the network before it was quantized" if any("Quantize" in name for name in unknown) else ""
+        raise SourceError(
+            f"network {file} has operators that are not read from ONNX: {', '.join(sorted(unknown))}; give the PyTorch "
+            f"network itself, or export it without them{hint}"
+        )
+
+
+def with_shapes(model: Any) -> Any:
+    """The model with the sizes of its values as far as they follow from the graph.
+
+    A Slice of a value with a negative size, as a window larger than its image leaves it, ends the whole process in
+    onnx. So the graph is inferred up to the first Slices, checked, then up to the next.
+
+    Raises:
+        ValueError: a size is negative, or nothing is left to slice.
+    """
+    from onnx import shape_inference
+
+    depths = _depths(model.graph)
+    light, nodes = _without_weights(model), list(model.graph.node)
+    for depth in range(max(depths, default=0) + 1):
+        del light.graph.node[:]
+        light.graph.node.extend(node for node, own in zip(nodes, depths, strict=True) if own <= depth)
+        light = shape_inference.infer_shapes(light, data_prop=True)
+        after = [node for node, own in zip(nodes, depths, strict=True) if own > depth]
+        _require_sizes(light.graph, {node.input[0] for node in after if node.op_type == "Slice"})
+    for field in ("value_info", "output"):
+        entries = getattr(model.graph, field)
+        del entries[:]
+        entries.extend(getattr(light.graph, field))
+    return model
+
+
+def _depths(graph: Any) -> list[int]:
+    """Slices on the longest way to each node, itself included; nodes come after what they take."""
+    reached: dict[str, int] = {}
+    depths = []
+    for node in graph.node:
+        depth = max((reached.get(name, 0) for name in node.input), default=0) + (node.op_type == "Slice")
+        reached.update(dict.fromkeys(node.output, depth))
+        depths.append(depth)
+    return depths
+
+
+def _without_weights(model: Any) -> Any:
+    """The graph's inputs, outputs and small constants; large ones as inputs of the same type and sizes."""
+    from onnx import ModelProto, helper
+
+    light, declared = ModelProto(), {entry.name for entry in model.graph.input}
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    for field in ("input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    for entry in model.graph.initializer:
+        if math.prod(entry.dims) <= _SMALL:
+            light.graph.initializer.append(entry)
+        elif entry.name not in declared:
+            light.graph.input.append(helper.make_tensor_value_info(entry.name, entry.data_type, list(entry.dims)))
+    return light
+
+
+def _require_sizes(graph: Any, sliced: set[str]) -> None:
+    for entry in (*graph.input, *graph.value_info, *graph.output):
+        dims = entry.type.tensor_type.shape.dim
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        if any(size is not None and size < (entry.name in sliced) for size in sizes):
+            raise ValueError(
+                f"the value {entry.name!r} has the sizes {sizes}: a window is larger than what it slides over"
+            )
+
+
+def scoped(node: Any) -> str:
+    """The module path in a node's name, from either of PyTorch's exporters; else the name itself."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            try:
+                scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
+            except (ValueError, SyntaxError):
+                break
+            return _clean(scopes[-2]) if len(scopes) > 1 else ""
+    *parts, last = [part for part in node.name.split("/") if part] or [""]
+    joined: list[str] = []
+    for part in parts:
+        if joined and part.startswith(f"{joined[-1]}."):  # "layer1", "layer1.0": the second says the first again
+            joined.pop()
+        joined.append(part)
+    return _clean(".".join(joined) if "/" in node.name else last)
+
+
+def _clean(name: str) -> str:
+    parts = [re.sub(r"[^\w-]", "_", part, flags=re.ASCII) for part in name.split(".")]
+    return ".".join(part for part in parts if part)

@@ -1,9 +1,7 @@
-"""ONNX operators that shape, pad and resize values: op type -> what it is in torch.
+"""ONNX operators on shapes: those that reshape, pad and resize values (`SHAPES`), and those on sizes (`SIZES`).
 
-ONNX operators on sizes and constants: op type -> numbers, or calls in the graph where they are known only later.
-
-Folding the file first (tried: onnxslim) takes none of this away: where height and width are open, or a batch that is
-open is expanded, the folded file still holds Shape, Gather, Slice, Concat, Equal and Where.
+Sizes are `Numbers`: whole numbers as far as the file fixes them, and calls in the new graph where they follow the
+input, as the batch always does.
 """
 
 from __future__ import annotations
@@ -17,7 +15,12 @@ from torch import Tensor, fx, nn
 
 from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
 
-__all__ = ["SHAPES"]
+__all__ = ["SHAPES", "SIZES", "arithmetic"]
+
+# Why sizes are not left to onnx's own ReferenceEvaluator, or to onnxslim (both tried): they fold what is constant, but
+# the batch stays open, and often height and width, so that Shape, Gather, Slice, Concat, Equal and Where remain and
+# need all functions below. And the evaluator takes whatever memory a file claims: a ConstantOfShape of a few bytes
+# took 4 GB.
 
 
 def unsqueeze(node: Node) -> Any:
@@ -140,11 +143,8 @@ SHAPES: dict[str, Row] = {
 }  # fmt: skip
 
 
-__all__ = ["SIZES", "arithmetic"]
-
-
 def arithmetic(node: Node, function: Callable[[Any, Any], Any]) -> Numbers:
-    """Element by element on two lists of sizes; a size known only at run time becomes a call in the graph."""
+    """Arithmetic on two lists of sizes, element by element; one known only at run time becomes a call in the graph."""
     left, right = node.numbers(0) or [], node.numbers(1) or []
     length = max(len(left), len(right))
     left, right = (values * length if len(values) == 1 else values for values in (left, right))
@@ -161,7 +161,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def shape(node: Node) -> Numbers:
-    """Sizes; those the file fixes are numbers, but for the batch, which stays open."""
+    """The sizes of a value: numbers where the file fixes them, except for the batch, which stays open."""
     x, sizes = node.input(0), node.reader.shape(node.proto.input[0])
     if sizes is None:
         raise Unsupported("the rank of its input is unknown")
@@ -198,7 +198,7 @@ def constant_of_shape(node: Node) -> Any:
 
 
 def equal(node: Node) -> Any:
-    """On sizes alone: one known only at run time equals no negative number."""
+    """Compare sizes; one that is known only at run time equals no negative number."""
     if not any(isinstance(value, Numbers) for value in node.inputs):
         return node.apply(torch.eq, *node.inputs)
     pairs = zip(node.numbers(0) or [], node.numbers(1) or [], strict=True)
@@ -220,7 +220,7 @@ def where(node: Node) -> Any:
 
 
 def cast(node: Node) -> Any:
-    """Between number types: sizes stay numbers, tensors that carry activations stay in float32."""
+    """Cast between number types; sizes stay numbers, and tensors that carry activations stay in float32."""
     x = node.input(0)
     if isinstance(x, Tensor):
         to = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float64,

@@ -1,6 +1,7 @@
 """Networks by name, as 'torchvision:resnet18', 'FILE.py:FUNCTION' or 'net.pt2', with the weights of a checkpoint.
 
-Import torchvision, or say what to install where it does not import.
+`MODELS` is the table of kinds of names and `FILES` that of files which hold a whole network; `load_model` looks a text
+up in them.
 """
 
 from __future__ import annotations
@@ -16,57 +17,33 @@ import torch
 from torch import nn
 
 from speedysnn.errors import InputError, SourceError
-from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of
-from speedysnn.sources.checkpoint import open_checkpoint, read_checkpoint
+from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of, reason
+from speedysnn.sources.checkpoint import open_checkpoint
 from speedysnn.sources.exported import load_program
 from speedysnn.sources.onnx_reader import load_onnx
 from speedysnn.sources.state_dict import load_weights
 
-__all__ = ["import_torchvision"]
-
 _INSTALL = "install the torchvision release made for this torch, both from the same index"
 _COMMAND = "pip install --upgrade torch torchvision"
 
-
-def import_torchvision() -> Any:
-    """Import torchvision.
-
-    Returns:
-        The module torchvision.
-
-    Raises:
-        SourceError: torchvision is not installed, or does not fit the installed torch; says what to install.
-    """
-    try:
-        return _import()
-    except ModuleNotFoundError as err:
-        if err.name == "torchvision":
-            raise SourceError(f"torchvision is not installed; {_INSTALL}: {_COMMAND}") from None
-        raise _unusable(err) from err
-    except (ImportError, OSError, RuntimeError, AttributeError) as err:  # what builds that do not fit end in
-        raise _unusable(err) from err
-
-
-def _import() -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to load image Python extension", category=UserWarning)
-        return importlib.import_module("torchvision")
-
-
-def _unusable(err: BaseException) -> SourceError:
-    reason = str(err).strip().partition("\n")[0]
-    return SourceError(
-        f"torchvision is installed but does not import beside torch {torch.__version__} "
-        f"({type(err).__name__}: {reason}); {_INSTALL}: {_COMMAND}. Then start Python again"
-    )
-
-
-__all__ = ["MODELS", "Source", "load_model", "read_checkpoint"]
+# With weights=None these two warn that their slow initialisation will change one day.
+_EXTRA_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network and where it came from; `notes` says how its checkpoint was read."""
+    """A network and where it came from.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        spec: the text that named it.
+        checkpoint: the file of its weights, None where none was given.
+        sha256: of that file, or of the file that holds the whole network.
+        notes: how the file was read, in sentences for the user.
+    """
 
     model: nn.Module = field(repr=False)
     spec: str
@@ -94,10 +71,14 @@ def load_model(spec: str, *, checkpoint: str | Path | None = None, num_classes: 
         SourceError: the network cannot be built, or the checkpoint cannot be read or does not fit.
 
     Example:
+        >>> from speedysnn.assets import asset_path, weights_name
         >>> from speedysnn.sources import load_model
-        >>> source = load_model("torchvision:resnet18", num_classes=10)
-        >>> source.model.fc.out_features
-        10
+        >>> weights = asset_path(weights_name("avg"))
+        >>> source = load_model("speedysnn.assets.digits:avg_net", checkpoint=weights)
+        >>> source.model.fc2
+        Linear(in_features=64, out_features=10, bias=True)
+        >>> len(source.sha256), source.model.training
+        (64, False)
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, not {num_classes}")
@@ -124,7 +105,7 @@ def _loaded(spec: str, checkpoint: str | Path | None, num_classes: int | None) -
 
 
 def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None) -> Source:
-    """A whole network with its weights; nothing in the file is run."""
+    """Read a whole network with its weights from a file; no code in it is run."""
     for name, given in (("checkpoint", checkpoint), ("num_classes", num_classes)):
         if given is not None:
             raise InputError(f"{spec} holds a whole network with its weights: leave out {name} {given}")
@@ -133,7 +114,7 @@ def _from_file(spec: str, checkpoint: str | Path | None, num_classes: int | None
 
 
 def _published(spec: str) -> tuple[str, ...]:
-    """What torchvision does besides loading, when it loads its own weights."""
+    """A note on what torchvision does besides loading when it loads its own published weights."""
     if spec not in ("torchvision:googlenet", "torchvision:inception_v3"):
         return ()
     return (
@@ -152,7 +133,8 @@ def _unknown(spec: str, kind: str) -> str:
         names = _torchvision_names(strict=False)
         if spec in names:
             hint = f"; did you mean 'torchvision:{spec}'?"
-    return f"unknown network {spec!r}{hint}; expected 'torchvision:NAME', {FILE!r}, {MODULE!r}, or a .pt2 or .onnx file"
+    forms = ", ".join(repr(known if ":" in known else f"{known}:NAME") for known in MODELS)
+    return f"unknown network {spec!r}{hint}; expected {forms}, or a {' or '.join(FILES)} file"
 
 
 def _torchvision_names(*, strict: bool = True) -> list[str]:
@@ -164,13 +146,6 @@ def _torchvision_names(*, strict: bool = True) -> list[str]:
             raise
         return []
     return [str(name) for name in models.list_models(module=models)]
-
-
-# With weights=None these two warn that their slow initialisation will change one day.
-_EXTRA_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "googlenet": {"init_weights": False},
-    "inception_v3": {"init_weights": False},
-}
 
 
 def _from_torchvision(spec: str, num_classes: int | None) -> Any:
@@ -200,12 +175,45 @@ def _from_function(spec: str, num_classes: int | None) -> Any:
     return function(num_classes=num_classes)
 
 
+def import_torchvision() -> Any:
+    """Import torchvision.
+
+    Returns:
+        The module torchvision.
+
+    Raises:
+        SourceError: torchvision is not installed, or does not fit the installed torch; says what to install.
+    """
+    try:
+        return _import()
+    except ModuleNotFoundError as err:
+        if err.name == "torchvision":
+            raise SourceError(f"torchvision is not installed; {_INSTALL}: {_COMMAND}") from None
+        raise _unusable(err) from err
+    except (ImportError, OSError, RuntimeError, AttributeError) as err:  # what builds that do not fit end in
+        raise _unusable(err) from err
+
+
+def _import() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to load image Python extension", category=UserWarning)
+        return importlib.import_module("torchvision")
+
+
+def _unusable(err: BaseException) -> SourceError:
+    return SourceError(
+        f"torchvision is installed but does not import beside torch {torch.__version__} "
+        f"({type(err).__name__}: {reason(err)}); {_INSTALL}: {_COMMAND}. Then start Python again"
+    )
+
+
 # One row a kind of source: (spec, num_classes) -> what should be an nn.Module.
 MODELS: dict[str, Callable[[str, int | None], Any]] = {
     "torchvision": _from_torchvision,
     FILE: _from_function,
     MODULE: _from_function,
 }
+
 # One row a kind of file: path -> the network, the file's sha256, notes.
 FILES: dict[str, Callable[[str], tuple[nn.Module, str, tuple[str, ...]]]] = {
     ".pt2": load_program,

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from speedysnn.errors import SourceError
 from speedysnn.sources.checkpoint import PREFIXES, Checkpoint, some, strip_prefixes
 
-__all__ = ["load_weights"]
-
 _COUNTER = "num_batches_tracked"  # batch-norm's counter: absent from old files, and of no use after training
 
 
@@ -42,10 +40,30 @@ class _Mismatch:
 def load_weights(model: nn.Module, checkpoint: Checkpoint, spec: str) -> tuple[str, ...]:
     """Load the weights into the model, all of them; values of another precision are cast.
 
-    Returns notes on what was left out of the file.
+    Args:
+        model: the network, changed in place.
+        checkpoint: the opened weights; more names than the network's are taken only where a wrapper saved both.
+        spec: what messages call the network.
+
+    Returns:
+        Notes on what was left out of the file.
 
     Raises:
         SourceError: names or shapes differ; says which, the most likely cause and what to do.
+
+    Example:
+        >>> from torch import nn
+        >>> from speedysnn.assets import asset_path, digits, weights_name
+        >>> from speedysnn.errors import SourceError
+        >>> from speedysnn.sources import load_weights, open_checkpoint
+        >>> opened = open_checkpoint(asset_path(weights_name("avg")))
+        >>> load_weights(digits.avg_net(), opened, "the digits network")
+        ()
+        >>> try:
+        ...     load_weights(digits.avg_net(num_classes=5), opened, "a network")
+        ... except SourceError as error:
+        ...     print(str(error).rpartition(". ")[2])
+        The checkpoint has 10 classes and the network 5: pass --num-classes 10
     """
     network = model.state_dict()
     weights, notes = _inner(_renamed(checkpoint.weights, network), network)

@@ -1,1 +1,1 @@
-"""The neuron over time: a reference and its compiled backends."""
+"""Kernels of the multi-step neuron: numba and LLVM on the CPU, Triton on a GPU."""

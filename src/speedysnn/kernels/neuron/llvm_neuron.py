@@ -1,30 +1,33 @@
-"""Vector code of the neuron: all steps of a few neurons, their state in registers, one read and one write a value.
+"""LLVM code of the neuron and its adjoint: all steps of a group of neurons, with their state in vector registers.
 
-Vector code of the neuron's adjoint, for binary spikes and the rectangle: state in registers, all steps of a group.
-
-The membranes are computed again on the way forward and kept for one group at a time; the way back reads them.
+`fire_all` and `adjoint_all` are called from the numba code of `numba_sequence`. Every value is read once and written
+once. The adjoint covers binary spikes and the rectangle surrogate; it computes the membranes of one group again on the
+way forward and reads them on the way back. The arithmetic is that of `kernels.reference`, in the same order, so that
+every bit is the same. Without vector code (`WORKS` is False) both functions do nothing, and plain numba code takes all
+neurons.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from speedysnn.kernels.jit import WORKS, Writer, cgutils, compiled, intrinsic, ir, types
 
-NEURON_LANES = 16  # numbers a vector: a register of AVX-512, two of others, whose divisions overlap
-VECTORS = 1  # at a time
-AT_ONCE = NEURON_LANES * VECTORS
-AHEAD = 16 * AT_ONCE  # neurons: rows lie too far apart for the processor to see by itself what comes next
-Flag = tuple[int, ...]  # on: one element, off: none; the compiler knows a tuple's length and makes no branch for it
+NEURON_LANES = 16  # values of a vector: one register of AVX-512, two of other processors, whose divisions overlap
+VECTORS = 1  # vectors of a group
+AT_ONCE = NEURON_LANES * VECTORS  # neurons of a group
+AHEAD = 16 * AT_ONCE  # neurons that are prefetched ahead: a processor does not do that itself over so many rows
+Flag = tuple[int, ...]  # one element if set, else empty: numba compiles a version for each length, without branches
 
 
 class CallFlags(NamedTuple):
-    """What a call of the neuron's kernels is like: each combination gets code of its own.
+    """Options of the neuron's kernels; each combination is compiled on its own.
 
     Attributes:
         constant: the drive holds for every step.
         take_back: a neuron that fired may take a spike back.
         half: drive and output are bfloat16, given as bits.
-        input_sum: the drive's sum over all steps is wanted too.
+        input_sum: the drive's sum over all steps is written too.
     """
 
     constant: Flag
@@ -33,13 +36,14 @@ class CallFlags(NamedTuple):
     input_sum: Flag
 
 
+@cache
 def flags_of(constant: bool, take_back: bool, half: bool = False, input_sum: bool = False) -> CallFlags:
-    """The flags from truth values."""
+    """Return the flags for some truth values."""
     return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum)))
 
 
 class Neurons(Writer):
-    """The neuron's arithmetic, in the order of `reference`, so that every bit is the same."""
+    """Writes the neuron's forward pass; `args` are those of `fire_all`."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
@@ -52,50 +56,51 @@ class Neurons(Writer):
         self.ahead = [self.number(NEURON_LANES * i) for i in range(VECTORS)]
         self.x, self.factors, self.out = (self.pointer(i) for i in (1, 6, 11))
         self.neurons, self.steps, self.seen = args[3], args[4], args[5]
-        self.limits = [self.everywhere(args[i], self.reals) for i in (9, 10)]
+        self.limits = [self.broadcast(args[i], self.reals) for i in (9, 10)]
         self.at_group: Any = None
         self.floor = self.function("floor")
 
     def function(self, name: str) -> Any:
-        """The compiler's own function of a vector, by its name."""
+        """Return LLVM's own function of a vector by its name, such as "floor"."""
         full = f"llvm.{name}.v{NEURON_LANES}f{64 if isinstance(self.real, ir.DoubleType) else 32}"
         return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.reals, [self.reals]), full)
 
     def place(self, t: Any) -> Any:
-        """Where the group's part of row t begins."""
+        """Return the index at which the group's part of row t begins."""
         return self.b.add(self.at_group, self.b.mul(t, self.neurons))
 
     def fetch_ahead(self, pointer: Any, t: Any) -> None:
-        """What the groups after the next read and write lies AHEAD further on in the same row."""
+        """Prefetch what later groups will read or write in row t."""
         self.prefetch(pointer, self.b.add(self.place(t), self.number(AHEAD)))
 
     def load(self, pointer: Any, index: Any) -> list[Any]:
-        """A group's values."""
+        """Load a group's values."""
         return [self.vector(pointer, self.b.add(index, k), self.reals) for k in self.ahead]
 
     def inputs(self, index: Any) -> list[Any]:
-        """A group's values of the drive, in float32 where they come as the upper halves of it."""
+        """Load a group's values of the drive; bfloat16 is widened to float32."""
         if not self.half_precision:
             return self.load(self.x, index)
         short = ir.VectorType(ir.IntType(16), NEURON_LANES)
         return [self.widened(self.vector(self.x, self.b.add(index, k), short)) for k in self.ahead]
 
     def row(self, t: Any) -> list[Any]:
-        """The group's inputs of one step; what later groups will read is fetched ahead."""
+        """Load the group's inputs of step t, and prefetch those of later groups."""
         self.fetch_ahead(self.x, t)
         return self.inputs(self.place(t))
 
     def coming(self, pointer: Any, t: Any) -> list[Any]:
-        """The group's part of an array's row t, likewise."""
+        """Load the group's part of row t of an array, and prefetch that of later groups."""
         self.fetch_ahead(pointer, t)
         return self.load(pointer, self.place(t))
 
     def steps_of(
         self, totals: list[Any], own: list[Any], origin: list[Any], keep: Callable[[Any, list[Any], list[Any]], None]
     ) -> list[Any]:
-        """The loop over the steps: fire, keep(t, counts before, what `step` gave), add the row that comes next.
+        """Write the loop over the steps: fire, call keep(t, counts before, results of `step`), add the next row.
 
-        Returns the counts after the last step; `input_sum` holds the drive's sum over all steps then.
+        Returns:
+            The counts after the last step; `input_sum` then holds the drive's sum over all steps.
         """
         b, before = self.b, self.b.block
         firing, further, after = self.blocks("firing", "further", "after")
@@ -103,7 +108,7 @@ class Neurons(Writer):
         b.position_at_end(firing)
         (t,), sums = self.phis(self.index, [self.number(0)], before), self.phis(self.reals, totals, before)
         counts = self.phis(self.reals, [ir.Constant(self.reals, [0.0] * NEURON_LANES)] * VECTORS, before)
-        factor = self.everywhere(self.at(self.factors, t), self.reals)
+        factor = self.broadcast(self.at(self.factors, t), self.reals)
         fired = [self.step(sums[n], factor, own[n], origin[n], counts[n]) for n in range(VECTORS)]
         keep(t, counts, fired)
         reached, later = [count for *_, count in fired], b.add(t, self.number(1))
@@ -116,14 +121,14 @@ class Neurons(Writer):
         return reached
 
     def write(self, values: list[Any], t: Any) -> None:
-        """The group's part of row t of the result."""
+        """Store the group's part of row t of the result."""
         self.fetch_ahead(self.out, t)
         for value, further in zip(values, self.ahead, strict=True):
             kept = self.rounded(value) if self.half_precision else value
             self.store(kept, self.out, self.b.add(self.place(t), further))
 
     def seen_next(self, t: Any, sums: list[Any]) -> list[Any]:
-        """The sums with the next row, where there is one."""
+        """Return the sums with the next row added, if there is one."""
         if self.constant:
             return sums
         b = self.b
@@ -133,7 +138,7 @@ class Neurons(Writer):
         return [b.select(more, b.fadd(total, x), total) for total, x in zip(sums, row, strict=True)]
 
     def step(self, total: Any, factor: Any, theta: Any, start: Any, count: Any) -> tuple[Any, Any, Any]:
-        """(level, spikes, count after them); comparisons as in the scalar code, so that NaN goes the same way."""
+        """Return (level, spikes, count after them) of one step; comparisons treat NaN as the plain code does."""
         b, (low, high) = self.b, self.limits
         level = b.fadd(b.fdiv(b.fmul(total, factor), theta), start)
         spikes = b.fsub(b.call(self.floor, [level]), count)
@@ -146,7 +151,7 @@ class Neurons(Writer):
         return level, spikes, b.fadd(count, spikes)
 
     def groups(self, work: Callable[[Any, list[Any], list[Any], list[Any]], None]) -> None:
-        """The loop over groups of neurons; what the first step sees is summed up before `work` takes its steps."""
+        """Write the loop over groups of neurons: sum the inputs that the first step sees, then call `work`."""
         b, before = self.b, self.b.block
         group, add, adding, ahead, fire, done = self.blocks("group", "add", "adding", "ahead", "fire", "done")
         b.branch(group)
@@ -172,7 +177,7 @@ class Neurons(Writer):
 
 
 def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Every group's steps."""
+    """Write the body of `fire_all`."""
     w = Neurons(context, builder, signature.args, args)
 
     def work(_: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
@@ -194,11 +199,11 @@ if WORKS:
         _: Any, flags: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
         start: Any, low: Any, high: Any, out: Any, vectorized: Any, input_sum: Any,
     ) -> Any:  # fmt: skip
-        """Theta * s[t] of all steps for `vectorized` neurons from `first` on, a multiple of AT_ONCE; `out` may be `x`.
+        """Write theta * s[t] of all steps for `vectorized` neurons from `first` on, a multiple of AT_ONCE.
 
-        Row t of x begins at t * neurons. The first step sees `seen` rows; theta and start hold the values of these
-        neurons alone. With the flag `input_sum` the sum of all rows goes to the array of that name; with `half` x and
-        out are bfloat16 as bits.
+        Row t of x begins at t * neurons, and `out` may be `x`. The first step sees `seen` rows; theta and start hold
+        the values of these neurons alone. With the flag `input_sum` the sum of all rows is written to the array of
+        that name; with `half` x and out are bfloat16 as bits.
         """
         given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, out, vectorized, input_sum)
         return types.void(*given), _fire
@@ -207,32 +212,32 @@ else:
 
     @compiled
     def fire_all(*_: Any) -> None:
-        """Nothing: the plain code takes all neurons."""
+        """Do nothing: plain numba code takes all neurons."""
 
 
 class _Adjoint(Neurons):
-    """A group's way forward and back; the arithmetic is that of `blocks.fire_and_note` and `blocks.adjoint`."""
+    """Writes the adjoint: a group's steps forward, then back, as `numba_neuron.fire_and_note` and `adjoint` do them."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
         self.grad, self.inverse, self.notes = self.pointer(13), self.pointer(14), self.pointer(18)
-        self.half, self.slope, self.keep = (self.everywhere(args[i], self.reals) for i in (15, 16, 17))
+        self.half, self.slope, self.keep = (self.broadcast(args[i], self.reals) for i in (15, 16, 17))
         self.one, self.zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
         self.fabs = self.function("fabs")
 
     def note(self, t: Any, what: int) -> list[Any]:
-        """Where a step's membranes (0) or counts (1) of the group are kept."""
+        """Return the indices in `notes` of the group's membranes (`what` 0) or counts (1) of step t."""
         row = self.b.add(self.b.mul(t, self.number(2 * AT_ONCE)), self.number(what * AT_ONCE))
         return [self.b.add(row, k) for k in self.ahead]
 
     def note_down(self, t: Any, counts: list[Any], fired: list[Any]) -> None:
-        """Note a step's membranes and the counts before it."""
+        """Store a step's membranes and the counts before it in `notes`."""
         for count, (level, *_), membrane, place in zip(counts, fired, self.note(t, 0), self.note(t, 1), strict=True):
             self.store(self.b.fsub(level, count), self.notes, membrane)
             self.store(count, self.notes, place)
 
     def back(self, i: Any, reached: list[Any], own: list[Any], origin: list[Any]) -> tuple[list[Any], ...]:
-        """All steps in reverse; (summed gradient of the drive, theta's, v_init's)."""
+        """Write the loop over the steps in reverse; return the gradients of the first inputs, theta and v_init."""
         b, before = self.b, self.b.block
         inverse, nothing = self.load(self.inverse, i), [self.zero] * VECTORS
         last = b.sub(self.steps, self.number(1))
@@ -242,7 +247,7 @@ class _Adjoint(Neurons):
         (t,) = self.phis(self.index, [last], before)
         after = self.phis(self.reals, reached, before)
         state = [self.phis(self.reals, nothing, before) for _ in range(4)]
-        factor = self.everywhere(self.at(self.factors, t), self.reals)
+        factor = self.broadcast(self.at(self.factors, t), self.reals)
         row = self.coming(self.grad, t)
         counts = [self.vector(self.notes, place, self.reals) for place in self.note(t, 1)]
         turned: list[list[Any]] = [[], [], [], []]
@@ -267,7 +272,7 @@ class _Adjoint(Neurons):
         return turned[1], turned[2], turned[3]
 
     def step_back(self, state: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """One step's part in (what later spikes hand back, the drive's sum, theta's, v_init's)."""
+        """Return the state after one step back: gradients of the count, the drive's sum, theta and v_init."""
         b, (later, summed, to_theta, to_start) = self.b, state
         grad, membrane, count, after, theta, start, inverse, factor = given
         at_spike = b.fadd(grad, b.fmul(later, inverse))
@@ -280,7 +285,7 @@ class _Adjoint(Neurons):
                 b.fadd(to_theta, own), b.fadd(to_start, scaled))  # fmt: skip
 
     def write_first(self, values: list[Any]) -> None:
-        """The rows that the first step saw."""
+        """Write the gradient of the rows that the first step saw."""
         b, before = self.b, self.b.block
         loop, done = self.blocks("rows", "written")
         b.branch(loop)
@@ -294,7 +299,7 @@ class _Adjoint(Neurons):
 
 
 def _adjoint(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Every group forward and back."""
+    """Write the body of `adjoint_all`."""
     w = _Adjoint(context, builder, signature.args, args)
 
     def work(i: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
@@ -316,11 +321,11 @@ if WORKS:
         start: Any, low: Any, high: Any, grad_x: Any, vectorized: Any, grad: Any, inverse: Any, half: Any, slope: Any,
         keep: Any, notes: Any, to_theta: Any, to_start: Any,
     ) -> Any:  # fmt: skip
-        """Gradients of `vectorized` neurons from `first` on, arguments as those of `fire_all`.
+        """Write the gradients of `vectorized` neurons from `first` on; arguments as those of `fire_all`.
 
-        `inverse` holds 1/theta, the slope is `slope` within `half` of the threshold, `keep` is 0 without a gradient
-        through the reset; `notes` has room for 2 * steps * AT_ONCE numbers. grad_x is written at every row; to_theta
-        and to_start hold the neurons' own.
+        `inverse` holds 1/theta; the surrogate's slope is `slope` within `half` of the threshold, else 0; `keep` is 0
+        without a gradient through the reset, else 1; `notes` has room for 2 * steps * AT_ONCE values. Every row of
+        grad_x is written; to_theta and to_start take the gradients of each neuron's theta and v_init.
         """
         given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, grad_x, vectorized, grad,
                  inverse, half, slope, keep, notes, to_theta, to_start)  # fmt: skip
@@ -330,4 +335,4 @@ else:
 
     @compiled
     def adjoint_all(*_: Any) -> None:
-        """Nothing: the plain code takes all neurons."""
+        """Do nothing: plain numba code takes all neurons."""

@@ -1,4 +1,8 @@
-"""The multi-step neuron on the CPU: compiled, one read and one write of the sequence, as many threads as torch."""
+"""The "cpu" backend of the multi-step neuron: compiled with numba, in as many threads as torch uses.
+
+The sequence is read once and written once. `share` and `spread_over` also divide the work of other kernels among
+threads.
+"""
 
 import os
 from collections.abc import Callable
@@ -25,11 +29,11 @@ _SLOPES = {
     "atan": (numba_neuron.ATAN, atan),
 }
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SHARE = 65536  # neuron-steps worth a thread
+_SHARE = 65536  # values from which another thread pays
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot run a call, or ""."""
+    """Return why this backend cannot run a call, "" if it can."""
     if not AVAILABLE:
         return "numba is not installed"
     if drive.device.type != "cpu":
@@ -47,9 +51,20 @@ def forward(
     drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False,
     input_sum: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`.
+    """Compute theta * s[t]; see `speedysnn.kernels.multistep`.
 
-    A dense `input_sum` (B, ...) with the strides of one step takes the drive's sum over the steps.
+    Args:
+        drive: as there.
+        theta: as there.
+        v_init: as there.
+        rule: as there.
+        constant: as there.
+        inplace: the output is written over the drive.
+        input_sum: a dense tensor (B, ...) with the strides of one step, into which the drive's sum over the steps is
+            written; or None.
+
+    Returns:
+        The output (T*B, ...).
     """
     where = _plan(drive, theta, v_init, rule, constant)
     if inplace and not constant:  # step t has read the drive up to a step k >= t when it writes row t
@@ -72,7 +87,7 @@ def forward(
 def backward(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    """Compute the gradients of drive, theta and v_init from the output's; the membranes are computed again."""
     work = _work(drive)
     where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
     grad_x = torch.empty_like(where.drive)
@@ -96,12 +111,14 @@ def backward(
 
 
 def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    """Return the layout of a drive that `refuses` has accepted."""
     where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
     assert where is not None
     return where
 
 
 def _work(drive: Tensor) -> torch.dtype:
+    """Return the type that is computed in: the drive's, float32 at least."""
     return torch.promote_types(drive.dtype, torch.float32)
 
 
@@ -115,13 +132,14 @@ def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, A
 
 @lru_cache(maxsize=256)
 def _factors(rule: Rule, constant: bool, dtype: torch.dtype) -> Any:
+    """Return t/k of every step, or t for a constant drive."""
     steps = range(1, rule.timesteps + 1)
     return np.array([float(t) if constant else t / rule.seen(t) for t in steps], _numpy(dtype))
 
 
 @lru_cache(maxsize=256)
 def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The levels of a step, and the surrogate's width, half of it, its inverse and pi."""
+    """Return the levels 0..N of a step's spikes, and the surrogate's width, half of it, its inverse, and pi."""
     number = _numpy(dtype)
     shape = [rule.width, rule.width / 2, 1 / rule.width, np.pi]
     return np.arange(rule.max_spikes + 1, dtype=number), np.array(shape, number)
@@ -129,6 +147,7 @@ def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=256)
 def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
+    """Return the least and the most spikes of a step, and whether a neuron that has fired may take one back."""
     number = _numpy(dtype)
     low = number(-rule.max_spikes if rule.signed else 0)
     return low, number(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
@@ -140,24 +159,25 @@ def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # a forked child m
 
 
 def _workers(neurons: int, steps: int) -> int:
+    """Return how many threads pay for so much work."""
     return max(1, min(torch.get_num_threads(), neurons * steps // _SHARE))
 
 
 def share(neurons: int, steps: int, work: Callable[[int, int, int], Any]) -> None:
-    """Divide the neurons among threads at whole blocks; calls work(begin, end, thread)."""
+    """Divide neurons among threads at whole blocks; every thread calls work(begin, end, its number)."""
     workers = _workers(neurons, steps)
     block = numba_sequence.NEURON_BLOCK
-    _beside([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
+    _run_parallel([neurons * i // workers // block * block for i in range(workers)] + [neurons], work)
 
 
 def spread_over(items: int, size: int, work: Callable[[int, int], Any]) -> None:
-    """Divide items, `size` values in all, among threads; calls work(begin, end)."""
+    """Divide items, `size` values in all, among threads; every thread calls work(begin, end)."""
     workers = max(1, min(torch.get_num_threads(), items, size // _SHARE))
-    _beside([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
+    _run_parallel([items * i // workers for i in range(workers + 1)], lambda begin, end, _: work(begin, end))
 
 
-def _beside(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
-    """Run the pieces between the bounds, each in a thread, the first in this one."""
+def _run_parallel(bounds: list[int], work: Callable[[int, int, int], Any]) -> None:
+    """Call work(begin, end, i) for the i-th piece between the bounds, each in a thread, the first in this one."""
     if len(bounds) == 2:
         work(bounds[0], bounds[1], 0)
         return

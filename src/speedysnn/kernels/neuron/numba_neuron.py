@@ -1,8 +1,8 @@
-"""The neuron's inner loops over one block of neurons, compiled; `reference` is the definition they are held equal to.
+"""Inner loops of the neuron over one block of neurons, compiled with numba; `kernels.reference` defines their results.
 
-The state of a block stays in a small local array, so that the sequence is read once and written once. Every value is
-rounded in the same order as in the reference: results agree bit for bit. Each float kernel also takes bfloat16 as the
-upper half of a float32's bits (uint16).
+The state of a block stays in small arrays that the nearest cache holds, so that the sequence is read once and written
+once. Values are rounded in the same order as in the reference, so that results agree bit for bit. A function whose name
+ends in `_half` takes bfloat16 as uint16, the upper half of a float32's bits.
 """
 
 from typing import Any
@@ -12,18 +12,18 @@ import numpy as np
 from speedysnn.kernels.jit import compiled
 
 Array = Any
-RECTANGLE, TRIANGLE, SIGMOID, ATAN = range(4)
+RECTANGLE, TRIANGLE, SIGMOID, ATAN = range(4)  # surrogates, as the kernels know them
 
 
 @compiled
 def spread(values: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Each neuron's value of a per-channel array, for the m neurons from `first` on."""
+    """Write the value of each neuron's channel for the m neurons from `first` on."""
     channels = values.size
     if channels == 1:
         out[:m] = values[0]
     elif inner == 1:
         c, done = first % channels, 0
-        while done < m:  # whole rows of channels, so that the inner loop has no branch
+        while done < m:  # row by row of channels, so that the inner loop has no branch
             run = min(channels - c, m - done)
             for i in range(run):
                 out[done + i] = values[c + i]
@@ -39,11 +39,11 @@ def spread(values: Array, first: int, m: int, inner: int, out: Array) -> None:  
 
 @compiled
 def gather(grad: Array, first: int, m: int, inner: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Add m neurons' values to their channels' sums."""
+    """Add the values of the m neurons from `first` on to their channels' sums."""
     channels = out.size
     if inner == 1 and channels > 1:
         c, done = first % channels, 0
-        while done < m:  # whole rows of channels, so that the inner loop has no branch
+        while done < m:  # row by row of channels, so that the inner loop has no branch
             run = min(channels - c, m - done)
             for i in range(run):
                 out[c + i] += grad[done + i]
@@ -62,14 +62,14 @@ def gather(grad: Array, first: int, m: int, inner: int, out: Array) -> None:  # 
 
 @compiled
 def load(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Copy a block in."""
+    """Copy m values."""
     for i in range(m):
         out[i] = x[i]
 
 
 @compiled
 def load_half(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Copy a block in from bfloat16."""
+    """Copy m values of bfloat16 to float32."""
     bits = out.view(np.uint32)
     for i in range(m):
         bits[i] = np.uint32(x[i]) << np.uint32(16)
@@ -77,20 +77,20 @@ def load_half(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compi
 
 @compiled
 def add(x: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Add a block."""
+    """Add m values."""
     for i in range(m):
         out[i] += x[i]
 
 
 @compiled
 def to_half(bits: Any) -> Any:  # pragma: no cover - compiled
-    """A float32's bits whose upper half is its bfloat16, ties to even; in 32 bits, or the compiler takes 64."""
+    """Return 32 bits whose upper half is a float32's bfloat16, ties to even; without the cast they would become 64."""
     return np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
 
 
 @compiled
 def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover - compiled
-    """Copy a block out to bfloat16, ties to even; NaN stays NaN."""
+    """Copy m values of float32 to bfloat16, ties to even; NaN stays NaN."""
     bits = values.view(np.uint32)
     for i in range(m):
         rounded = to_half(bits[i]) >> np.uint32(16)
@@ -101,7 +101,7 @@ def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover -
 def fire(
     total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, s: Array
 ) -> None:  # pragma: no cover - compiled
-    """Spikes of one step, and the counts they lead to."""
+    """Write the spikes of one step and add them to the counts."""
     one, zero = hi / hi, hi - hi
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
@@ -119,7 +119,7 @@ def fire_and_note(
     total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, u: Array,
     before: Array,
 ) -> None:  # pragma: no cover - compiled
-    """The same for the backward pass: keeps the membrane before firing and the count before it."""
+    """Fire for the backward pass: write the membrane and count before the step, add its spikes to the counts."""
     one, zero = hi / hi, hi - hi
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
@@ -138,7 +138,9 @@ def add_slope(
     kind: int, u: Array, at: Any, shape: Array, weight: Any, count: Array, only_fired: bool, m: int, total: Array,
     weighted: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a surrogate's slope at u - at, and `weight` times it; where `only_fired`, only at positive counts."""
+    """Add a surrogate's slope at u - at to `total` and `weight` times it to `weighted`; if `only_fired`, only where
+    the count is positive.
+    """
     half, inverse, pi = shape[1], shape[2], shape[3]
     one, zero = inverse / inverse, inverse - inverse
     for i in range(m):
@@ -164,8 +166,8 @@ def adjoint(
     g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
     keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
 ) -> None:  # pragma: no cover - compiled
-    """One step of reverse time; see `reference._adjoint`. `inv` holds 1/theta, `keep` is 0 without a gradient
-    through the reset, else 1.
+    """Go back one step; see `reference._adjoint`. `inv` holds 1/theta; `keep` is 0 without a gradient through the
+    reset, else 1.
     """
     for i in range(m):
         at_spike = g[i] + later[i] * inv[i]

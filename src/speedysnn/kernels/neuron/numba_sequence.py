@@ -1,6 +1,8 @@
-"""A layer's whole sequence, block by block, compiled; bfloat16 comes as bits.
+"""All steps of a layer, block by block, compiled with numba: `forward` and its adjoint `backward`.
 
-The adjoint of a layer's whole sequence, block by block, compiled: what is needed is computed again, not kept.
+Groups of neurons that fill whole vectors go through the LLVM code of `llvm_neuron` where that works; the neurons that
+are left, and all of them elsewhere, go through the loops of `numba_neuron`. The adjoint computes the membranes of a
+block again instead of keeping those of the forward pass. bfloat16 comes as uint16 bits.
 """
 
 from typing import Any
@@ -24,18 +26,19 @@ from speedysnn.kernels.neuron.numba_neuron import (
 )
 
 Array = Any
-NEURON_BLOCK = 2048  # neurons: four arrays of a block fit the first-level cache
+NEURON_BLOCK = 2048  # neurons of a block: four arrays of them fit the first-level cache
+HISTORY_VALUES = 65536  # values of a block's history
 
 
 @compiled
-def block_size(most: int, period: int) -> int:  # pragma: no cover - compiled
-    """Neurons a block: whole periods of the thetas where they fit, so that one layout of theta serves every block."""
-    return most // period * period if period <= most else most
+def block_size(limit: int, period: int) -> int:  # pragma: no cover - compiled
+    """Return the neurons of a block: whole periods of the thetas where they fit, so that all blocks are alike."""
+    return limit // period * period if period <= limit else limit
 
 
 @compiled
 def period_of(theta: Array, start: Array, inner: int) -> int:  # pragma: no cover - compiled
-    """Neurons after which the thetas and starts come again."""
+    """Return the number of neurons after which the thetas and v_inits repeat."""
     channels = max(theta.size, start.size)
     return channels * inner if channels > 1 else 1
 
@@ -44,7 +47,7 @@ def period_of(theta: Array, start: Array, inner: int) -> int:  # pragma: no cove
 def total_upto(
     x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array
 ) -> None:  # pragma: no cover - compiled
-    """Add the inputs of steps seen..upto - 1, in the order in which they arrive."""
+    """Add the inputs of steps seen..upto - 1 to the total, in the order in which they arrive."""
     for step in range(seen, upto):
         row = x[step * neurons + first : step * neurons + first + m]
         if step == 0:
@@ -57,7 +60,7 @@ def total_upto(
 def total_upto_half(
     x: Array, first: int, m: int, neurons: int, seen: int, upto: int, total: Array, row: Array
 ) -> None:  # pragma: no cover - compiled
-    """The same from bfloat16."""
+    """Add the inputs of steps seen..upto - 1 to the total where they are bfloat16; `row` is scratch memory."""
     for step in range(seen, upto):
         load_half(x[step * neurons + first : step * neurons + first + m], m, row)
         if step == 0:
@@ -71,9 +74,9 @@ def forward(
     flags: Any, x: Array, theta: Array, start: Array, inner: int, steps: int, delay: int, factors: Array, lo: Any,
     hi: Any, input_sum: Array, neurons: int, begin: int, end: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Theta * s[t] of the neurons begin..end - 1, all steps; `flags` are those of `neuron_code.CallFlags`.
+    """Write theta * s[t] of the neurons begin..end - 1 for all steps; `flags` are those of `llvm_neuron.CallFlags`.
 
-    If the flag `input_sum` is set, the drive's sum over all steps goes to the array of that name.
+    If the flag `input_sum` is set, the drive's sum over all steps is written to the array of that name.
     """
     th, v0 = np.empty(NEURON_BLOCK, theta.dtype), np.empty(NEURON_BLOCK, theta.dtype)
     constant, take_back, half = len(flags.constant) > 0, len(flags.take_back) > 0, len(flags.half) > 0
@@ -88,16 +91,16 @@ def forward(
         seen = 1 if constant else min(1 + delay, steps)
         fire_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, vectorized, input_sum)
         if vectorized < m:
-            few(x, first + vectorized, m - vectorized, steps, delay, constant, half, factors, lo, hi, take_back,
-                th[vectorized:], v0[vectorized:], neurons, out, input_sum)  # fmt: skip
+            forward_plain(x, first + vectorized, m - vectorized, steps, delay, constant, half, factors, lo, hi,
+                          take_back, th[vectorized:], v0[vectorized:], neurons, out, input_sum)  # fmt: skip
 
 
 @compiled
-def few(
+def forward_plain(
     x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
     hi: Any, take_back: bool, th: Array, v0: Array, neurons: int, out: Array, input_sum: Array,
 ) -> None:  # pragma: no cover - compiled
-    """The same for what is left at the end, at most AT_ONCE neurons."""
+    """Write theta * s[t] of the m neurons from `first` on without vector code."""
     total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
     seen = 0
     for t in range(1, steps + 1):
@@ -119,15 +122,12 @@ def few(
         load(total, m, input_sum[first : first + m])
 
 
-HISTORY_VALUES = 65536  # numbers of a block's history
-
-
 @compiled
 def history(
     x: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
     hi: Any, take_back: bool, th: Array, v0: Array, total: Array, u: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
-    """A block's membranes before firing (steps, size) and counts before each step, the last row after the last."""
+    """Write a block's membranes before firing (steps, size) and counts before each step, in the last row after it."""
     counts[steps, :m] = 0
     seen = 0
     for t in range(1, steps + 1):
@@ -142,7 +142,7 @@ def slopes_of(
     kind: int, shape: Array, levels: Array, signed: bool, take_back: bool, u: Array, count: Array, m: int,
     slopes: Array, weighted: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Slopes of one step's spikes over all thresholds, and the same weighted by the threshold's level."""
+    """Write the sum of a step's slopes over all thresholds, and that weighted by the threshold's level."""
     slopes[:m] = 0
     weighted[:m] = 0
     for n in range(1, levels.size):
@@ -155,7 +155,7 @@ def slopes_of(
 
 
 @compiled
-def hand_on(
+def write_input_gradient(
     summed: Array, t: int, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, grad_x: Array
 ) -> None:  # pragma: no cover - compiled
     """Write the gradient of the inputs that step t was the first to see."""
@@ -176,7 +176,10 @@ def block_back(
     v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array, to_theta: Array,
     to_start: Array,
 ) -> None:  # pragma: no cover - compiled
-    """A block's gradients of any kind of spikes and surrogate; what each neuron's theta and start get is added."""
+    """Compute a block's gradients without vector code, for any kind of spikes and surrogate.
+
+    The gradients of each neuron's theta and v_init are added to `to_theta` and `to_start`.
+    """
     later, summed, slopes, weighted = work[0], work[1], work[2], work[3]
     history(x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts)
     work[:2, :m] = 0
@@ -186,7 +189,7 @@ def block_back(
         slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
         adjoint(row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
                 to_start)  # fmt: skip
-        hand_on(summed, t, first, m, neurons, steps, delay, constant, grad_x)
+        write_input_gradient(summed, t, first, m, neurons, steps, delay, constant, grad_x)
 
 
 @compiled
@@ -195,7 +198,10 @@ def backward(
     factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int,
     keep: Any, neurons: int, begin: int, end: int, grad_x: Array, grad_theta: Array, grad_start: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Gradients of the neurons begin..end - 1; grad_theta and grad_start are added to, in float64, one a channel."""
+    """Write the gradient of the drive for the neurons begin..end - 1.
+
+    Those of theta and v_init are added to `grad_theta` and `grad_start`, one float64 value a channel.
+    """
     period = period_of(theta, start, inner)
     size = block_size(max(64, min(NEURON_BLOCK, HISTORY_VALUES // steps)), period)
     state, work = np.empty((6, size), theta.dtype), np.empty((4, size), theta.dtype)
@@ -204,7 +210,7 @@ def backward(
     notes = np.empty(2 * steps * AT_ONCE, theta.dtype)
     simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back
     seen = 1 if constant else min(1 + delay, steps)
-    alike, found = size % period == 0, np.zeros((2, size))  # a place has the same channel in every block
+    alike, found = size % period == 0, np.zeros((2, size))  # position i has the same channel in every block
     for first in range(begin, end, size):
         m = min(size, end - first)
         if first == begin or not alike:

@@ -1,4 +1,8 @@
-"""The multi-step neuron on a GPU, through Triton; tests run it on the CPU in the interpreter (TRITON_INTERPRET=1)."""
+"""The "cuda" backend of the multi-step neuron, in Triton.
+
+Triton's code is tried once against the reference before it is used. Tests run it on the CPU in Triton's interpreter
+(TRITON_INTERPRET=1).
+"""
 
 import os
 from functools import cache, lru_cache
@@ -22,13 +26,13 @@ _SLOPES = {
     "atan": (ATAN, atan),
 }
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_BLOCK = 512
-INSTALLED = find_spec("triton") is not None  # looked up here, where no compiler follows
+_BLOCK = 512  # neurons of one program
+INSTALLED = find_spec("triton") is not None  # looked up at import, where torch.compile does not trace
 BROKEN = "Triton does not run here"
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
-    """Why this backend cannot run a call, or ""."""
+    """Return why this backend cannot run a call, "" if it can."""
     if not INSTALLED:
         return "Triton is not installed"
     if not _reaches(drive.device.type):
@@ -44,34 +48,34 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
 
 
 def usable(device: str) -> bool:
-    """Whether Triton is there and computes what it should on such a device."""
+    """Tell whether Triton is installed and computes what it should on such a device."""
     return INSTALLED and _reaches(device) and not _fault(device)
 
 
 def _reaches(device: str) -> bool:
-    """Whether Triton's programs run on tensors of such a device."""
+    """Tell whether Triton's programs can read tensors of such a device."""
     return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _usable(device: str) -> str:
-    """What `_fault` finds; torch.compile takes it as it is and does not look into Triton."""
+    """Return what `_fault` finds, as a constant for torch.compile, which must not trace into Triton."""
     return _fault(device)
 
 
 @cache
 def _fault(device: str) -> str:
-    """What keeps Triton from running here, such as an old driver or compiled code that is wrong; tried once."""
+    """Return what keeps Triton from running here, such as an old driver or wrong machine code, or ""; tried once."""
     try:
         with _disable_current_modes(), torch.inference_mode(False):  # a tracer's tensors would hold no values
             wrong = _wrong(device)
-    except Exception as err:
+    except Exception as err:  # the compiler and the driver raise errors of their own, which change with versions
         wrong = (str(err).strip() or type(err).__name__).splitlines()[-1][:200]
     return f"{BROKEN}: {wrong}" if wrong else ""
 
 
 def _wrong(device: str) -> str:
-    """Where a few neurons differ from the reference on the CPU: what the compiler made is not taken on trust."""
+    """Run a few neurons and return where they differ from the reference on the CPU, or ""."""
     import triton
 
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +98,7 @@ def _wrong(device: str) -> str:
 def forward(
     drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False
 ) -> Tensor:
-    """Theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
+    """Compute theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
     from speedysnn.kernels import triton_kernels
 
     where = _plan(drive, theta, v_init, rule, constant)
@@ -119,7 +123,7 @@ def forward(
 def backward(
     grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    """Compute the gradients of drive, theta and v_init from the output's; the membranes are computed again."""
     from speedysnn.kernels import triton_kernels
 
     work = torch.promote_types(drive.dtype, torch.float32)
@@ -154,10 +158,12 @@ def backward(
 
 
 def _against(parameter: Tensor, one: Tensor) -> tuple[int, ...]:
+    """Return the parameter's shape with as many dimensions as one step of the drive."""
     return (*[1] * (one.ndim - parameter.ndim), *parameter.shape)
 
 
 def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+    """Return the layout of a drive that `refuses` has accepted."""
     where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
     assert where is not None
     return where
@@ -168,22 +174,24 @@ def _grid(where: Layout) -> tuple[int]:
 
 
 def _clip(rule: Rule) -> tuple[float, float, bool]:
+    """Return the least and the most spikes of a step, and whether a neuron that has fired may take one back."""
     low = float(-rule.max_spikes if rule.signed else 0)
     return low, float(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 
 @lru_cache(maxsize=256)
 def _factors(rule: Rule, constant: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """t/k of every step, kept on the device: sending it anew would wait for the GPU at every call."""
+    """Return t/k of every step, kept on the device, as sending it at every call would wait for the GPU."""
     steps = range(1, rule.timesteps + 1)
     return torch.tensor([float(t) if constant else t / rule.seen(t) for t in steps], dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=256)
 def _shape(width: float, detach_reset: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return half the surrogate's width, its inverse, and 1 with a gradient through the reset, kept on the device."""
     return torch.tensor([width / 2, 1 / width, float(not detach_reset)], dtype=dtype, device=device)
 
 
 def on(x: Tensor) -> Any:
-    """The block in which kernels go to the tensor's GPU."""
+    """Return a context in which kernels are launched on the tensor's GPU."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else torch.autograd.profiler.record_function("neuron")

@@ -1,1 +1,1 @@
-"""Convolutions that multiply only what is not zero."""
+"""Convolutions on the CPU that multiply only the values that are not zero, and Winograd convolutions of the others."""

@@ -1,4 +1,8 @@
-"""A convolution as an autograd function: over the input's nonzero values alone, by Winograd tiles, or by torch."""
+"""A convolution as an autograd function: by events (the input's nonzero values), by Winograd tiles, or by torch.
+
+`Ways` says which of the three computes the result and each gradient. Binary spikes are packed into bits for the
+backward pass.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +21,15 @@ from speedysnn.kernels.sparse_conv.forward import EventPlan, Size, output_size, 
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Sizes of a 2-d convolution, of its input and of its output, rows before columns."""
+    """Sizes of a 2-d convolution, rows before columns.
+
+    Attributes:
+        channels: of the input and of the output.
+        kernel: rows and columns of the kernel.
+        stride: of rows and columns.
+        padding: zeros above and to the left, as many on the other side.
+        size: rows and columns of the output.
+    """
 
     channels: tuple[int, int]
     kernel: Size
@@ -27,18 +39,18 @@ class ConvShape:
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, attrs: Mapping[str, Any]) -> "ConvShape":
-        """The sizes of a node, from its attributes and tensors."""
+        """Return the sizes of a node's convolution from its input, weight and attributes."""
         kernel, stride, padding = pair(weight.shape[2:]), pair(attrs["stride"]), pair(attrs["padding"])
         size = output_size(pair(x.shape[2:]), kernel, stride, padding)
         return cls((weight.shape[1], weight.shape[0]), kernel, stride, padding, size)
 
     @property
     def places(self) -> int:
-        """Number of output pixels."""
+        """The number of output pixels."""
         return self.size[0] * self.size[1]
 
     def numbers(self) -> tuple[int, ...]:
-        """The numbers that identify a convolution, without the size of the picture."""
+        """Return the numbers that identify a convolution, whatever the size of the image."""
         return (*self.channels, *self.kernel, *self.stride, *self.padding)
 
 
@@ -47,10 +59,10 @@ class Ways:
     """Which implementation computes a convolution and its gradients; None means torch.
 
     Attributes:
-        plan: the convolution by events.
-        points: weights for the convolution by tiles.
-        turned: those for the gradient of its input.
-        to_weight: the gradient of its weights, by "events" or "tiles".
+        plan: runs the convolution by events.
+        points: transformed weights for the convolution by Winograd tiles; see `winograd.laid_out`.
+        turned: transformed weights for the gradient of its input by Winograd tiles; see `winograd.turned`.
+        to_weight: "events" or "tiles" for the gradient of its weights.
     """
 
     plan: EventPlan | None = None
@@ -60,7 +72,7 @@ class Ways:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
-    """The convolution by events, by tiles or by torch."""
+    """Compute the convolution by events, by Winograd tiles or by torch."""
     if ways.plan is not None:
         return ways.plan.run(x)
     if ways.points is not None:
@@ -69,7 +81,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, wa
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape, way: str | None) -> Tensor:
-    """Gradient of the weights by "events", by "tiles" or by torch."""
+    """Compute the gradient of the weights by "events", by "tiles" or by torch."""
     if way == "events":
         return event_gradient.weight_gradient(x, grad, shape.kernel, shape.padding)
     if way == "tiles":
@@ -81,37 +93,42 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape, w
 def input_gradient(
     grad: Tensor, weight: Tensor, shape: ConvShape, size: Sequence[int], turned: Tensor | None
 ) -> Tensor:
-    """Gradient of what the convolution read, (N, C, H, W), by tiles or by torch."""
+    """Compute the gradient of the input (N, C, H, W) by Winograd tiles or by torch."""
     if turned is not None:
         return winograd.convolve(grad, turned)
-    out: Tensor = _torch(grad, _nothing(size), weight, shape, (True, False, False))[0]
+    out: Tensor = _torch(grad, _stand_in(size), weight, shape, (True, False, False))[0]
     return out
 
 
-def _nothing(size: Sequence[int]) -> Tensor:
-    """A stand-in for the input where torch reads its size alone."""
+def _stand_in(size: Sequence[int]) -> Tensor:
+    """Return an input without values, for torch's functions that read its size alone."""
     return torch.empty(size, memory_format=torch.channels_last)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
-    """The convolution, recorded for its gradients.
+    """Compute the convolution with gradients.
 
     Args:
         x: (N, C, H, W) channels-last float32.
         weight: (O, C, kh, kw).
         bias: (O,) or None.
-        shape: of all.
-        ways: what does it.
+        shape: the sizes of all.
+        ways: the implementations.
+
+    Returns:
+        The result (N, O, OH, OW).
     """
     out: Tensor = _Convolution.apply(x, weight, bias, shape, ways)
     return out
 
 
 class _Convolution(torch.autograd.Function):
+    """A convolution that keeps its input as bits for the backward pass where the input is binary."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
         out = forward(x, weight, bias, shape, ways)
-        learns = ctx.needs_input_grad[1]  # else nothing of x but its size is needed
+        learns = ctx.needs_input_grad[1]  # otherwise only the size of x is needed
         spikes = pack(x) if learns else None
         ctx.save_for_backward(weight, *((spikes.words, spikes.values) if spikes else (x,) if learns else ()))
         ctx.given = shape, ways, x.shape
@@ -123,27 +140,27 @@ class _Convolution(torch.autograd.Function):
         (shape, ways, size), (to_x, to_weight, to_bias, *_) = ctx.given, ctx.needs_input_grad
         spikes = Packed(kept[0], kept[1], size) if len(kept) > 1 else None
         if torch.is_grad_enabled():
-            x = _nothing(size) if not to_weight else kept[0] if spikes is None else None
-            return _twice(grad, x, weight, shape, (to_x, to_weight, to_bias))
+            x = _stand_in(size) if not to_weight else kept[0] if spikes is None else None
+            return _differentiable(grad, x, weight, shape, (to_x, to_weight, to_bias))
         grad = grad.contiguous(memory_format=torch.channels_last)
         own = input_gradient(grad, weight, shape, size, ways.turned) if to_x else None
-        if to_weight and ways.to_weight == "tiles":  # which sum up the bias's as well
+        if to_weight and ways.to_weight == "tiles":  # the tiles give the bias's gradient as well
             by_weight, by_bias = winograd.weight_gradients(spikes or kept[0], grad)
             return own, by_weight, by_bias.clone() if to_bias else None, None, None
-        whole = grad.sum((0, 2, 3)) if to_bias else None
+        by_bias = grad.sum((0, 2, 3)) if to_bias else None
         if not to_weight:
-            return own, None, whole, None, None
+            return own, None, by_bias, None, None
         x = kept[0] if spikes is None else spikes.unpacked()
-        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), whole, None, None
+        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), by_bias, None, None
 
 
-def _twice(
+def _differentiable(
     grad: Tensor, x: Tensor | None, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """Differentiable gradients, which torch alone provides.
+    """Compute gradients that can be differentiated again, which torch alone can.
 
     Raises:
-        TrainingError: what the convolution read was kept as bits.
+        TrainingError: the input was kept as bits.
     """
     if x is None:
         raise TrainingError(
@@ -155,6 +172,7 @@ def _twice(
 
 
 def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool, bool]) -> Any:
+    """Compute torch's gradients of (input, weight, bias); None for those that are not wanted."""
     if not any(wanted):
         return None, None, None
     return torch.ops.aten.convolution_backward(

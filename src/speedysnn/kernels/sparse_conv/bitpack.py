@@ -1,6 +1,7 @@
-"""Binary spikes packed into bits for the backward pass, with one amplitude a channel: 1/32 of the memory.
+"""Binary spikes packed into bits for the backward pass: one bit a value, one amplitude a channel.
 
-Vector code of spikes as bits: one for a value, sixteen channels that lie side by side in a word.
+A word holds sixteen channels that lie side by side. `pack` also finds out whether the values are binary at all: it
+keeps the largest and the smallest spike of every channel, which have to be equal.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from torch import Tensor
 from speedysnn.kernels.jit import WORKS, Writer, compiled, intrinsic, ir, types
 from speedysnn.kernels.layout import flat
 
-BIT_LANES = 16  # channels a word
+Array = Any
+BIT_LANES = 16  # channels of a word
+NONE, INFINITE = 2**31 - 1, 0xFF << 23  # bits of a float32: no spike yet, and infinity
+PIXELS = 256  # pixels whose groups of channels are packed one after the other: they stay in the nearest cache
 
 
 class _Bits(Writer):
-    """Words of one group of channels, pixel after pixel."""
+    """Writes the code for one group of channels, pixel after pixel."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
@@ -26,7 +30,7 @@ class _Bits(Writer):
 
 
 def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """The loop over pixels; the largest and smallest spikes, compared as their bits, stay in registers."""
+    """Write the body of `pack_run`; the largest and smallest spikes, compared by their bits, stay in registers."""
     w, b = _Bits(context, builder, signature.args, args), builder
     x, words, ends = w.pointer(0), w.pointer(3), w.pointer(6)
     first, apart, to, spread, c, many = (args[i] for i in (1, 2, 4, 5, 7, 8))
@@ -54,7 +58,7 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _unpack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """The loop over pixels."""
+    """Write the body of `unpack_run`."""
     w, b = _Bits(context, builder, signature.args, args), builder
     words, values, out = w.pointer(0), w.pointer(3), w.pointer(5)
     first, spread, c, to, apart, many = (args[i] for i in (1, 2, 4, 6, 7, 8))
@@ -79,10 +83,10 @@ if WORKS:
         _: Any, x: Any, first: Any, apart: Any, words: Any, to: Any, spread: Any, ends: Any, c: Any, many: Any,
         channels: Any,
     ) -> Any:  # fmt: skip
-        """words[to + i * spread] = bits of x[first + i * apart + k] != 0, k < 16, for i < many, at least one.
+        """Set words[to + i * spread] to the bits x[first + i * apart + k] != 0, k < 16, for i < many, at least one.
 
-        The bits of the largest and, of those that are not 0, of the smallest go to ends[c + k] and
-        ends[channels + c + k], compared as whole numbers, which puts NaN beyond infinity.
+        The largest value and the smallest one that is not 0 go to ends[c + k] and ends[channels + c + k] as bits; they
+        are compared as whole numbers, which puts NaN beyond infinity.
         """
         return types.void(x, first, apart, words, to, spread, ends, c, many, channels), _pack
 
@@ -90,16 +94,8 @@ if WORKS:
     def unpack_run(
         _: Any, words: Any, first: Any, spread: Any, values: Any, c: Any, out: Any, to: Any, apart: Any, many: Any
     ) -> Any:  # fmt: skip
-        """out[to + i * apart + k] = values[c + k] where bit k of words[first + i * spread] is set, else 0; k < 16."""
+        """Set out[to + i * apart + k] to values[c + k] where bit k < 16 of words[first + i * spread] is set, else 0."""
         return types.void(words, first, spread, values, c, out, to, apart, many), _unpack
-
-
-if WORKS:
-    pass
-
-Array = Any
-NONE, INFINITE = 2**31 - 1, 0xFF << 23  # as float32's bits: no spike yet, and infinity
-PIXELS = 256  # looked at together, a group of channels after the other: they stay in the nearest cache
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,8 @@ class Packed:
     """Binary spikes (N, C, H, W), channels-last.
 
     Attributes:
-        words: (N * H * W * C / 16,) int16, a bit a value.
-        values: (C,) float32, what a channel's spikes are.
+        words: (N * H * W * C / 16,) int16, one bit for each value.
+        values: (C,) float32, the amplitude of a channel's spikes.
         shape: of the spikes.
     """
 
@@ -117,14 +113,14 @@ class Packed:
     shape: torch.Size
 
     def unpacked(self) -> Tensor:
-        """The spikes as they were, except that -0.0 becomes 0.0."""
+        """Return the spikes as they were, except that -0.0 becomes 0.0."""
         out = torch.empty(self.shape, memory_format=torch.channels_last)
-        _unpack_plain(self.words.numpy(), self.values.numpy(), flat(out).numpy())
+        _unpack_all(self.words.numpy(), self.values.numpy(), flat(out).numpy())
         return out
 
 
 def pack(x: Tensor) -> Packed | None:
-    """Pack binary spikes; None if the values are not binary or their layout does not fit."""
+    """Pack spikes (N, C, H, W); return None if the values are not binary or their layout does not fit."""
     fits = x.ndim == 4 and x.shape[1] % BIT_LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
     if not WORKS or not fits or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
         return None
@@ -132,8 +128,8 @@ def pack(x: Tensor) -> Packed | None:
     words = torch.empty(x.numel() // BIT_LANES, dtype=torch.int16)
     ends = np.zeros((2, channels), np.int32)
     ends[1] = NONE
-    for part in (min(PIXELS * channels, numbers.size), numbers.size):  # most that is not binary is seen at once
-        _pack_plain(numbers[:part], words.numpy(), ends)
+    for part in (min(PIXELS * channels, numbers.size), numbers.size):  # a few pixels tell most that is not binary
+        _pack_all(numbers[:part], words.numpy(), ends)
         high, low = ends
         if (low < high).any() or (high > INFINITE).any():
             return None
@@ -141,7 +137,8 @@ def pack(x: Tensor) -> Packed | None:
 
 
 @compiled
-def _pack_plain(x: Array, words: Array, ends: Array) -> None:  # pragma: no cover - compiled
+def _pack_all(x: Array, words: Array, ends: Array) -> None:  # pragma: no cover - compiled
+    """Pack all pixels; `ends` (2, C) takes the bits of the channels' largest and smallest spikes."""
     channels, found = ends.shape[1], ends.reshape(ends.size)
     spread, pixels = channels // BIT_LANES, x.size // channels
     for first in range(0, pixels, PIXELS):
@@ -152,7 +149,8 @@ def _pack_plain(x: Array, words: Array, ends: Array) -> None:  # pragma: no cove
 
 
 @compiled
-def _unpack_plain(words: Array, values: Array, out: Array) -> None:  # pragma: no cover - compiled
+def _unpack_all(words: Array, values: Array, out: Array) -> None:  # pragma: no cover - compiled
+    """Unpack all pixels."""
     channels = values.size
     spread, pixels = channels // BIT_LANES, out.size // channels
     for first in range(0, pixels, PIXELS):

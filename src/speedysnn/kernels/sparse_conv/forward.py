@@ -1,13 +1,12 @@
-"""Convolution of spikes on the CPU: only inputs that are not zero are multiplied.
+"""Convolution of spikes on the CPU by events: only inputs that are not zero are multiplied.
 
-Events of a row of pixels lie one after the other, so an output pixel reads one run of them for every row of its window:
-few loops, and their branches are what sparse work costs on a CPU. Exact for any input; values need not be spikes.
+The events of a row of pixels lie one after the other, so that an output pixel reads one run of them for every row of
+its window: sparse work on a CPU costs mostly loops and branches, and these are few. The result is exact for any input;
+values need not be spikes.
 
-Weights of a convolution laid out for events, (block, kh, kw, C, width), in float32 or two bfloat16 in a word.
-
-Buffers for packed weights, reused from call to call: touching new memory pages costs more than filling them.
-
-It also remembers which layers the last call packed, so that the next call can pack them before its threads start.
+`EventPlan` lays a convolution's weights out as (block, kh, kw, C, width), in float32 or as two bfloat16 in a word, and
+runs it. `Tables` keeps the memory of laid-out weights for later calls, since touching new memory pages costs more than
+filling them.
 """
 
 import threading
@@ -24,29 +23,35 @@ from speedysnn.kernels.neuron.numba_neuron import to_half
 from speedysnn.kernels.sparse_conv import llvm_events
 
 if WORKS:
-    from speedysnn.kernels.sparse_conv.llvm_events import turn
+    from speedysnn.kernels.sparse_conv.llvm_events import add_rows, pack, turn
 
 Array = Any
+Size = tuple[int, int]
+# WIDEST: outputs whose sums are kept in registers. TABLE_BYTES: weights in use at a time, so that they stay in the
+# second-level cache. AVX-512 has four times the registers, and processors that have it the larger caches.
+WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
+FOLDED = 32  # most outputs of a block that holds several pixels
 PAIR = 32  # outputs whose weights in bfloat16 lie in the same 16 words
+PLACES = llvm_events.lanes_of_masks()
 
 
 @compiled
-def _turned(
+def _transpose(
     weight: Array, read: int, row: int, channels: int, outputs: int, table: Array, write: int, width: int
 ) -> None:  # pragma: no cover - compiled
-    """One place of the window, (O, C) with rows that far apart, to (C, width); eight by eight."""
-    many = channels // VECTOR_LANES * VECTOR_LANES
+    """Transpose the weights of one place of the window, (O, C) with rows `row` apart, to (C, width), eight by eight."""
+    whole = channels // VECTOR_LANES * VECTOR_LANES
     for o in range(0, outputs, VECTOR_LANES):
-        for c in range(0, many, VECTOR_LANES):
+        for c in range(0, whole, VECTOR_LANES):
             turn(weight, read + o * row + c, row, table, write + c * width + o, width)
-        for c in range(many, channels):
+        for c in range(whole, channels):
             for i in range(VECTOR_LANES):
                 table[write + c * width + o + i] = weight[read + (o + i) * row + c]
 
 
 @compiled
 def lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pragma: no cover - compiled
-    """Weights (O, kh, kw, C) as `EventPlan` says."""
+    """Lay out weights (O, kh, kw, C) as `EventPlan` describes."""
     outputs, channels, tall, kernel, wide, pixels, right = sizes
     row, together = channels * tall * kernel, min(width, outputs)
     if pixels > 1:
@@ -57,25 +62,25 @@ def lay_out(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pra
                 read = block * together * row + (k * kernel + j) * channels
                 for pixel in range(pixels):
                     place = ((block * tall + k) * wide + pixel * right + j) * channels
-                    _turned(weight, read, row, channels, together, table, place * width + pixel * outputs, width)
+                    _transpose(weight, read, row, channels, together, table, place * width + pixel * outputs, width)
 
 
 @compiled
 def lay_out_half(weight: Array, sizes: Any, width: int, table: Array) -> None:  # pragma: no cover - compiled
-    """The same, one pixel at a time, in bfloat16; one place of the window after the other, which the cache holds."""
+    """Lay out weights in bfloat16, one pixel a block; one place of the window at a time fits the cache."""
     outputs, channels, tall, kernel, _, _, _ = sizes
     row, size = channels * tall * kernel, channels * width
     some = np.empty(size, np.float32)
     for block in range(outputs // width):
         for k in range(tall * kernel):
-            _turned(weight, block * width * row + k * channels, row, channels, width, some, 0, width)
+            _transpose(weight, block * width * row + k * channels, row, channels, width, some, 0, width)
             place = (block * tall * kernel + k) * size // 2
             halve(some.view(np.uint32), table[place : place + size // 2])
 
 
 @compiled
 def halve(bits: Array, out: Array) -> None:  # pragma: no cover - compiled
-    """Every 32 values as 16 words: of bfloat16, ties to even, those of the second half in the upper bits."""
+    """Pack every 32 float32 values into 16 words of two bfloat16, ties to even; the second 16 go to the upper bits."""
     half = PAIR // 2
     for group in range(out.size // half):
         read, write = bits[2 * half * group : 2 * half * (group + 1)], out[half * group : half * (group + 1)]
@@ -84,16 +89,16 @@ def halve(bits: Array, out: Array) -> None:  # pragma: no cover - compiled
 
 
 class Tables:
-    """A pool of free arrays by size and type. A copy, also in another process, starts empty."""
+    """Thread-safe pool of free arrays by size and type; a copy, also in another process, starts empty."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, Any], list[Array]] = {}
         self.last: dict[str, tuple[Any, ...]] = {}
-        self.held: Any = None  # what calls share, see `speedysnn.execution.sparse_conv.shared`
+        self.held: Any = None  # laid-out weights that several calls share, see `execution.sparse_conv`
         self._lock = threading.Lock()
 
     def take(self, size: int, kind: Any) -> Array:
-        """Take an array of `size` numbers, aligned to a cache line as torch aligns its memory."""
+        """Take an array of `size` values out of the pool, or a new one, aligned to a cache line."""
         with self._lock:
             free = self._free.get((size, np.dtype(kind)))
             if free:
@@ -101,7 +106,7 @@ class Tables:
         return torch.empty(size * np.dtype(kind).itemsize, dtype=torch.uint8).numpy().view(kind)
 
     def give(self, array: Array) -> None:
-        """Return an array that nobody reads any more."""
+        """Put an array that nobody reads any more back into the pool."""
         with self._lock:
             self._free.setdefault((array.size, array.dtype), []).append(array)
 
@@ -109,21 +114,11 @@ class Tables:
         return Tables, ()
 
 
-Size = tuple[int, int]
-# Outputs whose sums are held in registers, and bytes of weights in use at a time, to stay in the second-level cache:
-# AVX-512 has four times the registers, and processors that have it the larger caches.
-WIDEST, TABLE_BYTES = (256, 600_000) if torch.backends.cpu.get_cpu_capability() == "AVX512" else (64, 300_000)
-FOLDED = 32  # outputs that pixels are taken together for
-PLACES = llvm_events.lanes_of_masks()
-if WORKS:
-    from speedysnn.kernels.sparse_conv.llvm_events import add_rows, pack
-
-
 class EventPlan:
-    """A 2-d convolution laid out for events: weights (block, kh, kw, C, width), width neighbouring outputs at a time.
+    """A 2-d convolution laid out for events: weights (block, kh, kw, C, width), a block of `width` outputs at a time.
 
-    Few channels share a block with those of the next pixels, whose windows overlap: `pixels` outputs of a row then see
-    a window that is wider by (pixels - 1) strides, zero where a pixel does not look.
+    Where there are few output channels, a block holds those of several neighbouring pixels, whose windows overlap:
+    their window is wider by (pixels - 1) strides, and a pixel's weights are zero outside its own window.
 
     Args:
         weight: (O, C, kh, kw).
@@ -131,8 +126,8 @@ class EventPlan:
         stride: of rows and columns.
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
-        half: weights in bfloat16, where a block is whole groups of 32 outputs of one pixel; sums stay float32.
-        tables: memory to lay them out in; see `close`.
+        half: keep weights in bfloat16 where a block is whole groups of 32 outputs of one pixel; sums stay float32.
+        tables: memory for the weights; `close` gives it back.
     """
 
     def __init__(
@@ -153,6 +148,7 @@ class EventPlan:
         self.chunk = min(self.channels, max(VECTOR_LANES, TABLE_BYTES // per_channel // VECTOR_LANES * VECTOR_LANES))
 
     def _laid_out(self, weight: Array) -> Array:
+        """Return the weights laid out, in memory of the pool."""
         sizes = (self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1])
         size = self.tall * self.wide * self.channels * self.outputs * self.pixels
         if self.half:
@@ -164,11 +160,11 @@ class EventPlan:
         return table
 
     def close(self) -> None:
-        """Give the weights' memory back; nothing runs after that."""
+        """Give the weights' memory back; the plan must not run again."""
         self.tables.give(self.table)
 
     def run(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) channels-last -> (N, O, OH, OW) channels-last, float32."""
+        """Compute the convolution of x (N, C, H, W) channels-last; return (N, O, OH, OW) channels-last float32."""
         images, _, high, wide = x.shape
         rows, columns = output_size((high, wide), (self.tall, self.kernel), self.stride, self.padding)
         out = torch.empty((images, self.outputs, rows, columns), memory_format=torch.channels_last)
@@ -181,7 +177,7 @@ class EventPlan:
 
 
 def supports(x: Tensor, weight: Tensor, attrs: Any) -> bool:
-    """Whether `EventPlan` can do a convolution, of float32 or of what float32 holds exactly."""
+    """Tell whether `EventPlan` supports a convolution: one group, no dilation, channels-last float32 or bfloat16."""
     return (
         WORKS
         and x.device.type == "cpu"
@@ -197,17 +193,18 @@ def supports(x: Tensor, weight: Tensor, attrs: Any) -> bool:
 
 
 def output_size(size: Size, kernel: Size, stride: Size, padding: Size) -> Size:
-    """Rows and columns of a convolution's output."""
+    """Return the rows and columns of a convolution's output."""
     rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
     return rows, columns
 
 
 def pair(value: Any) -> Size:
-    """A size of rows and columns from one number or two."""
+    """Return a size in rows and columns from one number or two."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def _pixels(outputs: int, wide: int, columns: int) -> int:
+    """Return how many pixels of an output row share a block."""
     for pixels in (4, 2):
         if wide > 1 and outputs * pixels <= FOLDED and columns % pixels == 0:
             return pixels
@@ -215,6 +212,7 @@ def _pixels(outputs: int, wide: int, columns: int) -> int:
 
 
 def _divisor(outputs: int) -> int:
+    """Return the widest block of whole vectors that divides the outputs."""
     return max(width for width in range(VECTOR_LANES, WIDEST + 1, VECTOR_LANES) if outputs % width == 0)
 
 
@@ -223,13 +221,14 @@ def events_of(
     x: Array, base: int, high: int, wide: int, channels: int, first: int, chunk: int, places: Array, columns: Array,
     ends: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Where the values of some channels of an image are not zero: pixel in its row * channels + channel, pixel after
-    pixel; ends[p + 1] is the number of them up to pixel p.
+    """Write the positions of an image's nonzero values in some channels, pixel after pixel.
+
+    A position is (pixel in its row) * channels + channel; ends[p + 1] is the number of events up to pixel p.
     """
     count, groups = 0, chunk // VECTOR_LANES
     ends[0] = 0
     for row in range(high):
-        for pixel in range(wide):  # no division by the width, which costs as much as a pixel
+        for pixel in range(wide):  # two loops, as a division by the width costs as much as a pixel
             at, column = base + (row * wide + pixel) * channels + first, pixel * channels + first
             count = pack(x, at, groups, column, places, columns, count)
             for c in range(groups * VECTOR_LANES, chunk):
@@ -242,7 +241,7 @@ def events_of(
 def _convolve(
     lanes: Any, x: Array, table: Array, bias: Array, places: Array, sizes: Any, begin: int, end: int, out: Array
 ) -> None:  # pragma: no cover - compiled
-    """Images begin..end - 1; the weights of one block and one chunk of channels serve all of them in turn."""
+    """Convolve images begin..end - 1, all of them with one block and chunk of channels before the next."""
     high, wide, channels, chunk, rows, columns, tall, window, down, right, above, left = sizes
     width = VECTOR_LANES * len(lanes)
     unit = table.size // (bias.size // width * tall * window * channels)

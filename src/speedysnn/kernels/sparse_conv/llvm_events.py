@@ -1,6 +1,6 @@
-"""Vector code of the event-driven convolution, written for the compiler by hand: it keeps the sums in registers.
+"""LLVM code of the convolution by events, which keeps its sums in vector registers.
 
-numba offers no arrays in registers, and a sum that goes to memory after every event costs three times the addition.
+numba has no arrays in registers, and a sum that goes to memory after every event costs three times the addition.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from speedysnn.kernels.jit import VECTOR_LANES, WORKS, Writer, intrinsic, ir, ty
 
 
 def lanes_of_masks() -> Any:
-    """(256 * 8,) int32: for every mask of 8 bits the positions of its ones, in order; the rest is not used."""
+    """Return the positions of the ones of every mask of 8 bits, in order, as (256 * 8,) int32; the rest is not used."""
     table = np.zeros((256, VECTOR_LANES), np.int32)
     for mask in range(256):
         ones = [i for i in range(VECTOR_LANES) if mask >> i & 1]
@@ -20,7 +20,7 @@ def lanes_of_masks() -> Any:
 
 
 def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """One block of 8 values after the other: the mask of those that are not zero picks the positions to store."""
+    """Write the body of `pack`: in each block of 8 values, the mask of nonzero ones selects the positions to store."""
     w = Writer(context, builder, signature.args, args)
     values, offset, groups, column, places, columns, count = args
     values, places, columns = w.pointer(0), w.pointer(4), w.pointer(5)
@@ -36,7 +36,7 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     fired = builder.fcmp_unordered("!=", eight, ir.Constant(w.reals, [0.0] * VECTOR_LANES))
     mask = builder.bitcast(fired, ir.IntType(VECTOR_LANES))
     row = builder.mul(builder.zext(mask, w.index), w.number(VECTOR_LANES))
-    base = w.everywhere(builder.trunc(builder.add(column, first), w.word), w.words)
+    base = w.broadcast(builder.trunc(builder.add(column, first), w.word), w.words)
     w.store(builder.add(w.vector(places, row, w.words), base), columns, n)
     ones = builder.zext(builder.ctpop(mask), w.index)
     w.close([i, n], [builder.add(i, w.number(1)), builder.add(n, ones)], body)
@@ -48,7 +48,7 @@ def _pack(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def _add_event(
     w: Writer, event: tuple[Any, Any], sums: list[Any], value: Any, rows: list[Any], done: Any
 ) -> list[Any]:
-    """End the block of one event (its number, the end of the run): the sums with value * rows added."""
+    """Add value * rows to the sums and end the block of one event (its number, the end of its run)."""
     b, (i, end), block, added = w.b, event, w.b.block, []
     for total, row in zip(sums, rows, strict=True):  # "contract": rounded once where the processor can
         product = b.fmul(value, row, flags=("contract",))
@@ -60,7 +60,7 @@ def _add_event(
 
 
 def _two_in_one(w: Writer, rows: Any, place: Any, kind: Any) -> tuple[Any, Any]:
-    """Two vectors of bfloat16 whose values lie in turn: the lower and the upper halves of words."""
+    """Load words of two bfloat16 and return their lower and upper halves as two vectors of float32."""
     words = ir.VectorType(w.word, kind.count)
     both = w.vector(rows, place, words)
     low = w.b.shl(both, ir.Constant(words, [16] * kind.count))
@@ -69,7 +69,7 @@ def _two_in_one(w: Writer, rows: Any, place: Any, kind: Any) -> tuple[Any, Any]:
 
 
 def _row(w: Writer, half: bool, rows: Any, place: Any, ahead: list[Any], kind: Any) -> list[Any]:
-    """The weights of one event, a vector for every sum."""
+    """Load the weights of one event, a vector for every sum."""
     if not half:
         return [w.vector(rows, w.b.add(place, k), kind) for k in ahead]
     pairs = [_two_in_one(w, rows, w.b.add(place, k), kind) for k in ahead[: len(ahead) // 2]]
@@ -77,7 +77,7 @@ def _row(w: Writer, half: bool, rows: Any, place: Any, ahead: list[Any], kind: A
 
 
 def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Sums over several runs of events: sum += value * row of weights; all sums stay in registers."""
+    """Write the body of `add_rows`: over several runs of events, sum += value * row of weights, all in registers."""
     w = Writer(context, builder, signature.args, args)
     kind, offsets = w.wide(len(signature.args[0]))
     ahead, half = [w.number(place) for place in offsets], signature.args[6].dtype != types.float32
@@ -98,7 +98,7 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     builder.position_at_end(event)
     (i,), running = w.phis(w.index, [low], begin), w.phis(kind, held, begin)
     column = builder.sext(w.at(columns, i), w.index)
-    value, place = w.everywhere(w.at(where, column), kind), builder.add(builder.mul(column, width), row)
+    value, place = w.broadcast(w.at(where, column), kind), builder.add(builder.mul(column, width), row)
     added = _add_event(w, (i, high), running, value, _row(w, half, weights, place, ahead, kind), following)
     builder.position_at_end(following)
     joined = w.phis(kind, held, begin)
@@ -112,7 +112,7 @@ def _add_rows(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Sums of a channel's row of weights over its events; all stay in registers."""
+    """Write the body of `add_taps`: the sums of one row of a channel's weights over its events, all in registers."""
     w, b = Writer(context, builder, signature.args, args), builder
     sums, grads, values, places = (w.pointer(i) for i in (2, 5, 7, 9))
     first, apart, shift, origin, begin, end = (args[i] for i in (3, 4, 6, 8, 10, 11))
@@ -127,7 +127,7 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     b.position_at_end(event)
     (i,), running = w.phis(w.index, [begin], before), w.phis(kind, held, before)
     place = b.sext(w.at(places, i), w.index)
-    value = w.everywhere(w.at(values, b.add(origin, place)), kind)
+    value = w.broadcast(w.at(values, b.add(origin, place)), kind)
     at = b.add(b.mul(place, apart), shift)
     added = _add_event(w, (i, end), running, value, _row(w, False, grads, at, ahead, kind), done)
     b.position_at_end(done)
@@ -139,7 +139,7 @@ def _add_taps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _turn(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Eight rows become eight columns: pairs of rows change places in steps of 1, 2 and 4."""
+    """Write the body of `turn`: transpose eight rows by exchanging pairs of rows in steps of 1, 2 and 4."""
     w, b = Writer(context, builder, signature.args, args), builder
     x, out = w.pointer(0), w.pointer(3)
     rows = [w.vector(x, b.add(args[1], b.mul(args[2], w.number(i))), w.reals) for i in range(VECTOR_LANES)]
@@ -165,7 +165,7 @@ if WORKS:
         _: Any, lanes: Any, taps: Any, sums: Any, first: Any, apart: Any, grads: Any, shift: Any, values: Any,
         origin: Any, places: Any, begin: Any, end: Any,
     ) -> Any:  # fmt: skip
-        """sums[first + j * apart + k] += sum over begin <= i < end, p = places[i], of values[origin + p] *
+        """Add to sums[first + j * apart + k] the sum over begin <= i < end, p = places[i], of values[origin + p] *
         grads[p * apart + shift + j * apart + k], for j < len(taps) and k < 8 * len(lanes).
         """
         given = (lanes, taps, sums, first, apart, grads, shift, values, origin, places, begin, end)
@@ -173,14 +173,14 @@ if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def turn(_: Any, x: Any, first: Any, apart: Any, out: Any, to: Any, spread: Any) -> Any:
-        """out[to + j * spread + i] = x[first + i * apart + j], for i and j < 8."""
+        """Transpose: out[to + j * spread + i] = x[first + i * apart + j], for i and j < 8."""
         return types.void(x, first, apart, out, to, spread), _turn
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pack(_: Any, values: Any, offset: Any, groups: Any, column: Any, places: Any, columns: Any, count: Any) -> Any:
-        """Append `column` + i of every values[offset + i] != 0, i < 8 * groups, to columns[count:]; the new count.
+        """Append `column` + i of every values[offset + i] != 0, i < 8 * groups, to columns[count:].
 
-        Up to 8 entries beyond the new count are overwritten.
+        Returns the new count; up to 8 entries beyond it are overwritten.
         """
         return types.int64(values, offset, groups, column, places, columns, count), _pack
 
@@ -189,11 +189,11 @@ if WORKS:
         _: Any, lanes: Any, init: Any, start: Any, out: Any, first: Any, inputs: Any, weights: Any, columns: Any,
         begins: Any, ends: Any, values: Any, rows: Any, runs: Any,
     ) -> Any:  # fmt: skip
-        """out[first + k] = init[start + k] + sum over j < runs and begins[j] <= i < ends[j], c = columns[i], of
+        """Set out[first + k] = init[start + k] + sum over j < runs and begins[j] <= i < ends[j], c = columns[i], of
         inputs[values[j] + c] * weights[rows[j] + c * width + k], for k < width = 8 * len(lanes).
 
-        Of uint32 weights each is two in bfloat16, 16 outputs apart, so that a row is half as long: of a group of 32
-        outputs the lower halves are the first 16.
+        A uint32 weight holds two in bfloat16, so that a row is half as long: of every 32 outputs the first 16 are in
+        the lower halves.
         """
         given = (lanes, init, start, out, first, inputs, weights, columns, begins, ends, values, rows, runs)
         return types.void(*given), _add_rows

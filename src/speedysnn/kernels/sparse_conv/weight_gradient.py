@@ -1,8 +1,8 @@
-"""Gradient of a convolution's weights on the CPU where its input is mostly zeros: only events are multiplied.
+"""Gradient of a convolution's weights on the CPU by events, where its input is mostly zeros.
 
-The input is turned to lie channel by channel, so that the sums of one channel's weights stay in registers while its
-events go by; each adds the output's gradient around its place, times its value. Input and gradient lie in frames of one
-size, with zeros where a kernel reaches beyond the image: an event's place is then an index into both.
+The input is transposed channel by channel, so that the sums of one channel's weights stay in registers while its events
+are read; each event adds the output's gradient around its place, times the event's value. Input and gradient lie in
+frames of one size, with zeros where a kernel reaches beyond the image, so that an event's place is an index into both.
 """
 
 from typing import Any
@@ -18,25 +18,33 @@ from speedysnn.kernels.sparse_conv.forward import Size
 from speedysnn.kernels.sparse_conv.llvm_events import lanes_of_masks
 
 Array = Any
-REGISTERS = 12  # vectors of sums that are held at a time
-FRAME_BYTES, SPAN_BYTES = 2**17, 28_000  # of gradients in the second-level cache, and in the first-level one
-EVENT_BYTES, TILE = 2**18, 8  # of some channels' turned inputs and events; channels that read a span in turn
-APART = 24  # numbers between channels, which would else begin in the same places of a cache
+REGISTERS = 12  # vectors of sums that are kept in registers
+FRAME_BYTES, SPAN_BYTES = 2**17, 28_000  # gradients that fit the second-level cache, and the first-level one
+EVENT_BYTES = 2**18  # transposed inputs and events of some channels
+TILE = 8  # channels that read one span of gradients before the next
+APART = 24  # values between channels, which would otherwise begin in the same places of a cache
 PLACES = lanes_of_masks()
 if WORKS:
     from speedysnn.kernels.sparse_conv.llvm_events import add_taps, pack, turn
 
 
 def supports(kernel: Size, stride: Size, padding: Size) -> bool:
-    """Whether `weight_gradient` can do a convolution that `events.supports`."""
+    """Tell whether `weight_gradient` supports a convolution that `forward.supports`."""
     inside = all(p < k for p, k in zip(padding, kernel, strict=True))
     return WORKS and stride == (1, 1) and kernel[1] <= REGISTERS and inside
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Tensor:
-    """dL/dW[o, c, k] = sum over images and places p of dL/dy[o, p] x[c, p + k - padding], stride 1.
+    """Compute dL/dW[o, c, k] = sum over images and places p of dL/dy[o, p] x[c, p + k - padding], for stride 1.
 
-    Shapes: x (N, C, H, W) and grad (N, O, OH, OW), channels-last float32; result (O, C, kh, kw).
+    Args:
+        x: input (N, C, H, W), channels-last float32.
+        grad: dL/dy (N, O, OH, OW), likewise.
+        kernel: rows and columns.
+        padding: rows and columns.
+
+    Returns:
+        The gradient (O, C, kh, kw).
     """
     images, channels, high, wide = x.shape
     outputs, (tall, across) = grad.shape[1], kernel
@@ -62,8 +70,9 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: Size, padding: Size) -> Ten
 
 
 def _width(outputs: int, across: int) -> int:
-    most = max(1, REGISTERS // across) * VECTOR_LANES
-    return max(width for width in range(VECTOR_LANES, most + 1, VECTOR_LANES) if outputs % width == 0)
+    """Return the widest block of outputs whose sums for one row of the kernel fit the registers."""
+    widest = max(1, REGISTERS // across) * VECTOR_LANES
+    return max(width for width in range(VECTOR_LANES, widest + 1, VECTOR_LANES) if outputs % width == 0)
 
 
 @compiled
@@ -71,7 +80,7 @@ def _frame(
     grad: Array, first: int, images: int, rows: int, columns: int, outputs: int, area: int, framed: int, above: int,
     left: int, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Some images' gradients within a frame of zeros, (images, area, outputs); the frame is there already."""
+    """Copy some images' gradients into their frames of zeros, (images, area, outputs)."""
     run = columns * outputs
     for n in range(images):
         for row in range(rows):
@@ -85,7 +94,7 @@ def _frame(
 def _turn(
     x: Array, base: int, high: int, wide: int, channels: int, some: int, framed: int, room: int, start: int, out: Array
 ) -> None:  # pragma: no cover - compiled
-    """An image's values channel by channel, rows `framed` apart."""
+    """Transpose an image's values to lie channel by channel, rows `framed` apart."""
     whole, full = some // VECTOR_LANES * VECTOR_LANES, wide // VECTOR_LANES * VECTOR_LANES
     for row in range(high):
         at, to = base + row * wide * channels, start + row * framed
@@ -101,7 +110,7 @@ def _turn(
 def _pack(
     turned: Array, some: int, room: int, numbers: int, span: int, masks: Array, places: Array, ends: Array
 ) -> None:  # pragma: no cover - compiled
-    """The events' places by channel and span; `ends` holds where each span's begin, and the channel's end."""
+    """Write the events' places by channel and span; `ends` takes where each span's begin, and where the last end."""
     used = -(-numbers // span)
     for c in range(some):
         count = c * room

@@ -1,8 +1,9 @@
-"""A dense 3 x 3 convolution and its gradients on the CPU by tiles, with a quarter of the products (Winograd; float32).
+"""Winograd convolutions on the CPU: a dense 3 x 3 convolution and its gradients with a quarter of the products.
 
-What a convolution reads is divided into tiles of 4 x 4 results. Each is taken to 36 points, where the convolution is a
-product of matrices over the channels a point, and back. Errors are some 1e-6 of a result and of the gradient of an
-input, 1e-5 of that of a weight, where products of tens of thousands of places are summed.
+The result is cut into tiles of 4 x 4. The 6 x 6 inputs of a tile are transformed to 36 points, where the convolution is
+one product of matrices over the channels for each point, and the products are transformed back. In float32 the errors
+are about 1e-6 of a result and of the gradient of an input, and 1e-5 of that of a weight, where products of tens of
+thousands of places are summed.
 """
 
 from functools import lru_cache
@@ -31,9 +32,9 @@ if WORKS:
 
 Array = Any
 TILE, POINTS = 4, 36
-BLOCK_BYTES = 150_000  # of the tiles that are multiplied together: their points and products stay near
-FRAME_BYTES = 2**17
-APART = 16  # numbers between points, which would else begin in the same places of a cache
+BLOCK_BYTES = 150_000  # points of the tiles that are multiplied together, so that they and their products stay cached
+FRAME_BYTES = 2**17  # padded images that are cut into tiles together
+APART = 16  # values between tiles, which would otherwise begin in the same places of a cache
 _FILTER = torch.tensor([
     [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
     [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
@@ -43,26 +44,32 @@ FILTERS = torch.kron(_FILTER, _FILTER)  # (36, 9)
 
 
 def supports(channels: tuple[int, int], kernel: Size, stride: Size, padding: Size, size: Size) -> bool:
-    """Whether a convolution from so many channels to so many, with results of that size, is one of these."""
+    """Tell whether a convolution is supported: 3 x 3, stride and padding 1, whole vectors of channels, whole tiles."""
     plain = WORKS and kernel == (3, 3) and stride == (1, 1) and padding == (1, 1)
     return plain and not any(c % TILE_LANES for c in channels) and not any(s % TILE for s in size)
 
 
 def laid_out(weight: Tensor) -> Tensor:
-    """The weights (O, C, 3, 3) at the 36 points, (36, C, O)."""
+    """Transform weights (O, C, 3, 3) to the 36 points, (36, C, O)."""
     outputs, channels = weight.shape[:2]
     return (FILTERS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(POINTS, channels, outputs)
 
 
 def turned(weight: Tensor) -> Tensor:
-    """Weights with which a convolution of dL/dy is dL/dx."""
+    """Return the weights (C, O, 3, 3) with which a convolution of dL/dy is dL/dx."""
     return weight.flip(2, 3).transpose(0, 1)
 
 
 def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution of x (N, C, H, W), channels-last, with weights as `laid_out` gives them and a bias (O,).
+    """Compute the convolution.
 
-    Of float32, or of bfloat16, which its result is rounded to then.
+    Args:
+        x: (N, C, H, W) channels-last, float32 or bfloat16.
+        points: transformed weights, as `laid_out` returns them.
+        bias: (O,) or None.
+
+    Returns:
+        The result (N, O, H, W) channels-last, in the type of x.
     """
     images, channels, rows, columns = x.shape
     outputs = points.shape[2]
@@ -74,14 +81,23 @@ def convolve(x: Tensor, points: Tensor, bias: Tensor | None = None) -> Tensor:
     def work(begin: int, end: int) -> None:
         frame, near = shape.frame(), shape.room(channels)
         sums = near if shape.in_place else shape.room(outputs)
-        _spread(shape.rows, shape.columns, given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
+        some = (given, weights, start, shape.numbers, begin, end, frame, near, sums, taken)
+        _convolve_images(shape.rows, shape.columns, *some)
 
     spread_over(images, x.numel(), work)
     return out
 
 
 def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """dL/dW (O, C, 3, 3) and dL/db (O,); x (N, C, H, W) and grad (N, O, H, W), channels-last."""
+    """Compute the gradients of weights and bias.
+
+    Args:
+        x: input (N, C, H, W), channels-last, or packed into bits.
+        grad: dL/dy (N, O, H, W), channels-last.
+
+    Returns:
+        dL/dW (O, C, 3, 3) and dL/db (O,).
+    """
     images, channels, rows, columns = x.shape
     outputs, parts = grad.shape[1], dict[int, Tensor]()
     shape = _cut(channels, outputs, rows, columns)
@@ -94,7 +110,7 @@ def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
         parts[begin] = torch.zeros((POINTS * channels + 1) * outputs)
         sums, own = parts[begin].numpy(), np.zeros(outputs, np.float32)
         some = (inputs, *spikes, given, shape.numbers, begin, end, frame, near, wanted, sums, own)
-        _gather(shape.rows, shape.columns, *some)
+        _add_gradients(shape.rows, shape.columns, *some)
 
     spread_over(images, grad.numel(), work)
     first, *others = (parts[begin] for begin in sorted(parts))
@@ -105,7 +121,7 @@ def weight_gradients(x: Tensor | Packed, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Cut:
-    """How pictures are cut: sizes of groups and blocks, and of a product's parts that stay in registers."""
+    """How images are cut: sizes of groups of images, of blocks of tiles, and of the part of a product in registers."""
 
     def __init__(self, channels: int, outputs: int, rows: int, columns: int) -> None:
         vectors = 1 if outputs % 32 else 2
@@ -114,18 +130,18 @@ class _Cut:
         framed = (rows + 2) * (columns + 2) * channels
         block = max(16, BLOCK_BYTES // (4 * POINTS * max(channels, outputs)) // 16 * 16)
         group = max(1, FRAME_BYTES // (4 * framed))
-        while group > 1 and group * high * wide % len(self.rows):  # rows of the last product that nobody asked for
+        while group > 1 and group * high * wide % len(self.rows):  # no rows of the last product are then unused
             group += 1
         self.block, self.size = block, group * framed
         self.numbers = (channels, outputs, rows, columns, high, wide, group, block)
         self.in_place = channels == outputs == TILE_LANES * len(self.columns)
 
     def frame(self) -> Array:
-        """Zeros around some pictures."""
+        """Allocate zeros for some images with their borders."""
         return torch.zeros(self.size).numpy()  # torch's memory begins at a cache line
 
     def room(self, channels: int) -> Array:
-        """For the points of a block of tiles; what lies beyond the last tile is multiplied too, and not used."""
+        """Allocate the points of a block of tiles; values beyond the last tile are multiplied too, and not used."""
         return torch.empty(self.block * (POINTS * channels + APART)).numpy()
 
 
@@ -136,7 +152,7 @@ _cut = lru_cache(maxsize=256)(_Cut)
 def _framed(
     x: Array, first: int, images: int, rows: int, columns: int, channels: int, out: Array
 ) -> None:  # pragma: no cover - compiled
-    """Some pictures, each within the zeros that are there already."""
+    """Copy some images into their frames of zeros."""
     run, line = columns * channels, (columns + 2) * channels
     for n in range(images):
         for row in range(rows):
@@ -148,7 +164,7 @@ def _framed(
 def _framed_bits(
     words: Array, values: Array, first: int, images: int, rows: int, columns: int, out: Array
 ) -> None:  # pragma: no cover - compiled
-    """The same of pictures that are spikes, kept as bits."""
+    """Copy some images of spikes, kept as bits, into their frames of zeros."""
     channels = values.size
     spread, line = channels // TILE_LANES, (columns + 2) * channels
     for n in range(images):
@@ -161,7 +177,7 @@ def _framed_bits(
 
 @compiled
 def _place(t: int, high: int, wide: int, rows: int, columns: int) -> Any:  # pragma: no cover - compiled
-    """Where tile t begins, in pixels of pictures with so many rows and columns each."""
+    """Return the pixel at which tile t begins, of images with so many rows and columns each."""
     image, inside = t // (high * wide), t % (high * wide)
     return (image * rows + inside // wide * TILE) * columns + inside % wide * TILE
 
@@ -170,7 +186,7 @@ def _place(t: int, high: int, wide: int, rows: int, columns: int) -> Any:  # pra
 def _points_of(
     frame: Array, first: int, many: int, sizes: Any, apart: int, near: Array
 ) -> None:  # pragma: no cover - compiled
-    """Some tiles of the frame at the points."""
+    """Transform some tiles of the frame to the points."""
     channels, _, rows, columns, high, wide, _, _ = sizes
     for t in range(many):
         at = _place(first + t, high, wide, rows + 2, columns + 2) * channels
@@ -178,11 +194,11 @@ def _points_of(
 
 
 @compiled
-def _spread(
+def _convolve_images(
     some: Any, vectors: Any, x: Array, weights: Array, bias: Array, sizes: Any, begin: int, end: int, frame: Array,
     near: Array, sums: Array, out: Array,
 ) -> None:  # pragma: no cover - compiled
-    """The results of images begin..end - 1."""
+    """Convolve images begin..end - 1."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
     apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
     for n in range(begin, end, group):
@@ -203,25 +219,25 @@ def _spread(
 
 
 @compiled
-def _add_whole(
+def _add_bias_gradient(
     wanted: Array, many: int, outputs: int, further: int, own: Array, out: Array
 ) -> None:  # pragma: no cover - compiled
-    """Add all of some tiles' gradients: at the point (1, 1) a tile's own are summed up already."""
+    """Add some tiles' gradients to the bias's; at the point (1, 1) a tile's gradients are summed up already."""
     own[:] = 0
     for t in range(many):
-        whole = wanted[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
+        sums = wanted[t * further + ALIKE * outputs : t * further + (ALIKE + 1) * outputs]
         for o in range(outputs):
-            own[o] += whole[o]
+            own[o] += sums[o]
     for o in range(outputs):
         out[o] += own[o]
 
 
 @compiled
-def _gather(
+def _add_gradients(
     some: Any, vectors: Any, x: Array, words: Array, values: Array, grad: Array, sizes: Any, begin: int, end: int,
     frame: Array, near: Array, wanted: Array, sums: Array, own: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's behind it."""
+    """Add images begin..end - 1 to the weights' gradient at the points, (36, C, O), and to the bias's after it."""
     channels, outputs, rows, columns, high, wide, group, block = sizes
     apart, further, width = POINTS * channels + APART, POINTS * outputs + APART, TILE_LANES * len(vectors)
     for n in range(begin, end, group):
@@ -236,7 +252,7 @@ def _gather(
             for t in range(many):
                 at = (n * rows * columns + _place(first + t, high, wide, rows, columns)) * outputs
                 gradients_at_points(grad, at, columns * outputs, outputs, wanted, t * further, outputs, outputs)
-            _add_whole(wanted, many, outputs, further, own, sums[POINTS * channels * outputs :])
+            _add_bias_gradient(wanted, many, outputs, further, own, sums[POINTS * channels * outputs :])
             for p in range(POINTS):
                 for column in range(0, outputs, width):
                     for row in range(0, channels, len(some)):

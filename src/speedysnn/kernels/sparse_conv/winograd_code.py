@@ -1,7 +1,7 @@
-"""Vector code of a 3 x 3 convolution by tiles: the short transforms of a tile, and products of small matrices.
+"""LLVM code of Winograd convolutions: the transforms of a tile, and products of small matrices.
 
-Winograd's minimal filtering F(4 x 4, 3 x 3) over the points 0, 1, -1, 2, -2 and infinity: a tile of 4 x 4 results takes
-36 products instead of 144. Channels lie side by side, so that every step is one of whole vectors.
+Winograd's minimal filtering F(4 x 4, 3 x 3) over the points 0, 1, -1, 2, -2 and infinity needs 36 products for a tile
+of 4 x 4 results instead of 144. Channels lie side by side, so that every step works on whole vectors.
 """
 
 from collections.abc import Callable
@@ -9,27 +9,27 @@ from typing import Any
 
 from speedysnn.kernels.jit import WORKS, Writer, intrinsic, ir, types
 
-TILE_LANES = 16  # channels at once
-ALIKE = 7  # the point (1, 1): what it holds goes to all results of a tile
+TILE_LANES = 16  # channels of a vector
+ALIKE = 7  # the point (1, 1), whose value is added to all results of a tile
 Vectors = list[Any]
 
 
 class Tiles(Writer):
-    """The arithmetic of one tile."""
+    """Writes the arithmetic of one tile."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, args: Any) -> None:
         super().__init__(context, builder, types_, args)
         self.reals = ir.VectorType(self.real, TILE_LANES)
 
     def plus(self, a: Any, factor: float, b: Any) -> Any:
-        """The sum a + factor * b, rounded once where the processor can."""
+        """Return a + factor * b, rounded once where the processor can."""
         if factor in (1.0, -1.0):
             return self.b.fadd(a, b) if factor > 0 else self.b.fsub(a, b)
         times = self.b.fmul(ir.Constant(self.reals, [factor] * TILE_LANES), b, flags=("contract",))
         return self.b.fadd(a, times, flags=("contract",))
 
     def read(self, d: Vectors) -> Vectors:
-        """Six inputs in a row at the six points, B^T d."""
+        """Transform six inputs of a row to the six points, B^T d."""
         plus = self.plus
         first, last = (plus(plus(d[i + 4], -5, d[i + 2]), 4, d[i]) for i in (0, 1))
         even, odd = plus(d[4], -4, d[2]), plus(d[3], -4, d[1])
@@ -37,14 +37,14 @@ class Tiles(Writer):
         return [first, plus(even, 1, odd), plus(even, -1, odd), plus(near, 2, far), plus(near, -2, far), last]
 
     def wanted(self, g: Vectors) -> Vectors:
-        """Four gradients in a row at the six points, A g."""
+        """Transform four gradients of a row to the six points, A g."""
         plus = self.plus
         even, odd = plus(g[0], 1, g[2]), plus(g[1], 1, g[3])
         near, far = plus(g[0], 4, g[2]), plus(g[1], 4, g[3])
         return [g[0], plus(even, 1, odd), plus(even, -1, odd), plus(near, 2, far), plus(near, -2, far), g[3]]
 
     def given(self, m: Vectors) -> Vectors:
-        """Four results in a row of the six points' products, A^T m."""
+        """Transform the six points' products to four results of a row, A^T m."""
         plus = self.plus
         one, two = plus(m[1], 1, m[2]), plus(m[3], 1, m[4])
         odd, twice = plus(m[1], -1, m[2]), plus(m[3], -1, m[4])
@@ -52,12 +52,12 @@ class Tiles(Writer):
         return [whole, plus(odd, 2, twice), plus(one, 4, two), last]
 
     def both(self, rows: list[Vectors], turn: Callable[[Vectors], Vectors]) -> list[Vectors]:
-        """A transform along the columns and then along the rows."""
+        """Apply a transform along the columns and then along the rows."""
         columns = [turn(list(column)) for column in zip(*rows, strict=True)]
         return [turn(list(row)) for row in zip(*columns, strict=True)]
 
     def count(self, end: Any, step: int, work: Callable[[Any], None]) -> None:
-        """work(i) for 0, step, 2 step, ... below the end, which is above 0."""
+        """Write a loop that calls work(i) for i = 0, step, 2 step, ... below the end, which is above 0."""
         b, before = self.b, self.b.block
         body, done = self.blocks("body", "done")
         b.branch(body)
@@ -71,7 +71,7 @@ class Tiles(Writer):
 
 
 def _places(w: Tiles, at: Any, row: Any, column: Any, size: int) -> list[list[Any]]:
-    """Where the values of a tile's places begin."""
+    """Return the indices at which the channels of a tile's places begin."""
     b = w.b
     return [
         [b.add(b.add(at, b.mul(row, w.number(i))), b.mul(column, w.number(j))) for j in range(size)]
@@ -80,7 +80,7 @@ def _places(w: Tiles, at: Any, row: Any, column: Any, size: int) -> list[list[An
 
 
 def _in_points(size: int, name: str) -> Callable[..., Any]:
-    """A tile's values at the 36 points."""
+    """Return what writes the transform of a tile to the 36 points, by the named method of `Tiles`."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = Tiles(context, builder, signature.args, args)
@@ -101,10 +101,10 @@ def _in_points(size: int, name: str) -> Callable[..., Any]:
 
 
 def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Values one after the other, in float32."""
+    """Write the body of `copy_run`."""
     w = Tiles(context, builder, signature.args, args)
     x, out = w.pointer(0), w.pointer(2)
-    kind = ir.VectorType(ir.IntType(16), TILE_LANES) if _brief(signature.args[0]) else w.reals
+    kind = ir.VectorType(ir.IntType(16), TILE_LANES) if _is_bfloat16(signature.args[0]) else w.reals
     _, since, _, to, many = args
 
     def work(i: Any) -> None:
@@ -115,17 +115,17 @@ def _copy(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-def _brief(array: Any) -> bool:
-    """Whether an array holds bfloat16 as bits."""
+def _is_bfloat16(array: Any) -> bool:
+    """Tell whether an array holds bfloat16 as bits."""
     return bool(array.dtype == types.uint16)
 
 
 def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """A tile's results of what the 36 points gave."""
+    """Write the body of `results_of_points`."""
     w = Tiles(context, builder, signature.args, args)
     m, bias, out = w.pointer(0), w.pointer(3), w.pointer(4)
     _, since, apart, _, _, at, row, column, channels = args
-    brief = _brief(signature.args[4])
+    half = _is_bfloat16(signature.args[4])
     places = _places(w, at, row, column, 4)
 
     def work(c: Any) -> None:
@@ -134,14 +134,14 @@ def _from_points(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values[ALIKE] = builder.fadd(values[ALIKE], w.vector(bias, c, w.reals))
         tile = w.both([values[i : i + 6] for i in range(0, 36, 6)], w.given)
         for place, value in zip((p for line in places for p in line), (v for line in tile for v in line), strict=True):
-            w.store(w.rounded(value) if brief else value, out, builder.add(place, c))
+            w.store(w.rounded(value) if half else value, out, builder.add(place, c))
 
     w.count(channels, TILE_LANES, work)
     return context.get_dummy_value()
 
 
 def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """A block of a product of matrices; its sums stay in registers."""
+    """Write the body of `multiply`; its sums stay in registers."""
     w, b = Tiles(context, builder, signature.args, args), builder
     rows, columns, more = (len(signature.args[i]) for i in (0, 1, 2))
     left, right, out = (w.pointer(i) for i in (3, 7, 11))
@@ -161,7 +161,7 @@ def _multiply(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     vectors = [w.vector(right, b.add(there, w.number(TILE_LANES * j)), w.reals) for j in range(columns)]
     added = []
     for i in range(rows):
-        value = w.everywhere(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
+        value = w.broadcast(w.at(left, b.add(here, b.mul(apart, w.number(i)))), w.reals)
         for j in range(columns):
             times = b.fmul(value, vectors[j], flags=("contract",))
             added.append(b.fadd(held[i * columns + j], times, flags=("contract",)))
@@ -178,16 +178,16 @@ if WORKS:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def copy_run(_: Any, x: Any, since: Any, out: Any, to: Any, many: Any) -> Any:
-        """out[to + i] = x[since + i] for i < many, a multiple of TILE_LANES; x may be bfloat16 as bits."""
+        """Copy: out[to + i] = x[since + i] for i < many, a multiple of TILE_LANES; x may be bfloat16 as bits."""
         return types.void(x, since, out, to, many), _copy
 
     @intrinsic  # type: ignore[untyped-decorator]
     def inputs_at_points(
         _: Any, x: Any, at: Any, row: Any, column: Any, out: Any, to: Any, apart: Any, channels: Any
     ) -> Any:  # fmt: skip
-        """out[to + (6 i + j) * apart + c] = (B^T d B)[i, j] for the 6 x 6 values d of every channel c.
+        """Set out[to + (6 i + j) * apart + c] = (B^T d B)[i, j] for the 6 x 6 inputs d of every channel c.
 
-        They lie at x[at + i * row + j * column + c]; channels are a multiple of TILE_LANES.
+        The inputs are x[at + i * row + j * column + c]; channels are a multiple of TILE_LANES.
         """
         return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, "read")
 
@@ -195,16 +195,16 @@ if WORKS:
     def gradients_at_points(
         _: Any, x: Any, at: Any, row: Any, column: Any, out: Any, to: Any, apart: Any, channels: Any
     ) -> Any:  # fmt: skip
-        """The same of A g A^T for the 4 x 4 gradients g."""
+        """Set out[to + (6 i + j) * apart + c] = (A g A^T)[i, j] for the 4 x 4 gradients g of every channel c."""
         return types.void(x, at, row, column, out, to, apart, channels), _in_points(4, "wanted")
 
     @intrinsic  # type: ignore[untyped-decorator]
     def results_of_points(
         _: Any, m: Any, since: Any, apart: Any, bias: Any, out: Any, at: Any, row: Any, column: Any, channels: Any
     ) -> Any:  # fmt: skip
-        """out[at + i row + j column + c] = bias[c] + (A^T m A)[i, j], m[i, j] = m[since + (6 i + j) apart + c].
+        """Set out[at + i row + j column + c] = bias[c] + (A^T m A)[i, j], m[i, j] = m[since + (6 i + j) apart + c].
 
-        Rounded to bfloat16 where `out` holds its bits.
+        The results are rounded to bfloat16 where `out` holds its bits.
         """
         return types.void(m, since, apart, bias, out, at, row, column, channels), _from_points
 
@@ -213,9 +213,9 @@ if WORKS:
         _: Any, rows: Any, columns: Any, more: Any, left: Any, begin: Any, apart: Any, along: Any, right: Any,
         start: Any, down: Any, many: Any, out: Any, first: Any, further: Any,
     ) -> Any:  # fmt: skip
-        """out[first + i * further + j] = sum over k < many of left[begin + i * apart + k * along] *
-        right[start + k * down + j], for i < len(rows) and j < TILE_LANES * len(columns); added to it where
-        len(more) is 2.
+        """Set out[first + i * further + j] to the sum over k < many of left[begin + i * apart + k * along] *
+        right[start + k * down + j], for i < len(rows) and j < TILE_LANES * len(columns); add the sum where len(more)
+        is 2.
         """
         given = (rows, columns, more, left, begin, apart, along, right, start, down, many, out, first, further)
         return types.void(*given), _multiply

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.test_kernels import KINDS, rule
 
 from speedysnn.kernels import over_time, using, with_total
 from speedysnn.kernels.dispatch import multistep
 from speedysnn.neurons import IFNeuron
+from tests.kernels.test_kernels import KINDS, rule
 
 
 @given(

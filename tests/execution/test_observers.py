@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.convert import to_spiking
-from speedysnn.execution.observers import Tap, sees
+from speedysnn.execution.observers import LayerRecord, needs_input
 from speedysnn.network import SpikingNetwork
 
 
@@ -29,15 +29,15 @@ def network() -> tuple[SpikingNetwork, Tensor]:
     return to_spiking(Block().eval(), x, 6), x
 
 
-Look = Callable[[Tap], None]
+Look = Callable[[LayerRecord], None]
 
 
 def taps(
     network: tuple[SpikingNetwork, Tensor], mark: Callable[[Look], Look]
-) -> tuple[dict[str, Tap], Tensor]:
+) -> tuple[dict[str, LayerRecord], Tensor]:
     """What the marked observer was handed, layer by layer, and the answer."""
     snn, x = network
-    found: dict[str, Tap] = {}
+    found: dict[str, LayerRecord] = {}
     with torch.no_grad():
         out = snn.read("spiking", x, observer=mark(lambda tap: found.update({tap.name: tap})))
     return found, out
@@ -46,13 +46,13 @@ def taps(
 def test_an_observer_sees_what_it_asks_for(network: tuple[SpikingNetwork, Tensor]) -> None:
     each, answer = taps(network, lambda observer: observer)
     assert any(not tap.static_drive for tap in each.values())
-    for word in ("total", "nothing"):
-        found, same = taps(network, sees(word))
+    for word in ("sum", "nothing"):
+        found, same = taps(network, needs_input(word))
         assert torch.equal(same, answer)
         for name, tap in found.items():
             whole = each[name]
             assert torch.equal(tap.output, whole.output)
-            assert tap.total is (word == "total" and not whole.static_drive)
+            assert tap.is_sum is (word == "sum" and not whole.static_drive)
             if whole.static_drive:  # one drive for all steps is handed over as it is
                 assert torch.equal(tap.drive, whole.drive)
             elif word == "nothing":
