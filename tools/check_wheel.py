@@ -18,7 +18,7 @@ def problems(wheel: str) -> list[str]:
     if tops != {"speedysnn"}:
         out.append(f"expected the one top-level name speedysnn, got {sorted(tops)}")
     wanted = ("speedysnn/py.typed", "speedysnn/assets/digits.npz", "speedysnn/assets/digits_avg.safetensors",
-              "speedysnn/analysis/report.html")  # fmt: skip
+              "speedysnn/analysis/report/templates/report.html")  # fmt: skip
     out += [f"{name} is missing" for name in wanted if name not in names]
     return out
 
