@@ -1,6 +1,7 @@
-"""Augmentation of image batches (B, C, H, W) by name; the teacher sees the same images, so labels are not needed.
+"""Training images: batches augmented by name, and one indexable data set with a validation part held out of it.
 
-Training data as one indexable set of images, with a validation part held out of it.
+An augmentation works on a batch (B, C, H, W) and draws from the generator it is given, so that a seed fixes the run.
+The teacher sees the same augmented images, so no labels are needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,11 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def none(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The images as they are.
+    """Leave the images as they are.
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: not used.
 
     Returns:
         The same images.
@@ -29,20 +34,41 @@ def none(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half.
+    """Mirror each image left to right with probability one half.
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: draws which images are mirrored.
 
     Returns:
         The images, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import flip
+        >>> images = torch.tensor([1.0, 2.0]).expand(6, 1, 1, 2)
+        >>> flip(images, torch.Generator().manual_seed(0))[:, 0, 0, 0].tolist()
+        [2.0, 1.0, 2.0, 2.0, 2.0, 1.0]
     """
     chosen = torch.rand(x.shape[0], generator=generator) < 0.5
     return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)).to(x.device), x.flip(-1), x)
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its size in both directions, its border repeated.
+    """Move each image by up to an eighth of its width in both directions and repeat its border.
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: draws how far each image moves.
 
     Returns:
         The images, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import shift
+        >>> shift(torch.ones(2, 1, 8, 8), torch.Generator()).unique().tolist()  # nothing but the image itself
+        [1.0]
     """
     reach = max(1, x.shape[-1] // 8)
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
@@ -52,7 +78,11 @@ def shift(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, the usual augmentation of small natural images.
+    """Mirror and move the images: the usual augmentation of small natural images.
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: draws which images are mirrored and how far each moves.
 
     Returns:
         The images, of the same shape.
@@ -60,43 +90,55 @@ def flip_crop(x: Tensor, generator: torch.Generator) -> Tensor:
     return shift(flip(x, generator), generator)
 
 
-def _drawn(x: Tensor, generator: torch.Generator, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """A torchvision transform of every image by itself, its draws taken from the generator; torch's own are left."""
-    with _own_seed(generator):
+def _each_image(x: Tensor, generator: torch.Generator, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a torchvision transform to every image by itself; its random draws come from the generator."""
+    with _seeded_from(generator):
         return torch.stack([transform(image) for image in x])
 
 
 @contextmanager
-def _own_seed(generator: torch.Generator) -> Iterator[None]:
-    """Torch's own generator seeded by a draw of this one; it is what it was afterwards."""
+def _seeded_from(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global generator by a draw from this one; the global generator's state comes back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
         yield
 
 
 def affine(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by up to 10 degrees, moved by up to a tenth, scaled by 0.9 to 1.1 (torchvision v2).
+    """Turn each image by up to 10 degrees, move it by up to a tenth, scale it by 0.9 to 1.1 (torchvision v2).
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: draws the change of each image.
 
     Returns:
         The images, of the same shape.
     """
     transform = _v2().RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))
-    return _drawn(x, generator, transform)
+    return _each_image(x, generator, transform)
 
 
 def erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, then with probability one half a rectangle blanked (torchvision v2).
+    """Mirror and move the images, then with probability one half blank a rectangle of each (torchvision v2).
+
+    Args:
+        x: images, (B, C, H, W).
+        generator: draws the change of each image.
 
     Returns:
         The images, of the same shape.
     """
-    return _drawn(flip_crop(x, generator), generator, _v2().RandomErasing(0.5))
+    return _each_image(flip_crop(x, generator), generator, _v2().RandomErasing(0.5))
 
 
 def trivial(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored and moved, then one random change of geometry or colour an image (torchvision v2, TrivialAugmentWide).
+    """Mirror and move the images, then change geometry or colour of each at random (torchvision's TrivialAugmentWide).
 
-    The transform works on 8 bits a channel: black and white are taken from the batch's extremes of each channel.
+    The transform works on 8 bits a channel. Each channel's range over the batch is mapped to 0..255 and back.
+
+    Args:
+        x: images, (B, C, H, W), C being 1 or 3.
+        generator: draws the change of each image.
 
     Returns:
         The images, of the same shape and range.
@@ -107,7 +149,7 @@ def trivial(x: Tensor, generator: torch.Generator) -> Tensor:
     low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     span = (high - low).clamp_min(torch.finfo(x.dtype).tiny)
     bytes_ = ((x - low) / span * 255).round().to(torch.uint8)
-    return _drawn(bytes_, generator, transform).to(x.dtype) / 255 * span + low
+    return _each_image(bytes_, generator, transform).to(x.dtype) / 255 * span + low
 
 
 def _v2() -> Any:
@@ -123,13 +165,23 @@ AUGMENTATIONS: dict[str, Augment] = {
 
 
 def augmentation(name: str) -> Augment:
-    """The named augmentation.
+    """Look up an augmentation by name.
+
+    Args:
+        name: a key of `AUGMENTATIONS`, to which a user may add.
 
     Returns:
         What augments a batch: (images, generator) -> images.
 
     Raises:
         InputError: no augmentation has that name.
+
+    Example:
+        >>> from speedysnn.finetune.augment import AUGMENTATIONS, augmentation
+        >>> list(AUGMENTATIONS)
+        ['none', 'flip', 'shift', 'flip-crop', 'affine', 'erase', 'trivial']
+        >>> augmentation("flip").__name__
+        'flip'
     """
     if name not in AUGMENTATIONS:
         raise InputError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {name!r}")
@@ -139,37 +191,56 @@ def augmentation(name: str) -> Augment:
 def mix(
     x: Tensor, alpha: float, generator: torch.Generator, labels: Tensor | None = None, classes: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Every image mixed with its neighbour in the batch, by a weight from Beta(alpha, alpha) (Zhang et al. 2018).
+    """Mix every image with its neighbour in the batch (mixup, Zhang et al. 2018, arXiv:1710.09412).
 
-    torchvision's `MixUp` does it, its draw taken from the generator; torch's own generator is left as it was.
+    x[i] <- lambda x[i] + (1 - lambda) x[i-1], with one lambda from Beta(alpha, alpha) for the whole batch;
+    labels likewise. torchvision's `MixUp` does the work, and its draw comes from the generator.
 
     Args:
         x: a batch of images in random order, (B, ...).
-        alpha: of the distribution; 0 leaves the batch as it is.
+        alpha: of the Beta distribution; 0 leaves the batch as it is.
         generator: draws the weight, the same one with labels and without.
         labels: classes, (B,).
         classes: number of classes, for labels.
 
     Returns:
         The images, and the labels as probabilities of the classes (B, classes), None where none were given.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import mix
+        >>> images, draw = torch.tensor([[0.0], [1.0]]), torch.Generator().manual_seed(0)
+        >>> mixed, shares = mix(images, 0.2, draw, torch.tensor([0, 1]), classes=2)
+        >>> bool(torch.isclose(mixed[0], shares[0, 1]))  # the share of the second image is that of its label
+        True
     """
     if alpha <= 0:
         return x, labels
     images = x.reshape(len(x), 1, 1, -1)  # the transform takes batches of images alone, of any size
     given = torch.zeros(len(x), dtype=torch.long) if labels is None else labels.long().cpu()
-    with _own_seed(generator):
+    with _seeded_from(generator):
         mixed, shares = _v2().MixUp(alpha=alpha, num_classes=classes if labels is not None else 1)(images, given)
     return mixed.reshape(x.shape), None if labels is None else shares
 
 
 def as_dataset(data: Any) -> Dataset[Any]:
-    """A dataset as it is, a loader's dataset, or tensors and batches put together in memory.
+    """Make one indexable data set of what holds the training data.
+
+    Args:
+        data: a dataset, which is taken as it is; a loader, whose dataset is taken; or tensors or batches, which are put
+            together in memory.
 
     Returns:
         A dataset with a length.
 
     Raises:
         DataError: nothing in it, or no length.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import as_dataset
+        >>> len(as_dataset((torch.rand(5, 3), torch.arange(5))))
+        5
     """
     if isinstance(data, DataLoader):
         data = data.dataset
@@ -186,7 +257,11 @@ def as_dataset(data: Any) -> Dataset[Any]:
 
 
 def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
-    """The samples of these indices as one batch.
+    """Gather the samples of these indices into one batch.
+
+    Args:
+        dataset: an indexable data set.
+        indices: which samples, in order.
 
     Returns:
         The inputs, and labels where there are any.
@@ -201,7 +276,11 @@ def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
 
 
 class Unlabelled(Dataset[tuple[Tensor, ...]]):
-    """The inputs of a dataset, without its labels."""
+    """The inputs of a dataset, without its labels.
+
+    Attributes:
+        data: the dataset.
+    """
 
     def __init__(self, data: Dataset[Any]) -> None:
         self.data = data
@@ -214,13 +293,24 @@ class Unlabelled(Dataset[tuple[Tensor, ...]]):
 
 
 def hold_out(data: Any, fraction: float, seed: int) -> tuple[Dataset[Any], Dataset[Any]]:
-    """(train, validation): a seeded split.
+    """Split the training data into a part that trains and a part that judges.
+
+    Args:
+        data: anything that `as_dataset` takes.
+        fraction: share of the images that is held out, between 0 and 1.
+        seed: of the split.
 
     Returns:
-        Two datasets with no image in common.
+        (train, validation): two datasets with no image in common.
 
     Raises:
         DataError: too few images to hold one out.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import hold_out
+        >>> [len(part) for part in hold_out(torch.rand(10, 3), 0.2, seed=0)]
+        [8, 2]
     """
     dataset = as_dataset(data)
     if len(dataset) < 2:  # type: ignore[arg-type]

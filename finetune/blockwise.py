@@ -1,8 +1,8 @@
-"""Every layer towards the source's activations by itself: no gradient passes from layer to layer.
+"""Block-wise training: every layer learns the source's activations by itself, with no gradient from layer to layer.
 
-A block is what lies between neurons. Its inputs are the quantized outputs of the layers before it, so it also makes up
-for their errors; it needs the memory of one block, not of the network. First in closed form (theta, then bias or
-v_init), then by gradient.
+A block is what lies between two neuron layers. Its inputs are the quantized outputs of the layers before it, so a block
+also learns to correct their errors. The backward pass needs the memory of one block instead of the whole network.
+`fit_closed_form` chooses theta, then a bias or v_init, without gradients; `local_gradients` gives gradients for all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,18 +19,18 @@ from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 
 Visit = Callable[[str, Tensor, Tensor], None]
-_GRID = torch.linspace(0.5, 1.5, 41)
+_THETA_FACTORS = torch.linspace(0.5, 1.5, 41)
 
 
 class _Blocks(Execution):
-    """A static pass in which every neuron's output is cut off from what made it, after `visit` has seen it."""
+    """A quantized pass that detaches every neuron's output, so that each layer's gradient stays in its own block."""
 
     def __init__(self, snn: SpikingNetwork, visit: Visit, before: Visit | None = None) -> None:
         super().__init__(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._visit, self._before = visit, before
 
     def quantized_neuron(self, node: Node, drive: Tensor) -> Tensor:
-        """The layer's output, detached."""
+        """Compute the layer's output, show it to `visit` with its gradient, and hand it on without."""
         if self._before is not None:
             self._before(node.name, drive, drive)
         out = super().quantized_neuron(node, drive)
@@ -39,9 +39,13 @@ class _Blocks(Execution):
 
 
 def run_blocks(snn: SpikingNetwork, inputs: Sequence[Tensor], visit: Visit, before: Visit | None = None) -> Any:
-    """The quantized reading's output; `visit` sees each layer's name, drive and output with their gradients.
+    """Run the quantized reading block by block.
 
-    `before` sees the name and the drive before the layer answers, so that it may change the layer.
+    Args:
+        snn: the network.
+        inputs: one batch, (B, ...) each, or (T, B, ...) for events.
+        visit: called with each layer's name, drive and output, which still have their gradients.
+        before: called with each layer's name and drive (twice) before the layer is computed, so that it may change it.
 
     Returns:
         The outputs, nested as the source nests them.
@@ -60,14 +64,22 @@ def local_gradients(
     parameters: Sequence[nn.Parameter],
     last: Callable[[Any], Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """(loss, gradients) of mean over layers sum (r - a)^2 / sum a^2, each layer's going to its own block only.
+    """Compute the layer-wise loss and its gradients, each layer's in its own block only.
 
-    `last` is the objective of the output, for what comes after the last neuron. `total` holds sum a^2 of the whole
-    batch, in the order of `source`.
+    loss = (1/L) sum_l sum (r_l - a_l)^2 / sum a_l^2 + last(output), r the quantized output and a the source's
+    activation of L layers. The sums run over neurons and images.
+
+    Args:
+        snn: the network.
+        inputs: one batch, (B, ...) each.
+        source: the source's activation of each layer by name, (B, ...).
+        total: sum a_l^2 over the whole batch, (L,), in the order of `source`.
+        parameters: what trains.
+        last: loss of the network's output, which trains what comes after the last neuron.
 
     Returns:
         The loss, and a gradient (or None) for each of the parameters.
-    """  # fmt: skip
+    """
     gradients: list[Tensor | None] = [None] * len(parameters)
     losses: list[Tensor] = []
     power = dict(zip(source, total, strict=True))
@@ -88,13 +100,18 @@ def local_gradients(
     return torch.stack(losses).sum(), gradients
 
 
-def settle(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, Tensor]) -> dict[str, float]:
-    """Closed form, layer after layer in one pass over a batch; returns each layer's SQNR gained in dB.
+def fit_closed_form(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, Tensor]) -> dict[str, float]:
+    """Choose each layer's theta and bias (or v_init) without gradients, layer after layer in one pass over a batch.
 
-    theta: of 41 multiples from 0.5 to 1.5 the one with the least squared error against the source's activation, for
-    every theta by itself. Then the mean error of a channel is taken from the bias of the weights that feed this layer
-    alone, or, where there are none, from v_init (dv = -T gap / theta, within [0, 1]). A change that does not lower the
-    layer's squared error is taken back.
+    Each theta is multiplied by the one of 41 factors from 0.5 to 1.5 that gives the least squared error against the
+    source's activation. Then the mean error of a channel is subtracted from the bias of the weights that feed this
+    layer alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that
+    does not lower the layer's squared error is undone.
+
+    Args:
+        snn: the network; its thresholds, biases and v_init change.
+        inputs: one batch, (B, ...) each.
+        source: the source's activation of each layer by name, (B, ...).
 
     Returns:
         By layer, how much its SQNR rose in dB.
@@ -118,7 +135,7 @@ def settle(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mapping[str, T
 
 
 def _feeders(snn: SpikingNetwork) -> dict[str, nn.Parameter]:
-    """The bias that each neuron alone receives, by neuron name."""
+    """Find, by neuron name, the bias of the weight layer that feeds this neuron layer and nothing else."""
     readers: dict[str, int] = {}
     for node in snn.graph.nodes:
         for name in node.inputs:
@@ -134,7 +151,7 @@ def _feeders(snn: SpikingNetwork) -> dict[str, nn.Parameter]:
 
 
 def _per_theta(snn: SpikingNetwork, name: str, x: Tensor) -> Tensor:
-    """Sums over everything that shares a theta, in theta's shape."""
+    """Sum x, (B, ...), over all elements that share a theta; the result has theta's shape."""
     neuron = snn.neurons[name]
     if neuron.granularity == "layer":
         return x.sum()
@@ -142,14 +159,16 @@ def _per_theta(snn: SpikingNetwork, name: str, x: Tensor) -> Tensor:
 
 
 def _error(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -> Tensor:
+    """Squared error of a layer's quantized output against the goal, one sum a theta."""
     return _per_theta(snn, name, (snn.neurons[name].quantized(drive) - goal).square())
 
 
 def _choose_theta(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -> None:
+    """Set every theta to the multiple of itself with the least squared error."""
     neuron = snn.neurons[name]
     theta = neuron.threshold.detach().clone()
     best, least = theta.clone(), _error(snn, name, drive, goal)
-    for factor in _GRID.tolist():
+    for factor in _THETA_FACTORS.tolist():
         neuron.set_threshold(theta * factor)
         error = _error(snn, name, drive, goal)
         best, least = torch.where(error < least, theta * factor, best), torch.minimum(error, least)
@@ -159,7 +178,11 @@ def _choose_theta(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -
 def _remove_bias(
     snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor, bias: nn.Parameter | None
 ) -> Tensor | None:
-    """What was added to the drive, broadcastable; None where v_init was changed instead, or nothing."""
+    """Subtract the layer's mean error from its bias, or, where it has none of its own, from v_init.
+
+    Returns:
+        What was added to the drive, broadcastable; None where v_init was changed, or nothing.
+    """
     neuron = snn.neurons[name]
     gap = neuron.quantized(drive) - goal
     error = gap.square().sum()

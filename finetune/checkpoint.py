@@ -1,4 +1,8 @@
-"""The state of a run in one safetensors file, without pickle, replaced after every epoch, and what it began with."""
+"""The state of a training run, kept in one safetensors file and replaced after every epoch, so that it can be resumed.
+
+Beside the state stands the run's origin: a digest of its settings and of the network it began with. A run is resumed
+only from a state of the same origin. Nothing is pickled.
+"""
 
 import hashlib
 import json
@@ -19,16 +23,18 @@ from speedysnn.finetune.config import Config
 from speedysnn.finetune.optimization import Average
 from speedysnn.network import SpikingNetwork
 
-CLOSE = 1e-4  # of a tensor's summed magnitudes: another processor calibrates thresholds that differ in their last bits
+FILE = "run.safetensors"
+SCHEMA = "speedysnn-run/5"
+CLOSE = 1e-4  # of a tensor's summed magnitudes; thresholds calibrated on another processor differ in their last bits
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The settings of a run, exactly, and the network it began with, up to rounding.
+    """What a run began with: its settings exactly, and its network up to rounding.
 
     Attributes:
         settings: a digest of the settings, T, spikes and look-ahead.
-        tensors: of each tensor by name: its size, summed magnitudes and two weighted sums.
+        tensors: by tensor name: its size, its summed magnitudes and two weighted sums.
     """
 
     settings: str
@@ -36,10 +42,14 @@ class Origin:
 
     @staticmethod
     def of(snn: SpikingNetwork, config: Config) -> "Origin":
-        """What a run of this network with these settings begins with.
+        """Describe a run that begins with this network and these settings.
+
+        Args:
+            snn: the network before training.
+            config: the settings.
 
         Returns:
-            What another run can be compared with.
+            The origin, to be compared with that of another run.
         """
         digest = hashlib.sha256(json.dumps([config.to_json(), snn.timesteps], sort_keys=True).encode())
         for name, neuron in snn.neurons.items():
@@ -48,26 +58,38 @@ class Origin:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Origin":
-        """What `to_json` wrote.
+        """Read what `to_json` wrote.
+
+        Args:
+            data: JSON data.
 
         Returns:
-            What was written.
+            An equal origin.
         """
         return Origin(str(data["settings"]), {str(k): [float(x) for x in v] for k, v in data["tensors"].items()})
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data.
+        """Write the origin as JSON data.
 
         Returns:
-            Digest and figures.
+            The digest and the figures of each tensor.
         """
         return {"settings": self.settings, "tensors": dict(self.tensors)}
 
-    def odd(self, other: "Origin") -> str | None:
-        """In words what differs in another, None where they are the same run's.
+    def difference(self, other: "Origin") -> str | None:
+        """Say in words how another origin differs.
+
+        Args:
+            other: the origin of another run.
 
         Returns:
-            The first difference in words, or None.
+            The first difference, or None where both runs began alike.
+
+        Example:
+            >>> from speedysnn.finetune.checkpoint import Origin
+            >>> run = Origin("digest", {"conv.weight": [2, 1.0, 0.5, 0.1]})
+            >>> run.difference(Origin("digest", {"conv.weight": [2, 1.0, 0.5, 0.3]}))
+            "another network ('conv.weight' differs)"
         """
         if self.settings != other.settings:
             return "other settings, T, spikes or look-ahead"
@@ -82,14 +104,10 @@ class Origin:
 
 
 def _figures(x: Tensor) -> list[float]:
-    """Size, summed magnitudes, and the sums of the values and of them under weights that no order of them repeats."""
+    """Size, summed magnitudes, sum, and a sum weighted by position, which changes where values change places."""
     values = x.detach().cpu().to(torch.float64).reshape(-1)
     weights = torch.arange(values.numel(), dtype=torch.float64).cos()
     return [values.numel(), float(values.abs().sum()), float(values.sum()), float(values @ weights)]
-
-
-FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/5"
 
 
 @dataclass
@@ -120,7 +138,10 @@ class RunState:
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers.
+    """Copy all parameters and buffers.
+
+    Args:
+        snn: the network.
 
     Returns:
         Tensors by name.
@@ -129,10 +150,23 @@ def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter tensors under "index.name".
+    """Copy an optimizer's state, such as Adam's moments, into a flat table that a file can hold.
+
+    Args:
+        optimizer: the optimizer.
 
     Returns:
-        Tensors by the parameter's index and their own name.
+        Tensors by "INDEX.NAME": the parameter's index and the name of its moment.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.checkpoint import optimizer_tensors
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> adam = torch.optim.Adam([weight])
+        >>> weight.sum().backward(), adam.step()
+        (None, None)
+        >>> sorted(optimizer_tensors(adam))
+        ['0.exp_avg', '0.exp_avg_sq', '0.step']
     """
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": torch.as_tensor(value).clone() for index, own in state.items()
@@ -140,7 +174,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Give an optimizer the state that `optimizer_tensors` copied.
+
+    Args:
+        optimizer: an optimizer of the same parameters.
+        tensors: the state; an empty one changes nothing.
+    """
     if not tensors:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -153,8 +192,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 @contextmanager
-def held(folder: Path | None, log: Path | None) -> Iterator[None]:
-    """Hold the folders that a run writes into, so that a second run into one of them is refused before its first step.
+def reserved_folders(folder: Path | None, log: Path | None) -> Iterator[None]:
+    """Reserve the folders that a run writes into: a second run into one of them is refused before its first step.
+
+    Args:
+        folder: where the state is kept, or None.
+        log: where the log is kept, or None.
+
+    Yields:
+        Nothing; the folders exist and can be written to.
 
     Raises:
         ArtifactError: another run is writing there.
@@ -179,6 +225,12 @@ def held(folder: Path | None, log: Path | None) -> Iterator[None]:
 def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> None:
     """Replace the folder's state file in one step.
 
+    Args:
+        folder: where the state is kept.
+        snn: the network as it is now.
+        run: where the run stands.
+        origin: what the run began with.
+
     Raises:
         TrainingError: the folder cannot be written.
     """
@@ -199,10 +251,15 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
 
 
 def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
-    """Load the run's state into the network and return where it stands.
+    """Load a run's state into its network.
+
+    Args:
+        folder: where the state is kept.
+        snn: the network, which is given the tensors of the state.
+        origin: what the run that goes on began with.
 
     Returns:
-        Where the run stands; the network holds its tensors.
+        Where the run stands.
 
     Raises:
         TrainingError: there is no state, it is damaged, or it belongs to other settings or another network.
@@ -220,9 +277,9 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
                 "speedysnn made it and trains in other steps, so it cannot be resumed; finish it with that version, or "
                 "start again without resume"
             )
-        if odd := Origin.from_json(document["origin"]).odd(origin):
+        if difference := Origin.from_json(document["origin"]).difference(origin):
             raise TrainingError(
-                f"{path}: expected what the run there began with, got {odd}; resume with the same, or choose "
+                f"{path}: expected what the run there began with, got {difference}; resume with the same, or choose "
                 "another folder"
             )
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}, "average": {}}

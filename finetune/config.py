@@ -1,4 +1,4 @@
-"""What to train, how long and how fast: frozen data that goes to JSON and back."""
+"""Settings of a training run: what trains, how long and how fast, as frozen data that goes to JSON and back."""
 
 import functools
 import warnings
@@ -22,7 +22,7 @@ Settings = TypeVar("Settings", bound="Config")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage; what is None is the network's own.
+    """One stage of a run; where a setting is None, the network keeps its own.
 
     Attributes:
         kind: "quantized" (the twin, one pass an image), "spiking" (through time), or "blockwise" (every layer towards
@@ -33,6 +33,14 @@ class Stage:
         delay: look-ahead in steps, or "full".
         spikes: spike kind.
         rate: factor on all learning rates.
+
+    Example:
+        >>> from speedysnn import finetune
+        >>> stage = finetune.Stage("spiking", 2, timesteps=8)
+        >>> str(stage), stage.reading
+        ('spiking:2,T=8', 'spiking')
+        >>> finetune.Stage.parse(str(stage)) == stage
+        True
     """
 
     kind: str
@@ -59,7 +67,7 @@ class Stage:
 
     @property
     def reading(self) -> Reading:
-        """What is trained and judged; a blockwise stage works on the twin."""
+        """The reading that is trained and judged; for a blockwise stage the quantized one."""
         return "spiking" if self.kind == "spiking" else "quantized"
 
     def __str__(self) -> str:
@@ -102,7 +110,11 @@ class Stage:
             ) from None
 
     def to_json(self) -> dict[str, Any]:
-        """The stage as JSON data."""
+        """Write the stage as JSON data.
+
+        Returns:
+            Its settings by name.
+        """
         return asdict(self)
 
 
@@ -113,7 +125,10 @@ def _value(key: str, value: str) -> Any:
 
 
 def stages_of(data: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """The stages in the JSON data of settings.
+    """Read the stages from the JSON data of settings.
+
+    Args:
+        data: what `Config.to_json` gave.
 
     Returns:
         The stages, none where the data names none.
@@ -130,7 +145,7 @@ def _warn_of_old_name(old: str, new: str) -> None:
 
 
 def _old_setting(old: str) -> property:
-    """A setting under the name that it had before."""
+    """Make a read-only property that gives a setting under its old name, with a warning."""
 
     def read(self: "Config") -> Any:
         _warn_of_old_name(old, OLD_NAMES[old])
@@ -140,7 +155,7 @@ def _old_setting(old: str) -> property:
 
 
 def with_old_names(cls: type[Settings]) -> type[Settings]:
-    """A settings class whose old keywords (`OLD_NAMES`) still work, with a warning.
+    """Let a settings class take its old keywords (`OLD_NAMES`) too, with a warning.
 
     Args:
         cls: a dataclass.
@@ -197,7 +212,8 @@ class Config:
             0 is needed beside a teacher with other layers.
         budget: most spikes a neuron and image (mean over the network), None for no limit.
         budget_of: "spikes", or "synops": every layer's spikes then weigh by its fan-out (see `fit`).
-        budget_weight: weight of the penalty max(0, spikes / budget - 1), which doubles after every epoch above it.
+        budget_weight: weight of the penalty spikes / budget, which acts while the spikes are above 97 % of the budget;
+            it doubles after every epoch that ends above the budget.
         membrane: weight of the penalty on membranes that end outside [0, theta), the sign of temporal error.
         batch_size: images a step; it runs in pieces that fit the caches and the memory, whose gradients add up.
         augment: name of an augmentation, see `finetune.augment`.
@@ -290,10 +306,19 @@ class Config:
                 raise InputError(f"{name}: expected a positive number, got {value}")
 
     def rate(self, group: str) -> float:
-        """Peak learning rate of a parameter group.
+        """Look up the peak learning rate of a parameter group.
+
+        Args:
+            group: "thresholds", "v_init", "biases" or "weights".
 
         Returns:
             The rate given, or the default of the group.
+
+        Example:
+            >>> from speedysnn import finetune
+            >>> config = finetune.Config(learning_rates={"weights": 3e-4})
+            >>> config.rate("weights"), config.rate("thresholds")
+            (0.0003, 0.01)
         """
         return float(self.learning_rates.get(group, RATES[group]))
 
@@ -306,14 +331,21 @@ class Config:
         return tuple(Stage(name, epochs, rate=rate) for name, epochs, rate in both if epochs > 0)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON data."""
+        """Write the settings as JSON data.
+
+        Returns:
+            What `from_json` reads.
+        """
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         return {**data, "train": list(self.train), "learning_rates": dict(self.learning_rates),
                 "stages": [stage.to_json() for stage in self.stages]}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Config":
-        """The settings written by `to_json`, by this version or by one with the old names.
+        """Read settings that `to_json` wrote, in this version or in one with the old names.
+
+        Args:
+            data: JSON data.
 
         Returns:
             Settings equal to those written.

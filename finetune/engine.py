@@ -1,4 +1,7 @@
-"""Several processes as one: every batch is shared out, sums are added up, so that the result is that of one process."""
+"""Training in several processes: each takes a part of every batch, and sums are added up over all of them.
+
+The result is that of one process, up to the rounding of the sums.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,12 +13,21 @@ from torch import Tensor, nn
 
 
 class Engine:
-    """One process of several under `accelerate launch`, or the only one.
+    """This process among those of a run: one of several under `accelerate launch`, or the only one.
+
+    Args:
+        precision: "float32", or "bfloat16" for automatic mixed precision.
 
     Attributes:
-        rank: number of this process.
-        world: how many there are.
+        rank: number of this process, from 0.
+        world: how many processes there are.
         main: whether this one writes files and shows progress.
+
+    Example:
+        >>> from speedysnn.finetune.engine import Engine
+        >>> engine = Engine()
+        >>> engine.world, engine.main, engine.own(50)
+        (1, True, slice(0, 50, None))
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -30,7 +42,10 @@ class Engine:
         self._half = precision == "bfloat16"
 
     def device(self, present: torch.device) -> torch.device:
-        """Where this process computes: its own device of several, else where the network is.
+        """Choose where this process computes: its own device of several, else where the network is.
+
+        Args:
+            present: where the network is.
 
         Returns:
             A device of torch.
@@ -38,7 +53,10 @@ class Engine:
         return present if self._accelerator is None else torch.device(self._accelerator.device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Automatic mixed precision where it was asked for.
+        """Turn on automatic mixed precision where it was asked for.
+
+        Args:
+            device: where the forward pass runs.
 
         Returns:
             A context in which torch chooses precisions, or one that changes nothing.
@@ -46,7 +64,10 @@ class Engine:
         return torch.autocast(device.type, torch.bfloat16) if self._half else nullcontext()
 
     def own(self, count: int) -> slice:
-        """This process's part of `count` images.
+        """Choose this process's part of a batch.
+
+        Args:
+            count: images of the batch.
 
         Returns:
             A slice of the batch.
@@ -54,7 +75,11 @@ class Engine:
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace every tensor by its sum over the processes, in one message."""
+        """Replace every tensor by its sum over the processes, in one message.
+
+        Args:
+            tensors: of the same shapes in every process.
+        """
         chosen = list(tensors)
         if self._accelerator is None or not chosen:
             return
@@ -64,7 +89,11 @@ class Engine:
             x.copy_(values.view_as(x))
 
     def total(self, numbers: Sequence[float], device: torch.device) -> list[float]:
-        """Sums over the processes.
+        """Add up numbers over the processes.
+
+        Args:
+            numbers: as many in every process.
+            device: where this process computes.
 
         Returns:
             One sum a number, the same in every process.
@@ -75,7 +104,11 @@ class Engine:
         return [float(x) for x in self._accelerator.reduce(packed, "sum")]
 
     def same(self, module: nn.Module) -> None:
-        """Give every process the first one's parameters and buffers."""
+        """Give every process the first one's parameters and buffers.
+
+        Args:
+            module: a module of the same tensors in every process.
+        """
         if self._accelerator is None:
             return
         from accelerate.utils import broadcast
@@ -84,6 +117,6 @@ class Engine:
             tensor.copy_(broadcast(tensor, 0))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()

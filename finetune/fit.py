@@ -1,4 +1,4 @@
-"""fit: train the thresholds, and whatever else is asked, stage by stage until the noise is gone."""
+"""`fit` trains a converted network's thresholds, and biases and weights if asked, until its noise is gone."""
 
 import copy
 import time
@@ -29,7 +29,7 @@ from speedysnn.torch_utils import evaluating
 
 
 class _Teacher(nn.Module):
-    """A network's analog reading before tuning, frozen."""
+    """A frozen copy of a network, read analog: the source network before tuning."""
 
     def __init__(self, snn: SpikingNetwork) -> None:
         super().__init__()
@@ -60,8 +60,9 @@ def fit(
     """Train a spiking network in place until its noise is gone, and leave it in the best state of the last stage.
 
     By default stage one trains the quantized reading and stage two the spiking reading through time; `config.stages`
-    names others. Each keeps the state with the lowest held-out loss, its starting state included. Under `accelerate
-    launch` every process takes its part of each batch, and the result is that of one process.
+    names others. Each stage keeps the state with the lowest held-out loss, and its starting state counts too. The same
+    call gives the same bits again. Under `accelerate launch` every process takes its part of each batch, and the result
+    is that of one process.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
@@ -134,24 +135,36 @@ def run_all(
     on_epoch: Report | None,
     **options: Any,
 ) -> tuple[RunState, pd.DataFrame]:
-    """Begin or resume the run in `folder` and finish it; returns its state and the table of layers.
+    """Begin a run, or resume the one in `folder`, and finish it.
+
+    Args:
+        trainer: the network, its teacher, the data and the settings.
+        folder: where the state is kept after every epoch, or None.
+        resume: whether to go on from the state in `folder`.
+        log: folder of the log files, or None.
+        on_epoch: called with every new row of the history.
+        **options: further attributes of `Run`.
 
     Returns:
-        The run's state, and one row a layer.
+        The run's state, and a table of what changed in every layer.
+
+    Raises:
+        TrainingError: there is nothing to resume, or the run goes wrong.
+        ArtifactError: another run is writing into `folder` or `log` now.
     """
     if resume and folder is None:
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
     place, logs = (None if path is None else Path(path) for path in (folder, log))
     origin = Origin.of(snn, trainer.config)
-    with checkpoint.held(place, logs) if engine.main else nullcontext():
+    with checkpoint.reserved_folders(place, logs) if engine.main else nullcontext():
         fresh = {} if resume else layer_table(trainer)
         state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState(layers=fresh)
-        keep = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
+        save_state = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
         if logs is not None and engine.main:
             trainer.log = Log(logs, len(state.history))
         try:
-            Run(trainer, state, keep, on_epoch, **options).go()
+            Run(trainer, state, save_state, on_epoch, **options).go()
         finally:
             if trainer.log is not None:
                 trainer.log.close()
@@ -162,6 +175,9 @@ def run_all(
 def check_names(config: Config) -> None:
     """Refuse names that no registry holds.
 
+    Args:
+        config: the settings.
+
     Raises:
         InputError: unknown objective or augmentation.
     """
@@ -170,7 +186,11 @@ def check_names(config: Config) -> None:
 
 
 def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | None:
-    """The limit on the spikes that the settings ask for.
+    """Make the limit on the spikes that the settings ask for.
+
+    Args:
+        config: the settings.
+        fan_out: synapses that a spike of each layer reaches, by neuron name, for `budget_of="synops"`.
 
     Returns:
         The limit, or None where there is none.
@@ -188,7 +208,12 @@ def budget_of(config: Config, fan_out: Mapping[str, float] | None) -> Budget | N
 
 
 def teacher_of(snn: SpikingNetwork, teacher: nn.Module | None, config: Config) -> nn.Module:
-    """The module whose outputs are the aim: the given one, a spiking network read analog, or the network itself before.
+    """Choose the module whose outputs a run trains towards.
+
+    Args:
+        snn: the network that is to be trained.
+        teacher: the teacher given; a `SpikingNetwork` is read analog, and None stands for `snn` itself before tuning.
+        config: the settings.
 
     Returns:
         A frozen module.

@@ -1,4 +1,4 @@
-"""The training loop: one epoch, one evaluation, and the checks that stop a run that goes wrong."""
+"""The training loop: one epoch, one evaluation, and the checks that stop a run whose loss or gradients go wrong."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,33 +23,61 @@ from speedysnn.finetune.step import Need, Step, logits
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 
+_RUNAWAY = 10.0  # times the loss of the stage's first epoch
+_EVAL_BATCH = 64
 
-def chunked(order: Sequence[int], size: int, least: int = 1) -> list[list[int]]:
-    """Batches of `size`; a last one with fewer than `least` images joins the one before.
+
+def chunked(order: Sequence[int], size: int, min_size: int = 1) -> list[list[int]]:
+    """Cut a list of images into batches; a last one with fewer than `min_size` images joins the one before.
+
+    Args:
+        order: indices of the images.
+        size: images of a batch.
+        min_size: images that a batch needs.
 
     Returns:
         The batches, each a list of indices.
+
+    Example:
+        >>> from speedysnn.finetune.loop import chunked
+        >>> chunked(range(5), 2)
+        [[0, 1], [2, 3], [4]]
+        >>> chunked(range(5), 2, min_size=2)
+        [[0, 1], [2, 3, 4]]
     """
     chunks = [list(order[i : i + size]) for i in range(0, len(order), size)]
-    if len(chunks) > 1 and len(chunks[-1]) < least:
+    if len(chunks) > 1 and len(chunks[-1]) < min_size:
         chunks[-2:] = [chunks[-2] + chunks[-1]]
     return chunks
 
 
 def seed_of(seed: int, stage: int, epoch: int) -> int:
-    """The generator's seed of an epoch.
+    """Derive the seed of an epoch, so that a resumed run draws what an uninterrupted one draws.
+
+    Args:
+        seed: of the run.
+        stage: number of the stage.
+        epoch: number of the epoch in it.
 
     Returns:
         A seed that no other epoch of the run has.
+
+    Example:
+        >>> from speedysnn.finetune.loop import seed_of
+        >>> seed_of(0, 0, 0), seed_of(0, 0, 1), seed_of(0, 1, 0)
+        (17, 118, 10024)
     """
     return (seed * 1_000_003 + stage * 10_007 + epoch * 101 + 17) % (2**63)
 
 
-_AWAY = 10.0  # times the first epoch's loss
+def check_loss(snn: SpikingNetwork, loss: float, place: "Place", *, whole_epoch: bool = False) -> None:
+    """Refuse a loss or a gradient that is not finite, and an epoch's loss ten times that of the stage's first.
 
-
-def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = False) -> None:
-    """Refuse a loss or a gradient that is not finite, and a whole epoch's loss ten times that of the stage's first.
+    Args:
+        snn: the network, whose parameters hold the gradients.
+        loss: of a step, or the mean over an epoch.
+        place: where the run stands.
+        whole_epoch: whether it is the mean over an epoch.
 
     Raises:
         TrainingError: naming the stage, the epoch and the layer.
@@ -61,7 +89,7 @@ def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = Fa
         where = f"; first in the gradient of {bad[0]}" if bad else ""
         raise TrainingError(f"{here}: the loss or a gradient is NaN or infinite{where}. {kept}")
     first = place.first_loss
-    if whole and first is not None and loss > _AWAY * max(first, 1e-6):
+    if whole_epoch and first is not None and loss > _RUNAWAY * max(first, 1e-6):
         raise TrainingError(
             f"{here}: the loss runs away: {loss:.4g} after {first:.4g} in the stage's first epoch; the largest "
             f"gradient is that of {_steepest(snn)}. {kept}"
@@ -69,11 +97,9 @@ def check_loss(snn: SpikingNetwork, loss: float, place: Any, *, whole: bool = Fa
 
 
 def _steepest(snn: SpikingNetwork) -> str:
+    """Name the parameter with the largest gradient."""
     norms = {name: float(p.grad.norm()) for name, p in snn.named_parameters() if p.grad is not None}
     return max(norms, key=lambda name: norms[name], default="no parameter")
-
-
-_EVAL_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,22 @@ class Place:
 
 @dataclass
 class Trainer:
-    """What every epoch needs: the network, its teacher, the data and the settings."""
+    """Trains a network for an epoch, and judges it on held-out images.
+
+    Attributes:
+        snn: the network; its parameters change.
+        teacher: maps the inputs to the outputs that are trained towards.
+        train: the images that train.
+        held_out: the images that judge.
+        config: the settings.
+        progress: whether to show progress.
+        on_memory: called with the reading and the memory of its steps before the first is done, or None.
+        loss_fn: objective in place of the one named in `config`, or None.
+        budget: limit on the spikes, or None.
+        engine: the processes that share the work.
+        log: writes the log files, or None.
+        average: running average of the network's state.
+    """
 
     snn: SpikingNetwork
     teacher: nn.Module
@@ -119,16 +160,16 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lives."""
+        """The device of the network."""
         return next(self.snn.parameters()).device
 
     @property
     def _labels_count(self) -> bool:
-        """Whether the loss uses labels."""
+        """Whether labels count in the loss."""
         return self.config.objective == "labels" or bool(self.config.label_weight)
 
     def target(self, batch: Batch, inputs: Sequence[Tensor]) -> Target:
-        """What the objective compares with: the teacher's outputs for the same images, labels, or both.
+        """Make what the objective compares with: the teacher's outputs for the same images, labels, or both.
 
         Args:
             batch: the images and their labels.
@@ -156,9 +197,18 @@ class Trainer:
     def goals(
         self, indices: Sequence[int], batch: Batch, inputs: Sequence[Tensor], *, layers: bool
     ) -> tuple[Target, dict[str, Tensor]]:
-        """(target, the source's activations by neuron if asked for); the teacher runs at most once.
+        """Make a batch's target and, if asked for, the source's activations; the teacher runs at most once.
 
-        Where images come unchanged it answers once for each.
+        Where images are not augmented, the teacher's answers of the first epoch are reused.
+
+        Args:
+            indices: which images of the training part these are.
+            batch: the images and their labels.
+            inputs: the images where the network computes.
+            layers: whether the source's activations are needed.
+
+        Returns:
+            The target, and the activations by neuron name, (B, ...) each.
         """
         config = self.config
         if layers:
@@ -175,10 +225,13 @@ class Trainer:
         return self._with_labels(answers, batch), {}
 
     def matched(self) -> SpikingNetwork:
-        """The teacher as a network whose layers can be matched.
+        """Find the network whose layers are matched: the teacher's.
 
         Returns:
-            The teacher's network.
+            A network with neurons of the same names.
+
+        Raises:
+            InputError: the teacher has other layers.
         """
         network = getattr(self.teacher, "snn", self.teacher)
         if not isinstance(network, SpikingNetwork) or set(network.neurons) != set(self.snn.neurons):
@@ -189,9 +242,16 @@ class Trainer:
         return network
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None) -> tuple[Batch, list[Tensor], list[int]]:
-        """(batch, inputs, indices) of this process's part of a batch, augmented where a generator is given.
+        """Gather this process's part of a batch of training images, augmented, or of held-out images as they are.
 
         Every process draws the same augmentation for the whole batch and keeps its part.
+
+        Args:
+            indices: which images.
+            generator: draws the augmentation; None for held-out images.
+
+        Returns:
+            The part, its inputs on the network's device, and its indices.
         """
         batch = gather(self.train if generator is not None else self.held_out, indices)
         if generator is not None:
@@ -217,7 +277,7 @@ class Trainer:
         return Batch((images, *batch.inputs[1:]), mixed)
 
     def _outputs(self, batch: Batch) -> Tensor:
-        """The network's outputs for the first image of a batch, computed once in a run: their shape is what counts."""
+        """Compute the network's outputs for one image, once in a run, to learn how many classes there are."""
         if self._example is None:
             shapes = self.snn.input_shapes
             one = [x.narrow(x.ndim - len(s) - 1, 0, 1) for x, s in zip(batch.inputs, shapes, strict=True)]
@@ -226,15 +286,22 @@ class Trainer:
         return self._example
 
     def epoch(self, place: Place, optimizer: torch.optim.Optimizer) -> float:
-        """One pass over the training part; returns the mean loss. Seeded by (seed, stage, epoch) alone.
+        """Train on every image once; what is random depends on the seed, the stage and the epoch alone.
+
+        Args:
+            place: where the run stands.
+            optimizer: of the parameters that train.
 
         Returns:
             The mean loss over images.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite, or the loss runs away.
         """
         config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed_of(config.seed, place.index, place.epoch))
-        chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.least)
+        chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.min_images)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
         one = self.step(place, chosen)
         schedule = rate_schedule(optimizer, place.epoch, stage.epochs, len(chunks), config.warmup)
@@ -254,23 +321,27 @@ class Trainer:
             if self.log is not None:
                 self.log.step(place.run_epoch, {"stage": stage.kind, "epoch": place.epoch + 1, "step": number,
                                                 "loss": float(loss), "learning_rate": factor})  # fmt: skip
-        check_loss(self.snn, total / count, place, whole=True)
+        check_loss(self.snn, total / count, place, whole_epoch=True)
         return total / count
 
-    least = 1  # images that a batch needs
+    min_images = 1  # that a batch needs
 
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """What computes the loss and the gradients of one batch: (batch, inputs, indices, images in all) -> loss.
+        """Prepare what computes the loss and the gradients of one batch.
+
+        Args:
+            place: where the run stands.
+            chosen: the parameters that train.
 
         Returns:
-            A function that computes one batch.
+            A function (batch, inputs, indices, images of the whole batch) -> loss.
         """
         stage, config = place.stage, self.config
         local = stage.kind == "blockwise"
-        tell = self.on_memory if place.epoch == 0 else None
-        one = Step(self.snn, config, stage.reading, chosen, tell, local, self.loss_fn, self.budget, self.engine)
+        on_memory = self.on_memory if place.epoch == 0 else None
+        one = Step(self.snn, config, stage.reading, chosen, on_memory, local, self.loss_fn, self.budget, self.engine)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))
@@ -279,10 +350,14 @@ class Trainer:
         return run
 
     def evaluate(self, reading: Reading) -> dict[str, float | None]:
-        """On the held-out part: loss, agreement with the teacher, accuracy where labels are known, spikes a neuron.
+        """Judge the network on the held-out images.
+
+        Args:
+            reading: the reading that is judged.
 
         Returns:
-            The figures by name, None where one is not known.
+            held_out_loss, held_out_agreement (share of images answered as the teacher does), held_out_accuracy,
+            spikes_per_neuron and budget_rate; None where one is not known.
         """
         compute = loss_of(self.config, self.loss_fn)
         count = len(self.held_out)  # type: ignore[arg-type]

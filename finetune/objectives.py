@@ -22,6 +22,19 @@ class Target:
     Attributes:
         logits: the teacher's outputs for the same images, (B, ...).
         labels: classes (B,), or probabilities of the classes (B, classes) where images are mixed.
+
+    Example:
+        An objective of your own, for `fit(..., objective=...)`:
+
+        >>> import torch
+        >>> from speedysnn.finetune import Target
+        >>> def worst_output(logits, target, temperature):
+        ...     return (logits - target.teacher()).abs().amax(1).mean()
+        >>> target = Target(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+        >>> float(worst_output(torch.zeros(2, 2), target, 1.0))
+        1.0
+        >>> [len(part) for part in target.split([1, 1])]
+        [1, 1]
     """
 
     logits: Tensor | None = None
@@ -31,7 +44,7 @@ class Target:
         return len(next(x for x in (self.logits, self.labels) if x is not None))
 
     def split(self, sizes: Sequence[int]) -> list["Target"]:
-        """The target of consecutive parts of the batch.
+        """Split the target into those of consecutive parts of the batch.
 
         Args:
             sizes: images of each part; they add up to the batch.
@@ -45,10 +58,10 @@ class Target:
         return [Target(*both) for both in zip(logits, labels, strict=True)]
 
     def teacher(self) -> Tensor:
-        """The teacher's outputs.
+        """Give the teacher's outputs.
 
         Returns:
-            `logits`.
+            `logits`, (B, ...).
 
         Raises:
             InputError: there are none.
@@ -62,9 +75,9 @@ Objective = Callable[[Tensor, Target, float], Tensor]
 
 
 def kl(logits: Tensor, target: Target, temperature: float) -> Tensor:
-    r"""Divergence of the outputs' probabilities from the teacher's.
+    """Divergence of the outputs' probabilities from the teacher's.
 
-    tau^2 KL(softmax(teacher / tau) || softmax(logits / tau)).
+    loss = tau^2 KL(softmax(teacher / tau) || softmax(logits / tau)).
 
     Args:
         logits: the network's outputs, (B, classes).
@@ -92,7 +105,9 @@ def kl(logits: Tensor, target: Target, temperature: float) -> Tensor:
 
 
 def mse(logits: Tensor, target: Target, temperature: float) -> Tensor:
-    """Mean squared difference of the outputs; of any shape, so that it serves regression too.
+    """Mean squared difference of the outputs, which may have any shape, so that it serves regression too.
+
+    loss = mean (logits - teacher)^2.
 
     Args:
         logits: the network's outputs, (B, ...).
@@ -116,6 +131,8 @@ def mse(logits: Tensor, target: Target, temperature: float) -> Tensor:
 
 def labels(logits: Tensor, target: Target, temperature: float) -> Tensor:
     """Cross-entropy with class labels, or with mixtures of them.
+
+    loss = -mean log softmax(logits)[label].
 
     Args:
         logits: the network's outputs, (B, classes).
@@ -161,14 +178,22 @@ def require_classes(classes: Tensor, logits: Tensor) -> None:
 
 
 def beside_labels(loss_fn: Objective, weight: float) -> Objective:
-    """(1 - a) loss_fn + a cross-entropy with the labels, a the weight (Hinton et al. 2015, arXiv:1503.02531).
+    """Add labels to an objective: (1 - a) loss_fn + a cross-entropy (Hinton et al. 2015, arXiv:1503.02531).
 
     Args:
         loss_fn: the objective to the teacher.
-        weight: a.
+        weight: a, between 0 and 1.
 
     Returns:
         An objective whose targets hold both the teacher's outputs and labels.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.objectives import Target, beside_labels, labels, mse
+        >>> out, target = torch.tensor([[2.0, 0.0]]), Target(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        >>> mean = (mse(out, target, 1.0) + labels(out, target, 1.0)) / 2
+        >>> bool(beside_labels(mse, 0.5)(out, target, 1.0) == mean)
+        True
     """
 
     def both(logits: Tensor, target: Target, temperature: float) -> Tensor:
@@ -183,16 +208,25 @@ OBJECTIVES: dict[str, Objective] = {"kl": kl, "mse": mse, "labels": labels}
 
 
 def objective(name: str) -> Objective:
-    """The named objective.
+    """Look up an objective by name.
 
     Args:
-        name: a key of `OBJECTIVES`.
+        name: a key of `OBJECTIVES`, to which a user may add.
 
     Returns:
-        What computes the loss.
+        A function (outputs, target, temperature) -> mean loss over images.
 
     Raises:
         InputError: no objective has that name.
+
+    Example:
+        >>> from speedysnn.finetune.objectives import OBJECTIVES, objective
+        >>> list(OBJECTIVES)
+        ['kl', 'mse', 'labels']
+        >>> objective("hinge")
+        Traceback (most recent call last):
+            ...
+        speedysnn.errors.InputError: objective: expected one of kl, mse, labels, got 'hinge'
     """
     if name not in OBJECTIVES:
         raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}")
@@ -200,7 +234,7 @@ def objective(name: str) -> Objective:
 
 
 def loss_of(config: Config, own: Objective | None = None) -> Objective:
-    """The loss of a run.
+    """Make the loss of a run.
 
     Args:
         config: the settings, which name the objective and the labels' weight.
@@ -214,29 +248,33 @@ def loss_of(config: Config, own: Objective | None = None) -> Objective:
 
 
 class Recorder:
-    """An observer that keeps every neuron's mean output, (B, ...) by name."""
+    """An observer that keeps every layer's output averaged over its steps.
+
+    Attributes:
+        outputs: mean outputs by neuron name, (B, ...).
+    """
 
     def __init__(self) -> None:
         self.outputs: dict[str, Tensor] = {}
 
     def __call__(self, tap: LayerRecord) -> None:
-        """Keep one neuron's output, averaged over its steps."""
-        self.outputs[tap.name] = mean_output(tap)
+        """Keep one layer's mean output.
 
-
-def mean_output(tap: LayerRecord) -> Tensor:
-    """A neuron's output averaged over its steps, (B, ...).
-
-    Returns:
-        One value a neuron and image.
-    """
-    return tap.mean_output()
+        Args:
+            tap: what the layer received and emitted.
+        """
+        self.outputs[tap.name] = tap.mean_output()
 
 
 def outputs_and_layers(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
-    """(output, every neuron's mean output) for a batch, in the present reading or the one given.
+    """Run a batch and keep every layer's mean output.
+
+    Args:
+        snn: the network.
+        inputs: one batch, (B, ...) each.
+        reading: "analog", "quantized" or "spiking"; by default the present one.
 
     Returns:
         The outputs, and every neuron's mean output by name.
@@ -248,23 +286,38 @@ def outputs_and_layers(
 
 
 def powers(source: Mapping[str, Tensor]) -> Tensor:
-    """Sum of squares of every layer's source activation over the batch, (layers,).
+    """Sum the squares of every layer's activation over a batch.
+
+    Args:
+        source: activations by neuron name, (B, ...) each.
 
     Returns:
-        One sum a layer.
+        One sum a layer, (layers,).
     """
     sums = [x.square().sum().clamp_min(torch.finfo(x.dtype).tiny) for x in source.values()]
     return torch.stack(sums) if sums else torch.zeros(0)
 
 
 def layer_distance(ours: Mapping[str, Tensor], source: Mapping[str, Tensor], total: Tensor | None = None) -> Tensor:
-    """Mean over layers of sum (r - a)^2 / sum a^2; r mean output, a source activation, both (B, ...).
+    """Measure how far the layers' mean outputs are from the source's activations.
 
-    `total` holds the denominators of the whole batch where these images are a part of it. The distance is the mean
-    noise-to-signal power ratio: 0.1 stands for an SQNR of 10 dB.
+    distance = (1/L) sum_l sum (r_l - a_l)^2 / sum a_l^2, r the mean output and a the activation of L layers: the mean
+    noise-to-signal power ratio, where 0.1 stands for an SQNR of 10 dB.
+
+    Args:
+        ours: mean outputs by neuron name, (B, ...) each.
+        source: the source's activations by neuron name, (B, ...) each.
+        total: the denominators, (L,), of the whole batch where these images are a part of it.
 
     Returns:
         One number, 0 where all layers agree.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.objectives import layer_distance
+        >>> source = {"relu1": torch.tensor([[1.0, 0.0]]), "relu2": torch.tensor([[2.0]])}
+        >>> float(layer_distance({"relu1": torch.tensor([[1.0, 0.5]]), "relu2": torch.tensor([[1.0]])}, source))
+        0.25
     """
     total = powers(source) if total is None else total
     return torch.stack([(ours[name] - x).square().sum() for name, x in source.items()]).div(total).mean()

@@ -1,4 +1,4 @@
-"""Which parameters train and how they move: groups, optimizer, learning rate, running average."""
+"""Which parameters train and how they move: parameter groups, optimizer, learning rate and running average."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +12,24 @@ from speedysnn.errors import TrainingError
 from speedysnn.finetune.config import GROUPS, Config
 from speedysnn.network import SpikingNetwork
 
-_BIASES = ("bias",)
-
 
 def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
-    """All parameters by group and name.
+    """Sort a network's parameters into the four groups that `Config.train` names.
+
+    Args:
+        snn: the network.
 
     Returns:
         Parameters by group, then by name.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert
+        >>> from speedysnn.finetune.optimization import grouped
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(16, 8), timesteps=4)
+        >>> {group: len(members) for group, members in grouped(snn).items()}
+        {'thresholds': 1, 'v_init': 1, 'biases': 2, 'weights': 2}
     """
     out: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUPS}
     for name, parameter in snn.named_parameters():
@@ -29,14 +39,25 @@ def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
         elif last == "v_init":
             group = "v_init"
         else:
-            group = "biases" if last in _BIASES else "weights"
+            group = "biases" if last == "bias" else "weights"
         out[group][name] = parameter
     return out
 
 
 @contextmanager
 def trainable(snn: SpikingNetwork, config: Config) -> Iterator[dict[str, dict[str, nn.Parameter]]]:
-    """The chosen groups with gradients on and all others off; every flag comes back afterwards."""
+    """Turn gradients on for the chosen groups and off for all others; every flag comes back afterwards.
+
+    Args:
+        snn: the network.
+        config: the settings, which name the groups.
+
+    Yields:
+        The chosen parameters by group and name.
+
+    Raises:
+        TrainingError: the network has no parameter in these groups.
+    """
     flags = {parameter: parameter.requires_grad for parameter in snn.parameters()}
     groups = {group: members for group, members in grouped(snn).items() if group in config.train and members}
     chosen = {parameter for members in groups.values() for parameter in members.values()}
@@ -53,7 +74,12 @@ def trainable(snn: SpikingNetwork, config: Config) -> Iterator[dict[str, dict[st
 
 
 def optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
-    """Adam with one parameter group a group, in a fixed order; decay on weights only.
+    """Make Adam with decoupled decay of the weights and a rate for each group.
+
+    Args:
+        groups: parameters by group and name.
+        config: the settings, which name the rates.
+        factor: on all rates.
 
     Returns:
         The optimizer, at the peak rates.
@@ -73,14 +99,21 @@ def optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor
 
 
 def keep_in_range(snn: SpikingNetwork) -> None:
-    """v_init stays a fraction of theta: outside 0..1 the count would leave the quantizer's."""
+    """Clamp every v_init to 0..1; outside of it the spike count of constant drive is no longer the quantizer's.
+
+    Args:
+        snn: the network.
+    """
     with torch.no_grad():
         for neuron in snn.neurons.values():
             neuron.v_init.clamp_(0, 1)
 
 
 def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
-    """Names of parameters whose gradient is NaN or infinite.
+    """Name the parameters whose gradient is NaN or infinite.
+
+    Args:
+        snn: the network.
 
     Returns:
         The names, none where all is well.
@@ -92,14 +125,21 @@ def bad_gradients(snn: SpikingNetwork) -> Sequence[str]:
 
 
 def rate_factor(progress: float, warmup: float) -> float:
-    """What a peak learning rate is multiplied by: a linear rise, then a cosine to zero.
+    """Compute the factor on the peak learning rates: a linear rise, then a cosine to zero.
+
+    factor = p / w while p < w, but at least 0.02; then (1 + cos(pi (p - w) / (1 - w))) / 2.
 
     Args:
-        progress: how much of the stage is done, 0 to 1.
-        warmup: share of the stage in which the rate rises.
+        progress: p, how much of the stage is done, 0 to 1.
+        warmup: w, share of the stage in which the rate rises.
 
     Returns:
         A factor from 0 to 1.
+
+    Example:
+        >>> from speedysnn.finetune.optimization import rate_factor
+        >>> [round(rate_factor(progress, warmup=0.2), 3) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+        [0.02, 0.5, 1.0, 0.5, 0.0]
     """
     if progress < warmup:
         return max(progress / warmup, 0.02)
@@ -109,7 +149,7 @@ def rate_factor(progress: float, warmup: float) -> float:
 def rate_schedule(
     optimizer: torch.optim.Optimizer, epoch: int, epochs: int, batches: int, warmup: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rates of an epoch's steps; they depend on the step's number alone, so resuming needs no state.
+    """Schedule the learning rates of an epoch; they depend on the step's number alone, so resuming needs no state.
 
     Args:
         optimizer: what `optimizer` made.
@@ -131,8 +171,18 @@ def rate_schedule(
 class Average:
     """A running average of a network's state, held by torch's `AveragedModel`.
 
-    m <- d m + (1 - d) p after every step n, d = min(decay, (1 + n) / (10 + n)) (Polyak and Juditsky 1992); thresholds
+    m <- d m + (1 - d) p after every step n, d = min(decay, (1 + n) / (10 + n)) (Polyak and Juditsky 1992). Thresholds
     are averaged as log theta.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.optimization import Average
+        >>> layer, average = torch.nn.Linear(1, 1, bias=False), Average()
+        >>> for value in (0.0, 1.0):
+        ...     _ = torch.nn.init.constant_(layer.weight, value)
+        ...     average.update(layer, decay=0.5)
+        >>> average.steps, float(average.values["weight"])
+        (2, 0.75)
     """
 
     def __init__(self) -> None:
@@ -151,7 +201,7 @@ class Average:
 
     @classmethod
     def restored(cls, module: nn.Module, values: Mapping[str, Tensor], steps: int) -> "Average":
-        """An average that goes on from what an earlier process kept.
+        """Make an average that goes on from what an earlier process kept.
 
         Args:
             module: the network.
@@ -174,7 +224,7 @@ class Average:
 
         Args:
             module: the network after a step.
-            decay: most that the average keeps of itself in a step.
+            decay: largest share of the average that a step keeps.
         """
         if not decay:
             return
@@ -194,7 +244,7 @@ class Average:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module holds the average; its own state comes back afterwards.
+        """Let the module hold the average; its own state comes back afterwards.
 
         Args:
             module: the network.

@@ -1,4 +1,4 @@
-"""What a run did: its history as tables and log files, what changed in every layer, and its entry in the provenance."""
+"""What a training run did: its history as tables and log files, what changed in every layer, and its provenance."""
 
 import csv
 import importlib.util
@@ -18,10 +18,12 @@ from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 
+EPOCHS, STEPS = "epochs.csv", "steps.csv"
+_STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did.
+    """What a training run did.
 
     Attributes:
         history: one row an epoch; epoch 0 of a stage is the state before it.
@@ -31,6 +33,20 @@ class Result:
         config: the settings.
         layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on
             up to 64 held-out images).
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert, finetune
+        >>> seed, x = torch.manual_seed(0), torch.rand(40, 8)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> snn = convert.to_spiking(ann, x, timesteps=2)
+        >>> result = finetune.fit(snn, x, config=finetune.Config(epochs_quantized=2, epochs_spiking=0))
+        >>> list(result.history[["stage", "epoch"]].itertuples(index=False, name=None))
+        [('quantized', 0), ('quantized', 1), ('quantized', 2)]
+        >>> list(result.layers.columns)[:3]
+        ['layer', 'theta_ratio', 'v_init_before']
+        >>> snn.provenance["finetuned"][0]["config"] == result.config.to_json()
+        True
     """
 
     history: pd.DataFrame
@@ -44,15 +60,26 @@ class Result:
         return f"Result(epochs={len(self.history)}, best_epoch={self.best_epoch}, best_score={self.best_score:.4g})"
 
     def _repr_html_(self) -> str:
-        """History and what changed in every layer, for a notebook."""
+        """Show the history and what changed in every layer in a notebook."""
         return block(repr(self), (), self.history) + block("Layers", (), self.layers)
 
 
 def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """One row a layer: theta's ratio, v_init and spikes a neuron before and after, NaN where nothing was known.
+    """Tabulate what changed in every layer.
+
+    Args:
+        before: log_theta, v_init and spikes_per_neuron by layer before the run.
+        after: the same after it.
 
     Returns:
-        A table.
+        One row a layer: theta's ratio, v_init and spikes a neuron before and after; NaN where nothing was known.
+
+    Example:
+        >>> from speedysnn.finetune.result import changes
+        >>> before = {"relu": {"log_theta": 0.0, "v_init": 0.5, "spikes_per_neuron": 1.0}}
+        >>> after = {"relu": {"log_theta": 0.5, "v_init": 0.4, "spikes_per_neuron": 0.8}}
+        >>> float(changes(before, after).theta_ratio[0].round(3))
+        1.649
     """
     rows = []
     for name, new in after.items():
@@ -71,7 +98,13 @@ def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mappi
 
 
 def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
-    """Add the run to the network's provenance, so that it is saved with it."""
+    """Add the run to the network's provenance, with which it is saved.
+
+    Args:
+        snn: the network after training.
+        config: the settings.
+        state: the run's state.
+    """
     timing = ("eval_seconds", "train_seconds")
     rows = [{key: value for key, value in row.items() if key not in timing} for row in state.history]
     entry = {"config": config.to_json(), "timesteps": snn.timesteps, "history": rows, "torch": torch.__version__}
@@ -79,7 +112,13 @@ def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:
 
 
 def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: float) -> Result:
-    """The run's result.
+    """Make the result of a run from its state.
+
+    Args:
+        state: the run's state.
+        config: the settings.
+        layers: what changed in every layer.
+        seconds: wall time.
 
     Returns:
         What the caller of `fit` or `train` gets.
@@ -87,40 +126,49 @@ def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: fl
     return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)
 
 
-EPOCHS, STEPS = "epochs.csv", "steps.csv"
-_STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
-
-
 class Log:
     """Writes `epochs.csv` (one row an epoch) and `steps.csv` (one row a step), and TensorBoard events beside them.
 
     Both files are replaced whole after every epoch, so a run that was killed leaves whole files.
 
+    Args:
+        folder: where the files are kept.
+        epochs_done: rows of the history that a resumed run has already; later steps in the log are dropped.
+
     Raises:
         TrainingError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, keep: int = 0) -> None:
+    def __init__(self, folder: Path, epochs_done: int = 0) -> None:
         self.folder, self.steps = folder, list[dict[str, Any]]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if keep and (folder / STEPS).is_file():
+            if epochs_done and (folder / STEPS).is_file():
                 with (folder / STEPS).open(newline="", encoding="utf-8") as file:
-                    self.steps = [row for row in csv.DictReader(file) if int(row["run_epoch"]) < keep]
+                    self.steps = [row for row in csv.DictReader(file) if int(row["run_epoch"]) < epochs_done]
         except (OSError, KeyError, ValueError) as err:
             raise TrainingError(f"{folder}: the log cannot be written or read ({err}); choose another folder") from None
         self._board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder), purge_step=keep or None)
+            self._board = SummaryWriter(str(folder), purge_step=epochs_done or None)
 
     def step(self, run_epoch: int, values: Mapping[str, Any]) -> None:
-        """One optimizer step of the run's epoch number `run_epoch`."""
+        """Take in one optimizer step.
+
+        Args:
+            run_epoch: rows of the history before its epoch.
+            values: stage, epoch, step, loss and learning_rate.
+        """
         self.steps.append({"run_epoch": run_epoch, **{key: values[key] for key in _STEP_COLUMNS}})
 
     def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """The rows so far; the last one is new."""
+        """Write the files after an epoch.
+
+        Args:
+            history: the rows so far; the last one is new.
+        """
         _replace(self.folder / EPOCHS, pd.DataFrame(list(history)))
         _replace(self.folder / STEPS, pd.DataFrame(self.steps, columns=["run_epoch", *_STEP_COLUMNS]))
         if self._board is None:
@@ -131,7 +179,7 @@ class Log:
         self._board.flush()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the TensorBoard file."""
         if self._board is not None:
             self._board.close()
 

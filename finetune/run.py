@@ -1,4 +1,4 @@
-"""The stages of a run, one after the other, from wherever its state stands, and which epoch's state each keeps."""
+"""The stages of a run, done one after the other from wherever its state stands; each ends in its best epoch's state."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from speedysnn.calibration.rules import CLIP
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.blockwise import settle
+from speedysnn.finetune.blockwise import fit_closed_form
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
@@ -20,24 +19,38 @@ from speedysnn.finetune.objectives import outputs_and_layers
 from speedysnn.finetune.optimization import Average, optimizer, trainable
 from speedysnn.network import SpikingNetwork
 
-_OVER = 100.0  # a state within the budget is better than any above it
-_TIE = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
+Report = Callable[[dict[str, Any]], None]
+Groups = dict[str, dict[str, torch.nn.Parameter]]
+_CLOSED_FORM_IMAGES = 256
+_TABLE_IMAGES = 64
+_EXCESS_WEIGHT = 100.0  # so that a state within the budget is better than any above it
+_TIE_WEIGHT = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
 
 
-def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, over: float) -> float:
-    """Higher is better: minus the held-out loss, the agreement, the accuracy, or the epoch; less 100 times `over`.
+def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, excess: float) -> float:
+    """Score a state, higher being better: minus the held-out loss, the agreement, the accuracy, or the epoch.
+
+    100 times the excess over the budget is subtracted, so that a state within the budget beats any above it.
 
     Args:
         monitor: one of MONITORS.
         held_out: held_out_loss, held_out_agreement and held_out_accuracy.
         epoch: its number.
-        over: share by which the spikes exceed their budget.
+        excess: share by which the spikes exceed their budget.
 
     Returns:
         The figure that decides which state is kept.
 
     Raises:
         InputError: accuracy without labels in the held-out part, agreement without a teacher.
+
+    Example:
+        >>> from speedysnn.finetune.run import score
+        >>> held_out = {"held_out_loss": 0.5, "held_out_agreement": 0.9, "held_out_accuracy": None}
+        >>> score("loss", held_out, epoch=3, excess=0.0), score("last", held_out, epoch=3, excess=0.0)
+        (-0.5, 3.0)
+        >>> score("loss", held_out, epoch=3, excess=0.1)
+        -10.5
     """
     loss = held_out["held_out_loss"]
     assert loss is not None
@@ -53,40 +66,39 @@ def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, over: 
                 "the held-out images have no labels" if monitor == "accuracy" else "the objective is labels, no teacher"
             )
             raise InputError(f"monitor: expected 'loss' or 'last', got {monitor!r}: {lack}")
-        figure -= _TIE * loss
-    return figure - _OVER * over
-
-
-Report = Callable[[dict[str, Any]], None]
-Groups = dict[str, dict[str, torch.nn.Parameter]]
-_SETTLE_IMAGES = 256
+        figure -= _TIE_WEIGHT * loss
+    return figure - _EXCESS_WEIGHT * excess
 
 
 @dataclass
 class Run:
-    """A run under way.
+    """A run, which does the stages of its settings one after the other.
 
     Attributes:
         trainer: network, teacher, data, settings.
         state: where it stands.
-        keep: writes the state, or None.
+        save_state: writes the state to its folder, or None.
         on_epoch: called with every new row.
         make_optimizer: from the parameter groups and a factor on all rates.
     """
 
     trainer: Trainer
     state: RunState
-    keep: Callable[[], None] | None = None
+    save_state: Callable[[], None] | None = None
     on_epoch: Report | None = None
     make_optimizer: Callable[[Groups, Config, float], torch.optim.Optimizer] = optimizer
 
     def go(self) -> None:
-        """Do the stages that are left; the network ends in the last one's best state, at its own T."""
+        """Do the stages that are left; the network ends in the last one's best state, at its own T.
+
+        Raises:
+            TrainingError: the loss or a gradient goes wrong; the network then has the stage's best state.
+        """
         snn, plan = self.trainer.snn, self.trainer.config.plan
         own = snn.timesteps
         for index in range(self.state.stage, len(plan)):
             before = own if index == 0 else plan[index - 1].timesteps or own
-            with setting(snn, plan[index]), threshold_gradient(snn, self.trainer.config.threshold_gradient):
+            with stage_settings(snn, plan[index]), threshold_gradient(snn, self.trainer.config.threshold_gradient):
                 self._stage(index, before)
         carry_thresholds(snn, plan[-1].timesteps or own, own)
 
@@ -112,22 +124,23 @@ class Run:
         state.stage, state.epoch, state.optimizer, state.average = index + 1, 0, {}, Average()
         if index + 1 < len(config.plan):
             state.best, state.best_score, state.best_epoch = {}, float("-inf"), 0
-        self._keep()
+        self._save_state()
 
     def _enter(self, stage: Stage, index: int, before: int) -> None:
-        """Bring the thetas to the stage's T, judge the state it begins with, settle a blockwise stage."""
+        """Bring the thetas to the stage's T and judge the state it begins with; a blockwise stage's closed form too."""
         trainer = self.trainer
         carry_thresholds(trainer.snn, before, trainer.snn.timesteps)
         self._score(stage, index, 0, None)
         if stage.kind == "blockwise":
-            inputs = trainer.batch(range(min(_SETTLE_IMAGES, len(trainer.train))), _fixed())[1]  # type: ignore[arg-type]
+            inputs = trainer.batch(range(min(_CLOSED_FORM_IMAGES, len(trainer.train))), _fixed_generator())[1]  # type: ignore[arg-type]
             with torch.no_grad():
-                settle(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
+                fit_closed_form(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
             trainer.engine.same(trainer.snn)
             self._score(stage, index, 0, None)
-        self._keep()
+        self._save_state()
 
     def _epoch(self, stage: Stage, index: int, steps: torch.optim.Optimizer) -> None:
+        """Train for one epoch and judge the state after it."""
         trainer, state = self.trainer, self.state
         rows = [row for row in state.history if row["stage_index"] == index]
         if trainer.budget is not None:
@@ -141,21 +154,21 @@ class Run:
         self._score(stage, index, state.epoch + 1, loss, seconds)
         state.epoch, state.optimizer = state.epoch + 1, checkpoint.optimizer_tensors(steps)
         if state.epoch < stage.epochs:
-            self._keep()
+            self._save_state()
 
     def _patience_is_over(self) -> bool:
         patience = self.trainer.config.patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def _score(self, stage: Stage, index: int, epoch: int, loss: float | None, seconds: float = 0.0) -> None:
-        """Evaluate on the held-out part, add the row, keep the state if it is the best so far."""
+        """Judge the network on held-out images, add a row to the history, keep the state if it is the best so far."""
         trainer, state = self.trainer, self.state
         begin = time.monotonic()
         with trainer.average.applied(trainer.snn):
             scores = trainer.evaluate(stage.reading)
             took = time.monotonic() - begin
-            over = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-            found = score(trainer.config.monitor, scores, epoch, over)
+            excess = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
+            found = score(trainer.config.monitor, scores, epoch, excess)
             if found > state.best_score:
                 state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {
@@ -171,14 +184,20 @@ class Run:
         if self.on_epoch is not None:
             self.on_epoch(row)
 
-    def _keep(self) -> None:
-        if self.keep is not None and self.trainer.engine.main:
-            self.keep()
+    def _save_state(self) -> None:
+        """Write the run's state, in the first process of several."""
+        if self.save_state is not None and self.trainer.engine.main:
+            self.save_state()
 
 
 @contextmanager
-def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
-    """The network at the stage's T, look-ahead and spike kind; its own come back afterwards, thetas stay."""
+def stage_settings(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
+    """Give the network a stage's T, look-ahead and spike kind; its own come back afterwards, thetas stay.
+
+    Args:
+        snn: the network.
+        stage: the stage.
+    """
     with snn.preserved("timesteps", "delay", "spikes"):
         if stage.timesteps is not None:
             snn.timesteps = stage.timesteps
@@ -190,9 +209,15 @@ def setting(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
 
 
 def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
-    """Theta <- theta theta_c(after) / theta_c(before), theta_c(T) the calibrated one at T; what was learnt stays.
+    """Scale every theta from one T to another, so that what was learnt stays.
 
-    Layers with a given threshold or a learned clip, and networks without histograms, keep theirs.
+    theta <- theta theta_c(after) / theta_c(before), theta_c(T) the threshold that calibration chooses at T. Layers with
+    a given threshold or a learned clip keep theirs, and so do networks without histograms.
+
+    Args:
+        snn: the network.
+        before: T that its thetas were made for.
+        after: T that they shall serve.
     """
     if before == after:
         return
@@ -210,7 +235,12 @@ def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
 
 @contextmanager
 def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
-    """Every neuron with this gradient of theta; its own comes back afterwards."""
+    """Give every layer this gradient of theta; its own comes back afterwards.
+
+    Args:
+        snn: the network.
+        rule: "surrogate", "step" or "mixed".
+    """
     before = {name: neuron.threshold_gradient for name, neuron in snn.neurons.items()}
     try:
         for neuron in snn.neurons.values():
@@ -222,16 +252,19 @@ def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
 
 
 def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Every layer's mean log theta, mean v_init and spikes a neuron on up to 64 held-out images, by name.
+    """Describe every layer, with its spikes counted on up to 64 held-out images.
+
+    Args:
+        trainer: the network and the held-out images.
 
     Returns:
         By layer: log_theta, v_init and spikes_per_neuron.
     """
-    count = min(64, len(trainer.held_out))  # type: ignore[arg-type]
+    count = min(_TABLE_IMAGES, len(trainer.held_out))  # type: ignore[arg-type]
     rates: dict[str, float] = {}
 
     def count_spikes(tap: Any) -> None:
-        fired = tap.neuron.counts(tap.drive) if tap.static_output else _whole(tap)
+        fired = tap.neuron.counts(tap.drive) if tap.static_output else tap.counts()
         steps = 1 if tap.static_output else tap.neuron.timesteps
         rates[tap.name] = float(fired.abs().sum()) * steps / max(1, fired.numel())
 
@@ -246,10 +279,5 @@ def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
-def _whole(tap: Any) -> Tensor:
-    out: Tensor = tap.output / tap.neuron.per_channel(tap.neuron.threshold, tap.output.ndim)
-    return out
-
-
-def _fixed() -> torch.Generator:
+def _fixed_generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""One training step: the batch in pieces that fit the caches and the memory, beside one another on the CPU.
+"""One training step: loss and gradients of a batch, computed in pieces that fit the caches and the memory.
 
-Objectives are means over images and the layer-wise term is a sum over them, so pieces add up to the whole batch, and
-so do the parts that several processes do.
+On the CPU the pieces run in parallel. Objectives are means over images and the layer-wise term is a sum over them, so
+the pieces' gradients add up to those of the whole batch, and so do those of several processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,20 +26,27 @@ from speedysnn.finetune.penalties import Budget, Rates
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 
-_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
+Gradients = Sequence[Tensor | None]
+_MEMORY_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
+_PIECE_FACTOR = 2  # times the images of a plain pass: what is kept for the backward pass fits no cache anyway
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of a training step.
+    """How much memory a training step needs, in bytes.
 
     Attributes:
         image: kept for the backward pass of one image.
         state: gradients, the optimizer's two moments and the best state, for all trained parameters.
         images: images under way at once.
         free: bytes that were free before; None where that cannot be known.
+
+    Example:
+        >>> from speedysnn.finetune.step import Need
+        >>> print(Need(image=2**20, state=2**22, images=50, free=2**30))
+        a step needs about 54 MiB of 1,024 MiB free: 50 images at once, 1.0 MiB each
     """
 
     image: int
@@ -49,7 +56,7 @@ class Need:
 
     @property
     def peak(self) -> int:
-        """What the step adds to the memory in use."""
+        """Bytes that the step adds to the memory in use."""
         return self.state + self.images * self.image
 
     def __str__(self) -> str:
@@ -59,7 +66,12 @@ class Need:
 
 
 def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:
-    """Bytes that one image keeps for its backward pass, from a forward pass over the first image of a batch.
+    """Measure what one image keeps for its backward pass, by a forward pass over the first image of a batch.
+
+    Args:
+        snn: the network.
+        inputs: a batch, (B, ...) each.
+        reading: the reading that is trained.
 
     Returns:
         Bytes.
@@ -81,7 +93,11 @@ def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading)
 
 
 def state_bytes(parameters: Iterable[Tensor], workers: int) -> int:
-    """Gradients of every piece under way, two moments and the best state.
+    """Count what the parameters need: gradients of every piece under way, two moments and the best state.
+
+    Args:
+        parameters: what trains.
+        workers: pieces under way at once.
 
     Returns:
         Bytes.
@@ -90,7 +106,10 @@ def state_bytes(parameters: Iterable[Tensor], workers: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had, within the limits of a container; None where the system does not say.
+    """Ask the system how much memory is free, within the limits of a container.
+
+    Args:
+        device: whose memory.
 
     Returns:
         Bytes, or None.
@@ -101,19 +120,32 @@ def free_bytes(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def fitting(need: int, state: int, free: int | None, workers: int) -> int | None:
-    """Images a piece so that all pieces under way fit; at least one, None where nothing limits them.
+def images_that_fit(need: int, state: int, free: int | None, workers: int) -> int | None:
+    """Choose the images of a piece so that all pieces under way fit into 70 % of what is free.
+
+    Args:
+        need: bytes of one image.
+        state: bytes beside the images.
+        free: bytes that are free, None where that is not known.
+        workers: pieces under way at once.
 
     Returns:
-        A number of images, or None.
+        At least one image, or None where nothing limits them.
+
+    Example:
+        >>> from speedysnn.finetune.step import images_that_fit
+        >>> images_that_fit(need=100, state=0, free=1000, workers=2)
+        3
+        >>> images_that_fit(need=100, state=0, free=None, workers=2) is None
+        True
     """
     if free is None or need == 0:
         return None
-    return max(1, int(_SHARE * max(0, free - state)) // need // workers)
+    return max(1, int(_MEMORY_SHARE * max(0, free - state)) // need // workers)
 
 
 def _container_left() -> int | None:
-    """Bytes within the limit of a container (cgroup), which psutil does not know; None where there is none."""
+    """Bytes left within the limit of a container (cgroup), which psutil does not know; None where there is no limit."""
     for limit, used in zip(_LIMITS, _USED, strict=True):
         try:
             most, now = Path(limit).read_text(encoding="ascii").strip(), Path(used).read_text(encoding="ascii").strip()
@@ -124,16 +156,17 @@ def _container_left() -> int | None:
     return None
 
 
-Gradients = Sequence[Tensor | None]
-_TIMES = 2  # what a plain pass takes: what is kept for the way back fits no cache, and every piece's own cost is larger
-
-
 @dataclass
 class Step:
-    """Loss and gradients of a batch in one reading.
+    """Computes loss and gradients of batches in one reading.
 
     Attributes:
-        local: every layer towards the source by itself (`blockwise`).
+        snn: the network.
+        config: the settings.
+        reading: the reading that is trained.
+        parameters: what trains.
+        on_memory: called with the reading and the memory that a step needs, or None.
+        local: whether every layer is trained towards the source by itself (`blockwise`).
         loss_fn: objective in place of the named one.
         budget: limit on the spikes, or None.
         engine: the processes that share the work.
@@ -143,7 +176,7 @@ class Step:
     config: Config
     reading: Reading
     parameters: Sequence[nn.Parameter]
-    tell: Callable[[str, Need], None] | None = None
+    on_memory: Callable[[str, Need], None] | None = None
     local: bool = False
     loss_fn: Objective | None = None
     budget: Budget | None = None
@@ -153,7 +186,7 @@ class Step:
     def run(
         self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], images: int | None = None
     ) -> Tensor:
-        """The batch's loss; its gradients go to the parameters' `grad`, in place of what was there.
+        """Compute the batch's loss; its gradients replace what the parameters' `grad` held.
 
         Args:
             inputs: this process's part of the batch.
@@ -172,7 +205,7 @@ class Step:
         for i, parameter in enumerate(self.parameters):
             given = [gradients[i] for _, gradients, _ in results]
             parameter.grad = _sum([grad for grad in given if grad is not None])
-        self._share()
+        self._add_up_gradients()
         device = inputs[0].device
         numbers = [float(loss) for loss, *_ in results], [float(rate) for *_, rate in results]
         loss, rate = self.engine.total([sum(numbers[0]), sum(numbers[1])], device)
@@ -184,6 +217,7 @@ class Step:
         self, inputs: Sequence[Tensor], dims: Sequence[int], target: Target, source: Mapping[str, Tensor],
         total: Tensor, images: int,
     ) -> list[tuple[Tensor, Gradients, Tensor]]:  # fmt: skip
+        """Compute (loss, gradients, spike rate) of every piece of the batch."""
         device, own = inputs[0].device, inputs[0].shape[dims[0]]
         parts = torch.get_num_threads() if device.type == "cpu" else 1
         sizes = scheduling.cut(own, self._images(inputs, own, parts), parts)
@@ -191,13 +225,13 @@ class Step:
         one = self._local if self.local else self._piece
         calls = [
             partial(one, piece, goal, layers, total, len(goal) / images)
-            for piece, goal, layers in zip(pieces, target.split(sizes), _apart(source, sizes), strict=True)
+            for piece, goal, layers in zip(pieces, target.split(sizes), _split_layers(source, sizes), strict=True)
         ]
         with self.snn.reading(self.reading):
             return scheduling.run(calls, parallel=device.type == "cpu")
 
-    def _share(self) -> None:
-        """Add up the gradients of all processes; what no image reached stays without."""
+    def _add_up_gradients(self) -> None:
+        """Replace every gradient by its sum over all processes."""
         if self.engine.world == 1:
             return
         for parameter in self.parameters:
@@ -206,19 +240,20 @@ class Step:
         self.engine.add_up([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _images(self, inputs: Sequence[Tensor], images: int, parts: int) -> int:
-        """Images a piece, found at the first batch: what fits the caches and the memory."""
+        """Choose the images of a piece at the first batch: as many as fit the caches and the memory."""
         if not self._size:
             steps = self.snn.timesteps if self.reading == "spiking" else 1
             device = inputs[0].device
             image = saved_bytes(self.snn, inputs, self.reading)
             state, free = state_bytes(self.parameters, parts), free_bytes(device)
             fits = images_at_once(self.snn, steps, inputs[0])
-            size = fits if self.snn.images_per_pass or images <= fits else min(_TIMES * fits, -(-images // parts))
-            most = fitting(image, state, free, parts)
-            self._size = size if most is None else min(size, most)
+            each = -(-images // parts)
+            size = fits if self.snn.images_per_pass or images <= fits else min(_PIECE_FACTOR * fits, each)
+            limit = images_that_fit(image, state, free, parts)
+            self._size = size if limit is None else min(size, limit)
             need = Need(image, state, min(images, self._size * parts), free)
-            if self.tell is not None:
-                self.tell(self.reading, need)
+            if self.on_memory is not None:
+                self.on_memory(self.reading, need)
             if free is not None and need.peak > free and not self.local:
                 raise TrainingError(
                     f"{self.reading} stage: {need}; use fewer steps T, smaller images, the quantized stage alone "
@@ -227,11 +262,13 @@ class Step:
         return self._size
 
     def _distance(self, ours: Any, target: Target) -> Tensor:
+        """Apply the objective to the network's output."""
         return loss_of(self.config, self.loss_fn)(logits(ours), target, self.config.temperature)
 
     def _piece(
         self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
+        """Compute one piece: its share of the loss, its gradients, and its share of the spike rate."""
         config = self.config
         recorder = Recorder() if source else None
         rates = self.budget.rates() if self.budget else Rates({}) if config.membrane else None
@@ -259,6 +296,7 @@ class Step:
     def _local(
         self, inputs: Sequence[Tensor], target: Target, source: Mapping[str, Tensor], total: Tensor, share: float
     ) -> tuple[Tensor, Gradients, Tensor]:
+        """Compute one piece of a block-wise stage."""
         with torch.enable_grad(), self.engine.autocast(inputs[0].device):
             loss, gradients = local_gradients(
                 self.snn, inputs, source, total, self.parameters, lambda out: self._distance(_wide(out), target) * share
@@ -267,7 +305,10 @@ class Step:
 
 
 def logits(output: Any) -> Tensor:
-    """The one tensor that the objective compares.
+    """Give the one tensor that the objective compares.
+
+    Args:
+        output: what a network returned.
 
     Returns:
         The output itself.
@@ -281,10 +322,12 @@ def logits(output: Any) -> Tensor:
 
 
 def _wide(output: Any) -> Any:
+    """Widen a bfloat16 output to float32, in which the loss is computed."""
     return output.float() if isinstance(output, Tensor) and output.dtype == torch.bfloat16 else output
 
 
-def _apart(source: Mapping[str, Tensor], sizes: list[int]) -> list[dict[str, Tensor]]:
+def _split_layers(source: Mapping[str, Tensor], sizes: list[int]) -> list[dict[str, Tensor]]:
+    """Split every layer's activations, (B, ...), into pieces of so many images."""
     out: list[dict[str, Tensor]] = [{} for _ in sizes]
     for name, x in source.items():
         for layers, piece in zip(out, torch.split(x, sizes), strict=True):
@@ -293,6 +336,7 @@ def _apart(source: Mapping[str, Tensor], sizes: list[int]) -> list[dict[str, Ten
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Add up tensors of one shape in their order; None for none."""
     if not tensors:
         return None
     total = tensors[0].clone() if len(tensors) > 1 else tensors[0]

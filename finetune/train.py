@@ -1,4 +1,4 @@
-"""train: a network learns from labels or a teacher as a spiking one, thresholds and batch-norm included."""
+"""`train` trains a network as a spiking one from its first step, by labels or a teacher, with batch-norm in place."""
 
 import copy
 import time
@@ -34,17 +34,18 @@ from speedysnn.neurons.parameters import Delay, Reading
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
 
-MOMENTUM = 0.1
-
-
+OPTIMIZERS = ("adamw", "sgd")
+MOMENTUM = 0.1  # of batch-norm's running statistics
 class TrainingExecution(Execution):
-    """A pass in which batch-norm takes its statistics over all images and steps and updates the running ones.
-
-    The operator itself stays as it is; only this pass, made for one call, reads batch-norm nodes in another way.
-    """
+    """A pass in which batch-norm takes its statistics over all images and steps, and updates the running ones."""
 
     def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
-        """A node's result; batch-norm's with the statistics of what it is given.
+        """Compute an affine node; batch-norm with the statistics of its own input.
+
+        Args:
+            node: the node.
+            args: its inputs, (T*B, ...) each.
+            sparse: whether they are spikes.
 
         Returns:
             The node's value.
@@ -62,10 +63,16 @@ class TrainingExecution(Execution):
 def run_training(
     snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
 ) -> Any:
-    """The output (mean over T) of a whole batch with batch statistics, in the spiking or the quantized reading.
+    """Run a whole batch with batch-norm's statistics taken from it.
+
+    Args:
+        snn: the network, not folded.
+        inputs: one batch, (B, ...) each, or (T, B, ...) for events.
+        reading: "spiking" or "quantized".
+        observer: called with what every layer received and emitted, or None.
 
     Returns:
-        The outputs, nested as the source nests them.
+        The outputs, averaged over T and nested as the source nests them.
     """
     run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, graph_info=snn.graph_info)
     ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
@@ -78,7 +85,11 @@ def run_training(
 
 
 def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy of a network whose batch-norm layers hold the statistics of these images where they never held any.
+    """Copy a network and give batch-norm layers that never saw data the statistics of these images.
+
+    Args:
+        ann: the network, which is left as it is.
+        inputs: one batch, (B, ...) each.
 
     Returns:
         The copy, in evaluation mode.
@@ -93,8 +104,11 @@ def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     return own.eval()
 
 
-def folded(snn: SpikingNetwork) -> SpikingNetwork:
-    """The same network with its batch-norm in the layers before it; it takes over the neurons.
+def fold_batch_norms(snn: SpikingNetwork) -> SpikingNetwork:
+    """Fold a trained network's batch-norm into the layers before it.
+
+    Args:
+        snn: the network; the new one takes over its neurons.
 
     Returns:
         A network that shares no weights with the given one.
@@ -111,9 +125,6 @@ def folded(snn: SpikingNetwork) -> SpikingNetwork:
     ).to(device)
 
 
-OPTIMIZERS = ("adamw", "sgd")
-
-
 @with_old_names
 @dataclass(frozen=True)
 class TrainConfig(Config):
@@ -124,6 +135,12 @@ class TrainConfig(Config):
     Attributes:
         optimizer: "adamw", or "sgd" with momentum 0.9.
         calibration: first training images that choose the starting thresholds.
+
+    Example:
+        >>> from speedysnn import finetune
+        >>> config = finetune.TrainConfig(epochs_spiking=3, optimizer="sgd")
+        >>> config.objective, [str(stage) for stage in config.plan]
+        ('labels', ['spiking:3'])
     """
 
     epochs_quantized: int = 0
@@ -148,15 +165,15 @@ class TrainConfig(Config):
             raise InputError(f"calibration: expected at least 2 images, got {self.calibration}")
 
 
-class _Whole(Trainer):
-    """A trainer that keeps batch-norm's statistics over the whole batch and all steps."""
+class _WholeBatchTrainer(Trainer):
+    """A trainer that runs every batch in one piece, because batch-norm's statistics are those of the whole batch."""
 
-    least = 2  # one image has no statistics
+    min_images = 2  # one image has no statistics
 
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """The whole batch in one piece."""
+        """Prepare what computes the loss and the gradients of one batch, in one piece."""
         loss_fn = loss_of(self.config, self.loss_fn)
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
@@ -201,7 +218,7 @@ def train(
     It may be untrained, or a source network that goes on learning with its levels and batch-norm in place. Batch-norm
     trains with the statistics of the whole batch over all steps (so the batch runs in one piece, in one process) and
     keeps running ones for evaluation; at the end it is folded. Dropout does not act. `config.monitor` says which epoch
-    counts, by default that of the lowest held-out loss.
+    counts, by default that of the lowest held-out loss. The same call gives the same bits again.
 
     Args:
         ann: the network, in any mode; it is left as it is.
@@ -255,19 +272,19 @@ def train(
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
     frozen = snn if teacher is None else teacher_of(snn, teacher, config)
     with evaluating(frozen):
-        trainer = _Whole(snn, frozen, data, held, config, progress, budget=budget_of(config, None))
+        trainer = _WholeBatchTrainer(snn, frozen, data, held, config, progress, budget=budget_of(config, None))
         if trainer.engine.world > 1:
             raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
         state, layers = run_all(
             trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch, make_optimizer=_optimizer
         )
-    snn = folded(snn)
+    snn = fold_batch_norms(snn)
     record(snn, config, state)
     return snn, result_of(state, config, layers, time.monotonic() - begin)
 
 
 def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **options: Any) -> SpikingNetwork:
-    """The network on spikes, its thresholds those of the first training images, and its statistics if it has none."""
+    """Convert the network without folding, with thresholds, and statistics it lacks, from the first training images."""
     images = gather(data, range(min(config.calibration, len(data)))).inputs
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     ready = with_statistics(ann, [x.to(device) for x in images])
@@ -275,6 +292,7 @@ def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **opt
 
 
 def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
+    """Make the optimizer that the settings name, with the same groups and rates."""
     adam = optimizer(groups, config, factor)
     if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam

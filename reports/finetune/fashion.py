@@ -118,9 +118,10 @@ def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Lin
             config = finetune.TrainConfig(**about, learning_rates=_rates(how.rate), **COMMON, **more)
             return _train(source, how.timesteps, data, config, state, resume, untuned if how.taught else None)
         snn = speedysnn.load(work.runs / f"{name}-{how.start}.snn").to(work.device) if how.start else copy.deepcopy(untuned)
-        finetune.stages.carry_thresholds(snn, snn.timesteps, how.timesteps)
+        finetune.run.carry_thresholds(snn, snn.timesteps, how.timesteps)
         snn.timesteps = how.timesteps
-        finetune.fit(snn, *_parts(data), teacher=untuned, config=finetune.Config(mixup=0.2, **about, **KEPT), folder=state,
+        finetune.fit(snn, *_parts(data), teacher=untuned,
+                     config=finetune.Config(mixup=0.2, layer_match_weight=0.0, **about, **KEPT), folder=state,
                      resume=resume, progress=True, on_epoch=say)  # fmt: skip
         return snn
 

@@ -5,11 +5,11 @@ import textwrap
 
 import pytest
 import torch
-from tests.test_programs import OLD
 from torch import nn
 
 import speedysnn
 from speedysnn.cli import main
+from tests.sources.test_programs import OLD
 
 
 @pytest.fixture

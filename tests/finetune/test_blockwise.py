@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speedysnn import finetune
-from speedysnn.finetune.blockwise import local_gradients, run_blocks, settle
+from speedysnn.finetune.blockwise import fit_closed_form, local_gradients, run_blocks
 from speedysnn.finetune.config import Stage
 from speedysnn.finetune.objectives import outputs_and_layers, powers
 from tests.finetune.test_fit import _config, _data, _network
@@ -52,7 +52,7 @@ def test_the_closed_form_lowers_every_layers_error(options) -> None:
     snn, x, source = _parts(**options)
     for neuron in snn.neurons.values():
         neuron.set_threshold(neuron.threshold.detach() * 1.4)
-    gained = settle(snn, [x], source)
+    gained = fit_closed_form(snn, [x], source)
     assert set(gained) == set(snn.neurons)
     assert min(gained.values()) >= 0
     assert max(gained.values()) > 1

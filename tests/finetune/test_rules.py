@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from speedysnn import finetune
+from speedysnn.kernels.dispatch import using
 from speedysnn.neurons import IFNeuron
 from tests.finetune.test_fit import _config, _data, _network
 
@@ -51,3 +52,19 @@ def test_thresholds_alone_lower_the_loss(rule) -> None:
     held = result.history.held_out_loss
     assert held.min() < 0.9 * held.iloc[0]
     assert {neuron.threshold_gradient for neuron in snn.neurons.values()} == {"surrogate"}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_every_block_of_a_wide_layer_has_its_gradient(constant) -> None:
+    """More neurons than the compiled kernel takes at a time, against the reference."""
+    found = []
+    for kernel in ("cpu", "reference"):
+        torch.manual_seed(0)
+        neuron = IFNeuron(torch.linspace(0.5, 1.5, 6), timesteps=2)
+        x = torch.randn(40 if constant else 80, 6, 8, 8).requires_grad_()
+        with using(kernel):
+            out = neuron.spiking(x, constant=constant)
+            (out * torch.randn(out.shape)).sum().backward()
+        found.append((x.grad, neuron.log_threshold.grad, neuron.v_init.grad))
+    for compiled, reference in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, reference, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from speedysnn import finetune
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import Stage
-from speedysnn.finetune.run import carry_thresholds, setting
+from speedysnn.finetune.run import carry_thresholds, stage_settings
 from tests.finetune.test_fit import _config, _data, _network
 
 stages = st.builds(
@@ -40,7 +40,7 @@ def test_a_setting_comes_back_after_an_error() -> None:
     snn, seen = _network(delay=1), []
 
     def fail() -> None:
-        with setting(snn, Stage("spiking", 1, timesteps=8, delay="full", spikes="ternary")):
+        with stage_settings(snn, Stage("spiking", 1, timesteps=8, delay="full", spikes="ternary")):
             seen.append((snn.timesteps, {(n.delay, n.spikes) for n in snn.neurons.values()}))
             raise RuntimeError
 

@@ -9,7 +9,7 @@ from torch import nn
 from speedysnn import finetune
 from speedysnn.data import load
 from speedysnn.errors import InputError
-from speedysnn.finetune.train import _start, folded, run_training
+from speedysnn.finetune.train import _start, fold_batch_norms, run_training
 from speedysnn.neurons import Reading
 
 
@@ -45,7 +45,7 @@ def test_folding_changes_no_output() -> None:
     with torch.no_grad():
         for _ in range(3):
             run_training(snn, [x[:50] + 0.2])
-        plain = folded(snn)
+        plain = fold_batch_norms(snn)
         for reading in ("analog", "spiking"):
             with snn.reading(reading), plain.reading(reading):
                 torch.testing.assert_close(plain(x), snn(x), rtol=1e-5, atol=1e-5)

@@ -107,29 +107,15 @@ def command(
     check_network(output, overwrite)
     check_run(run_dir, output, resume, overwrite)
     seeded(seed)
+    rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
+             "thresholds": 10 * learning_rate}  # fmt: skip
     config = Config(
-        epochs_quantized=epochs_quantized,
-        epochs_spiking=epochs_spiking,
-        stages=tuple(Stage.parse(text) for text in stage or ()),
-        train=tuple(name.strip() for name in train.split(",") if name.strip()),
-        learning_rates={"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
-                        "thresholds": 10 * learning_rate},
-        objective="labels" if labels else "kl",
-        temperature=temperature,
-        label_weight=label_weight,
-        average=average,
-        threshold_gradient=threshold_gradient,
-        layer_match_weight=layer_match_weight,
-        budget=budget,
-        budget_of=budget_of,
-        membrane=membrane,
-        monitor=monitor,
-        patience=patience,
-        precision=precision,
-        augment=augment,
-        mixup=mixup,
-        batch_size=batch_size,
-        seed=seed,
+        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates=rates, mixup=mixup, seed=seed,
+        stages=tuple(Stage.parse(text) for text in stage or ()), objective="labels" if labels else "kl",
+        train=tuple(name.strip() for name in train.split(",") if name.strip()), temperature=temperature,
+        label_weight=label_weight, average=average, threshold_gradient=threshold_gradient, monitor=monitor,
+        layer_match_weight=layer_match_weight, budget=budget, budget_of=budget_of, membrane=membrane,
+        patience=patience, precision=precision, augment=augment, batch_size=batch_size,
     )  # fmt: skip
     snn = network_of(network, device)
     configure(snn, timesteps, delay, spikes)
@@ -142,25 +128,38 @@ def command(
     fan_out = spike_fan_out(snn) if budget_of == "synops" and budget is not None else None
     result = fit(
         snn, train_part, held, teacher=teacher, config=config, fan_out=fan_out, folder=run_dir, resume=resume, log=log,
-        progress=True, on_epoch=_line, on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
+        progress=True, on_epoch=print_epoch, on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
     )  # fmt: skip
     if not Engine().main:  # one process of several writes the result
         return
     more = {"more_data": [named(spec) for spec in more_data]} if more_data else {}
     snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit, **more)
     artifact.save(snn, output, overwrite=overwrite)
-    write_json(json, {"network": str(output), "timesteps": snn.timesteps, "config": config.to_json(),
-                      "best_epoch": result.best_epoch, "seconds": result.seconds,
-                      "history": result.history.to_dict("records"),
-                      "layers": result.layers.to_dict("records")})  # fmt: skip
+    write_json(json, _as_json(output, snn, result))
     if json != "-":
         show(result, snn)
         next_step = typed("speedysnn", "analyze", output, "--source", source or network) + " ..."
         say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
 
+def _as_json(output: Path, snn: SpikingNetwork, result: Result) -> dict[str, Any]:
+    """Give the run's result as JSON data."""
+    return {
+        "network": str(output),
+        "timesteps": snn.timesteps,
+        "config": result.config.to_json(),
+        "best_epoch": result.best_epoch,
+        "seconds": result.seconds,
+        "history": result.history.to_dict("records"),
+        "layers": result.layers.to_dict("records"),
+    }
+
+
 def _parts(images: ImageData, further: list[ImageData], config: Config) -> tuple[Any, Any]:
-    """(train, held out): validation is held out of the main data alone; further inputs come without labels."""
+    """Split the data into (train, held out); the held-out part comes from the main data alone.
+
+    Further inputs come without labels.
+    """
     if not further:
         return images, None
     tune, held = hold_out(images, config.holdout, config.seed)
@@ -169,7 +168,8 @@ def _parts(images: ImageData, further: list[ImageData], config: Config) -> tuple
     return ConcatDataset([Unlabelled(part) for part in (tune, *further)]), held
 
 
-def _line(row: dict[str, Any]) -> None:
+def print_epoch(row: dict[str, Any]) -> None:
+    """Print one row of the history on stderr."""
     note(
         f"{row['stage']} epoch {row['epoch']}: held-out loss {row['held_out_loss']:.4f}, agreement "
         f"{percent(row['held_out_agreement'])} %, {row['spikes_per_neuron']:.2f} spikes per neuron"
@@ -177,7 +177,7 @@ def _line(row: dict[str, Any]) -> None:
 
 
 def show(result: Result, snn: SpikingNetwork) -> None:
-    """The history as a table."""
+    """Print the history as a table."""
     rows = [
         (str(row.stage), str(row.epoch), cell(row.train_loss, 4), cell(row.held_out_loss, 4),
          percent(row.held_out_agreement), percent(row.held_out_accuracy), cell(row.spikes_per_neuron))

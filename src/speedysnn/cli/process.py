@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from speedysnn import settings, torch_utils
+from speedysnn import settings
 
+INTERRUPTED = 130  # exit code
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as in glibc's malloc.h
 _KEEP = (2**30, 2**25, 2**26)  # bytes: the end of the heap that is kept, the smallest block that is mapped by itself,
 # and what a thread's heap, of 64 MiB pieces, has free before it gives a piece back
@@ -22,14 +23,16 @@ _program = _kept = False
 
 
 def own_process() -> None:
-    """This process is a program's own: what follows may be decided for it."""
+    """Declare that this process is a program's own, so that what follows may be decided for it."""
+    from speedysnn import torch_utils  # late: it imports torch, which takes seconds, and Ctrl-C may come before
+
     global _program
     _program = True
     torch_utils.install(trim)
 
 
 def keep_freed_memory() -> None:
-    """For fast small layers: handing pages back and forth costs more than they do.
+    """Keep freed memory, because small layers take less time than handing pages back and forth.
 
     In a process that is no program's own, or where the setting "allocator" says so, nothing happens.
     """
@@ -40,16 +43,16 @@ def keep_freed_memory() -> None:
 
 
 def hand_freed_memory_back() -> None:
-    """For a limit of memory: every larger tensor is a mapping of its own, which freeing hands back. Slower.
+    """Hand freed memory back at once, for a limit of memory: every larger tensor then is a mapping of its own.
 
-    Where it was not kept, and without glibc, nothing happens.
+    This is slower. Where freed memory was not kept, and without glibc, nothing happens.
     """
     if _kept:
         _set(*_HAND_BACK)
 
 
 def kept() -> bool:
-    """Whether freed memory is kept.
+    """Tell whether freed memory is kept.
 
     Returns:
         True once it is.
@@ -66,10 +69,10 @@ def trim() -> None:
 
 @cache
 def libc() -> Any:
-    """The C library with malloc_trim, glibc's.
+    """Load the C library, if it is glibc, which has malloc_trim.
 
     Returns:
-        None elsewhere.
+        The library, or None.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
@@ -85,9 +88,6 @@ def _set(trim: int, mmap: int, pad: int) -> None:
         libc.mallopt(_TRIM_THRESHOLD, trim)
         libc.mallopt(_MMAP_THRESHOLD, mmap)
         libc.mallopt(_TOP_PAD, pad)
-
-
-INTERRUPTED = 130
 
 
 def leave_at_once(code: int = INTERRUPTED) -> bool:

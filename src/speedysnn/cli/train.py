@@ -7,7 +7,7 @@ import typer
 
 from speedysnn import artifact
 from speedysnn.cli.console import say, typed, write_json
-from speedysnn.cli.finetune import AUGMENTS, _line, show
+from speedysnn.cli.finetune import AUGMENTS, print_epoch, show
 from speedysnn.cli.options import (
     Checkpoint,
     Classes,
@@ -95,7 +95,7 @@ def command(
     snn, result = train(
         source.model, images, timesteps, config=config, teacher=source.model if taught else None,
         spikes=spikes or "binary", delay=0 if delay is None else delay_of(delay), folder=run_dir, resume=resume,
-        log=log, progress=True, on_epoch=_line,
+        log=log, progress=True, on_epoch=print_epoch,
     )  # fmt: skip
     snn.provenance.update(provenance(source, data=named(data), normalize=normalize, seed=seed))
     artifact.save(snn, output, overwrite=overwrite)
