@@ -48,6 +48,12 @@ class Sum:
             `sums_reference.Images` where `scope` is "image".
         scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
             "image" whole images.
+
+    Example:
+        >>> from speedysnn import analysis
+        >>> analysis.SUMS["absolute"] = analysis.Sum("total", "activation", "Absolute error.", lambda b: b.e.abs())
+        >>> analysis.SUMS.pop("absolute").unit
+        'activation'
     """
 
     kind: Kind

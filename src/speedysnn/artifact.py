@@ -188,8 +188,19 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
         path: the folder, by custom NAME.snn.
         overwrite: replace a saved network that is there; anything else that is there is never replaced.
 
+    Returns:
+        The folder.
+
     Raises:
         ArtifactError: something is in the way, or the target cannot be written.
+
+    Example:
+        >>> import speedysnn, torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> snn = speedysnn.convert.to_spiking(net, torch.rand(32, 4), timesteps=4)
+        >>> str(speedysnn.save(snn, "net.snn", overwrite=True))
+        'net.snn'
     """
     target = Path(path)
     check_target(target, overwrite)
@@ -259,8 +270,24 @@ def _all_tensors(snn: SpikingNetwork) -> dict[str, Tensor]:
 def load(path: str | Path) -> SpikingNetwork:
     """Read a network saved by `save`; needs neither the source network's code nor pickle.
 
+    Args:
+        path: the folder.
+
+    Returns:
+        The network, on the CPU, in the spiking reading.
+
     Raises:
         ArtifactError: the folder is missing, incomplete, damaged, or of a version this one cannot read.
+
+    Example:
+        >>> import speedysnn, torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> snn = speedysnn.convert.to_spiking(net, torch.rand(32, 4), timesteps=4)
+        >>> again = speedysnn.load(speedysnn.save(snn, "net.snn", overwrite=True))
+        >>> x = torch.rand(3, 4)
+        >>> torch.equal(again(x), snn(x))
+        True
     """
     folder = Path(path)
     document, raw = _read(folder)

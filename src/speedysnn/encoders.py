@@ -36,7 +36,18 @@ class Encoder(Protocol):
 def constant(x: Tensor, timesteps: int, generator: torch.Generator | None = None, /) -> Tensor:
     """The image as a current in every step, e[t] = x: what `snn(x)` does with a static input.
 
-    Shapes: x (B, ...), result (T, B, ...), a view without memory of its own; in x's unit.
+    Args:
+        x: images (B, ...).
+        timesteps: T.
+        generator: not used, nothing is random.
+
+    Returns:
+        (T, B, ...), a view without memory of its own, in x's unit.
+
+    Example:
+        >>> import torch
+        >>> constant(torch.tensor([[0.5, 1.0]]), 3).shape
+        torch.Size([3, 1, 2])
     """
     return x.expand(timesteps, *x.shape)
 
@@ -61,6 +72,12 @@ def poisson(
 
     Raises:
         InputError: a scale that is not positive, or below a pixel's magnitude.
+
+    Example:
+        >>> import torch
+        >>> events = poisson(torch.tensor([[0.0, 1.0]]), 4, torch.Generator().manual_seed(0))
+        >>> events[:, 0].tolist()
+        [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
     """
     amplitude = _amplitude(x, scale)
     device = x.device if generator is None else generator.device
@@ -89,6 +106,11 @@ def latency(
 
     Raises:
         InputError: a scale that is not positive, or below a pixel's magnitude.
+
+    Example:
+        >>> import torch
+        >>> latency(torch.tensor([[0.25, 1.0]]), 4)[:, 0].tolist()
+        [[0.0, 4.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
     """
     amplitude = _amplitude(x, scale)
     level = torch.floor(timesteps * x.abs() / amplitude + 0.5).clamp_(0, timesteps)
@@ -121,10 +143,17 @@ ENCODERS: dict[str, Encoder] = {"constant": constant, "poisson": poisson, "laten
 
 
 def encoder_of(encoder: str | Encoder) -> Encoder:
-    """The encoder of a name in `ENCODERS`; a function is one already.
+    """Look an encoder up by its name in `ENCODERS`; a function is one already.
+
+    Returns:
+        The encoder.
 
     Raises:
         InputError: an unknown name.
+
+    Example:
+        >>> encoder_of("latency") is latency
+        True
     """
     if not isinstance(encoder, str):
         return encoder
@@ -138,19 +167,21 @@ def encode(
 ) -> Tensor:
     """Events for `snn(events)` out of static images.
 
-    Shapes: x (B, ...) of floats, result (T, B, ...) in x's unit.
-
     Args:
-        x: images, normalised as the network expects them.
+        x: images (B, ...) of floats, normalised as the network expects them.
         timesteps: T.
         encoder: a name in `ENCODERS`, or a function like those there.
         seed: a number or a generator, for encoders that draw random numbers; None for torch's global generator.
+
+    Returns:
+        Events (T, B, ...), in x's unit.
 
     Raises:
         InputError: an unknown encoder, x without a batch or of whole numbers, T below 1, or events of another shape.
         DataError: NaN or infinity in x.
 
     Example:
+        >>> import torch
         >>> encode(torch.tensor([[1.0, 0.5, 0.0]]), 2, "latency")[:, 0].tolist()
         [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
@@ -185,6 +216,12 @@ class EncodedImages(Dataset[Any]):
 
     Raises:
         InputError: an unknown encoder, a T below 1, no length, or samples that have a time axis already.
+
+    Example:
+        >>> from speedysnn import data
+        >>> events = EncodedImages(data.load("digits", "test", limit=10), timesteps=4, encoder="latency")
+        >>> len(events), tuple(events[0][0].shape)
+        (10, (4, 1, 8, 8))
     """
 
     def __init__(self, images: Dataset[Any], timesteps: int, encoder: str | Encoder, seed: int = 0) -> None:
