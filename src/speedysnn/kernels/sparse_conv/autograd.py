@@ -147,11 +147,11 @@ class _Convolution(torch.autograd.Function):
         if to_weight and ways.to_weight == "tiles":  # the tiles give the bias's gradient as well
             by_weight, by_bias = winograd.weight_gradients(spikes or kept[0], grad)
             return own, by_weight, by_bias.clone() if to_bias else None, None, None
-        by_bias = grad.sum((0, 2, 3)) if to_bias else None
+        of_bias = grad.sum((0, 2, 3)) if to_bias else None
         if not to_weight:
-            return own, None, by_bias, None, None
+            return own, None, of_bias, None, None
         x = kept[0] if spikes is None else spikes.unpacked()
-        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), by_bias, None, None
+        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), of_bias, None, None
 
 
 def _differentiable(
