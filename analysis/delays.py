@@ -243,7 +243,7 @@ def _timing(tap: LayerRecord) -> tuple[float, float]:
     steps = neuron.timesteps
     mean = mean_of(tap.steps().unbind(0))
     theta, start = (neuron.per_channel(x.detach(), mean.ndim) for x in (neuron.threshold, neuron.v_init))
-    step = theta.to(torch.float64) / steps
+    step = neuron.per_channel(neuron.amplitude.detach(), mean.ndim).to(torch.float64) / steps
     r = torch.round(mean / step) * step
     error = r - reached_counts(*tap.received(), theta, start, neuron) * step
     return float((r**2).sum()), float((error**2).sum())

@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "bfloat16")
 SWEEP = ("timesteps", "theta", "delay", "latency", "spikes", "images", "accuracy", "twin_accuracy", "analog_accuracy",
          "agreement", "twin_agreement", "sqnr_db", "twin_sqnr_db", "temporal_gap_db", "logit_error", "twin_logit_error",
          "spikes_per_neuron", "spikes_per_inference")  # fmt: skip
-Thetas = dict[str, Tensor]
+Thetas = dict[str, tuple[Tensor, Tensor | None]]
 Case = tuple[int, str]
 
 
@@ -271,7 +271,7 @@ def _kinds(snn: SpikingNetwork, recalibrate: bool | str) -> tuple[str, ...]:
 
 
 def _cases(snn: SpikingNetwork, timesteps: Sequence[int], kinds: Sequence[str]) -> dict[Case, Thetas]:
-    """The thresholds' logarithms of every case."""
+    """The logarithms of thresholds and amplitudes of every case."""
     fixed = _thetas(snn)
     cases: dict[Case, Thetas] = {}
     for steps in timesteps:
@@ -282,13 +282,19 @@ def _cases(snn: SpikingNetwork, timesteps: Sequence[int], kinds: Sequence[str]) 
 
 
 def _thetas(snn: SpikingNetwork) -> Thetas:
-    """The thresholds' logarithms by layer."""
-    return {name: neuron.log_threshold.detach().clone() for name, neuron in snn.neurons.items()}
+    """The logarithms of thresholds, and of amplitudes that were set, by layer."""
+    out: Thetas = {}
+    for name, neuron in snn.neurons.items():
+        amplitude = neuron.log_amplitude
+        out[name] = neuron.log_threshold.detach().clone(), None if amplitude is None else amplitude.detach().clone()
+    return out
 
 
 def _apply(snn: SpikingNetwork, timesteps: int, thetas: Thetas) -> None:
-    """Set T and the thresholds."""
+    """Set T, the thresholds and the amplitudes."""
     if snn.timesteps != timesteps:
         snn.timesteps = timesteps
     for name, neuron in snn.neurons.items():
-        neuron.log_threshold.data = thetas[name].clone()
+        theta, amplitude = thetas[name]
+        neuron.log_threshold.data = theta.clone()
+        neuron.log_amplitude = None if amplitude is None else nn.Parameter(amplitude.clone())

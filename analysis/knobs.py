@@ -46,6 +46,8 @@ def apply(snn: SpikingNetwork, case: Case) -> None:
         for neuron in snn.neurons.values():
             if name == "theta_scale":
                 neuron.log_threshold.data = neuron.log_threshold.data + math.log(value)
+                if neuron.log_amplitude is not None:
+                    neuron.log_amplitude.data = neuron.log_amplitude.data + math.log(value)
             else:
                 neuron.v_init.data = torch.full_like(neuron.v_init.data, value)
 
@@ -127,9 +129,31 @@ def predicted_sqnr_db(snn: SpikingNetwork) -> float:
         start = starts_of(neuron.v_init, channels)
         if neuron.signed:
             theta, start = theta.repeat(2), torch.cat([start, 1 - start])
-        noise = squared_error(hist, theta[:, None], start, snn.timesteps, neuron.levels_per_step)
+        if neuron.log_amplitude is None:
+            noise = squared_error(hist, theta[:, None], start, snn.timesteps, neuron.levels_per_step)
+        else:
+            unit = neuron.amplitude.detach().cpu().reshape(-1).expand(channels).repeat(2 if neuron.signed else 1)
+            noise = _separate_error(hist, theta / snn.timesteps, unit / snn.timesteps, start,
+                                    snn.timesteps * neuron.levels_per_step)  # fmt: skip
         found.append(decibels(_power(hist), float(noise.double().sum())))
     return sum(found) / len(found)
+
+
+def _separate_error(hist: Any, width: Tensor, step: Tensor, start: Tensor, levels: int) -> Tensor:
+    """Sum (n step - z)^2, n = clip(floor(z / width + v), 0, levels), over a histogram's values, uniform within bins.
+
+    `width` is theta/T, `step` the amplitude over T, (C,) each; the sums are (C,).
+    """
+    edges = hist.edges().to(torch.float64)
+    low, high = edges[:, :-1], edges[:, 1:]
+    width, step, start = (x.to(torch.float64)[:, None] for x in (width, step, start))
+    total = torch.zeros_like(low)
+    for n in range(levels + 1):
+        begin = (n - start) * width if n else torch.full_like(width, -math.inf)
+        end = (n + 1 - start) * width if n < levels else torch.full_like(width, math.inf)
+        first, last = torch.maximum(low, begin), torch.minimum(high, end)
+        total += torch.where(last > first, (last - n * step) ** 3 - (first - n * step) ** 3, 0.0) / 3
+    return (total * hist.counts.to(torch.float64) / (high - low).clamp_min(1e-300)).sum(1)
 
 
 def _power(hist: Any) -> float:
@@ -156,7 +180,7 @@ def knobs(
     Args:
         snn: the network; everything is put back at the end, whatever happens.
         data: as in `measure_noise`, static inputs only; read once.
-        timesteps, theta_scale, v_init, delay, spikes: values of each knob; theta_scale is a factor on every theta.
+        timesteps, theta_scale, v_init, delay, spikes: values of each knob; theta_scale is a factor on every theta and amplitude.
         limit: stop after this many images.
         progress: show progress.
 

@@ -238,8 +238,9 @@ class _Correction:
     def _set(self, before: Tensor, gap: Tensor, where: Tensor) -> None:
         neuron = self.neuron
         if self.change == "potential":
-            theta = neuron.threshold.detach().to(torch.float64)
-            moved = (before - neuron.timesteps * gap / theta).clamp(0, 1)
+            unit = neuron.amplitude.detach().to(torch.float64)
+            moved = (before - neuron.timesteps * gap / unit).clamp(0, 1)
             neuron.v_init.data = torch.where(where, moved, before).to(neuron.v_init.dtype)
         else:
-            neuron.offset = torch.where(where, before - gap, before).to(neuron.log_threshold.dtype)
+            gain = (neuron.amplitude / neuron.threshold).detach().to(gap)  # of the output by the drive
+            neuron.offset = torch.where(where, before - gap / gain, before).to(neuron.log_threshold.dtype)

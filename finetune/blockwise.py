@@ -106,7 +106,7 @@ def fit_closed_form(snn: SpikingNetwork, inputs: Sequence[Tensor], source: Mappi
     Each theta is multiplied by the one of 41 factors from 0.5 to 1.5 that gives the least squared error against the
     source's activation. Then the mean error of a channel is subtracted from the bias of the weights that feed this
     layer alone. Where there is no such bias, v_init takes it instead: dv = -T gap / theta, within [0, 1]. A change that
-    does not lower the layer's squared error is undone.
+    does not lower the layer's squared error is undone. An amplitude keeps its proportion to theta.
 
     Args:
         snn: the network; its thresholds, biases and v_init change.
@@ -164,15 +164,22 @@ def _error(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -> Tenso
 
 
 def _choose_theta(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -> None:
-    """Set every theta to the multiple of itself with the least squared error."""
+    """Set every theta, and an amplitude with it, to the multiple of itself with the least squared error."""
     neuron = snn.neurons[name]
     theta = neuron.threshold.detach().clone()
-    best, least = theta.clone(), _error(snn, name, drive, goal)
-    for factor in _THETA_FACTORS.tolist():
+    amplitude = None if neuron.log_amplitude is None else neuron.amplitude.detach().clone()
+
+    def put(factor: Tensor) -> None:
         neuron.set_threshold(theta * factor)
+        if amplitude is not None:  # one that serves the whole layer takes the mean of the channels' factors
+            neuron.set_amplitude(amplitude * (factor if factor.ndim <= amplitude.ndim else factor.log().mean().exp()))
+
+    best, least = torch.ones_like(theta), _error(snn, name, drive, goal)
+    for factor in _THETA_FACTORS.to(theta):
+        put(factor)
         error = _error(snn, name, drive, goal)
-        best, least = torch.where(error < least, theta * factor, best), torch.minimum(error, least)
-    neuron.set_threshold(best)
+        best, least = torch.where(error < least, factor, best), torch.minimum(error, least)
+    put(best)
 
 
 def _remove_bias(
@@ -189,6 +196,9 @@ def _remove_bias(
     if bias is not None:
         channel = 1 if drive.ndim > 2 else drive.ndim - 1
         change = -gap.mean([i for i in range(gap.ndim) if i != channel])
+        gain = (neuron.amplitude / neuron.threshold).detach()  # of the output by the drive
+        if neuron.log_amplitude is not None and gain.shape in (change.shape, ()):
+            change = change / gain
         view = change.view([-1 if i == channel else 1 for i in range(drive.ndim)])
         if (neuron.quantized(drive + view) - goal).square().sum() < error:
             bias.add_(change.to(bias.dtype))
@@ -196,7 +206,8 @@ def _remove_bias(
         return None
     count = drive.numel() / neuron.threshold.numel()
     old = neuron.v_init.detach().clone()
-    change = -neuron.timesteps * _per_theta(snn, name, gap) / count / neuron.threshold
+    unit = neuron.amplitude if neuron.amplitude.ndim <= neuron.threshold.ndim else neuron.amplitude.mean()
+    change = -neuron.timesteps * _per_theta(snn, name, gap) / count / unit
     neuron.v_init.copy_((old + (change if old.ndim == change.ndim else change.mean())).clamp(0, 1))
     if (neuron.quantized(drive) - goal).square().sum() >= error:
         neuron.v_init.copy_(old)

@@ -122,7 +122,7 @@ class RunState:
         best_score: their score; higher is better.
         best_epoch: their epoch, 0 for the state before the stage.
         optimizer: the optimizer's tensors, "index.name" -> tensor.
-        layers: every layer's theta, v_init and rate before the run.
+        layers: every layer's theta, amplitude, v_init and rate before the run.
         average: the running average of the state in the present stage, where one is kept.
     """
 

@@ -34,7 +34,7 @@ def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
     out: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUPS}
     for name, parameter in snn.named_parameters():
         last = name.rsplit(".", 1)[-1]
-        if last == "log_threshold":
+        if last in ("log_threshold", "log_amplitude"):
             group = "thresholds"
         elif last == "v_init":
             group = "v_init"
@@ -172,7 +172,7 @@ class Average:
     """A running average of a network's state, held by torch's `AveragedModel`.
 
     m <- d m + (1 - d) p after every step n, d = min(decay, (1 + n) / (10 + n)) (Polyak and Juditsky 1992). Thresholds
-    are averaged as log theta.
+    and amplitudes are averaged by their logarithms.
 
     Example:
         >>> import torch

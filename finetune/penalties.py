@@ -32,7 +32,7 @@ def membrane_penalty(tap: LayerRecord) -> Tensor:
     z = neuron.corrected(tap.drive)
     total = z * steps if tap.static_drive else z.view(steps, -1, *z.shape[1:]).sum(0)
     theta, start = (neuron.per_channel(x, total.ndim) for x in (neuron.threshold, neuron.v_init))
-    count = tap.mean_output() * steps / theta
+    count = tap.mean_output() * steps / neuron.per_channel(neuron.amplitude, total.ndim)
     residual = total / theta + start - count
     early = (-residual).clamp_min(0) * (count.abs() > 0.5)
     late = (residual - 1).clamp_min(0) * (count < steps * neuron.levels_per_step - 0.5)

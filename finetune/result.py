@@ -31,8 +31,8 @@ class Result:
         best_score: its held-out figure, by `Config.monitor` (far less where it exceeds the budget); higher is better.
         seconds: wall time of this call.
         config: the settings.
-        layers: one row a layer: mean ratio of theta after to before, v_init and spikes a neuron before and after (on
-            up to 64 held-out images).
+        layers: one row a layer: mean ratios of theta and of the amplitude after to before, v_init and spikes a neuron
+            before and after (on up to 64 held-out images).
 
     Example:
         >>> import torch
@@ -68,11 +68,13 @@ def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mappi
     """Tabulate what changed in every layer.
 
     Args:
-        before: log_theta, v_init and spikes_per_neuron by layer before the run.
+        before: log_theta, v_init and spikes_per_neuron by layer before the run, and log_amplitude where spikes do not
+            stand for theta.
         after: the same after it.
 
     Returns:
-        One row a layer: theta's ratio, v_init and spikes a neuron before and after; NaN where nothing was known.
+        One row a layer: theta's and the amplitude's ratio, v_init and spikes a neuron before and after; NaN where
+        nothing was known.
 
     Example:
         >>> from speedysnn.finetune.result import changes
@@ -92,9 +94,14 @@ def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mappi
                 "v_init_after": new["v_init"],
                 "spikes_per_neuron_before": old.get("spikes_per_neuron", math.nan),
                 "spikes_per_neuron_after": new["spikes_per_neuron"],
+                "amplitude_ratio": math.exp(_log_amplitude(new) - _log_amplitude(old)),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _log_amplitude(layer: Mapping[str, float]) -> float:
+    return layer.get("log_amplitude", layer.get("log_theta", math.nan))
 
 
 def record(snn: SpikingNetwork, config: Config, state: RunState) -> None:

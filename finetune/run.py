@@ -209,7 +209,7 @@ def stage_settings(snn: SpikingNetwork, stage: Stage) -> Iterator[None]:
 
 
 def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
-    """Scale every theta from one T to another, so that what was learnt stays.
+    """Scale every theta, and an amplitude with it, from one T to another, so that what was learnt stays.
 
     theta <- theta theta_c(after) / theta_c(before), theta_c(T) the threshold that calibration chooses at T. Layers with
     a given threshold or a learned clip keep theirs, and so do networks without histograms.
@@ -230,7 +230,7 @@ def carry_thresholds(snn: SpikingNetwork, before: int, after: int) -> None:
         ratio = (new / old).to(neuron.threshold)
         if neuron.granularity == "layer":
             ratio = ratio.log().mean().exp()
-        neuron.set_threshold(neuron.threshold.detach() * ratio)
+        neuron.scale(ratio)
 
 
 @contextmanager
@@ -258,7 +258,7 @@ def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
         trainer: the network and the held-out images.
 
     Returns:
-        By layer: log_theta, v_init and spikes_per_neuron.
+        By layer: log_theta, log_amplitude, v_init and spikes_per_neuron.
     """
     count = min(_TABLE_IMAGES, len(trainer.held_out))  # type: ignore[arg-type]
     rates: dict[str, float] = {}
@@ -273,8 +273,9 @@ def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
         if batch[2]:
             trainer.snn(*batch[1], observer=count_spikes)
     return {
-        name: {"log_theta": float(neuron.log_threshold.detach().mean()), "v_init": float(neuron.v_init.detach().mean()),
-               "spikes_per_neuron": rates.get(name, float("nan"))}
+        name: {"log_theta": float(neuron.log_threshold.detach().mean()),
+               "log_amplitude": float(neuron.amplitude.detach().log().mean()),
+               "v_init": float(neuron.v_init.detach().mean()), "spikes_per_neuron": rates.get(name, float("nan"))}
         for name, neuron in trainer.snn.neurons.items()
     }  # fmt: skip
 

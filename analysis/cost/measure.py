@@ -38,8 +38,8 @@ class EventCounter:
         self._trains: dict[str, Tensor] = {}
         self._pools = pool_graph(snn.graph, flow)
         self._kept = {node.name for node in self._pools.inputs}
-        thetas = [float(n.threshold.min()) for name, n in snn.neurons.items() if name in self._kept]
-        self._smallest = 1e-4 * min(thetas, default=1.0)  # rounding of theta's multiples is far below this
+        units = [float(n.amplitude.min()) for name, n in snn.neurons.items() if name in self._kept]
+        self._smallest = 1e-4 * min(units, default=1.0)  # rounding of an amplitude's multiples is far below this
 
     def observe(self, tap: LayerRecord) -> None:
         """Count the spikes of a layer; this is the observer of the spiking pass."""

@@ -25,7 +25,8 @@ from speedysnn.neurons.layer import IFNeuron
 class LayerSums:
     """What a layer's row needs, summed over all images; memory does not grow with them.
 
-    a: source activation, z: source pre-activation, r: mean output over time, e = r - a, step = theta / T:
+    a: source activation, z: source pre-activation, r: mean output over time, e = r - a, step = A / T (A is theta unless
+    an amplitude was set), Q(z) = step clip(floor(T z / theta + v_init), 0, T N):
 
         e = [clamp(z, 0, N theta) - a] + [Q(z) - clamp(z, 0, N theta)] + [Q(z') - Q(z)] + [r - Q(z')]
                clip                         round                          propagated       temporal
@@ -44,6 +45,7 @@ class LayerSums:
         self.sample = memory.sample if memory is not None else None
         self.places = None if self.sample is None or memory is None else places(memory.neurons, *self.sample)
         self.theta = neuron.threshold.detach().to(torch.float32)
+        self.amplitude = neuron.amplitude.detach().to(torch.float32)
         self.start = neuron.v_init.detach().to(torch.float32)
         self.max_count = neuron.timesteps * neuron.levels_per_step
         self.shape: tuple[int, ...] = ()
@@ -71,12 +73,12 @@ class LayerSums:
         clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z)
         fired = self._at_once(z, clip, twin, tap)
         if fired is None:
-            found = reference_sums(z, source, twin, tap, self.theta, self.start)
+            found = reference_sums(z, source, twin, tap, self.theta, self.start, self.amplitude)
             fired = tap.events() if tap.static_output else int(found["pulses"].sum())
             if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
                 del found["pulses"]
             self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
-        own = reference_user_sums(z, source, twin, tap, self.theta, self.start)
+        own = reference_user_sums(z, source, twin, tap, self.theta, self.start, self.amplitude)
         self._keep({OWN + name: value for name, value in own.items()})
         if self.full:
             self._keep(self._products(source.analog(z), tap))
@@ -96,8 +98,8 @@ class LayerSums:
         if not isinstance(self._running, kind) or not self._running.fits(z, trains):
             self._settle()
             self._running = kind(
-                z, neuron.channel_dim, self.theta, self.start, timesteps=neuron.timesteps, max_count=self.max_count,
-                min_count=-self.max_count if neuron.signed else 0, trains=trains, lags=self.full,
+                z, neuron.channel_dim, self.theta, self.start, amplitude=self.amplitude, timesteps=neuron.timesteps,
+                max_count=self.max_count, min_count=-self.max_count if neuron.signed else 0, trains=trains, lags=self.full,
             )  # fmt: skip
         fired = None if trains else int(tap.events())
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)
@@ -188,5 +190,5 @@ class LayerSums:
             What the columns' functions read.
         """
         return totals_of(
-            self.name, self.neuron, self.theta, self.start, self.sums, self.shape, self.places, reads
+            self.name, self.neuron, self.theta, self.amplitude, self.start, self.sums, self.shape, self.places, reads
         )  # fmt: skip

@@ -137,6 +137,7 @@ class LayerTotals:
         neuron: the layer.
         reads: names of the neuron layers whose spikes reach it directly.
         theta: thresholds, () or (C,) float64.
+        amplitude: what a spike stands for, () or (C,) float64; theta unless one was set.
         start: v_init as a fraction of theta, () or (C,).
         channel: sums by channel, (C,) each, by the names of `schema.SUMS`.
         total: sums over all elements: those by channel added up, and the sums of kind "total".
@@ -153,6 +154,7 @@ class LayerTotals:
     neuron: IFNeuron
     reads: tuple[str, ...]
     theta: Tensor
+    amplitude: Tensor
     start: Tensor
     channel: dict[str, Tensor]
     total: dict[str, float]
@@ -166,8 +168,8 @@ class LayerTotals:
 
     @property
     def step(self) -> Tensor:
-        """Quantizer step theta / T, () or (C,)."""
-        return self.theta / self.neuron.timesteps
+        """Quantizer step of the output, A / T with the amplitude A, which is theta unless one was set; () or (C,)."""
+        return self.amplitude / self.neuron.timesteps
 
     def in_steps(self, power: int) -> float:
         """Sum over all elements of (e / step)^power.

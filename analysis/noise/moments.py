@@ -201,8 +201,9 @@ def starts(when: Tensor) -> Tensor:
 
 
 def lag_errors(
-    drive: Tensor, covered: int, outs: Sequence[Tensor], theta: Tensor, neuron: IFNeuron
-) -> tuple[Tensor, Tensor]:
+    drive: Tensor, covered: int, outs: Sequence[Tensor], theta: Tensor, neuron: IFNeuron,
+    amplitude: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compare each step's spike with the mean drive: d[t] = s[t] - mean drive / theta.
 
     Args:
@@ -211,6 +212,7 @@ def lag_errors(
         outs: the neuron's output of every step, (M, C) each.
         theta: () or (C,).
         neuron: the layer.
+        amplitude: what a spike stands for, () or (C,); None for theta.
 
     Returns:
         Whether the mean drive lies inside the range of a step and is not 0, (M, C) bool; and d where it does, else 0,
@@ -219,7 +221,8 @@ def lag_errors(
     mean = drive.to(torch.float64) / theta.to(torch.float64) / covered
     low = -float(neuron.levels_per_step) if neuron.signed else 0.0
     inside = (mean > low) & (mean < neuron.levels_per_step) & (mean != 0)
-    trains = torch.stack([out.to(torch.float64) / theta.to(torch.float64) for out in outs])
+    unit = (theta if amplitude is None else amplitude).to(torch.float64)
+    trains = torch.stack([out.to(torch.float64) / unit for out in outs])
     return inside, torch.where(inside, trains - mean, 0)
 
 

@@ -29,11 +29,11 @@ Clip = tuple[float | None, float | None]
 @summed
 def accumulate(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, out: Array, theta: Array, start: Array,
-    step: Array, inner: int, timesteps: Any, max_count: Any, min_count: Any, constant: bool, channels: Array,
+    amplitude: Array, width: Array, step: Array, inner: int, timesteps: Any, max_count: Any, min_count: Any, constant: bool, channels: Array,
     totals: Array, counts: Array, bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
     clip: bool, source_floor: Any, source_ceiling: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Add every element to the sums, which lie as `schema` orders them; theta, start and step are one a channel.
+    """Add every element to the sums, which lie as `schema` orders them; theta to step (theta/T, A/T) are one a channel.
 
     With `clip` the source's activation is z kept between `source_floor` and `source_ceiling`, and `a` is not read.
     Without `lags` the sums of adjacent steps stay 0.
@@ -56,7 +56,7 @@ def accumulate(
         source = clipped[:m] if clip else a[first : first + m]
         over_time(out, first, m, n, when, work, pulses, lags)
         if inner > 1 or c != laid:  # else each element has the channel it had in the block before
-            spread(c, left, inner, theta, start, step, each, work, m)
+            spread(c, left, inner, theta, start, amplitude, width, step, each, work, m)
             laid = c
         add_block(
             own, held, source, twin[first : first + m], drive[first : first + m], each[0], each[1], factor,
@@ -92,21 +92,23 @@ class Running:
         channel_dim: of z.
         theta: of the neurons, () or (C,).
         start: v_init, () or (C,).
+        amplitude: what a spike stands for, () or (C,).
         timesteps, max_count, min_count: T, and the range of a neuron's count.
         trains: outputs have T timesteps; else they are means over time, and nothing is known of their timesteps.
         lags: also sum products of adjacent timesteps.
     """
 
     def __init__(
-        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, timesteps: int, max_count: int,
-        min_count: int, trains: bool, lags: bool,
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, amplitude: Tensor, timesteps: int,
+        max_count: int, min_count: int, trains: bool, lags: bool,
     ) -> None:  # fmt: skip
         self._shape, self._order, neurons = z.shape[1:], z.stride()[1:], z.shape[1:].numel()
         self._channels = channels = z.shape[channel_dim] if z.ndim > 1 else 1
         self._inner = z.stride(channel_dim) if channels > 1 else neurons
         self._again = _repeats(channels) if self._inner == 1 else 1
-        own = [values(x, torch.float32).expand(channels).repeat(self._again) for x in (theta, start)]
-        self._parameters = [x.numpy() for x in (*own, own[0].to(torch.float64) / timesteps)]
+        own = [values(x, torch.float32).expand(channels).repeat(self._again) for x in (theta, start, amplitude)]
+        steps = (own[i].to(torch.float64) / timesteps for i in (0, 2))
+        self._parameters = [x.numpy() for x in (*own, *steps)]
         self._limits = np.float32(timesteps), np.float32(max_count), np.float32(min_count)
         self._lags, self._trains, self._seen = lags, trains, np.zeros(3, np.int64)
         self._sums = _empty(channels, neurons, timesteps if trains else 1)

@@ -15,6 +15,7 @@ from speedysnn.analysis.noise.numba_channels import (
     SQUARE,
     STEP,
     TOTAL,
+    WIDTH,
     Array,
     plus,
     summed,
@@ -97,12 +98,13 @@ def add_block(
 
     Each part of the error starts where one ends. In one loop, what is divided takes no longer than the rest beside it.
     """
-    total, steps, inverse, error = work[TOTAL], work[STEP], work[INVERSE], work[ERROR]
+    total, steps, inverse, error, widths = work[TOTAL], work[STEP], work[INVERSE], work[ERROR], work[WIDTH]
     ar = rr = tt = mm = ce = de = pe = te = one = two = three = four = 0.0
     saturated = silent = quiet = outside = 0.0
     for j in range(z.size):
         step, measured, source, held = steps[j], total[j] / emitted, np.float64(a[j]), np.float64(corrected[j])
-        low, high = step * min_count, step * max_count
+        width = widths[j]
+        low, high = width * min_count, width * max_count
         aimed = count_of(corrected[j] * timesteps, theta[j], start[j], max_count, min_count)
         reached = count_of(drive[j] * factor, theta[j], start[j], max_count, min_count)
         fired = np.rint(measured * inverse[j])
@@ -111,7 +113,7 @@ def add_block(
         temporal, off = r - given, np.float64(twin[j]) - source
         miss = clip + rounding + propagated + temporal - (measured - source)
         inside = (held > low) & (held < high) & (held != 0)
-        gap = aimed - held / step
+        gap = aimed - held / width
         few[j], error[j] = np.float32(fired), e
         missed[j] = np.uint32(np.int32(bin_of(e / step) if e != 0 else BINS + 2.0))
         rounded[j] = np.uint32(np.int32(bin_of(gap) if inside else BINS + 2.0))
@@ -156,7 +158,7 @@ def add_trains(
     totalled: Array, theta: Array, seen: int, steps: int, ceiling: float, floor: float, work: Array, totals: Array,
     counts: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add products of the train's error against the mean drive, in theta, where that is in range."""
+    """Add products of the train's error in spikes against the mean drive in theta, where that is in range."""
     squares = beside = lagged = 0.0
     mean, square, product = work[MEAN], work[SQUARE], work[NEXT]
     for j in range(theta.size):

@@ -16,8 +16,8 @@ from speedysnn.kernels.jit import together
 Array = Any
 BLOCK = 4096
 LANES = 16  # elements that a processor works on at once
-TOTAL, ERROR, MEAN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE = range(9)  # rows of `work`
-ROWS = INVERSE + 1  # PER is 1 / theta, INVERSE is 1 / step
+TOTAL, ERROR, MEAN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE, WIDTH = range(10)  # rows of `work`
+ROWS = WIDTH + 1  # STEP is A / T, PER is 1 / A, INVERSE is T / A, WIDTH is theta / T
 
 # Compiled code holds the places of the sums and the number of bins as constants, and calls functions of other files: it
 # is compiled anew when any file of the folder that declares the sums changes, or any below it.
@@ -65,16 +65,17 @@ def advance(left: int, inner: int, length: int) -> int:  # pragma: no cover - co
 
 @summed
 def spread(
-    c: int, left: int, inner: int, theta: Array, start: Array, step: Array, each: Array, work: Array, m: int
+    c: int, left: int, inner: int, theta: Array, start: Array, amplitude: Array, width: Array, step: Array, each: Array,
+    work: Array, m: int,
 ) -> None:  # pragma: no cover - compiled
     """Write each element's channel parameters; `left` more elements of channel c come first."""
-    done, row, per, inverse = 0, work[STEP], work[PER], work[INVERSE]
+    done, row, per, inverse, drive = 0, work[STEP], work[PER], work[INVERSE], work[WIDTH]
     while done < m:
         length = min(m - done, left if inner > 1 else theta.size - c)
         for j in range(done, done + length):
             at = c if inner > 1 else c + j - done
-            each[0, j], each[1, j], row[j] = theta[at], start[at], step[at]
-            per[j], inverse[j] = 1 / np.float64(theta[at]), 1 / step[at]
+            each[0, j], each[1, j], row[j], drive[j] = theta[at], start[at], step[at], width[at]
+            per[j], inverse[j] = 1 / np.float64(amplitude[at]), 1 / step[at]
         c, left, done = ahead(c, left, inner, length, theta.size), advance(left, inner, length), done + length
 
 
@@ -86,7 +87,7 @@ def add_channel(
     """Add the elements first..last of a block, all of one channel, to its sums."""
     aa = total = size = one = two = three = four = 0.0
     inside = granular = 0
-    top, low = work[STEP, first] * max_count, work[STEP, first] * min_count
+    top, low = work[WIDTH, first] * max_count, work[WIDTH, first] * min_count
     for j in range(first, last):
         source, e = np.float64(a[j]), work[ERROR, j]
         square = e * e
@@ -112,7 +113,7 @@ def add_across(
     work: Array, sums: Array,
 ) -> None:  # pragma: no cover - compiled
     """Add the elements first..last of a block, whose channels are c, c + 1, ..., to their sums."""
-    m, error, step = last - first, work[ERROR, first:last], work[STEP, first:last]
+    m, error, step = last - first, work[ERROR, first:last], work[WIDTH, first:last]
     own, held, source = z[first:last], corrected[first:last], a[first:last]
     size, aa, total = sums[SIZE, c:], sums[POWER, c:], sums[SOURCE, c:]
     inside, granular = sums[IN_RANGE, c:], sums[GRANULAR, c:]
@@ -143,7 +144,7 @@ def add_rows(
     width, last = sums.shape[1], first + 4 * sums.shape[1]
     own, source = z[first:last].reshape(4, width), a[first:last].reshape(4, width)
     held = corrected[first:last].reshape(4, width)
-    error, step = work[ERROR, first:last].reshape(4, width), work[STEP, first:last]
+    error, step = work[ERROR, first:last].reshape(4, width), work[WIDTH, first:last]
     for j in range(width):
         p, q = np.float64(source[0, j]), np.float64(source[1, j])
         r, s = np.float64(source[2, j]), np.float64(source[3, j])

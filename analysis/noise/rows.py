@@ -18,7 +18,7 @@ OWN = "own."  # a user's sum is stored under this and its name
 
 
 def totals_of(
-    name: str, neuron: IFNeuron, theta: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...],
+    name: str, neuron: IFNeuron, theta: Tensor, amplitude: Tensor, start: Tensor, sums: Sums, shape: tuple[int, ...],
     places: Tensor | None = None, reads: Sequence[str] = (),
 ) -> LayerTotals:
     """Give the stored sums of a layer their names.
@@ -27,6 +27,7 @@ def totals_of(
         name: the layer's.
         neuron: the layer.
         theta: thresholds, () or (C,).
+        amplitude: what a spike stands for, () or (C,).
         start: v_init, () or (C,).
         sums: arrays by kind, as `sums_reference.reference_sums` returns them.
         shape: of the layer for one image.
@@ -53,8 +54,8 @@ def totals_of(
     units = summary(name, shape, images, sums["fires"], sums["full"], sums["peak"], places)
     named = {**sums, **dict(zip(HISTOGRAMS, sums["bins"], strict=True))}
     return LayerTotals(
-        name, neuron, tuple(reads), theta.to("cpu", torch.float64), start.cpu(), channel, total, counts, named, events,
-        n, images, pulses, units,
+        name, neuron, tuple(reads), theta.to("cpu", torch.float64), amplitude.to("cpu", torch.float64), start.cpu(),
+        channel, total, counts, named, events, n, images, pulses, units,
     )  # fmt: skip
 
 

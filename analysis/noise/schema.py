@@ -198,7 +198,7 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: x.sqnr_db, format="decibels", title="SQNR (dB)", missing=_SILENT, summary=True,
     ),
     "floor_db": Column(
-        "dB", "What the step theta/T alone allows, clipping and timing left out.", True, "more T, or a smaller theta",
+        "dB", "What the step theta/T (A/T with an amplitude A) alone allows, clipping and timing left out.", True, "more T, or a smaller theta",
         value=lambda x: x.floor_db, format="decibels", title="floor (dB)", missing=_SILENT, summary=True,
     ),
     "gap_db": Column(
@@ -244,7 +244,7 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: x.events / x.n / x.neuron.timesteps,
     ),
     "rate_ideal": Column(
-        "spikes per neuron and step", "mean(a / theta): what carries the source activation.",
+        "spikes per neuron and step", "mean(a / A), A the amplitude: what carries the source activation.",
         value=lambda x: float((x.channel["a"] / x.step).sum()) / x.n / x.neuron.timesteps,
     ),
     "spikes_per_neuron": Column(

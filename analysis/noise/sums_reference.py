@@ -32,7 +32,7 @@ class Block:
         a: the source's activation.
         r: the neuron's mean output over T steps, a whole number of quantizer steps.
         e: the error r - a.
-        step: quantizer step theta / T, () or (C,).
+        step: quantizer step of the output, A / T, () or (C,); the amplitude A is theta unless one was set.
         clip, round, propagated, temporal: the four parts of e; see `speedysnn.analysis.noise.layer.LayerSums`.
         twin_error: output of the quantized reading minus a.
         miss: what the four parts miss of the measured error.
@@ -41,7 +41,7 @@ class Block:
         max_count: the largest count, T times the spikes that one step can hold.
         in_range: whether z lies inside the quantizer's range, (M, C) bool.
         granular: whether z with the neuron's offset lies inside the range and is not 0, (M, C) bool.
-        gap: Q(z) - z in steps, meaningful where `granular`.
+        gap: Q(z) - z in steps theta / T of the drive, meaningful where `granular`.
         outputs: the neuron's output of every step, (M, C) each; the mean over time where it was not read step by step.
         when: first step with a spike, 1 to T, and 0 without one, (M, C) int64.
         lag_range: whether the mean drive lies inside a step's range and is not 0, (M, C) bool.
@@ -136,7 +136,10 @@ def added(first: Sums, second: Sums) -> Sums:
     return out
 
 
-def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor) -> Sums:
+def reference_sums(
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor,
+    amplitude: Tensor | None = None,
+) -> Sums:  # fmt: skip
     """Compute every built-in sum of one pass from its definition.
 
     Args:
@@ -146,15 +149,17 @@ def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, 
         tap: what the spiking reading received and emitted.
         theta: thresholds, () or (C,).
         start: v_init alike.
+        amplitude: what a spike stands for, alike; None for theta.
 
     Returns:
         "channels" (sums, C), "totals", "counts" and "bins" (histograms, 67) by the order of `schema`, "pulses" (T,),
         and "fires", "full" and "peak" (neurons,).
     """
     found: Sums = {}
-    for block in _blocks(z, source, twin, tap, theta, start):
+    unit = theta if amplitude is None else amplitude
+    for block in _blocks(z, source, twin, tap, theta, start, unit):
         found = added(found, _sums_of_block(block))
-    images = _images(z, source, tap, theta)
+    images = _images(z, source, tap, unit)
     later = {name: _value(BUILT_IN_SUMS[name], images) for name in COUNTS if BUILT_IN_SUMS[name].scope == "image"}
     found["counts"] = found["counts"] + _stacked(later, COUNTS, found["counts"])
     found["pulses"] = BUILT_IN_SUMS["pulses"].reference(images)
@@ -162,20 +167,21 @@ def reference_sums(z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, 
 
 
 def reference_user_sums(
-    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
-) -> Sums:
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor,
+    amplitude: Tensor | None = None,
+) -> Sums:  # fmt: skip
     """Compute the sums that a user declared; arguments as in `reference_sums`.
 
     Returns:
         Sums by name; empty where there are none.
     """
-    own = user_sums()
+    own, unit = user_sums(), theta if amplitude is None else amplitude
     found: Sums = {}
     if any(row.scope != "image" for row in own.values()):
-        for block in _blocks(z, source, twin, tap, theta, start):
+        for block in _blocks(z, source, twin, tap, theta, start, unit):
             found = added(found, {name: _value(row, block) for name, row in own.items() if row.scope != "image"})
     if any(row.scope == "image" for row in own.values()):
-        images = _images(z, source, tap, theta)
+        images = _images(z, source, tap, unit)
         found.update({name: _value(row, images) for name, row in own.items() if row.scope == "image"})
     return found
 
@@ -228,17 +234,17 @@ def _sums_of_block(block: Block) -> Sums:
     }
 
 
-def _images(z: Tensor, source: IFNeuron, tap: LayerRecord, theta: Tensor) -> Images:
+def _images(z: Tensor, source: IFNeuron, tap: LayerRecord, amplitude: Tensor) -> Images:
     """The quantities of a pass's images."""
     neuron = tap.neuron
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
-    step = neuron.per_channel(theta, z.ndim).to(torch.float64) / neuron.timesteps
+    step = neuron.per_channel(amplitude, z.ndim).to(torch.float64) / neuron.timesteps
     fired = torch.round(mean_of(outs) / step)
     return Images(source.analog(z), fired, first_steps(outs), outs, neuron.timesteps * neuron.levels_per_step)
 
 
 def _blocks(
-    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor, amplitude: Tensor
 ) -> Iterator[Block]:  # fmt: skip
     """The quantities of a pass, block by block."""
     neuron = tap.neuron
@@ -247,32 +253,33 @@ def _blocks(
     rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, *outs)]
     size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))
     for own, quantized, seen, *each in zip(*(torch.split(x, size) for x in rows), strict=True):
-        yield _block(own, source.analog(own), quantized, seen, constant, each, neuron, theta, start)
+        yield _block(own, source.analog(own), quantized, seen, constant, each, neuron, theta, start, amplitude)
 
 
 def _block(
     z: Tensor, analog: Tensor, twin: Tensor, seen: Tensor, constant: bool, outs: list[Tensor], neuron: IFNeuron,
-    theta: Tensor, start: Tensor,
+    theta: Tensor, start: Tensor, amplitude: Tensor,
 ) -> Block:  # fmt: skip
     """The quantities of one block, all tensors (M, C)."""
     a, drive = analog.to(torch.float64), z.to(torch.float64)
-    step, max_count = theta.to(torch.float64) / neuron.timesteps, neuron.timesteps * neuron.levels_per_step
+    width, step = (x.to(torch.float64) / neuron.timesteps for x in (theta, amplitude))  # of the drive, of the output
+    max_count = neuron.timesteps * neuron.levels_per_step
     measured = mean_of(outs)
     fired = torch.round(measured / step)
     held = z if neuron.offset is None else z + neuron.offset
     aimed = levels(held, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed).to(torch.float64)
     reached = reached_counts(seen, constant, theta, start, neuron).to(torch.float64)
-    top = step * max_count
+    top = width * max_count
     low = -top if neuron.signed else torch.zeros_like(top)
     clipped = torch.maximum(torch.minimum(drive, top), low)
     r = fired * step
     parts = (clipped - a, aimed * step - clipped, reached * step - aimed * step, r - reached * step)
     held = held.to(torch.float64)
-    lag_range, lag_error = lag_errors(seen, 1 if constant else neuron.timesteps, outs, theta, neuron)
+    lag_range, lag_error = lag_errors(seen, 1 if constant else neuron.timesteps, outs, theta, neuron, amplitude)
     return Block(
         z=drive, a=a, r=r, e=r - a, step=step, clip=parts[0], round=parts[1], propagated=parts[2], temporal=parts[3],
         twin_error=twin - a, miss=parts[0] + parts[1] + parts[2] + parts[3] - (measured - a), fired=fired,
         reached=reached, max_count=max_count, in_range=(drive > low) & (drive < top),
-        granular=(held > low) & (held < top) & (held != 0), gap=aimed - held / step, outputs=outs,
+        granular=(held > low) & (held < top) & (held != 0), gap=aimed - held / width, outputs=outs,
         when=first_steps(outs), lag_range=lag_range, lag_error=lag_error,
     )  # fmt: skip

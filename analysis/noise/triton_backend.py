@@ -31,13 +31,13 @@ class RunningThere:
     """The sums of `LayerSums` on a GPU while they grow; arguments and results are those of `numba_backend.Running`."""
 
     def __init__(
-        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, timesteps: int, max_count: int,
-        min_count: int, trains: bool, lags: bool,
+        self, z: Tensor, channel_dim: int, theta: Tensor, start: Tensor, *, amplitude: Tensor, timesteps: int,
+        max_count: int, min_count: int, trains: bool, lags: bool,
     ) -> None:  # fmt: skip
         self._shape, self._dim, self._trains, self._lags = z.shape[1:], channel_dim, trains, lags
         self._channels = z.shape[channel_dim] if z.ndim > 1 else 1
-        own = (values(x, torch.float32).expand(self._channels).contiguous() for x in (theta, start))
-        self._theta, self._start = own
+        own = (values(x, torch.float32).expand(self._channels).contiguous() for x in (theta, start, amplitude))
+        self._theta, self._start, self._amplitude = own
         self._steps, self._max_count, self._min_count = float(timesteps), float(max_count), float(min_count)
         self._sums: dict[str, Tensor] = {}
         self._seen, self._fired = torch.zeros(2, dtype=torch.int64), torch.zeros((), dtype=torch.int64, device=z.device)
@@ -90,7 +90,7 @@ class RunningThere:
         pulses = torch.zeros(grid[0] * grid[1], steps, _TILE, dtype=torch.int32, device=device)
         total, when = (torch.empty(drive.shape, dtype=kind, device=device) for kind in (torch.float64, torch.int32))
         triton_kernels.trains[grid](
-            out, drive, self._theta, found, pulses, total, when, rows, self._channels, steps, seen,
+            out, drive, self._theta, self._amplitude, found, pulses, total, when, rows, self._channels, steps, seen,
             self._min_count / self._steps, self._max_count / self._steps, self._lags, *tile,
         )  # fmt: skip
         each = pulses.sum((0, 2))
@@ -110,7 +110,7 @@ class RunningThere:
         tables = torch.zeros(grid[0] * grid[1], len(HISTOGRAMS), BINS + 3, dtype=torch.int32, device=device)
         count = torch.empty(total.shape, device=device)
         triton_kernels.errors[grid](
-            *given, total, self._theta, self._start, found, tables, count, rows, self._channels, float(emitted),
+            *given, total, self._theta, self._start, self._amplitude, found, tables, count, rows, self._channels, float(emitted),
             self._steps, self._max_count, self._min_count, factor, *limits, BINS, PER_STEP, *tile,
             num_warps=_TILE // 32,
         )  # fmt: skip

@@ -52,7 +52,7 @@ def _put(found, row: tl.constexpr, channels, j, sums):  # pragma: no cover - com
 
 @triton.jit
 def trains(
-    out, drive, theta, found, pulses, total, when, rows, channels, steps, seen, min_count, max_count,
+    out, drive, theta, amplitude, found, pulses, total, when, rows, channels, steps, seen, min_count, max_count,
     lags: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Each element's output over all steps and its first step; spikes a step; products of a train's errors.
@@ -64,6 +64,7 @@ def trains(
     number = tl.program_id(0).to(tl.int64)
     size = (number * 0 + rows) * channels
     th = tl.load(theta + j, mask=j < channels, other=1.0)[None, :].to(tl.float64)
+    unit = tl.load(amplitude + j, mask=j < channels, other=1.0)[None, :].to(tl.float64)
     own = tl.arange(0, tall)[:, None] * wide + tl.arange(0, wide)[None, :]
     own += ((number * tl.num_programs(1) + tl.program_id(1)) * steps * (tall * wide)).to(tl.int64)
     squares, beside = tl.zeros((tall, wide), tl.float64), tl.zeros((tall, wide), tl.float64)
@@ -84,7 +85,7 @@ def trains(
             mine = pulses + t * (tall * wide) + own
             tl.store(mine, tl.load(mine) + (o != 0).to(tl.int32))
             if lags:
-                error = tl.where(varies, o / th - mean, 0.0)
+                error = tl.where(varies, o / unit - mean, 0.0)
                 squares += error * error
                 beside += error * before
                 before = error
@@ -103,8 +104,8 @@ def trains(
 
 @triton.jit
 def errors(
-    z, held, a, twin, drive, total, theta, start, found, tables, fired, rows, channels, emitted, timesteps, max_count,
-    min_count, factor, source_floor, source_ceiling, clip: tl.constexpr, bins: tl.constexpr, per: tl.constexpr,
+    z, held, a, twin, drive, total, theta, start, amplitude, found, tables, fired, rows, channels, emitted, timesteps,
+    max_count, min_count, factor, source_floor, source_ceiling, clip: tl.constexpr, bins: tl.constexpr, per: tl.constexpr,
     tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Products, counts and histograms of the errors; each element's count goes to `fired`.
@@ -116,8 +117,9 @@ def errors(
     number = tl.program_id(0).to(tl.int64)
     th = tl.load(theta + j, mask=j < channels, other=1.0)[None, :]
     v0 = tl.load(start + j, mask=j < channels, other=0.0)[None, :]
-    step = th.to(tl.float64) / timesteps
-    low, high = step * min_count, step * max_count
+    width = th.to(tl.float64) / timesteps
+    step = tl.load(amplitude + j, mask=j < channels, other=1.0)[None, :].to(tl.float64) / timesteps
+    low, high = width * min_count, width * max_count
     table = tables + (number * tl.num_programs(1) + tl.program_id(1)) * TABLES * (bins + 3)
     none = tl.zeros((tall, wide), tl.float64)
     c0, c1, c2, c3, c4, c5, c6, c7, c8 = none, none, none, none, none, none, none, none, none
@@ -142,7 +144,7 @@ def errors(
         off = tl.load(twin + at, mask=here, other=0.0).to(tl.float64) - source
         miss = tl.where(here, cut + rounding + passed + late - (measured - source), 0.0)
         fine = (inner > low) & (inner < high) & (inner != 0) & here
-        gap = aimed - inner / step
+        gap = aimed - inner / width
         _count_bins(table + ROUNDING * (bins + 3), gap, fine, bins, per)
         _count_bins(table + NOISE * (bins + 3), e / step, (e != 0) & here, bins, per)
         ee, gap = e * e, tl.where(fine, gap, 0.0)

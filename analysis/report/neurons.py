@@ -192,9 +192,9 @@ def figure_raster(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: int = 
     neuron = _neuron(snn, layer)
     with torch.no_grad():
         tap, source = _tap(snn, layer, "spiking", x[:1]), _tap(snn, layer, "analog", x[:1])
-        theta = neuron.per_channel(neuron.threshold, source.output.ndim)
-        counts = (tap.steps() / theta).flatten(1)
-        wanted = (source.output / theta).flatten()
+        unit = neuron.per_channel(neuron.amplitude, source.output.ndim)
+        counts = (tap.steps() / unit).flatten(1)
+        wanted = (source.output / unit).flatten()
     chosen = counts.abs().sum(0).topk(min(neurons, counts.shape[1])).indices
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, max(2.8, 0.13 * len(chosen) + 1.6)), layout="constrained")
@@ -253,7 +253,7 @@ def figure_membrane(snn: SpikingNetwork, layer: str, x: Tensor, *, neurons: Sequ
         theta = neuron.per_channel(neuron.threshold, x[:1].ndim if tap.drive.ndim == x.ndim else tap.drive.ndim)
         start = neuron.per_channel(neuron.v_init, tap.drive.ndim)
         sums = tap.drive_steps().cumsum(0) / theta + start
-        fired = (tap.steps() / theta).cumsum(0)
+        fired = (tap.steps() / neuron.per_channel(neuron.amplitude, tap.drive.ndim)).cumsum(0)
         u, spikes = (sums - fired).flatten(1), fired.diff(dim=0, prepend=torch.zeros_like(fired[:1])).flatten(1)
     wanted = spikes.abs().sum(0).topk(min(4, u.shape[1])).indices.tolist() if neurons is None else list(neurons)
     if not wanted or min(wanted) < 0 or max(wanted) >= u.shape[1]:

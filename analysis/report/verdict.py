@@ -139,7 +139,7 @@ def _train_through_time() -> Advice:
 
 def _scaled_threshold(row: "pd.Series[Any]", factor: float) -> str:
     neuron = f"snn.neurons[{row['layer']!r}]"
-    return f"{neuron}.set_threshold({factor:g} * {neuron}.threshold)"
+    return f"{neuron}.scale({factor:g})"
 
 
 def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ...]:

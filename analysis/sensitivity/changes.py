@@ -64,6 +64,7 @@ class Change:
             )
         if "bit" in self.kind or self.kind == "threshold":
             neuron.set_threshold(fresh.threshold.detach())
+            neuron.set_amplitude(None if fresh.log_amplitude is None else fresh.amplitude.detach())
             neuron.spikes = fresh.spikes
         if self.kind == "look-ahead":
             neuron.delay = fresh.delay
@@ -78,11 +79,12 @@ class Change:
         """Give what the layer is set to, as JSON data.
 
         Returns:
-            "theta", "spikes", "delay" and "offset".
+            "theta", "amplitude" (None where a spike stands for theta), "spikes", "delay" and "offset".
         """
-        offset = self.neuron.offset
+        offset, own = self.neuron.offset, self.neuron.log_amplitude
         return {
             "theta": self.neuron.threshold.detach().tolist(),
+            "amplitude": None if own is None else self.neuron.amplitude.detach().tolist(),
             "spikes": self.neuron.spikes,
             "delay": self.neuron.delay,
             "offset": None if offset is None else offset.tolist(),
@@ -216,7 +218,7 @@ def _bit(neuron: IFNeuron) -> Pair:
     """T -> 2 T + 1 steps in the quantized reading; in spikes, which all share T, twice the grade at half of theta."""
     fresh, twin = copy.deepcopy(neuron), copy.deepcopy(neuron)
     fresh.spikes = f"graded:{2 * neuron.levels_per_step}"
-    fresh.set_threshold(neuron.threshold.detach() / 2)
+    fresh.scale(0.5)
     twin.timesteps = 2 * neuron.timesteps + 1
     return fresh, twin
 
@@ -234,7 +236,8 @@ def _moved(neuron: IFNeuron, gap: Tensor) -> IFNeuron:
     """Copy the layer with `gap` taken from its offset."""
     fresh = copy.deepcopy(neuron)
     before = torch.zeros_like(gap) if neuron.offset is None else neuron.offset.to(torch.float64)
-    fresh.offset = (before - gap).to(neuron.log_threshold.dtype)
+    gain = (neuron.amplitude / neuron.threshold).detach().to(gap)  # of the output by the drive
+    fresh.offset = (before - gap / gain).to(neuron.log_threshold.dtype)
     return fresh
 
 
@@ -257,4 +260,5 @@ def _at_optimum(snn: SpikingNetwork, name: str, own: LayerSeen, fresh: IFNeuron)
         histogram, "mse", fresh.v_init, fresh.timesteps, fresh.levels_per_step, signed=fresh.signed, layer=name
     )
     fresh.set_threshold(theta if fresh.granularity == "channel" else theta.reshape(-1)[0])
+    fresh.set_amplitude(None)  # it belonged to the threshold before
     return fresh

@@ -109,12 +109,12 @@ def _run(node: Node, args: list[Tensor], own: Mapping[str, Tensor]) -> Tensor:
 
 
 def _neuron(neuron: IFNeuron, x: Tensor) -> Tensor:
-    for value in (neuron.log_threshold, neuron.v_init, neuron.offset):
+    for value in (neuron.log_threshold, neuron.log_amplitude, neuron.v_init, neuron.offset):
         if value is None:
             continue
         if value.ndim > 1 or (value.ndim and value.numel() != x.shape[neuron.channel_dim]):
             raise ValueError(
-                f"its threshold, v_init and offset must be one number or {x.shape[neuron.channel_dim]}, one a channel "
+                f"its threshold, amplitude, v_init and offset must be one number or {x.shape[neuron.channel_dim]}, one a channel "
                 f"of {tuple(x.shape[1:])}, got shape {tuple(value.shape)}"
             )
     return neuron.analog(x)
@@ -260,6 +260,8 @@ def _all_tensors(snn: SpikingNetwork) -> dict[str, Tensor]:
     for name, neuron in snn.neurons.items():
         out[f"neuron:{name}:log_threshold"] = neuron.log_threshold
         out[f"neuron:{name}:v_init"] = neuron.v_init
+        if neuron.log_amplitude is not None:
+            out[f"neuron:{name}:log_amplitude"] = neuron.log_amplitude
         if neuron.offset is not None:
             out[f"neuron:{name}:offset"] = neuron.offset
     for name, hist in snn.calibration.histograms.items():
@@ -359,6 +361,8 @@ def _neuron_from_json(document: Mapping[str, Any], name: str, states: Mapping[st
     check_options(name, options)
     neuron = IFNeuron(v_init=states[name]["v_init"], timesteps=document["timesteps"], **options)
     neuron.log_threshold.data = states[name]["log_threshold"].clone()
+    amplitude = states[name].get("log_amplitude")  # none where spikes stand for theta
+    neuron.log_amplitude = None if amplitude is None else torch.nn.Parameter(amplitude.clone())
     neuron.offset = states[name].get("offset")
     return neuron
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from speedysnn.calibration.record import Calibration
 from speedysnn.display import block
@@ -25,7 +25,11 @@ from speedysnn.neurons.parameters import READINGS, Delay, Reading
 
 
 def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
-    """Take a correction back: no offsets, and v_init as it was before where the correction changed it."""
+    """Take a correction back: no offsets, v_init as it was before where the correction changed it, amplitudes alike.
+
+    The record `provenance["correction"]` may hold by layer "log_threshold" and "log_amplitude" as they were (None for a
+    spike that stands for theta); without the second, every spike stands for theta again.
+    """
     made = provenance.pop("correction", None)
     if made is None:
         return
@@ -33,6 +37,10 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
         neuron.offset = None
         if "potential" in made["kind"]:
             neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
+        if "log_threshold" in made:
+            neuron.log_threshold.data = neuron.log_threshold.new_tensor(made["log_threshold"][name])
+        amplitude = made.get("log_amplitude", {}).get(name)
+        neuron.log_amplitude = None if amplitude is None else nn.Parameter(neuron.log_threshold.new_tensor(amplitude))
 
 
 def weights_tuned(snn: NetworkModule) -> bool:
@@ -54,6 +62,7 @@ def summarized(graph: Graph, neurons: Mapping[str, IFNeuron], calibration: Calib
                 "theta_min": theta.min().item(),
                 "theta_mean": theta.mean().item(),
                 "theta_max": theta.max().item(),
+                "amplitude_mean": neuron.amplitude.detach().mean().item(),
                 "v_init": neuron.v_init.detach().mean().item(),
                 "spikes": neuron.spikes,
                 "delay": neuron.delay,
@@ -64,7 +73,7 @@ def summarized(graph: Graph, neurons: Mapping[str, IFNeuron], calibration: Calib
     return pd.DataFrame(rows)
 
 
-PRESERVED = ("timesteps", "reading", "threshold", "v_init", "offset", "delay", "spikes")
+PRESERVED = ("timesteps", "reading", "threshold", "amplitude", "v_init", "offset", "delay", "spikes")
 
 
 class SpikingNetwork(NetworkModule):
@@ -251,7 +260,8 @@ class SpikingNetwork(NetworkModule):
         """Choose every theta again for the present T, v_init and spikes from the stored histograms, without data.
 
         Layers whose threshold was given as a value keep it; a learned clip stays the full scale N theta. Corrections
-        (`to_spiking(correct=...)`) were measured at another T, so they are taken back.
+        (`to_spiking(correct=...)`) were measured at another T, so they are taken back, and where theta is chosen again
+        a spike stands for theta again.
 
         Raises:
             InputError: the network holds no histograms.
@@ -264,13 +274,13 @@ class SpikingNetwork(NetworkModule):
         return self
 
     def uncorrect(self) -> None:
-        """Take corrections back: no offsets, and v_init as it was before where the correction changed it."""
+        """Take corrections back: no offsets, no amplitudes, and what else the correction changed as it was before."""
         uncorrected(self.neurons, self.provenance)
 
     def summary(self) -> pd.DataFrame:
-        """One row a neuron layer: name, theta, v_init, spikes, look-ahead, and the rate predicted from calibration.
+        """One row a neuron layer: name, theta, amplitude, v_init, spikes, look-ahead, and the rate predicted from calibration.
 
-        Units: theta in the activation's own; rate in spikes per neuron and step under constant drive, None without
+        Units: theta and amplitude in the activation's own; rate in spikes per neuron and step under constant drive, None without
         histograms.
         """
         return summarized(self.graph, self.neurons, self.calibration)
@@ -286,14 +296,20 @@ class SpikingNetwork(NetworkModule):
 
 def _settings_of(neuron: IFNeuron) -> dict[str, Any]:
     """What `SpikingNetwork.preserved` keeps of a neuron; the tensors themselves, since settings are replaced."""
-    return {"threshold": neuron.log_threshold.data, "v_init": neuron.v_init.data, "offset": neuron.offset,
-            "delay": neuron.delay, "spikes": neuron.spikes}  # fmt: skip
+    amplitude = neuron.log_amplitude
+    return {"threshold": neuron.log_threshold.data, "amplitude": None if amplitude is None else (amplitude, amplitude.data),
+            "v_init": neuron.v_init.data, "offset": neuron.offset, "delay": neuron.delay,
+            "spikes": neuron.spikes}  # fmt: skip
 
 
 def _put_back_settings(neuron: IFNeuron, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name == "threshold":
             neuron.log_threshold.data = value
+        elif name == "amplitude":
+            neuron.log_amplitude = None if value is None else value[0]
+            if value is not None:
+                value[0].data = value[1]
         elif name == "v_init":
             neuron.v_init.data = value
         else:

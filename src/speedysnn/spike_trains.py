@@ -58,7 +58,7 @@ class SpikeTrain:
 
 
 def record(snn: SpikingNetwork, *inputs: Tensor, layers: Collection[str] | None = None) -> dict[str, SpikeTrain]:
-    """The spikes of a batch, n[t] = output[t] / theta, for each layer.
+    """The spikes of a batch, n[t] = output[t] / amplitude, for each layer.
 
     Args:
         snn: the network; it is left as it is.

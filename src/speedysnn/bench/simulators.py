@@ -1,7 +1,7 @@
 """The same network run by other simulators: our graph and weights, their neurons with our thresholds.
 
 A peer's own converter would choose other thresholds, or refuse the network; its cost is in its neurons and in how it
-steps, and both are here. Each neuron stands between two scalings, drive / theta and spikes * theta, and starts at
+steps, and both are here. Each neuron stands between two scalings, drive / theta and spikes * amplitude, and starts at
 v_init.
 
 Which other simulators can be timed: installed, and found to compute the same.
@@ -74,7 +74,7 @@ class Simulator(nn.Module):
         return run_node(node, self.snn.layer(node.name), args)
 
     def neuron(self, node: Node, drive: Tensor) -> Tensor:
-        """The peer's spikes times theta."""
+        """The peer's spikes times their amplitude."""
         name, start = node.name, None
         neuron = self.snn.neurons[name]
         theta = neuron.per_channel(neuron.threshold, drive.ndim)
@@ -84,7 +84,8 @@ class Simulator(nn.Module):
             self.begun.add(name)
         scaled = drive / theta
         spikes = self.fire(self.cells[name], self._unfold(scaled) if self.mode == "m" else scaled, start)
-        return (spikes.flatten(0, 1) if self.mode == "m" else spikes) * theta
+        unit = neuron.per_channel(neuron.amplitude, drive.ndim)
+        return (spikes.flatten(0, 1) if self.mode == "m" else spikes) * unit
 
 
 class SpikingJelly(Simulator):

@@ -42,7 +42,8 @@ class Calibration:
     def choose_again(self, name: str, neuron: IFNeuron) -> None:
         """Choose a layer's theta for its present T, v_init and spikes; one that was given as a value stays.
 
-        A learned clip stays the full scale N theta.
+        A learned clip stays the full scale N theta. An amplitude belongs to the theta that it was set for: where theta
+        is chosen again, a spike stands for theta again.
 
         Args:
             name: of the layer.
@@ -53,10 +54,12 @@ class Calibration:
         """
         if self.rules.get(name) == CLIP and neuron.ceiling is not None:
             neuron.set_threshold(torch.full_like(neuron.threshold, neuron.ceiling / neuron.levels_per_step))
+            neuron.set_amplitude(None)
             return
         theta = self.theta(name, neuron, neuron.timesteps)
         if theta is not None:
             neuron.set_threshold(theta if neuron.granularity == "channel" else theta[0])
+            neuron.set_amplitude(None)
 
     def theta(self, name: str, neuron: IFNeuron, timesteps: int) -> Tensor | None:
         """Return the theta that a layer's rule chooses for a number of steps, without setting it.

@@ -132,7 +132,7 @@ class Execution:
         return out
 
     def spiking_neuron(self, node: Node, drive: Tensor, *, constant: bool, inplace: bool) -> Tensor:
-        """A layer's spikes times theta, (T*B, ...)."""
+        """A layer's spikes times their amplitude, (T*B, ...)."""
         out: Tensor = self.neurons[node.name](drive, reading="spiking", constant=constant, inplace=inplace)
         return out
 
@@ -197,13 +197,14 @@ class Execution:
         return totals / self._steps(totals)
 
     def _unit(self, node: Node, ndim: int) -> Tensor | None:
-        """Theta of the neuron that a pooling node reads directly, detached; None if it reads anything else."""
+        """The amplitude of the neuron that a pooling node reads directly; None if it reads anything else."""
         neuron = self.neurons.get(node.inputs[0])
         if neuron is None or torch.is_grad_enabled() or "max_pool" not in node.op or is_hooked(neuron):
             return None
-        if neuron.granularity == "channel" and neuron.channel_dim != 1:  # the window spans several thetas
+        unit = neuron.amplitude
+        if unit.ndim and neuron.channel_dim != 1:  # the window spans several amplitudes
             return None
-        return neuron.per_channel(neuron.threshold, ndim)
+        return neuron.per_channel(unit, ndim)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(self.timesteps, -1, *x.shape[1:]) if x.numel() else x.reshape(self.timesteps, 0, *x.shape[1:])
@@ -269,7 +270,7 @@ class _Spiking:
         return (not self.values_kept or name in self.run.graph_info.sum_safe) and self._may_be_written_over(name)
 
     def neuron(self, node: Node, drive: Value) -> Value:
-        """Spikes times theta; an observer that needs no steps gets its sum before the spikes are written over it."""
+        """Spikes times their amplitude; an observer that needs no steps gets its sum before the spikes are written over it."""
         run, neuron = self.run, self.run.neurons[node.name]
         inplace = drive.dynamic and not self.values_kept
         inplace = inplace and self._may_be_written_over(node.inputs[0]) and not is_hooked(neuron)

@@ -71,7 +71,7 @@ class LayerRecord:
 
     def counts(self) -> Tensor:
         """Spikes in every step, signed and graded, (T, B, ...) whole numbers."""
-        return torch.round(self.steps() / self.neuron.per_channel(self.neuron.threshold, self.output.ndim))
+        return torch.round(self.steps() / self.neuron.per_channel(self.neuron.amplitude, self.output.ndim))
 
     def received(self) -> tuple[Tensor, bool]:
         """What the neuron integrated, (B, ...), offset included: (sum over all steps, False) or (constant drive, True).
@@ -91,7 +91,7 @@ class LayerRecord:
         out, neuron = self.output, self.neuron
         if not self.static_output:
             return nonzero(out) if out.device.type == "cpu" else torch.count_nonzero(out)
-        step = neuron.per_channel(neuron.threshold.detach(), out.ndim).to(torch.float64) / neuron.timesteps
+        step = neuron.per_channel(neuron.amplitude.detach(), out.ndim).to(torch.float64) / neuron.timesteps
         counts = torch.round(out.to(torch.float64) / step).abs()
         return int(counts.clamp_max(neuron.timesteps).sum())  # constant drive: one a step before any second one
 
@@ -100,9 +100,9 @@ class LayerRecord:
         neuron = self.neuron
         positive = not neuron.signed and (self.static_output or neuron.spikes == "binary")
         out = self.output if positive else self.output.abs()
-        theta = neuron.per_channel(neuron.threshold, out.ndim)
-        along = [dim for dim, size in enumerate(theta.shape) if size == 1 < out.shape[dim]]
-        total = ((out.sum(along, keepdim=True) if along else out) / theta).sum()  # one division a channel
+        unit = neuron.per_channel(neuron.amplitude, out.ndim)
+        along = [dim for dim, size in enumerate(unit.shape) if size == 1 < out.shape[dim]]
+        total = ((out.sum(along, keepdim=True) if along else out) / unit).sum()  # one division a channel
         return total * neuron.timesteps if self.static_output else total
 
 

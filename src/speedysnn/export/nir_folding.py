@@ -37,7 +37,7 @@ class Layer:
 class Folded:
     """The network's layers by name and their edges; several edges into one layer add.
 
-    A neuron's theta leaves through the weights after it (columns times theta), its drive arrives in units of theta
+    A neuron's amplitude leaves through the weights after it (columns times it), its drive arrives in units of theta
     (rows and bias over theta); where no weight layer stands between, a layer "scale" does it. Folded in float64.
     """
 
@@ -58,16 +58,16 @@ class Folded:
         """The best unit of the output of each weight layer and sum: theta of the neuron that alone reads it."""
         units: dict[str, Tensor] = {}
         for node in reversed(self.snn.graph.nodes):
-            unit = self.theta(node) if node.op == "neuron" else units.get(node.name)
+            unit = self._per_channel(node, "threshold") if node.op == "neuron" else units.get(node.name)
             if unit is not None and node.op in ("neuron", "add", "identity"):
                 units.update({name: unit for name in node.inputs if self._uses[name] == 1})
         return units
 
-    def theta(self, node: Node) -> Tensor:
-        """A neuron's theta, shaped to broadcast against its values without the batch dimension."""
+    def _per_channel(self, node: Node, name: str) -> Tensor:
+        """A neuron's "threshold" or "amplitude", shaped to broadcast against its values without the batch dimension."""
         neuron, ndim = self.snn.neurons[node.name], len(node.attrs["shape"]) + 1
-        theta = neuron.threshold.detach().double().cpu()
-        return neuron.per_channel(theta, ndim)[0] if theta.ndim else theta
+        value: Tensor = getattr(neuron, name).detach().double().cpu()
+        return neuron.per_channel(value, ndim)[0] if value.ndim else value
 
     def add(self, name: str, kind: str, signal: Signal, constants: Mapping[str, Any], shape: tuple[int, ...]) -> Signal:
         """Append a layer that reads `signal`; returns its output, whose scale is one."""
@@ -93,9 +93,10 @@ class Folded:
             return Signal((name,), one, self.snn.input_shapes[0])
         inputs = [self._signals[each] for each in node.inputs]
         if node.op == "neuron":
-            theta, v_init = self.theta(node), self.snn.neurons[node.name].v_init.detach().cpu()
-            drive = self.scaled(inputs[0], theta)
-            return Signal(self.add(name, "neuron", drive, {"v_init": v_init}, drive.shape).sources, theta, drive.shape)
+            v_init = self.snn.neurons[node.name].v_init.detach().cpu()
+            drive = self.scaled(inputs[0], self._per_channel(node, "threshold"))
+            fired = self.add(name, "neuron", drive, {"v_init": v_init}, drive.shape)
+            return Signal(fired.sources, self._per_channel(node, "amplitude"), drive.shape)
         if node.op == "add":
             return self._sum(inputs, self._units.get(node.name, one))
         if node.op == "identity":

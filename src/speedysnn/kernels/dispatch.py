@@ -24,9 +24,9 @@ from speedysnn.kernels.layout import promised, rows_first
 from speedysnn.kernels.neuron import numba_backend, triton_backend
 from speedysnn.kernels.reference import Rule
 
-Forward = Callable[[Tensor, Tensor, Tensor, Rule, bool], Tensor]
-Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Rule, bool], tuple[Tensor, Tensor, Tensor]]
-Refuses = Callable[[Tensor, Tensor, Tensor, Rule], str]
+Forward = Callable[..., Tensor]
+Backward = Callable[..., tuple[Tensor, ...]]
+Refuses = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Backend:
             v_init in their shapes.
         refuses: called with (drive, theta, v_init, rule); returns why the backend cannot run the call, "" if it can.
         inplace: like `forward`, and may write its output over the drive; None if there is no such version.
+        amplitude: whether all four take the amplitude as one more argument, last, where it is not theta, and
+            `backward` then returns its gradient too. If not, the output is multiplied by amplitude/theta afterwards.
 
     Example:
         >>> import torch
@@ -56,6 +58,7 @@ class Backend:
     backward: Backward
     refuses: Refuses
     inplace: Forward | None = None
+    amplitude: bool = False
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -63,52 +66,80 @@ BACKENDS: dict[str, Backend] = {}
 _RULE = ", ".join(f"{getattr(field.type, '__name__', field.type)} {field.name}" for field in fields(Rule))
 
 
-def _multistep(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any) -> Tensor:
-    return BACKENDS[kernel].forward(drive, theta, v_init, Rule(*rule), constant)
+_FIELDS = len(fields(Rule))
+
+
+def _rest(rest: tuple[Any, ...]) -> tuple[Rule, tuple[Tensor, ...]]:
+    """Return the rule and, if one is given, the amplitude; the dispatcher leaves a last argument out that is None."""
+    return Rule(*rest[:_FIELDS]), tuple(value for value in rest[_FIELDS:] if value is not None)
+
+
+def _multistep(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rest: Any) -> Tensor:
+    rule, amplitude = _rest(rest)
+    return BACKENDS[kernel].forward(drive, theta, v_init, rule, constant, *amplitude)
 
 
 def _multistep_backward(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return BACKENDS[kernel].backward(grad, drive, theta, v_init, Rule(*rule), constant)
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule, amplitude = _rest(rest)
+    found = BACKENDS[kernel].backward(grad, drive, theta, v_init, rule, constant, *amplitude)
+    return found[0], found[1], found[2], found[3] if amplitude else theta.new_empty(0)
 
 
 _TENSORS = "Tensor drive, Tensor theta, Tensor v_init, str kernel, bool constant"
+_AMPLITUDE = "Tensor? amplitude=None"  # last and with a default, so that networks exported before it still load
 _forward = torch.library.custom_op(
-    "speedysnn::multistep", _multistep, mutates_args=(), schema=f"({_TENSORS}, {_RULE}) -> Tensor"
+    "speedysnn::multistep", _multistep, mutates_args=(), schema=f"({_TENSORS}, {_RULE}, {_AMPLITUDE}) -> Tensor"
 )
 _backward = torch.library.custom_op(
     "speedysnn::multistep_backward", _multistep_backward, mutates_args=(),
-    schema=f"(Tensor grad, {_TENSORS}, {_RULE}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, {_TENSORS}, {_RULE}, {_AMPLITUDE}) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
 
 
 @_forward.register_fake
-def _(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rule: Any) -> Tensor:
-    return promised(drive, Rule(*rule).timesteps, constant)
+def _(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rest: Any) -> Tensor:
+    return promised(drive, _rest(rest)[0].timesteps, constant)
 
 
 @_backward.register_fake
-def _(grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return promised(drive, 1, False), torch.empty_like(theta), torch.empty_like(v_init)
+def _(
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, constant: bool, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    amplitude = _rest(rest)[1]
+    last = torch.empty_like(amplitude[0]) if amplitude else theta.new_empty(0)
+    return promised(drive, 1, False), torch.empty_like(theta), torch.empty_like(v_init), last
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    drive, theta, v_init, *ctx.rest = inputs
-    ctx.save_for_backward(drive, theta, v_init)
+    (drive, theta, v_init), kernel, constant, rest = inputs[:3], inputs[3], inputs[4], inputs[5:]
+    amplitude = rest[_FIELDS] if len(rest) > _FIELDS else None
+    ctx.save_for_backward(drive, theta, v_init, amplitude)
+    ctx.rest = (kernel, constant, *rest[:_FIELDS])
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * len(ctx.rest))
+    *tensors, amplitude = ctx.saved_tensors
+    *found, last = _backward(grad, *tensors, *ctx.rest, amplitude)
+    return (*found, *[None] * len(ctx.rest), None if amplitude is None else last)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def multistep_operator(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
+def multistep_operator(
+    drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool,
+    amplitude: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Run the named backend through the custom operator, which tracers record as one call."""
-    out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values())
+    out: Tensor = _forward(drive, theta, v_init, kernel, constant, *rule.values(), *_given(amplitude))
     return out
+
+
+def _given(amplitude: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the amplitude as the arguments that follow, none without one."""
+    return () if amplitude is None else (amplitude,)
 
 
 class _Direct(torch.autograd.Function):
@@ -116,32 +147,39 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool
-    ) -> Tensor:
-        ctx.save_for_backward(drive, theta, v_init)
+        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, amplitude: Tensor | None, kernel: str, rule: Rule,
+        constant: bool,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(drive, theta, v_init, amplitude)
         backend = BACKENDS[kernel]
         ctx.call = backend, rule, constant
-        return backend.forward(drive, theta, v_init, rule, constant)
+        return backend.forward(drive, theta, v_init, rule, constant, *_given(amplitude))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backend, rule, constant = ctx.call
-        return (*backend.backward(grad, *ctx.saved_tensors, rule, constant), None, None, None)
+        *tensors, amplitude = ctx.saved_tensors
+        found = backend.backward(grad, *tensors, rule, constant, *_given(amplitude))
+        return (*found, *[None] * (7 - len(found)))
 
 
-def direct(drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool) -> Tensor:
+def direct(
+    drive: Tensor, theta: Tensor, v_init: Tensor, kernel: str, rule: Rule, constant: bool,
+    amplitude: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Run the named backend with gradients but without the custom operator, which costs as much as a small layer."""
-    out: Tensor = _Direct.apply(drive, theta, v_init, kernel, rule, constant)
+    out: Tensor = _Direct.apply(drive, theta, v_init, amplitude, kernel, rule, constant)
     return out
 
 
 BACKENDS["cpu"] = Backend(
-    numba_backend.forward, numba_backend.backward, numba_backend.refuses, partial(numba_backend.forward, inplace=True)
-)
+    numba_backend.forward, numba_backend.backward, numba_backend.refuses, partial(numba_backend.forward, inplace=True),
+    amplitude=True,
+)  # fmt: skip
 BACKENDS["cuda"] = Backend(
     triton_backend.forward, triton_backend.backward, triton_backend.refuses,
-    partial(triton_backend.forward, inplace=True),
+    partial(triton_backend.forward, inplace=True), amplitude=True,
 )  # fmt: skip
 
 _warned: set[str] = set()
@@ -179,11 +217,12 @@ def multistep(
     v_init: Tensor,
     rule: Rule,
     *,
+    amplitude: Tensor | None = None,
     constant: bool = False,
     backend: str | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Compute the output theta * s[t] of a layer of integrate-and-fire neurons for T steps.
+    """Compute the output A * s[t] of a layer of integrate-and-fire neurons for T steps.
 
     At step t the neuron knows k = min(t + delay, T) inputs with sum S[k] and has fired n times; its membrane is
     u = (t/k) S[k] / theta + v_init - n, and s[t] = clip(floor(u), 0, max_spikes). `Rule` describes the other kinds of
@@ -194,6 +233,7 @@ def multistep(
         theta: thresholds in the same unit, broadcast against (B, ...).
         v_init: initial membrane as a fraction of theta, likewise.
         rule: how the neuron fires.
+        amplitude: A, what one spike stands for, in the drive's unit, broadcast likewise; None for theta.
         constant: the same drive holds for every step.
         backend: "reference" or a key of `BACKENDS`; by default the one that the settings name (`using`,
             $SPEEDYSNN_KERNEL), else the fastest that supports the call.
@@ -225,15 +265,25 @@ def multistep(
             f"got shape {tuple(drive.shape)}"
         )
     for name in _candidates(asked, drive):
-        reason = BACKENDS[name].refuses(drive, theta, v_init, rule)
+        given = _given(amplitude) if BACKENDS[name].amplitude else ()
+        reason = BACKENDS[name].refuses(drive, theta, v_init, rule, *given)
         if not reason:
-            return _run(name, drive, theta, v_init, rule, constant, inplace)
+            out = _run(name, (drive, theta, v_init, *given), rule, constant, inplace)
+            return out if amplitude is None or given else _rescaled(out, theta, amplitude, rule)
         if asked is not None or reason.startswith(triton_backend.BROKEN):
             _warn_once(f"kernel {name!r} cannot run ({reason}): the reference runs instead")
-    return reference.multistep(drive, theta, v_init, rule, constant)
+    return reference.multistep(drive, theta, v_init, rule, constant, amplitude)
 
 
-def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def _rescaled(out: Tensor, theta: Tensor, amplitude: Tensor, rule: Rule) -> Tensor:
+    """Return A s from theta s, for a backend that knows no amplitude; autograd gives each its gradient."""
+    steps = out.view(rule.timesteps, out.shape[0] // rule.timesteps, *out.shape[1:])
+    return (steps * (amplitude / theta)).to(out.dtype).view_as(out)
+
+
+def with_total(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, amplitude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute what `multistep` gives together with the drive's sum over its steps.
 
     Args:
@@ -241,6 +291,7 @@ def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tupl
         theta: as for `multistep`.
         v_init: as for `multistep`.
         rule: how the neuron fires.
+        amplitude: as for `multistep`.
 
     Returns:
         The output (T*B, ...), and the sum of the drive over its steps (B, ...).
@@ -253,13 +304,15 @@ def with_total(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> tupl
         >>> out.flatten(), total
         (tensor([0., 1.]), tensor([[1.]]))
     """
-    step = drive[: len(drive) // rule.timesteps]
-    plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive) and not recorded(drive, theta, v_init)
-    if plain and _candidates(_chosen(), drive) == ("cpu",) and not numba_backend.refuses(drive, theta, v_init, rule):
+    step, given = drive[: len(drive) // rule.timesteps], (drive, theta, v_init)
+    plain = drive.dtype in (torch.float32, torch.float64) and rows_first(drive)
+    plain = plain and not recorded(*given, *_given(amplitude)) and _candidates(_chosen(), drive) == ("cpu",)
+    if plain and not numba_backend.refuses(*given, rule, amplitude):
         input_sum = torch.empty_like(step)
-        return numba_backend.forward(drive, theta, v_init, rule, False, True, input_sum), input_sum
+        out = numba_backend.forward(*given, rule, False, amplitude, inplace=True, input_sum=input_sum)
+        return out, input_sum
     input_sum = over_time(drive, rule.timesteps)
-    return multistep(drive, theta, v_init, rule, inplace=True), input_sum
+    return multistep(*given, rule, amplitude=amplitude, inplace=True), input_sum
 
 
 def over_time(drive: Tensor, steps: int) -> Tensor:
@@ -302,18 +355,19 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
-def _run(
-    name: str, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool
-) -> Tensor:
-    """Run the named backend; through the custom operator only where a tracer or functorch needs it."""
-    inputs = (drive, theta, v_init)
+def _run(name: str, inputs: tuple[Tensor, ...], rule: Rule, constant: bool, inplace: bool) -> Tensor:
+    """Run the named backend on drive, theta, v_init and an amplitude if there is one.
+
+    It goes through the custom operator only where a tracer or functorch needs it.
+    """
+    drive, theta, v_init, *amplitude = inputs
     if traced() or torch._C._are_functorch_transforms_active():
-        return multistep_operator(*inputs, name, rule, constant)
+        return multistep_operator(drive, theta, v_init, name, rule, constant, *amplitude)
     if recorded(*inputs):
-        return direct(*inputs, name, rule, constant)
+        return direct(drive, theta, v_init, name, rule, constant, *amplitude)
     backend = BACKENDS[name]
     forward = backend.inplace if inplace and backend.inplace is not None else backend.forward
-    return forward(*inputs, rule, constant)
+    return forward(drive, theta, v_init, rule, constant, *amplitude)
 
 
 def _candidates(asked: str | None, drive: Tensor) -> tuple[str, ...]:

@@ -33,9 +33,9 @@ class Layout:
     inner: int
 
 
-def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int) -> Layout | None:
-    """Return the layout of a drive of `steps` rows, or None where theta or v_init vary along several dimensions."""
-    dim = channel_dim(drive, theta, v_init)
+def plan(drive: Tensor, theta: Tensor, v_init: Tensor, steps: int, amplitude: Tensor | None = None) -> Layout | None:
+    """Return the layout of a drive of `steps` rows, or None where its parameters vary along several dimensions."""
+    dim = channel_dim(drive, theta, v_init, amplitude)
     if dim is None:
         return None
     drive = in_rows(drive)
@@ -110,11 +110,11 @@ def reduced(sums: Tensor, parameter: Tensor) -> Tensor:
     return total.to(parameter.dtype).reshape(parameter.shape)
 
 
-def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor) -> int | None:
-    """Return the drive's dimension that theta and v_init vary along: -1 for none, None for several."""
+def channel_dim(drive: Tensor, theta: Tensor, v_init: Tensor, amplitude: Tensor | None = None) -> int | None:
+    """Return the drive's dimension that theta, v_init and amplitude vary along: -1 for none, None for several."""
     found = -1
-    for value in (theta, v_init):
-        if value.numel() == 1:
+    for value in (theta, v_init, amplitude):
+        if value is None or value.numel() == 1:
             continue
         along = [i for i, size in enumerate(value.shape) if size != 1]
         dim = along[0] + drive.ndim - value.ndim

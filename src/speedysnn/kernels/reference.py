@@ -161,29 +161,31 @@ class _MultiStep(torch.autograd.Function):
     """The simulation, and its adjoint: the backward pass computes the membranes again and goes back in time."""
 
     @staticmethod
-    def forward(ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
-        ctx.save_for_backward(drive, theta, v_init)
+    def forward(
+        ctx: Any, drive: Tensor, theta: Tensor, v_init: Tensor, amplitude: Tensor | None, rule: Rule, constant: bool
+    ) -> Tensor:
+        ctx.save_for_backward(drive, theta, v_init, amplitude)
         ctx.rule, ctx.constant = rule, constant
         dtype = _work_dtype(drive)
-        amplitude, start = theta.to(dtype), v_init.to(dtype)
+        th, start = theta.to(dtype), v_init.to(dtype)
+        unit = th if amplitude is None else amplitude.to(dtype)
         out = _allocate(drive, rule, constant)
         if out.numel() == 0:
             return out
         slices = out.chunk(rule.timesteps)
         count: Tensor | None = None
         for t, total in _paced_sums(drive.to(dtype), rule, constant):
-            level = total / amplitude + start
+            level = total / th + start
             if count is None:
                 count = torch.zeros_like(level)
             spikes = fire(level, count, rule)
             count = count + spikes
-            slices[t - 1].copy_(spikes * amplitude)
+            slices[t - 1].copy_(spikes * unit)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        drive, theta, v_init = ctx.saved_tensors
-        return (*_adjoint(drive, theta, v_init, grads[0], ctx.rule, ctx.constant), None, None)
+        return (*_adjoint(ctx.saved_tensors, grads[0], ctx.rule, ctx.constant), None, None)
 
 
 def _history(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> list[tuple[Tensor, ...]]:
@@ -221,28 +223,35 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
 
 
 def _adjoint(
-    drive: Tensor, theta: Tensor, v_init: Tensor, grad: Tensor, rule: Rule, constant: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of drive, theta and v_init by going back in time.
+    given: tuple[Tensor, Tensor, Tensor, Tensor | None], grad: Tensor, rule: Rule, constant: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute the gradients of drive, theta, v_init and amplitude, which are given, by going back in time.
 
     With the membrane v = (t/k) S + (v_init - n) theta and the surrogate's slope h, ds = h/theta (dv - level dtheta).
+    An amplitude of its own gets the sum of grad s, and theta what is left; without one theta gets both.
     """
+    drive, theta, v_init, amplitude = given
     dtype = _work_dtype(drive)
     x, th, v0, g = drive.to(dtype), theta.to(dtype), v_init.to(dtype), grad.to(dtype)
+    unit = th if amplitude is None else amplitude.to(dtype)
     grad_x = torch.zeros_like(x)
     if x.numel() == 0:
-        return grad_x.to(drive.dtype), torch.zeros_like(theta), torch.zeros_like(v_init)
+        zeros = (None if value is None else torch.zeros_like(value) for value in given[1:])
+        return (grad_x.to(drive.dtype), *zeros)  # type: ignore[return-value]
     history = _history(x, th, v0, rule, constant)
     outputs = g.chunk(rule.timesteps)
     slices = (grad_x,) if constant else grad_x.chunk(rule.timesteps)
     later = torch.zeros_like(history[0][0])  # dL/dn from the steps after this one
-    grad_theta, grad_start, summed = torch.zeros_like(later), torch.zeros_like(later), torch.zeros_like(later)
+    grad_theta, grad_start, grad_unit, summed = (torch.zeros_like(later) for _ in range(4))
     for t in range(rule.timesteps, 0, -1):
         u, count, spikes = history.pop()
         slopes, weighted = _spike_slopes(u, count, rule)
-        at_spike = (th * outputs[t - 1] + later) / th
+        at_spike = (unit * outputs[t - 1] + later) / th
         to_membrane = at_spike * slopes
-        grad_theta += outputs[t - 1] * spikes - at_spike * weighted + to_membrane * (v0 - count)
+        emitted = outputs[t - 1] * spikes
+        grad_unit += emitted
+        own = -at_spike * weighted if amplitude is not None else emitted - at_spike * weighted
+        grad_theta += own + to_membrane * (v0 - count)
         grad_start += to_membrane * th
         if not rule.detach_reset:
             later = later - th * to_membrane
@@ -257,12 +266,15 @@ def _adjoint(
         grad_x.to(drive.dtype),
         grad_theta.sum_to_size(theta.shape).to(theta.dtype),
         grad_start.sum_to_size(v_init.shape).to(v_init.dtype),
+        None if amplitude is None else grad_unit.sum_to_size(amplitude.shape).to(amplitude.dtype),
     )
 
 
-def multistep(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Tensor:
+def multistep(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, amplitude: Tensor | None = None
+) -> Tensor:
     """Simulate the neuron in plain torch, with gradients; arguments as in `speedysnn.kernels.multistep`."""
-    out: Tensor = _MultiStep.apply(drive, theta, v_init, rule, constant)
+    out: Tensor = _MultiStep.apply(drive, theta, v_init, amplitude, rule, constant)
     return out
 
 
@@ -288,22 +300,27 @@ def count_reference(
 
 
 def quantize_reference(
-    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
-) -> Tensor:
-    """Quantize a drive: the count of `count_reference` times theta/T, in the drive's type; arguments as there."""
+    drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int,
+    amplitude: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Quantize a drive: the count of `count_reference` times A/T, in the drive's type; A is theta if not given."""
     count = count_reference(drive, theta, v_init, timesteps, min_count, max_count)
-    return (count * (theta.to(count.dtype) / timesteps)).to(drive.dtype)
+    unit = theta if amplitude is None else amplitude
+    return (count * (unit.to(count.dtype) / timesteps)).to(drive.dtype)
 
 
 def gradients_reference(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the quantizer's gradients from its output's; the other arguments are those of `count_reference`.
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, min_count: int, max_count: int,
+    amplitude: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Compute the quantizer's gradients from its output's; the other arguments are those of `quantize_reference`.
 
-    The gradient of z passes straight through inside the clip; that of theta is the one of a learned step size.
+    The gradient of z passes straight through inside the clip; that of theta is the one of a learned step size. With an
+    amplitude A of its own y = A n/T, and straight through the rounding dn/dz = T/theta inside the clip, so that
+    dy/dz = A/theta, dy/dtheta = -(A/theta) z/theta and dy/dv_init = A/T there, 0 outside; dy/dA = n/T everywhere.
 
     Returns:
-        Gradients of drive, theta and v_init in their shapes; the last two without LSQ's scale.
+        Gradients of drive, theta and v_init in their shapes, and of the amplitude if one is given; without LSQ's scale.
 
     Reference: esser2020
     """
@@ -311,6 +328,11 @@ def gradients_reference(
     count = count_reference(drive, theta, v_init, timesteps, min_count, max_count)
     ratio, low, high = drive.to(dtype) / theta.to(dtype), min_count / timesteps, max_count / timesteps
     inside = (ratio > low) & (ratio < high)
+    if amplitude is not None:
+        kept = grad * inside * (amplitude / theta)
+        found = (-torch.where(inside, kept * ratio, torch.zeros_like(ratio)), kept * (theta / timesteps), grad * (count / timesteps))
+        own = zip(found, (theta, v_init, amplitude), strict=True)
+        return kept.to(grad.dtype), *(each.sum_to_size(value.shape).to(value.dtype) for each, value in own)
     to_theta = grad * torch.where(inside, count / timesteps - ratio, ratio.clamp(low, high))
     to_start = grad * inside * (theta / timesteps)
     sums = (to_theta.sum_to_size(theta.shape).to(theta.dtype), to_start.sum_to_size(v_init.shape).to(v_init.dtype))

@@ -33,15 +33,16 @@ def divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
 
 @triton.jit
 def forward(
-    x, theta, start, factors, out, neurons, channels, starts, inner,
+    x, theta, start, amplitude, factors, out, neurons, channels, starts, units, inner,
     steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
     block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Write theta * s[t] of a block of neurons for all steps; theta has `channels` values, start `starts`."""
+    """Write A * s[t] of a block of neurons for all steps; theta has `channels` values, start `starts`, A `units`."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
     th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
     v0 = tl.load(start + (at // inner) % starts, mask=here, other=0.0)
+    unit = tl.load(amplitude + (at // inner) % units, mask=here, other=0.0)
     total = tl.load(x + at, mask=here, other=0.0).to(th.dtype)
     count = tl.zeros_like(th)
     row = tl.zeros_like(at) + neurons
@@ -52,7 +53,7 @@ def forward(
         level = divided(total * tl.load(factors + t), th, double) + v0
         s = _spikes(level, count, lo, hi, take_back)
         count += s
-        tl.store(out + t * row + at, (s * th).to(out.dtype.element_ty), mask=here)
+        tl.store(out + t * row + at, (s * unit).to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -117,12 +118,15 @@ def _slopes(
 
 @triton.jit
 def adjoint(
-    grad, theta, start, factors, shape, membranes, counts, grad_x,
-    to_theta, to_start, neurons, channels, starts, inner, steps, delay,
+    grad, theta, start, amplitude, factors, shape, membranes, counts, grad_x,
+    to_theta, to_start, to_amplitude, neurons, channels, starts, units, inner, steps, delay,
     max_spikes: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
-    block: tl.constexpr,
+    separate: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Go back in time; `shape` holds half the surrogate's width, its inverse, and 0 without a reset's gradient."""
+    """Go back in time; `shape` holds half the surrogate's width, its inverse, and 0 without a reset's gradient.
+
+    If `separate`, spikes stand for an amplitude of their own, and `to_amplitude` takes its gradient.
+    """
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < neurons
     th = tl.load(theta + (at // inner) % channels, mask=here, other=1.0)
@@ -130,7 +134,9 @@ def adjoint(
     half, inverse, keep = tl.load(shape), tl.load(shape + 1), tl.load(shape + 2)
     row = tl.zeros_like(at) + neurons
     later, summed = tl.zeros_like(th), tl.zeros_like(th)
-    theta_sum, start_sum = tl.zeros_like(th), tl.zeros_like(th)
+    theta_sum, start_sum, unit_sum, ratio = tl.zeros_like(th), tl.zeros_like(th), tl.zeros_like(th), th
+    if separate:
+        ratio = tl.load(amplitude + (at // inner) % units, mask=here, other=0.0) / th
     after = tl.load(counts + steps * row + at, mask=here, other=0.0)
     for back in range(steps):
         t = steps - 1 - back
@@ -138,9 +144,15 @@ def adjoint(
         before = tl.load(counts + t * row + at, mask=here, other=0.0)
         g = tl.load(grad + t * row + at, mask=here, other=0.0)
         slopes, weighted = _slopes(u, before, half, inverse, max_spikes, kind, take_back, signed)
-        at_spike = g + later / th
-        to_membrane = at_spike * slopes
-        theta_sum += g * (after - before) - at_spike * weighted + to_membrane * (v0 - before)
+        if separate:
+            at_spike = g * ratio + later / th
+            to_membrane = at_spike * slopes
+            theta_sum += to_membrane * (v0 - before) - at_spike * weighted
+            unit_sum += g * (after - before)
+        else:
+            at_spike = g + later / th
+            to_membrane = at_spike * slopes
+            theta_sum += g * (after - before) - at_spike * weighted + to_membrane * (v0 - before)
         start_sum += to_membrane * th
         later -= to_membrane * th * keep
         summed += to_membrane * tl.load(factors + t)
@@ -153,6 +165,8 @@ def adjoint(
         tl.store(grad_x + at, summed, mask=here)
     tl.store(to_theta + at, theta_sum, mask=here)
     tl.store(to_start + at, start_sum, mask=here)
+    if separate:
+        tl.store(to_amplitude + at, unit_sum, mask=here)
 
 
 @triton.jit
@@ -162,33 +176,38 @@ def _count(x, theta, start, timesteps, min_count, max_count, double: tl.constexp
 
 @triton.jit
 def quantize_forward(
-    z, theta, start, out, size, width, channels, starts, timesteps, min_count, max_count,
+    z, theta, start, amplitude, out, size, width, channels, starts, units, timesteps, min_count, max_count,
     double: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
-    """Write theta/T clip(floor(T z / theta + v_init), min_count, max_count); column c has theta c % channels."""
+    """Write A/T clip(floor(T z / theta + v_init), min_count, max_count); column c has theta c % channels."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = at < size
     th = tl.load(theta + (at % width) % channels, mask=here, other=1.0)
     v0 = tl.load(start + (at % width) % starts, mask=here, other=0.0)
+    unit = tl.load(amplitude + (at % width) % units, mask=here, other=0.0)
     n = _count(tl.load(z + at, mask=here, other=0.0).to(th.dtype), th, v0, timesteps, min_count, max_count, double)
-    tl.store(out + at, (n * divided(th, timesteps, double)).to(out.dtype.element_ty), mask=here)
+    tl.store(out + at, (n * divided(unit, timesteps, double)).to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
 def quantize_backward(
-    grad, z, theta, start, to_z, sums, size, width, channels, starts, timesteps, min_count, max_count, low, high,
-    double: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
+    grad, z, theta, start, amplitude, to_z, sums, size, width, channels, starts, units, timesteps, min_count, max_count,
+    low, high, separate: tl.constexpr, double: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Write the gradient of z, and to `sums` (programs, 2, width) each program's part of those of theta and v_init.
 
+    If `separate`, it is (programs, 3, width), the last for an amplitude of its own.
     Every program adds up the same columns of the same rows in every run, so that the sums are the same.
     """
     c = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
     there = c < width
     th = tl.load(theta + c % channels, mask=there, other=1.0)[None, :]
     v0 = tl.load(start + c % starts, mask=there, other=0.0)[None, :]
-    per_step = divided(th, timesteps, double)
+    per_step, gain = divided(th, timesteps, double), th
+    if separate:
+        gain = divided(tl.load(amplitude + c % units, mask=there, other=0.0)[None, :], th, double)
     to_theta, to_start = tl.zeros((tall, wide), th.dtype), tl.zeros((tall, wide), th.dtype)
+    to_unit = tl.zeros((tall, wide), th.dtype)
     first = c * 0 + tl.program_id(0)  # in 64 bits
     rows = (size + width - 1) // width
     for tile in range(tl.program_id(0), (rows + tall - 1) // tall, tl.num_programs(0)):
@@ -200,13 +219,20 @@ def quantize_backward(
         inside = (ratio > low) & (ratio < high)
         outside = tl.where(ratio >= high, high, low)
         n = _count(x, th, v0, timesteps, min_count, max_count, double)
-        kept = tl.where(inside, g, 0.0)
-        to_theta += g * tl.where(inside, divided(n, timesteps, double) - ratio, outside)
+        if separate:
+            kept = tl.where(inside, g * gain, 0.0)
+            to_theta -= tl.where(inside, kept * ratio, 0.0)
+            to_unit += g * divided(n, timesteps, double)
+        else:
+            kept = tl.where(inside, g, 0.0)
+            to_theta += g * tl.where(inside, divided(n, timesteps, double) - ratio, outside)
         to_start += kept * per_step
         tl.store(to_z + at, kept.to(to_z.dtype.element_ty), mask=here)
-    row = sums + tl.program_id(0).to(tl.int64) * 2 * width + c
+    row = sums + tl.program_id(0).to(tl.int64) * (3 if separate else 2) * width + c
     tl.store(row, tl.sum(to_theta, 0), mask=there)
     tl.store(row + width, tl.sum(to_start, 0), mask=there)
+    if separate:
+        tl.store(row + 2 * width, tl.sum(to_unit, 0), mask=there)
 
 
 @triton.jit

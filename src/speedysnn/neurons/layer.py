@@ -93,11 +93,13 @@ class NeuronState:
 class IFNeuron(NeuronParameters):
     """A layer of integrate-and-fire neurons with soft reset and a trainable threshold.
 
-    spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits theta * s[t]
-    quantized: Q(z) = theta/T clip(floor(T z/theta + v_init), 0, T N)
+    spiking:   u = (t/k) S[k]/theta + v_init - n;  s[t] = floor(u) in {0..N};  emits A * s[t]
+    quantized: Q(z) = (A/T) clip(floor(T z/theta + v_init), 0, T N)
     analog:    min(max(z, floor), ceiling); with `steps` L the source's own staircase,
                ceiling/L clip(floor(L z/ceiling + 1/2), 0, L)
 
+    A, the amplitude, is theta unless `set_amplitude` gave it a value of its own: the neuron then fires against theta,
+    and each spike stands for A.
     `offset`, None or one value a channel in the input's unit, is a constant current that a correction added: the
     quantized and spiking readings see z + offset (a bias of the layer before, were it this neuron's alone), the analog
     reading never does, so that it stays the source.
@@ -236,7 +238,7 @@ class IFNeuron(NeuronParameters):
             one_step: `step` instead of a reading, with its state; only then may `x` or the output be None.
 
         Returns:
-            Spikes times theta, (T*B, ...), or the value of the other readings, (B, ...).
+            Spikes times the amplitude, (T*B, ...), or the value of the other readings, (B, ...).
 
         Raises:
             InputError: no such reading, or no input.
@@ -267,8 +269,9 @@ class IFNeuron(NeuronParameters):
         z = self.corrected(z)
         theta, start = self.per_channel(self.threshold, z.ndim), self.per_channel(self.v_init, z.ndim)
         return quantize(
-            z, theta, start, self.timesteps, self.levels_per_step, signed=self.signed, scaled=self.scaled_gradient
-        )
+            z, theta, start, self.timesteps, self.levels_per_step, amplitude=self.own_amplitude(z.ndim),
+            signed=self.signed, scaled=self.scaled_gradient,
+        )  # fmt: skip
 
     def counts(self, z: Tensor) -> Tensor:
         """Spikes that T steps of constant drive z give; shape as z, whole numbers."""
@@ -277,16 +280,19 @@ class IFNeuron(NeuronParameters):
         return levels(z, theta, start, self.timesteps, self.levels_per_step, self.signed)
 
     def spiking(self, x: Tensor, *, constant: bool = False, inplace: bool = False) -> Tensor:
-        """Theta * s[t] for all steps, (T*B, ...); `inplace`: the input may be written over."""
+        """A * s[t] for all steps, (T*B, ...); `inplace`: the input may be written over."""
         x = self.corrected(x)
         theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
+        unit = self.own_amplitude(x.ndim)
         if self.threshold_gradient == "surrogate" or not torch.is_grad_enabled():
-            return multistep(x, theta, start, self.rule, constant=constant, inplace=inplace)
+            return multistep(x, theta, start, self.rule, amplitude=unit, constant=constant, inplace=inplace)
         share = 0.5 if self.threshold_gradient == "mixed" else 1.0
         through_time = (1 - share) * theta + share * theta.detach()
-        out = multistep(x, through_time, start, self.rule, constant=constant)
+        emitted = None if unit is None else (1 - share) * unit + share * unit.detach()
+        out = multistep(x, through_time, start, self.rule, amplitude=emitted, constant=constant)
         drive = x if constant else x.view(self.timesteps, -1, *x.shape[1:]).mean(0)
-        return step_gradient(out, drive.detach(), theta, self.rule, share, scaled=self.scaled_gradient)
+        given = (out, drive.detach(), theta, self.rule, share)
+        return step_gradient(*given, scaled=self.scaled_gradient, amplitude=unit)
 
     def total(self, x: Tensor) -> Tensor:
         """Sum over time of what the neuron integrates of an input (T*B, ...), in its order: (B, ...)."""
@@ -295,7 +301,8 @@ class IFNeuron(NeuronParameters):
     def spiking_and_total(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `spiking` gives, written over an input (T*B, ...), and the `total` of that input."""
         x = self.corrected(x)
-        return with_total(x, self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim), self.rule)
+        theta, start = self.per_channel(self.threshold, x.ndim), self.per_channel(self.v_init, x.ndim)
+        return with_total(x, theta, start, self.rule, self.own_amplitude(x.ndim))
 
     def reset(self) -> None:
         """Forget the streaming state."""
@@ -313,14 +320,16 @@ class IFNeuron(NeuronParameters):
         return self._state.tick(None if x is None else self.corrected(x), self.timesteps, self.lookahead, self._fire)
 
     def _fire(self, paced: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        theta, start = (self.per_channel(v, paced.ndim).to(paced.dtype) for v in (self.threshold, self.v_init))
+        own = (self.threshold, self.v_init, self.amplitude)
+        theta, start, unit = (self.per_channel(v, paced.ndim).to(paced.dtype) for v in own)
         spikes = fire(paced / theta + start, count, self.rule)
-        return spikes, spikes * theta
+        return spikes, spikes * unit
 
     def extra_repr(self) -> str:
         """Options in one line; never the tensors."""
+        amplitude = "" if self.log_amplitude is None else "amplitude of its own, "
         return (
-            f"T={self.timesteps}, spikes={self.spikes}, delay={self.delay}, theta per {self.granularity}, "
+            f"T={self.timesteps}, spikes={self.spikes}, delay={self.delay}, theta per {self.granularity}, {amplitude}"
             f"surrogate={self.surrogate}({self.width:g})"
         )
 

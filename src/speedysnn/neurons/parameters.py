@@ -1,4 +1,4 @@
-"""What a neuron layer owns: theta by its logarithm, v_init and a correction's offset, for the layer or each channel.
+"""What a neuron layer owns: theta and amplitude by their logarithms, v_init and offset, for the layer or each channel.
 
 What a neuron can be told, and what it refuses: theta, its clip, T and the look-ahead.
 """
@@ -17,13 +17,13 @@ Delay = int | Literal["full"]
 THRESHOLD_GRADIENTS = ("surrogate", "step", "mixed")
 
 
-def log_threshold(threshold: float | Tensor) -> Tensor:
+def log_threshold(threshold: float | Tensor, name: str = "threshold") -> Tensor:
     """Ln theta, which makes theta positive by construction; shape () for a layer or (C,) for channels."""
     value = torch.as_tensor(threshold, dtype=torch.float32).detach().clone()
     if value.ndim > 1:
-        raise InputError(f"threshold: expected a number or one value a channel, got shape {tuple(value.shape)}")
+        raise InputError(f"{name}: expected a number or one value a channel, got shape {tuple(value.shape)}")
     if not bool((value.isfinite() & (value > 0)).all()):
-        raise InputError(f"threshold: expected positive finite values, got a minimum of {value.min().item():g}")
+        raise InputError(f"{name}: expected positive finite values, got a minimum of {value.min().item():g}")
     return value.log()
 
 
@@ -48,7 +48,7 @@ def check_steps(timesteps: int, delay: Delay) -> None:
 
 
 class NeuronParameters(nn.Module):
-    """Theta, v_init and offset of a layer of neurons, kept in float32 at least; see `IFNeuron`.
+    """Theta, amplitude, v_init and offset of a layer of neurons, kept in float32 at least; see `IFNeuron`.
 
     Raises:
         InputError: a threshold that is not positive and finite.
@@ -57,6 +57,8 @@ class NeuronParameters(nn.Module):
     def __init__(self, threshold: float | Tensor, v_init: float | Tensor, channel_dim: int) -> None:
         super().__init__()
         self.log_threshold = nn.Parameter(log_threshold(threshold))
+        self.log_amplitude: nn.Parameter | None
+        self.register_parameter("log_amplitude", None)
         self.v_init = nn.Parameter(torch.as_tensor(v_init, dtype=torch.float32).clone())
         self.channel_dim = channel_dim
         self.offset: Tensor | None
@@ -79,9 +81,78 @@ class NeuronParameters(nn.Module):
         return self.log_threshold.exp()
 
     def set_threshold(self, threshold: float | Tensor) -> None:
-        """Replace theta in place; a scalar becomes per channel when one value a channel is given."""
+        """Replace theta in place; a scalar becomes per channel when one value a channel is given.
+
+        An amplitude that was set stays as it is; `scale` moves both.
+        """
         value = log_threshold(threshold).to(self.log_threshold)
         self.log_threshold.data = value.clone()
+
+    @property
+    def amplitude(self) -> Tensor:
+        """A, what one spike stands for in the activation's unit; theta unless one was set; shape () or (C,)."""
+        return self.log_threshold.exp() if self.log_amplitude is None else self.log_amplitude.exp()
+
+    def set_amplitude(self, amplitude: float | Tensor | None) -> None:
+        """Give spikes a value A of their own, or with None that of theta again.
+
+        The neuron still fires against theta. A trains like theta, by its logarithm; what equals theta bit for bit has
+        theta's own logarithm.
+
+        Args:
+            amplitude: A in the activation's unit, a number or one value a channel; None for theta, which is the
+                default and then trains for both.
+
+        Raises:
+            InputError: an amplitude that is not positive and finite.
+
+        Example:
+            >>> from speedysnn import IFNeuron
+            >>> neuron = IFNeuron(0.5, timesteps=2)
+            >>> neuron.set_amplitude(0.75)
+            >>> neuron(torch.tensor([0.5, 1.0]), reading="quantized").tolist()
+            [0.75, 0.75]
+        """
+        if amplitude is None:
+            self.log_amplitude = None
+            return
+        theta = self.threshold.detach()
+        given = torch.as_tensor(amplitude, dtype=torch.float32).detach().to(theta)
+        value = log_threshold(amplitude, "amplitude").to(self.log_threshold)
+        if given.shape == theta.shape:  # the logarithm of theta, rounded, need not give theta again
+            value = torch.where(given == theta, self.log_threshold.detach(), value)
+        if self.log_amplitude is None:
+            self.log_amplitude = nn.Parameter(value, requires_grad=self.log_threshold.requires_grad)
+        else:
+            self.log_amplitude.data = value
+
+    def scale(self, factor: float | Tensor) -> None:
+        """Multiply theta, and the amplitude where one was set, in place: input and output keep their proportion.
+
+        Args:
+            factor: above 0; a number, or one value a channel, of which an amplitude that serves the whole layer takes
+                the geometric mean.
+
+        Raises:
+            InputError: a product that is not positive and finite.
+
+        Example:
+            >>> from speedysnn import IFNeuron
+            >>> neuron = IFNeuron(2.0)
+            >>> neuron.set_amplitude(1.0)
+            >>> neuron.scale(0.5)
+            >>> round(neuron.threshold.item(), 6), round(neuron.amplitude.item(), 6)
+            (1.0, 0.5)
+        """
+        if self.log_amplitude is not None:
+            alike = isinstance(factor, Tensor) and factor.ndim > self.log_amplitude.ndim
+            own = torch.as_tensor(factor).log().mean().exp() if alike else factor
+            self.set_amplitude(self.amplitude.detach() * own)
+        self.set_threshold(self.threshold.detach() * factor)
+
+    def own_amplitude(self, ndim: int) -> Tensor | None:
+        """The amplitude that was set, shaped as `per_channel` does, or None where it is theta: what kernels take."""
+        return None if self.log_amplitude is None else self.per_channel(self.log_amplitude.exp(), ndim)
 
     @property
     def granularity(self) -> str:

@@ -28,18 +28,22 @@ class CallFlags(NamedTuple):
         take_back: a neuron that fired may take a spike back.
         half: drive and output are bfloat16, given as bits.
         input_sum: the drive's sum over all steps is written too.
+        amplitude: spikes stand for an amplitude of their own instead of theta.
     """
 
     constant: Flag
     take_back: Flag
     half: Flag
     input_sum: Flag
+    amplitude: Flag
 
 
 @cache
-def flags_of(constant: bool, take_back: bool, half: bool = False, input_sum: bool = False) -> CallFlags:
+def flags_of(
+    constant: bool, take_back: bool, half: bool = False, input_sum: bool = False, amplitude: bool = False
+) -> CallFlags:
     """Return the flags for some truth values."""
-    return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum)))
+    return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum, amplitude)))
 
 
 class Neurons(Writer):
@@ -50,6 +54,7 @@ class Neurons(Writer):
         flags = dict(zip(types_[0].fields, (len(flag) > 0 for flag in types_[0].types), strict=True))
         self.constant, self.take_back = flags["constant"], flags["take_back"]
         self.half_precision, self.with_input_sum = flags["half"], flags["input_sum"]
+        self.separate = flags["amplitude"]
         self.input_sum: list[Any] = []
         self.real = context.get_value_type(types_[7].dtype)
         self.reals, self.words = ir.VectorType(self.real, NEURON_LANES), ir.VectorType(self.word, NEURON_LANES)
@@ -180,9 +185,11 @@ def _fire(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Write the body of `fire_all`."""
     w = Neurons(context, builder, signature.args, args)
 
-    def work(_: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
+    def work(i: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
+        units = w.load(w.pointer(14), i) if w.separate else own
+
         def keep(t: Any, _: list[Any], fired: list[Any]) -> None:
-            w.write([builder.fmul(spikes, theta) for (_, spikes, _), theta in zip(fired, own, strict=True)], t)
+            w.write([builder.fmul(spikes, unit) for (_, spikes, _), unit in zip(fired, units, strict=True)], t)
 
         w.steps_of(totals, own, origin, keep)
         for total, further in zip(w.input_sum if w.with_input_sum else (), w.ahead, strict=False):
@@ -197,15 +204,17 @@ if WORKS:
     @intrinsic  # type: ignore[untyped-decorator]
     def fire_all(
         _: Any, flags: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
-        start: Any, low: Any, high: Any, out: Any, vectorized: Any, input_sum: Any,
+        start: Any, low: Any, high: Any, out: Any, vectorized: Any, input_sum: Any, amplitude: Any,
     ) -> Any:  # fmt: skip
         """Write theta * s[t] of all steps for `vectorized` neurons from `first` on, a multiple of AT_ONCE.
 
         Row t of x begins at t * neurons, and `out` may be `x`. The first step sees `seen` rows; theta and start hold
         the values of these neurons alone. With the flag `input_sum` the sum of all rows is written to the array of
-        that name; with `half` x and out are bfloat16 as bits.
+        that name; with `half` x and out are bfloat16 as bits; with `amplitude` spikes are multiplied by the array of
+        that name instead of theta.
         """
-        given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, out, vectorized, input_sum)
+        given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, out, vectorized, input_sum,
+                 amplitude)  # fmt: skip
         return types.void(*given), _fire
 
 else:
@@ -237,24 +246,29 @@ class _Adjoint(Neurons):
             self.store(count, self.notes, place)
 
     def back(self, i: Any, reached: list[Any], own: list[Any], origin: list[Any]) -> tuple[list[Any], ...]:
-        """Write the loop over the steps in reverse; return the gradients of the first inputs, theta and v_init."""
-        b, before = self.b, self.b.block
+        """Write the loop over the steps in reverse.
+
+        Returns:
+            The gradients of the first inputs, theta and v_init, and of an amplitude of its own.
+        """
+        b, before, parts = self.b, self.b.block, 5 if self.separate else 4
         inverse, nothing = self.load(self.inverse, i), [self.zero] * VECTORS
+        ratio = self.load(self.pointer(21), i) if self.separate else inverse
         last = b.sub(self.steps, self.number(1))
         loop, hand, again, done = self.blocks("back", "hand", "again", "done")
         b.branch(loop)
         b.position_at_end(loop)
         (t,) = self.phis(self.index, [last], before)
         after = self.phis(self.reals, reached, before)
-        state = [self.phis(self.reals, nothing, before) for _ in range(4)]
+        state = [self.phis(self.reals, nothing, before) for _ in range(parts)]
         factor = self.broadcast(self.at(self.factors, t), self.reals)
         row = self.coming(self.grad, t)
         counts = [self.vector(self.notes, place, self.reals) for place in self.note(t, 1)]
-        turned: list[list[Any]] = [[], [], [], []]
+        turned: list[list[Any]] = [[] for _ in range(parts)]
         for n, place in enumerate(self.note(t, 0)):
             membrane = self.vector(self.notes, place, self.reals)
             of = tuple(values[n] for values in state)
-            given = (row[n], membrane, counts[n], after[n], own[n], origin[n], inverse[n], factor)
+            given = (row[n], membrane, counts[n], after[n], own[n], origin[n], inverse[n], factor, ratio[n])
             for values, value in zip(turned, self.step_back(of, given), strict=True):
                 values.append(value)
         new = b.sub(b.add(t, self.seen), self.number(1))
@@ -265,24 +279,26 @@ class _Adjoint(Neurons):
         self.write(turned[1], new)
         b.branch(again)
         b.position_at_end(again)
-        carried, handed = ([value for values in parts for value in values] for parts in (state, turned))
+        carried, handed = ([value for values in each for value in values] for each in (state, turned))
         self.close([t, *after, *carried], [b.sub(t, self.number(1)), *counts, *handed], again)
         b.cbranch(first, done, loop)
         b.position_at_end(done)
-        return turned[1], turned[2], turned[3]
+        return tuple(turned[1:])
 
     def step_back(self, state: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the state after one step back: gradients of the count, the drive's sum, theta and v_init."""
-        b, (later, summed, to_theta, to_start) = self.b, state
-        grad, membrane, count, after, theta, start, inverse, factor = given
-        at_spike = b.fadd(grad, b.fmul(later, inverse))
+        """Return the state after one step back: gradients of the count, the drive's sum, theta, v_init, amplitude."""
+        b, (later, summed, to_theta, to_start, *to_amplitude) = self.b, state
+        grad, membrane, count, after, theta, start, inverse, factor, ratio = given
+        at_spike = b.fadd(b.fmul(grad, ratio) if self.separate else grad, b.fmul(later, inverse))
         near = b.fcmp_ordered("<", b.call(self.fabs, [b.fsub(membrane, self.one)]), self.half)
         to_membrane = b.fmul(at_spike, b.select(near, self.slope, self.zero))
-        own = b.fsub(b.fmul(grad, b.fsub(after, count)), to_membrane)
+        emitted = b.fmul(grad, b.fsub(after, count))
+        own = b.fsub(self.zero if self.separate else emitted, to_membrane)
         own = b.fadd(own, b.fmul(to_membrane, b.fsub(start, count)))
         scaled = b.fmul(to_membrane, theta)
         return (b.fsub(later, b.fmul(scaled, self.keep)), b.fadd(summed, b.fmul(to_membrane, factor)),
-                b.fadd(to_theta, own), b.fadd(to_start, scaled))  # fmt: skip
+                b.fadd(to_theta, own), b.fadd(to_start, scaled),
+                *(b.fadd(each, emitted) for each in to_amplitude))  # fmt: skip
 
     def write_first(self, values: list[Any]) -> None:
         """Write the gradient of the rows that the first step saw."""
@@ -303,9 +319,9 @@ def _adjoint(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     w = _Adjoint(context, builder, signature.args, args)
 
     def work(i: Any, totals: list[Any], own: list[Any], origin: list[Any]) -> None:
-        summed, to_theta, to_start = w.back(i, w.steps_of(totals, own, origin, w.note_down), own, origin)
+        summed, *found = w.back(i, w.steps_of(totals, own, origin, w.note_down), own, origin)
         w.write_first(summed)
-        for array, values in ((19, to_theta), (20, to_start)):
+        for array, values in zip((19, 20, 22), found, strict=False):  # of theta, v_init and an amplitude of its own
             for value, place in zip(values, w.ahead, strict=True):
                 w.store(value, w.pointer(array), builder.add(i, place))
 
@@ -319,16 +335,17 @@ if WORKS:
     def adjoint_all(
         _: Any, flags: Any, x: Any, first: Any, neurons: Any, steps: Any, seen: Any, factors: Any, theta: Any,
         start: Any, low: Any, high: Any, grad_x: Any, vectorized: Any, grad: Any, inverse: Any, half: Any, slope: Any,
-        keep: Any, notes: Any, to_theta: Any, to_start: Any,
+        keep: Any, notes: Any, to_theta: Any, to_start: Any, ratio: Any, to_amplitude: Any,
     ) -> Any:  # fmt: skip
         """Write the gradients of `vectorized` neurons from `first` on; arguments as those of `fire_all`.
 
         `inverse` holds 1/theta; the surrogate's slope is `slope` within `half` of the threshold, else 0; `keep` is 0
         without a gradient through the reset, else 1; `notes` has room for 2 * steps * AT_ONCE values. Every row of
-        grad_x is written; to_theta and to_start take the gradients of each neuron's theta and v_init.
+        grad_x is written; to_theta and to_start take the gradients of each neuron's theta and v_init. With the flag
+        `amplitude`, whose quotient by theta is `ratio`, to_amplitude takes its gradient.
         """
         given = (flags, x, first, neurons, steps, seen, factors, theta, start, low, high, grad_x, vectorized, grad,
-                 inverse, half, slope, keep, notes, to_theta, to_start)  # fmt: skip
+                 inverse, half, slope, keep, notes, to_theta, to_start, ratio, to_amplitude)  # fmt: skip
         return types.void(*given), _adjoint
 
 else:

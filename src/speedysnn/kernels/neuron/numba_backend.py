@@ -32,7 +32,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _SHARE = 65536  # values from which another thread pays
 
 
-def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, amplitude: Tensor | None = None) -> str:
     """Return why this backend cannot run a call, "" if it can."""
     if not AVAILABLE:
         return "numba is not installed"
@@ -42,16 +42,16 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
         return f"{drive.dtype} is not one of its types"
     if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
         return f"the surrogate {rule.surrogate!r} is not one of its own"
-    if channel_dim(drive, theta, v_init) is None:
-        return "theta or v_init varies along more than one dimension"
+    if channel_dim(drive, theta, v_init, amplitude) is None:
+        return "theta, v_init or amplitude varies along more than one dimension"
     return ""
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False,
-    input_sum: Tensor | None = None,
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, amplitude: Tensor | None = None, *,
+    inplace: bool = False, input_sum: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Compute theta * s[t]; see `speedysnn.kernels.multistep`.
+    """Compute A * s[t]; see `speedysnn.kernels.multistep`.
 
     Args:
         drive: as there.
@@ -59,6 +59,7 @@ def forward(
         v_init: as there.
         rule: as there.
         constant: as there.
+        amplitude: A, or None for theta.
         inplace: the output is written over the drive.
         input_sum: a dense tensor (B, ...) with the strides of one step, into which the drive's sum over the steps is
             written; or None.
@@ -66,7 +67,7 @@ def forward(
     Returns:
         The output (T*B, ...).
     """
-    where = _plan(drive, theta, v_init, rule, constant)
+    where = _plan(drive, theta, v_init, rule, constant, amplitude)
     if inplace and not constant:  # step t has read the drive up to a step k >= t when it writes row t
         out = where.drive
     else:
@@ -74,10 +75,10 @@ def forward(
     if out.numel() == 0:
         return out
     work, result = _work(drive), array(out)
-    arrays = (array(where.drive), *_channels(theta, v_init, work))
+    arrays = (array(where.drive), *_channels(work, theta, v_init, amplitude))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None)
+    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None, amplitude is not None)
     sums = array(input_sum) if input_sum is not None else np.empty(0, _numpy(work))
     given = (flags, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: numba_sequence.forward(*given, begin, end, result))
@@ -85,34 +86,41 @@ def forward(
 
 
 def backward(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool,
+    amplitude: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Compute the gradients of drive, theta, v_init and, where it is given, amplitude from the output's.
+
+    The membranes are computed again.
+    """
     work = _work(drive)
-    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant, amplitude)
     grad_x = torch.empty_like(where.drive)
-    sums = np.zeros((2, max(1, _workers(where.neurons, rule.timesteps)), where.channels))
+    sums = np.zeros((3, max(1, _workers(where.neurons, rule.timesteps)), where.channels))
     if drive.numel():
         outputs = laid_out(grad.detach().to(work), like(where.drive, rule.timesteps) if constant else where.drive)
         kind = _SLOPES[rule.surrogate][0]
-        arrays = (array(where.drive), array(outputs), *_channels(theta, v_init, work))
+        arrays = (array(where.drive), array(outputs), *_channels(work, theta, v_init, amplitude))
         rest = (
             where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
             *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
         )  # fmt: skip
-        result, flags = array(grad_x), flags_of(constant, False)
+        result, flags = array(grad_x), flags_of(constant, False, amplitude=amplitude is not None)
         share(
             where.neurons,
             rule.timesteps,
-            lambda begin, end, i: back(flags, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i]),
+            lambda begin, end, i: back(flags, *arrays, *rest, begin, end, result, sums[0, i], sums[1, i], sums[2, i]),
         )
-    to_theta, to_start = (torch.from_numpy(x.sum(0)) for x in sums)
-    return grad_x.to(drive.dtype), reduced(to_theta, theta), reduced(to_start, v_init)
+    own = (theta, v_init) if amplitude is None else (theta, v_init, amplitude)
+    found = (reduced(torch.from_numpy(x.sum(0)), value) for x, value in zip(sums, own, strict=False))
+    return grad_x.to(drive.dtype), *found
 
 
-def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+def _plan(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, amplitude: Tensor | None
+) -> Layout:
     """Return the layout of a drive that `refuses` has accepted."""
-    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps, amplitude)
     assert where is not None
     return where
 
@@ -126,8 +134,10 @@ def _numpy(dtype: torch.dtype) -> Any:
     return np.float64 if dtype == torch.float64 else np.float32
 
 
-def _channels(theta: Tensor, v_init: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:
-    return values(theta, dtype).numpy(), values(v_init, dtype).numpy()
+def _channels(dtype: torch.dtype, theta: Tensor, v_init: Tensor, amplitude: Tensor | None) -> tuple[Any, Any, Any]:
+    """Return theta, v_init and amplitude as flat arrays; theta stands for an amplitude that is not given."""
+    th = values(theta, dtype).numpy()
+    return th, values(v_init, dtype).numpy(), th if amplitude is None else values(amplitude, dtype).numpy()
 
 
 @lru_cache(maxsize=256)

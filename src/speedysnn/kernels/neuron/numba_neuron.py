@@ -164,11 +164,22 @@ def add_slope(
 @compiled
 def adjoint(
     g: Array, th: Array, inv: Array, v0: Array, count: Array, after: Array, slopes: Array, weighted: Array, factor: Any,
-    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array,
+    keep: Any, m: int, later: Array, summed: Array, to_theta: Array, to_start: Array, separate: bool, ratio: Array,
+    to_amplitude: Array,
 ) -> None:  # pragma: no cover - compiled
     """Go back one step; see `reference._adjoint`. `inv` holds 1/theta; `keep` is 0 without a gradient through the
-    reset, else 1.
+    reset, else 1. If `separate`, spikes stand for an amplitude of their own, whose quotient by theta is `ratio`.
     """
+    if separate:
+        for i in range(m):
+            at_spike = g[i] * ratio[i] + later[i] * inv[i]
+            to_membrane = at_spike * slopes[i]
+            to_amplitude[i] += g[i] * (after[i] - count[i])
+            to_theta[i] += to_membrane * (v0[i] - count[i]) - at_spike * weighted[i]
+            to_start[i] += to_membrane * th[i]
+            summed[i] += to_membrane * factor
+            later[i] -= to_membrane * th[i] * keep
+        return
     for i in range(m):
         at_spike = g[i] + later[i] * inv[i]
         to_membrane = at_spike * slopes[i]

@@ -31,7 +31,7 @@ INSTALLED = find_spec("triton") is not None  # looked up at import, where torch.
 BROKEN = "Triton does not run here"
 
 
-def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
+def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, amplitude: Tensor | None = None) -> str:
     """Return why this backend cannot run a call, "" if it can."""
     if not INSTALLED:
         return "Triton is not installed"
@@ -41,8 +41,8 @@ def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule) -> str:
         return f"{drive.dtype} is not one of its types"
     if rule.surrogate not in _SLOPES or SURROGATES[rule.surrogate] is not _SLOPES[rule.surrogate][1]:
         return f"the surrogate {rule.surrogate!r} is not one of its own"
-    if channel_dim(drive, theta, v_init) is None:
-        return "theta or v_init varies along more than one dimension"
+    if channel_dim(drive, theta, v_init, amplitude) is None:
+        return "theta, v_init or amplitude varies along more than one dimension"
     found: str = _usable(drive.device.type)
     return found
 
@@ -81,27 +81,29 @@ def _wrong(device: str) -> str:
     generator = torch.Generator().manual_seed(0)
     drive, grad = (torch.randn(8, 3, 5, generator=generator) + 0.3 for _ in range(2))
     theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
-    z, th, v0 = (x.to(device) for x in (drive, theta, start))
-    for rule in (Rule(4), Rule(4, 1, -1), Rule(4, 4, 0, 2)):
-        x, amplitude, begin = (value.clone().requires_grad_() for value in (drive, theta, start))
+    for rule, *amplitude in ((Rule(4),), (Rule(4, 1, -1),), (Rule(4, 4, 0, 2),), (Rule(4), theta + 0.1)):
+        own = (drive, theta, start, *amplitude)
+        x, th, begin, *unit = (value.clone().requires_grad_() for value in own)
         with torch.enable_grad():
-            expected = reference.multistep(x, amplitude, begin, rule, False)
-            gradients = torch.autograd.grad(expected, (x, amplitude, begin), grad)
-        if not torch.equal(forward(z, th, v0, rule, False).cpu(), expected.detach()):
+            expected = reference.multistep(x, th, begin, rule, False, *unit)
+            gradients = torch.autograd.grad(expected, (x, th, begin, *unit), grad)
+        given, last = [value.to(device) for value in own[:3]], [value.to(device) for value in amplitude]
+        if not torch.equal(forward(*given, rule, False, *last).cpu(), expected.detach()):
             return f"the spikes of its compiled code are not those of the reference (Triton {triton.__version__})"
-        ours = backward(grad.to(device), z, th, v0, rule, False)
+        ours = backward(grad.to(device), *given, rule, False, *last)
         if not all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True)):
             return f"the gradients of its compiled code are not those of the reference (Triton {triton.__version__})"
     return ""
 
 
 def forward(
-    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, inplace: bool = False
-) -> Tensor:
-    """Compute theta * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, amplitude: Tensor | None = None, *,
+    inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Compute A * s[t], written over the drive if `inplace`; see `speedysnn.kernels.multistep`."""
     from speedysnn.kernels import triton_kernels
 
-    where = _plan(drive, theta, v_init, rule, constant)
+    where = _plan(drive, theta, v_init, rule, constant, amplitude)
     if inplace and not constant:
         out = where.drive
     else:
@@ -110,50 +112,57 @@ def forward(
         return out
     work = torch.promote_types(drive.dtype, torch.float32)
     th, v0 = values(theta, work), values(v_init, work)
+    unit = th if amplitude is None else values(amplitude, work)
     lo, hi, take_back = _clip(rule)
     with on(drive):
         triton_kernels.forward[_grid(where)](
-            flat(where.drive), th, v0, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
-            th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
+            flat(where.drive), th, v0, unit, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
+            th.numel(), v0.numel(), unit.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
             work == torch.float64, _BLOCK,
         )  # fmt: skip
     return out
 
 
 def backward(
-    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of drive, theta and v_init from the output's; the membranes are computed again."""
+    grad: Tensor, drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool,
+    amplitude: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Compute the gradients of drive, theta, v_init and, where it is given, amplitude from the output's.
+
+    The membranes are computed again.
+    """
     from speedysnn.kernels import triton_kernels
 
     work = torch.promote_types(drive.dtype, torch.float32)
-    where = _plan(drive.detach().to(work), theta, v_init, rule, constant)
+    where = _plan(drive.detach().to(work), theta, v_init, rule, constant, amplitude)
     one = where.drive if constant else where.drive[: where.drive.shape[0] // rule.timesteps]
     grad_x = torch.empty_like(where.drive)
-    to_theta, to_start = (torch.zeros_like(one) for _ in range(2))
+    own = (theta, v_init) if amplitude is None else (theta, v_init, amplitude)
+    found = [torch.zeros_like(one) for _ in own]
     if drive.numel():
         outputs = laid_out(grad.detach().to(work), where.drive)
-        th, v0 = values(theta, work), values(v_init, work)
+        th, v0, unit = values(theta, work), values(v_init, work), values(own[-1] if len(own) > 2 else theta, work)
         factors = _factors(rule, constant, work, drive.device)
         lo, hi, take_back = _clip(rule)
         options: dict[str, Any] = {"dtype": work, "device": drive.device}
         membranes = torch.empty(rule.timesteps, where.neurons, **options)
         counts = torch.empty(rule.timesteps + 1, where.neurons, **options)
         shape = _shape(rule.width, rule.detach_reset, work, drive.device)
-        sizes = (where.neurons, th.numel(), v0.numel(), where.inner, rule.timesteps, rule.delay)
+        sizes = (where.inner, rule.timesteps, rule.delay)
+        numbers = (where.neurons, th.numel(), v0.numel())
         with on(drive):
             triton_kernels.note[_grid(where)](
-                flat(where.drive), th, v0, factors, membranes, counts, *sizes, lo, hi, constant, take_back,
+                flat(where.drive), th, v0, factors, membranes, counts, *numbers, *sizes, lo, hi, constant, take_back,
                 work == torch.float64, _BLOCK,
             )  # fmt: skip
             triton_kernels.adjoint[_grid(where)](
-                flat(outputs), th, v0, factors, shape, membranes, counts, flat(grad_x), flat(to_theta), flat(to_start),
-                *sizes, rule.max_spikes, _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, _BLOCK,
+                flat(outputs), th, v0, unit, factors, shape, membranes, counts, flat(grad_x), flat(found[0]),
+                flat(found[1]), flat(found[-1]), *numbers, unit.numel(), *sizes, rule.max_spikes,
+                _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, amplitude is not None, _BLOCK,
             )  # fmt: skip
-    return (
-        grad_x.to(drive.dtype),
-        to_theta.sum_to_size(_against(theta, one)).reshape(theta.shape).to(theta.dtype),
-        to_start.sum_to_size(_against(v_init, one)).reshape(v_init.shape).to(v_init.dtype),
+    each = zip(found, own, strict=True)
+    return grad_x.to(drive.dtype), *(
+        sums.sum_to_size(_against(value, one)).reshape(value.shape).to(value.dtype) for sums, value in each
     )
 
 
@@ -162,9 +171,11 @@ def _against(parameter: Tensor, one: Tensor) -> tuple[int, ...]:
     return (*[1] * (one.ndim - parameter.ndim), *parameter.shape)
 
 
-def _plan(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool) -> Layout:
+def _plan(
+    drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, constant: bool, amplitude: Tensor | None
+) -> Layout:
     """Return the layout of a drive that `refuses` has accepted."""
-    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps)
+    where = plan(drive, theta, v_init, 1 if constant else rule.timesteps, amplitude)
     assert where is not None
     return where
 
