@@ -171,8 +171,8 @@ def _choose_theta(snn: SpikingNetwork, name: str, drive: Tensor, goal: Tensor) -
 
     def put(factor: Tensor) -> None:
         neuron.set_threshold(theta * factor)
-        if amplitude is not None:  # one that serves the whole layer takes the mean of the channels' factors
-            neuron.set_amplitude(amplitude * (factor if factor.ndim <= amplitude.ndim else factor.log().mean().exp()))
+        if amplitude is not None and theta.ndim <= amplitude.ndim:  # else one amplitude serves several thetas and stays
+            neuron.set_amplitude(amplitude * factor)
 
     best, least = torch.ones_like(theta), _error(snn, name, drive, goal)
     for factor in _THETA_FACTORS.to(theta):

@@ -47,10 +47,11 @@ def images(count: int = 24) -> torch.Tensor:
     return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def layer_sums() -> tuple[LayerSums, dict[str, np.ndarray]]:
+def layer_sums(amplitude: tuple[float, ...] | None = None) -> tuple[LayerSums, dict[str, np.ndarray]]:
     """Sums of one layer, and what ten lines of numpy make of the same tensors."""
     g = torch.Generator().manual_seed(3)
     neuron = IFNeuron(torch.tensor([0.7, 1.0, 1.6]), timesteps=STEPS)
+    neuron.set_amplitude(None if amplitude is None else torch.tensor(amplitude))
     z = torch.randn(20, 3, 2, 2, generator=g)
     drive = z + 0.7 * torch.randn(STEPS, 20, 3, 2, 2, generator=g)
     layer = LayerSums("layer", neuron, True)
@@ -59,14 +60,15 @@ def layer_sums() -> tuple[LayerSums, dict[str, np.ndarray]]:
         layer.update(z, neuron, twin, LayerRecord("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False))
 
     theta = neuron.threshold.detach().double().numpy()[:, None, None]
-    step, o, zs = theta / STEPS, trains.double().numpy(), z.double().numpy()
-    a, counts = np.maximum(zs, 0), np.rint(o.sum(0) / theta)
-    quantized = [np.clip(np.floor(x / step + 0.5), 0, STEPS) for x in (zs, drive.sum(0).double().numpy() / STEPS)]
+    unit = neuron.amplitude.detach().double().numpy()[:, None, None]
+    width, step, o, zs = theta / STEPS, unit / STEPS, trains.double().numpy(), z.double().numpy()
+    a, counts = np.maximum(zs, 0), np.rint(o.sum(0) / unit)
+    quantized = [np.clip(np.floor(x / width + 0.5), 0, STEPS) for x in (zs, drive.sum(0).double().numpy() / STEPS)]
     r, clipped = counts * step, np.clip(zs, 0, theta)
     e, fine = r - a, (zs > 0) & (zs < theta)
-    gap, mean = np.where(fine, quantized[0] - zs / step, 0), drive.sum(0).double().numpy() / theta / STEPS
+    gap, mean = np.where(fine, quantized[0] - zs / width, 0), drive.sum(0).double().numpy() / theta / STEPS
     lagging = (mean > 0) & (mean < 1)
-    d = np.where(lagging, o / theta - mean, 0)
+    d = np.where(lagging, o / unit - mean, 0)
     when = np.where(o.any(0), (o != 0).argmax(0) + 1, 0)
     starts = [w[w > 0].min() for w in when.reshape(20, -1) if w.any()]
     elements = {

@@ -89,12 +89,12 @@ class Times(nn.Module):
 
 
 def ours(snn: speedysnn.SpikingNetwork, x: torch.Tensor):
-    """What each neuron emits divided by its theta, (T, B, ...), and the mean of the output."""
+    """What each neuron emits divided by its amplitude, (T, B, ...), and the mean of the output."""
     spikes: dict[str, torch.Tensor] = {}
 
     def record(tap) -> None:
         neuron = snn.neurons[tap.name]
-        count = tap.output / neuron.per_channel(neuron.threshold, tap.output.ndim)
+        count = tap.output / neuron.per_channel(neuron.amplitude, tap.output.ndim)
         spikes[tap.name] = count.round().unflatten(0, (snn.timesteps, -1)).clone()
 
     with torch.no_grad():
@@ -132,6 +132,25 @@ def test_another_simulator_gives_the_same_spikes(tmp_path, make, granularity, v_
         assert 0 < train.mean() < 1
     alike = same_images(theirs, spikes)
     torch.testing.assert_close(output[alike], expected[alike], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize("make", [digits, branches])
+def test_amplitudes_of_their_own_are_folded(tmp_path, make, granularity) -> None:
+    """Thresholds into the weights before, amplitudes into those after, whichever of them is one a channel."""
+    pytest.importorskip("nir")
+    snn = make(granularity=granularity)
+    x = digit_images(200) if make is digits else torch.randn(200, 3, 8, 8)
+    for i, neuron in enumerate(snn.neurons.values()):
+        theta = neuron.threshold.detach()
+        neuron.set_amplitude(1.3 * theta.mean() if i % 2 else theta * torch.linspace(0.8, 1.4, max(1, theta.numel())).view_as(theta))
+        neuron.set_threshold(0.9 * theta)
+    with pytest.warns(NIRWarning):
+        to_nir(snn, tmp_path / "net.nir")
+    theirs, output = simulate(tmp_path / "net.nir", x)
+    spikes, expected = ours(snn, x)
+    alike = same_images(theirs, spikes)
+    torch.testing.assert_close(output[alike], expected[alike], rtol=1e-4, atol=1e-4)
 
 
 def test_a_corrected_bias_is_written(tmp_path) -> None:

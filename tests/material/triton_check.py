@@ -24,10 +24,13 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
         drive = drive.contiguous(memory_format=torch.channels_last)
     theta = torch.rand(1, 5, 1, 1, generator=g) + 0.3 if number % 5 else torch.tensor(0.8)
     start = torch.rand(1, 5, 1, 1, generator=g) if number % 7 else torch.tensor(0.5)
+    unit = torch.rand(1, 5, 1, 1, generator=g) + 0.3 if number % 4 else torch.tensor(0.6)
+    amplitude = (unit,) if number % 3 else ()  # else a spike stands for theta
     results = []
     for backend, place in (("cuda", device), ("reference", "cpu")):
-        leaves = [x.to(place, copy=True).requires_grad_() for x in (drive, theta, start)]
-        out = multistep(*leaves, rule, constant=constant, backend=backend)
+        leaves = [x.to(place, copy=True).requires_grad_() for x in (drive, theta, start, *amplitude)]
+        own = leaves[3] if amplitude else None
+        out = multistep(*leaves[:3], rule, amplitude=own, constant=constant, backend=backend)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(place, dtype)
         results.append([x.cpu() for x in (out.detach(), *torch.autograd.grad(out, leaves, weight))])
     ours, expected = results
@@ -35,9 +38,10 @@ def compare(number: int, dtype: torch.dtype, kind: str, delay: int, constant: bo
         assert bool(((ours[0] - expected[0]).abs() <= expected[0].abs() / 128).all())
     else:
         assert torch.equal(ours[0], expected[0])
-        again, *rest = (x.to(device, copy=True) for x in (drive, theta, start))
+        again, th, v0, *rest = (x.to(device, copy=True) for x in (drive, theta, start, *amplitude))
+        options = {"amplitude": rest[0] if rest else None, "constant": constant, "backend": "cuda", "inplace": True}
         with torch.no_grad():
-            over = multistep(again, *rest, rule, constant=constant, backend="cuda", inplace=True)
+            over = multistep(again, th, v0, rule, **options)
         assert torch.equal(over.cpu(), expected[0])
     tolerance = 2e-3 if dtype == torch.bfloat16 else 1e-6
     for mine, theirs in zip(ours[1:], expected[1:], strict=True):

@@ -25,7 +25,9 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
     start = torch.rand(size[dim], generator=g) if number % 2 else torch.tensor(0.5)
     neuron = IFNeuron(theta, start, timesteps=STEPS, channel_dim=dim, **KINDS[kind])
     source = IFNeuron(1.0, steps=4, ceiling=2.0, timesteps=STEPS) if number % 5 == 4 else neuron
-    th, v0 = neuron.threshold.detach(), neuron.v_init.detach()
+    if number % 4 == 1:
+        neuron.set_amplitude(torch.rand(size[dim], generator=g) + 0.3)
+    th, v0, unit = neuron.threshold.detach(), neuron.v_init.detach(), neuron.amplitude.detach()
     most = STEPS * neuron.levels_per_step
     options = {"timesteps": STEPS, "max_count": most, "min_count": -most if neuron.signed else 0, "trains": True, "lags": True}
     ours, expected = None, {}
@@ -37,10 +39,10 @@ def compare(number: int, kind: str, shape: str, constant: bool, device: str) -> 
         with torch.no_grad(), using("reference"):
             out, twin = neuron.spiking(drive, constant=constant), neuron.quantized(z)
         tap = LayerRecord("layer", neuron, drive, out, constant, False)
-        plain = reference_sums(z, source, twin, tap, th, v0)
+        plain = reference_sums(z, source, twin, tap, th, v0, unit)
         expected = added(expected, {**plain, "events": torch.tensor([int(plain["pulses"].sum()), z.numel(), len(z)])})
-        there = (x.to(device) for x in (z, th, v0))
-        ours = ours or RunningThere(next(there), dim, next(there), next(there), **options)
+        there = [x.to(device) for x in (z, th, v0, unit)]
+        ours = ours or RunningThere(there[0], dim, there[1], there[2], amplitude=there[3], **options)
         seen, held = tap.received()
         clip = (source.floor, source.ceiling) if source.steps is None else source.analog(z).to(device)
         z, twin, seen, out = (x.detach().to(device) for x in (z, twin, seen, out))

@@ -340,7 +340,7 @@ class _StepGradient(torch.autograd.Function):
             to_theta = to_mean * torch.where(inside, mean - ratio, ratio.clamp(low, high))
             return grads[0], None, reduced_to(to_theta, theta), None, None, None, None
         to_theta = torch.where(inside, -to_mean * ratio * (amplitude / theta), torch.zeros_like(ratio))
-        to_amplitude = reduced_to(to_mean * mean, amplitude)
+        to_amplitude = reduced_to(to_mean * torch.where(inside, mean, ratio.clamp(low, high)), amplitude)
         return grads[0], None, reduced_to(to_theta, theta), to_amplitude, None, None, None
 
 
@@ -352,7 +352,7 @@ def step_gradient(
 
     With y the output's mean over time and n the spikes counted, the gradient added is
     dy/dtheta = n/T - z/theta inside the clip, N above, 0 below; with an amplitude A of its own it is
-    -(A/theta) z/theta inside, 0 outside, and dy/dA = n/T.
+    -(A/theta) z/theta inside, 0 outside, and dy/dA = n/T inside, N above, 0 below.
 
     Args:
         out: spikes (T*B, ...), in the activation's unit.
