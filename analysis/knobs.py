@@ -180,7 +180,8 @@ def knobs(
     Args:
         snn: the network; everything is put back at the end, whatever happens.
         data: as in `measure_noise`, static inputs only; read once.
-        timesteps, theta_scale, v_init, delay, spikes: values of each knob; theta_scale is a factor on every theta and amplitude.
+        timesteps, theta_scale, v_init, delay, spikes: values of each knob; theta_scale is a factor on every theta
+            and amplitude.
         limit: stop after this many images.
         progress: show progress.
 

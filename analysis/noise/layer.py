@@ -99,7 +99,8 @@ class LayerSums:
             self._settle()
             self._running = kind(
                 z, neuron.channel_dim, self.theta, self.start, amplitude=self.amplitude, timesteps=neuron.timesteps,
-                max_count=self.max_count, min_count=-self.max_count if neuron.signed else 0, trains=trains, lags=self.full,
+                max_count=self.max_count, min_count=-self.max_count if neuron.signed else 0, trains=trains,
+                lags=self.full,
             )  # fmt: skip
         fired = None if trains else int(tap.events())
         return self._running.add(z, neuron.corrected(z), a, twin, drive, constant, tap.output, fired)

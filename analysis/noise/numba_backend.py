@@ -29,9 +29,9 @@ Clip = tuple[float | None, float | None]
 @summed
 def accumulate(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, out: Array, theta: Array, start: Array,
-    amplitude: Array, width: Array, step: Array, inner: int, timesteps: Any, max_count: Any, min_count: Any, constant: bool, channels: Array,
-    totals: Array, counts: Array, bins: Array, pulses: Array, fires: Array, full: Array, peak: Array, lags: bool,
-    clip: bool, source_floor: Any, source_ceiling: Any,
+    amplitude: Array, width: Array, step: Array, inner: int, timesteps: Any, max_count: Any, min_count: Any,
+    constant: bool, channels: Array, totals: Array, counts: Array, bins: Array, pulses: Array, fires: Array,
+    full: Array, peak: Array, lags: bool, clip: bool, source_floor: Any, source_ceiling: Any,
 ) -> None:  # pragma: no cover - compiled
     """Add every element to the sums, which lie as `schema` orders them; theta to step (theta/T, A/T) are one a channel.
 

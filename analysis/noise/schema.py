@@ -198,7 +198,8 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: x.sqnr_db, format="decibels", title="SQNR (dB)", missing=_SILENT, summary=True,
     ),
     "floor_db": Column(
-        "dB", "What the step theta/T (A/T with an amplitude A) alone allows, clipping and timing left out.", True, "more T, or a smaller theta",
+        "dB", "What the step theta/T (A/T with an amplitude A) alone allows, clipping and timing left out.", True,
+        "more T, or a smaller theta",
         value=lambda x: x.floor_db, format="decibels", title="floor (dB)", missing=_SILENT, summary=True,
     ),
     "gap_db": Column(

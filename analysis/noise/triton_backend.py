@@ -110,8 +110,8 @@ class RunningThere:
         tables = torch.zeros(grid[0] * grid[1], len(HISTOGRAMS), BINS + 3, dtype=torch.int32, device=device)
         count = torch.empty(total.shape, device=device)
         triton_kernels.errors[grid](
-            *given, total, self._theta, self._start, self._amplitude, found, tables, count, rows, self._channels, float(emitted),
-            self._steps, self._max_count, self._min_count, factor, *limits, BINS, PER_STEP, *tile,
+            *given, total, self._theta, self._start, self._amplitude, found, tables, count, rows, self._channels,
+            float(emitted), self._steps, self._max_count, self._min_count, factor, *limits, BINS, PER_STEP, *tile,
             num_warps=_TILE // 32,
         )  # fmt: skip
         self._more("errors", found.sum(0))

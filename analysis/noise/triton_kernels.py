@@ -105,8 +105,8 @@ def trains(
 @triton.jit
 def errors(
     z, held, a, twin, drive, total, theta, start, amplitude, found, tables, fired, rows, channels, emitted, timesteps,
-    max_count, min_count, factor, source_floor, source_ceiling, clip: tl.constexpr, bins: tl.constexpr, per: tl.constexpr,
-    tall: tl.constexpr, wide: tl.constexpr,
+    max_count, min_count, factor, source_floor, source_ceiling, clip: tl.constexpr, bins: tl.constexpr,
+    per: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Products, counts and histograms of the errors; each element's count goes to `fired`.
 

@@ -114,8 +114,8 @@ def _neuron(neuron: IFNeuron, x: Tensor) -> Tensor:
             continue
         if value.ndim > 1 or (value.ndim and value.numel() != x.shape[neuron.channel_dim]):
             raise ValueError(
-                f"its threshold, amplitude, v_init and offset must be one number or {x.shape[neuron.channel_dim]}, one a channel "
-                f"of {tuple(x.shape[1:])}, got shape {tuple(value.shape)}"
+                f"its threshold, amplitude, v_init and offset must be one number or {x.shape[neuron.channel_dim]}, one "
+                f"a channel of {tuple(x.shape[1:])}, got shape {tuple(value.shape)}"
             )
     return neuron.analog(x)
 

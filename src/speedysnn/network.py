@@ -278,10 +278,10 @@ class SpikingNetwork(NetworkModule):
         uncorrected(self.neurons, self.provenance)
 
     def summary(self) -> pd.DataFrame:
-        """One row a neuron layer: name, theta, amplitude, v_init, spikes, look-ahead, and the rate predicted from calibration.
+        """One row a neuron layer: name, theta, amplitude, v_init, spikes, look-ahead, and its predicted rate.
 
-        Units: theta and amplitude in the activation's own; rate in spikes per neuron and step under constant drive, None without
-        histograms.
+        Units: theta and amplitude in the activation's own; rate in spikes per neuron and step under constant drive,
+        from calibration, None without histograms.
         """
         return summarized(self.graph, self.neurons, self.calibration)
 
@@ -297,9 +297,9 @@ class SpikingNetwork(NetworkModule):
 def _settings_of(neuron: IFNeuron) -> dict[str, Any]:
     """What `SpikingNetwork.preserved` keeps of a neuron; the tensors themselves, since settings are replaced."""
     amplitude = neuron.log_amplitude
-    return {"threshold": neuron.log_threshold.data, "amplitude": None if amplitude is None else (amplitude, amplitude.data),
-            "v_init": neuron.v_init.data, "offset": neuron.offset, "delay": neuron.delay,
-            "spikes": neuron.spikes}  # fmt: skip
+    own = None if amplitude is None else (amplitude, amplitude.data)
+    return {"threshold": neuron.log_threshold.data, "amplitude": own, "v_init": neuron.v_init.data,
+            "offset": neuron.offset, "delay": neuron.delay, "spikes": neuron.spikes}  # fmt: skip
 
 
 def _put_back_settings(neuron: IFNeuron, settings: Mapping[str, Any]) -> None:

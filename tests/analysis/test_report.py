@@ -216,7 +216,7 @@ def test_propagated_dominant_names_the_layer_where_it_starts():
     text = said(rows)
     assert "Worst layer: third" in text
     assert "Of the layers before it, second adds most" in text
-    assert "snn.neurons['second'].set_threshold(1.25" in text
+    assert "snn.neurons['second'].scale(1.25" in text
     assert "aside" not in text
 
 

@@ -96,11 +96,14 @@ def found_by_name(layer: LayerSums) -> dict[str, Any]:
     return {**found.total, **found.counts, **found.channel, **arrays}
 
 
+@pytest.mark.parametrize("amplitude", [None, (0.9, 0.8, 1.7)])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_every_sum_has_a_row_and_is_what_numpy_finds(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sum_has_a_row_and_is_what_numpy_finds(
+    compiled: bool, amplitude: tuple[float, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not compiled:
         monkeypatch.setattr("speedysnn.analysis.noise.layer.supports", lambda *_: False)
-    layer, expected = layer_sums()
+    layer, expected = layer_sums(amplitude)
     ours = found_by_name(layer)
     assert set(ours) == set(SUMS) == set(expected)
     for name, row in SUMS.items():

@@ -23,17 +23,19 @@ def compare(number: int, dtype: torch.dtype, shape: str, signed: bool, each: boo
     start = torch.rand(view if number % 2 else [1] * len(size), generator=g)
     steps, highest = 1 + number % 9, 1 + number % 3
     low, high = -steps * highest if signed else 0, steps * highest
-    expected = reference.quantize_reference(z, theta, start, steps, low, high)
-    gradients = reference.gradients_reference(grad, z, theta, start, steps, low, high)
-    given = [x.to(device) for x in (grad, z, theta, start)]
-    assert device == "cpu" or quantizer.triton_supports(*given[1:])
-    ours = quantizer.triton_forward(*given[1:], steps, low, high)
+    unit = torch.rand(view if number % 4 else [1] * len(size), generator=g) + 0.2
+    own = (unit,) if number % 3 else ()  # else a spike stands for theta
+    expected = reference.quantize_reference(z, theta, start, steps, low, high, *own)
+    gradients = reference.gradients_reference(grad, z, theta, start, steps, low, high, *own)
+    given, last = [x.to(device) for x in (grad, z, theta, start)], [x.to(device) for x in own]
+    assert device == "cpu" or quantizer.triton_supports(*given[1:], *last)
+    ours = quantizer.triton_forward(*given[1:], steps, low, high, *last)
     assert ours.dtype == dtype
     if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts bfloat16 off where hardware rounds it
         assert bool(((ours - expected).abs() <= expected.abs() / 128).all())
     else:
         assert torch.equal(ours.cpu(), expected), (number, dtype, shape, signed)
-    for mine, theirs in zip(quantizer.triton_backward(*given, steps, low, high), gradients, strict=True):
+    for mine, theirs in zip(quantizer.triton_backward(*given, steps, low, high, *last), gradients, strict=True):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
         scale = theirs.double().norm() + (0 if theirs.shape == z.shape else z.numel() ** 0.5)
         assert (mine.cpu().double() - theirs.double()).norm() <= 1e-6 * scale, (number, dtype, shape)

@@ -270,7 +270,7 @@ class _Spiking:
         return (not self.values_kept or name in self.run.graph_info.sum_safe) and self._may_be_written_over(name)
 
     def neuron(self, node: Node, drive: Value) -> Value:
-        """Spikes times their amplitude; an observer that needs no steps gets its sum before the spikes are written over it."""
+        """Spikes times their amplitude; an observer that needs no steps gets its sum before it is written over."""
         run, neuron = self.run, self.run.neurons[node.name]
         inplace = drive.dynamic and not self.values_kept
         inplace = inplace and self._may_be_written_over(node.inputs[0]) and not is_hooked(neuron)

@@ -34,10 +34,10 @@ class NIRWarning(ExportWarning):
 def to_nir(snn: SpikingNetwork, path: str | Path | None = None, *, overwrite: bool = False) -> Any:
     """The network as a `nir.NIRGraph` whose IF nodes have threshold 1 and emit 0 or 1; written where a path is given.
 
-    Thresholds and amplitudes are folded into the weights; biases are currents per step, an image is shown at every one of the T steps, and
-    the answer is the mean of the output over them. Each IF node's metadata has `reset` and `v_init` (units of its
-    threshold), the graph's has timesteps, spikes and delay. Several edges into one node add. A grouped convolution
-    becomes a dense one.
+    Thresholds and amplitudes are folded into the weights; biases are currents per step, an image is shown at every one
+    of the T steps, and the answer is the mean of the output over them. Each IF node's metadata has `reset` and `v_init`
+    (units of its threshold), the graph's has timesteps, spikes and delay. Several edges into one node add. A grouped
+    convolution becomes a dense one.
 
     Args:
         snn: the network.

@@ -330,7 +330,8 @@ def gradients_reference(
     inside = (ratio > low) & (ratio < high)
     if amplitude is not None:
         kept = grad * inside * (amplitude / theta)
-        found = (-torch.where(inside, kept * ratio, torch.zeros_like(ratio)), kept * (theta / timesteps), grad * (count / timesteps))
+        to_theta = -torch.where(inside, kept * ratio, torch.zeros_like(ratio))
+        found = (to_theta, kept * (theta / timesteps), grad * (count / timesteps))
         own = zip(found, (theta, v_init, amplitude), strict=True)
         return kept.to(grad.dtype), *(each.sum_to_size(value.shape).to(value.dtype) for each, value in own)
     to_theta = grad * torch.where(inside, count / timesteps - ratio, ratio.clamp(low, high))

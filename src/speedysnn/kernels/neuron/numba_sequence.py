@@ -202,6 +202,16 @@ def block_back(
 
 
 @compiled
+def spread_quotients(
+    amplitude: Array, first: int, m: int, inner: int, th: Array, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Write the quotient of each neuron's amplitude by its theta for the m neurons from `first` on."""
+    spread(amplitude, first, m, inner, out)
+    for i in range(m):
+        out[i] = out[i] / th[i]
+
+
+@compiled
 def backward(
     flags: Any, x: Array, grad: Array, theta: Array, start: Array, amplitude: Array, inner: int, steps: int, delay: int,
     constant: bool, factors: Array, levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool,
@@ -231,9 +241,7 @@ def backward(
             for i in range(m):
                 inv[i] = hi / hi / th[i]
             if separate:
-                spread(amplitude, first, m, inner, ratio)
-                for i in range(m):
-                    ratio[i] = ratio[i] * inv[i]
+                spread_quotients(amplitude, first, m, inner, th, ratio)
         vectorized = m // AT_ONCE * AT_ONCE if simple and WORKS else 0
         state[4:7, vectorized:m] = 0
         adjoint_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, grad_x, vectorized, grad, inv,
@@ -309,9 +317,7 @@ def quantizer_gradients(
             spread(theta, first, m, inner, th)
             spread(v_init, first, m, inner, v0)
             if separate:
-                spread(amplitude, first, m, inner, gain)
-                for i in range(m):
-                    gain[i] = gain[i] / th[i]
+                spread_quotients(amplitude, first, m, inner, th, gain)
         own, given, result = z[first : first + m], g[first : first + m], out[first : first + m]
         if separate:
             add_separate(own, given, result, th, v0, gain, timesteps, min_count, max_count, a, b, c)
