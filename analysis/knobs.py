@@ -153,7 +153,8 @@ def _separate_error(hist: Any, width: Tensor, step: Tensor, start: Tensor, level
         end = (n + 1 - start) * width if n < levels else torch.full_like(width, math.inf)
         first, last = torch.maximum(low, begin), torch.minimum(high, end)
         total += torch.where(last > first, (last - n * step) ** 3 - (first - n * step) ** 3, 0.0) / 3
-    return (total * hist.counts.to(torch.float64) / (high - low).clamp_min(1e-300)).sum(1)
+    out: Tensor = (total * hist.counts.to(torch.float64) / (high - low).clamp_min(1e-300)).sum(1)
+    return out
 
 
 def _power(hist: Any) -> float:

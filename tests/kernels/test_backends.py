@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,15 +112,15 @@ def test_triton_equals_the_reference_in_its_interpreter(name: str) -> None:
 
 
 KERNELS = {
-    "forward": "x theta start factors out",
+    "forward": "x theta start amplitude factors out",
     "note": "x theta start factors membranes counts",
-    "adjoint": "grad theta start factors shape membranes counts grad_x to_theta to_start",
+    "adjoint": "grad theta start amplitude factors shape membranes counts grad_x to_theta to_start to_amplitude",
     "count_bins": "x",
-    "trains": "out drive theta",
-    "errors": "z held a twin drive theta start fired",
+    "trains": "out drive theta amplitude",
+    "errors": "z held a twin drive theta start amplitude fired",
     "units": "z a fired",
-    "quantizer forward": "z theta start out",
-    "quantizer backward": "grad z theta start to_z sums",
+    "quantizer forward": "z theta start amplitude out",
+    "quantizer backward": "grad z theta start amplitude to_z sums",
 }
 FILES = dict.fromkeys(("trains", "errors", "units"), "analysis.noise.triton_kernels")  # the others are the library's own
 NAMES = {"quantizer forward": "quantize_forward", "quantizer backward": "quantize_backward"}
@@ -147,7 +146,8 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
     kernel = getattr(module, name)
     choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "max_spikes": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
-               "bins": 64, "per": 32, "lags": signed, "clip": not signed}  # fmt: skip
+               "bins": 64, "per": 32, "lags": signed, "clip": not signed,
+               "separate": signed or constant}  # fmt: skip
     types = {**dict.fromkeys(WHOLE, "*i32"), **dict.fromkeys(EXACT, "*fp64"), **dict.fromkeys(NUMBERS, "fp32"),
              **dict.fromkeys(KERNELS[key].split(), f"*{real}")}  # fmt: skip
     fixed = {(place,): choices[word] for place, word in enumerate(kernel.arg_names) if word in choices}
@@ -160,13 +160,13 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
 def test_compiled_code_that_fires_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one Triton's was: it summed the inputs up from the first at every step."""
     pytest.importorskip("triton")
-    right = partial(reference.multistep, constant=False)
-    monkeypatch.setattr(triton_backend, "backward", lambda grad, *given: _gradients(grad, *given[:4]))
-    monkeypatch.setattr(triton_backend, "forward", lambda *given: right(*given[:4]))
+    right = reference.multistep
+    monkeypatch.setattr(triton_backend, "backward", _gradients)
+    monkeypatch.setattr(triton_backend, "forward", right)
     assert triton_backend._wrong("cpu") == ""
-    monkeypatch.setattr(triton_backend, "backward", lambda grad, *given: [x + 0.1 for x in _gradients(grad, *given[:4])])
+    monkeypatch.setattr(triton_backend, "backward", lambda *given: [x + 0.1 for x in _gradients(*given)])
     assert "gradients of its compiled code" in triton_backend._wrong("cpu")
-    monkeypatch.setattr(triton_backend, "forward", lambda drive, *given: right(drive.roll(1, 0), *given[:3]))
+    monkeypatch.setattr(triton_backend, "forward", lambda drive, *given: right(drive.roll(1, 0), *given))
     assert "spikes of its compiled code" in triton_backend._wrong("cpu")
 
 
@@ -183,9 +183,9 @@ def test_the_check_of_compiled_code_runs_under_a_tracer(monkeypatch: pytest.Monk
     assert found == [True]
 
 
-def _gradients(grad: Tensor, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in (drive, theta, start)]
-    return [*torch.autograd.grad(reference.multistep(*leaves, rule, False), leaves, grad)]
+def _gradients(grad: Tensor, drive: Tensor, theta: Tensor, start: Tensor, rule: Rule, constant: bool, unit: Tensor | None):
+    leaves = [x.clone().requires_grad_() for x in (drive, theta, start, unit) if x is not None]
+    return [*torch.autograd.grad(reference.multistep(*leaves[:3], rule, constant, *leaves[3:]), leaves, grad)]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

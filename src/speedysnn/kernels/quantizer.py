@@ -334,7 +334,8 @@ class _StepGradient(torch.autograd.Function):
 
         def reduced_to(each: Tensor, parameter: Tensor) -> Tensor:
             factor = ctx.share * (_lsq_scale(drive, parameter, steps) if ctx.scaled else 1.0)
-            return each.sum_to_size(parameter.shape) * factor
+            summed: Tensor = each.sum_to_size(parameter.shape) * factor
+            return summed
 
         if amplitude is None:
             to_theta = to_mean * torch.where(inside, mean - ratio, ratio.clamp(low, high))

@@ -81,16 +81,18 @@ def _wrong(device: str) -> str:
     generator = torch.Generator().manual_seed(0)
     drive, grad = (torch.randn(8, 3, 5, generator=generator) + 0.3 for _ in range(2))
     theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
-    for rule, *amplitude in ((Rule(4),), (Rule(4, 1, -1),), (Rule(4, 4, 0, 2),), (Rule(4), theta + 0.1)):
-        own = (drive, theta, start, *amplitude)
-        x, th, begin, *unit = (value.clone().requires_grad_() for value in own)
+    cases: list[tuple[Rule, Tensor | None]] = [(Rule(4), None), (Rule(4, 1, -1), None), (Rule(4, 4, 0, 2), None)]
+    for rule, amplitude in [*cases, (Rule(4), theta + 0.1)]:
+        own = (drive, theta, start) if amplitude is None else (drive, theta, start, amplitude)
+        leaves = [value.clone().requires_grad_() for value in own]
         with torch.enable_grad():
-            expected = reference.multistep(x, th, begin, rule, False, *unit)
-            gradients = torch.autograd.grad(expected, (x, th, begin, *unit), grad)
-        given, last = [value.to(device) for value in own[:3]], [value.to(device) for value in amplitude]
-        if not torch.equal(forward(*given, rule, False, *last).cpu(), expected.detach()):
+            expected = reference.multistep(*leaves[:3], rule, False, *leaves[3:])
+            gradients = torch.autograd.grad(expected, leaves, grad)
+        z, th, v0, *rest = (value.to(device) for value in own)
+        last = rest[0] if rest else None
+        if not torch.equal(forward(z, th, v0, rule, False, last).cpu(), expected.detach()):
             return f"the spikes of its compiled code are not those of the reference (Triton {triton.__version__})"
-        ours = backward(grad.to(device), *given, rule, False, *last)
+        ours = backward(grad.to(device), z, th, v0, rule, False, last)
         if not all(torch.allclose(a.cpu(), b, 1e-4, 1e-4) for a, b in zip(ours, gradients, strict=True)):
             return f"the gradients of its compiled code are not those of the reference (Triton {triton.__version__})"
     return ""
