@@ -9,7 +9,6 @@ import torch
 from speedysnn import torch_utils
 from speedysnn.analysis import measure_noise, measure_sensitivity
 from speedysnn.analysis.noise import passes
-from speedysnn.cli import process
 
 STATUS = Path("/proc/self/status")
 
@@ -20,9 +19,9 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-@pytest.mark.skipif(process.libc() is None or not STATUS.exists(), reason="needs glibc and /proc")
+@pytest.mark.skipif(torch_utils.glibc() is None or not STATUS.exists(), reason="needs glibc and /proc")
 def test_holes_are_handed_back_where_the_program_says_so(monkeypatch) -> None:
-    libc = process.libc()
+    libc = torch_utils.glibc()
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     libc.free.argtypes = (ctypes.c_void_p,)
     blocks = [libc.malloc(50_000) for _ in range(1200)]
@@ -34,7 +33,7 @@ def test_holes_are_handed_back_where_the_program_says_so(monkeypatch) -> None:
     torch_utils.hand_back()  # in a process of the user's own nothing is installed
     assert before - resident() < 5
     monkeypatch.setattr(torch_utils, "_release", None)
-    torch_utils.install(process.trim)
+    torch_utils.install(torch_utils.malloc_trim)
     torch_utils.hand_back()
     freed = before - resident()
     libc.free(blocks[-1])

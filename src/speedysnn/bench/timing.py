@@ -5,17 +5,17 @@ Time several things A B A B in one process: noise of the machine hits all of the
 Peak memory of a call: the high-water mark of the process, or of torch's memory on a GPU, reset before it.
 """
 
-import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from speedysnn.torch_utils import malloc_trim
 
 LEAST, MOST = 0.1, 100  # seconds that a contestant is timed for in a round, and calls
 SHORT = 2.0  # seconds of a call that the work before it may still weigh on
@@ -132,8 +132,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -
     gc.collect()
     if device is not None and device.type == "cuda":
         return _on_gpu(call, device)
-    with suppress(OSError, AttributeError):  # a benchmark's process is its own; only glibc has this
-        ctypes.CDLL("libc.so.6").malloc_trim(ctypes.c_size_t(0))
+    malloc_trim()  # a benchmark's process is its own
     try:
         _CLEAR.write_text("5", encoding="ascii")
         before = _field("VmRSS")

@@ -8,8 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from typing import Any
 
 from speedysnn import settings
 
@@ -28,7 +26,7 @@ def own_process() -> None:
 
     global _program
     _program = True
-    torch_utils.install(trim)
+    torch_utils.install(torch_utils.malloc_trim)
 
 
 def keep_freed_memory() -> None:
@@ -58,28 +56,6 @@ def kept() -> bool:
         True once it is.
     """
     return _kept
-
-
-def trim() -> None:
-    """Return the free pages of all heaps, holes included; no setting of the process changes. Only glibc has this."""
-    library = libc()
-    if library is not None:
-        library.malloc_trim(0)
-
-
-@cache
-def libc() -> Any:
-    """Load the C library, if it is glibc, which has malloc_trim.
-
-    Returns:
-        The library, or None.
-    """
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        library.malloc_trim.argtypes = (ctypes.c_size_t,)
-    except (OSError, AttributeError):
-        return None
-    return library
 
 
 def _set(trim: int, mmap: int, pad: int) -> None:
