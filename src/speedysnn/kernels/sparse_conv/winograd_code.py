@@ -5,6 +5,7 @@ of 4 x 4 results instead of 144. Channels lie side by side, so that every step w
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from speedysnn.kernels.jit import WORKS, Writer, intrinsic, ir, types
@@ -79,8 +80,8 @@ def _places(w: Tiles, at: Any, row: Any, column: Any, size: int) -> list[list[An
     ]
 
 
-def _in_points(size: int, name: str) -> Callable[..., Any]:
-    """Return what writes the transform of a tile to the 36 points, by the named method of `Tiles`."""
+def _in_points(size: int, transform: Callable[[Tiles, Vectors], Vectors]) -> Callable[..., Any]:
+    """Return what writes the transform of a tile to the 36 points, by a method of `Tiles`."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = Tiles(context, builder, signature.args, args)
@@ -90,7 +91,7 @@ def _in_points(size: int, name: str) -> Callable[..., Any]:
 
         def work(c: Any) -> None:
             tile = [[w.vector(x, builder.add(place, c), w.reals) for place in line] for line in places]
-            points = w.both(tile, getattr(w, name))
+            points = w.both(tile, partial(transform, w))
             for p, value in enumerate(value for line in points for value in line):
                 w.store(value, out, builder.add(builder.add(to, c), builder.mul(apart, w.number(p))))
 
@@ -189,14 +190,14 @@ if WORKS:
 
         The inputs are x[at + i * row + j * column + c]; channels are a multiple of TILE_LANES.
         """
-        return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, "input_transform")
+        return types.void(x, at, row, column, out, to, apart, channels), _in_points(6, Tiles.input_transform)
 
     @intrinsic  # type: ignore[untyped-decorator]
     def gradients_at_points(
         _: Any, x: Any, at: Any, row: Any, column: Any, out: Any, to: Any, apart: Any, channels: Any
     ) -> Any:  # fmt: skip
         """Set out[to + (6 i + j) * apart + c] = (A g A^T)[i, j] for the 4 x 4 gradients g of every channel c."""
-        return types.void(x, at, row, column, out, to, apart, channels), _in_points(4, "gradient_transform")
+        return types.void(x, at, row, column, out, to, apart, channels), _in_points(4, Tiles.gradient_transform)
 
     @intrinsic  # type: ignore[untyped-decorator]
     def results_of_points(
