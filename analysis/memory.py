@@ -186,7 +186,6 @@ class Memory:
         }
 
 
-
 def planned(
     shapes: Mapping[str, Shape],
     neurons: Mapping[str, IFNeuron],
@@ -226,46 +225,90 @@ def planned(
     if limit_mib is None:
         by_default = partial(planned, shapes, neurons, full=full, seed=seed, at_once=at_once, width=width, item=item)
         return _planned_by_default(by_default, images)
-    limit, steps = int(limit_mib * MIB), next(iter(neurons.values())).timesteps
-    values = sum(math.prod(shape) for shape in shapes.values())
-    own = [row.kind == "channel" for row in user_sums().values()]
-    trains = UNDER_WAY * steps + (steps + BY_REFERENCE) * bool(own)
-    image_bytes = item * (2 * values + trains * width)
-    asked = images, max(1, at_once)
-    unrolled = any(neuron.lookahead != neuron.timesteps for neuron in neurons.values())
+    image_bytes = _image_bytes(shapes, neurons, width, item)
+    asked = _Asked(shapes, neurons, full, limit_mib, seed, images, max(1, at_once), image_bytes)
+    return asked.all_neurons() or asked.a_sample()
 
-    def memory(read: Mapping[str, int], compared: int, images: int, at_once: int) -> Memory:
+
+def _image_bytes(shapes: Mapping[str, Shape], neurons: Mapping[str, IFNeuron], width: int, item: int) -> int:
+    """Bytes that one image of a pass takes."""
+    steps = next(iter(neurons.values())).timesteps
+    trains = UNDER_WAY * steps + (steps + BY_REFERENCE) * bool(user_sums())
+    return item * (2 * sum(math.prod(shape) for shape in shapes.values()) + trains * width)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a measurement would hold if memory allowed, and the plans that fit its limit; see `planned`."""
+
+    shapes: Mapping[str, Shape]
+    neurons: Mapping[str, IFNeuron]
+    full: bool
+    limit_mib: float
+    seed: int
+    images: int
+    at_once: int
+    image_bytes: int
+
+    @property
+    def limit(self) -> int:
+        """Bytes."""
+        return int(self.limit_mib * MIB)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return next(iter(self.neurons.values())).timesteps
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """All neurons of every layer."""
+        return {name: math.prod(shape) for name, shape in self.shapes.items()}
+
+    def plan(self, read: Mapping[str, int], compared: int, images: int, at_once: int) -> Memory:
+        """The plan that looks at `read` neurons a layer and compares at most `compared` channels."""
+        own = [row.kind == "channel" for row in user_sums().values()]
+        unrolled = any(neuron.lookahead != neuron.timesteps for neuron in self.neurons.values())
         layers = {
             name: LayerMemory(
-                shape, channels := _channels(shape, neurons[name]), read[name],
-                min(channels, compared) if full else 0, steps * unrolled, (seed, place),
+                shape, channels := _channels(shape, self.neurons[name]), read[name],
+                min(channels, compared) if self.full else 0, self.steps * unrolled, (self.seed, place),
                 sum(channels if by_channel else 1 for by_channel in own),
             )
-            for place, (name, shape) in enumerate(shapes.items())
+            for place, (name, shape) in enumerate(self.shapes.items())
         }  # fmt: skip
-        tight = images < asked[0] or at_once < asked[1] or any(layer.sampled for layer in layers.values())
-        return Memory(limit_mib, seed, layers, images, at_once, image_bytes, tight)
+        tight = images < self.images or at_once < self.at_once or any(layer.sampled for layer in layers.values())
+        return Memory(self.limit_mib, self.seed, layers, images, at_once, self.image_bytes, tight)
 
-    whole = {name: math.prod(shape) for name, shape in shapes.items()}
-    for passes in range(max(1, at_once), 0, -1):
-        room = limit - memory(whole, MOST_CHANNELS, 0, passes).sums_bytes
-        fit = min(images, room // (passes * image_bytes))
-        if fit >= 1:
-            return memory(whole, MOST_CHANNELS, fit, passes)
-    least = {name: min(count, LEAST) for name, count in whole.items()}
-    compared = MOST_CHANNELS
-    while full and compared > 2 and 2 * (limit - image_bytes) < 3 * memory(least, compared, 0, 1).sums_bytes:
-        compared //= 2  # a third of what sums may take is left to neurons
-    smallest = memory(least, compared, 1, 1)
-    if smallest.predicted_mib > limit_mib:
-        raise InputError(
-            f"memory_mib: expected at least {math.ceil(smallest.predicted_mib)} MiB for one image of this network at "
-            f"T = {steps} ({smallest.passes_bytes / MIB:.1f} MiB) and its sums with {LEAST} neurons a layer "
-            f"({smallest.sums_bytes / MIB:.1f} MiB), got {limit_mib:g}; give more, fewer steps or smaller images"
-        )
-    none = memory(dict.fromkeys(whole, 0), compared, 1, 1)
-    room = limit - none.passes_bytes - none.sums_bytes
-    return memory(_levelled(whole, room), compared, 1, 1)
+    def all_neurons(self) -> Memory | None:
+        """The plan that looks at every neuron, with as many passes at once as fit; None where not one image does."""
+        for at_once in range(self.at_once, 0, -1):
+            room = self.limit - self.plan(self.whole, MOST_CHANNELS, 0, at_once).sums_bytes
+            fit = min(self.images, room // (at_once * self.image_bytes))
+            if fit >= 1:
+                return self.plan(self.whole, MOST_CHANNELS, fit, at_once)
+        return None
+
+    def a_sample(self) -> Memory:
+        """The plan of one image at a time that looks at a sample of the largest layers' neurons."""
+        least, compared = {name: min(count, LEAST) for name, count in self.whole.items()}, MOST_CHANNELS
+        while self._short_of_room(least, compared):
+            compared //= 2
+        smallest = self.plan(least, compared, 1, 1)
+        if smallest.predicted_mib > self.limit_mib:
+            raise InputError(
+                f"memory_mib: expected at least {math.ceil(smallest.predicted_mib)} MiB for one image of this network "
+                f"at T = {self.steps} ({smallest.passes_bytes / MIB:.1f} MiB) and its sums with {LEAST} neurons a "
+                f"layer ({smallest.sums_bytes / MIB:.1f} MiB), got {self.limit_mib:g}; give more, fewer steps or "
+                "smaller images"
+            )
+        none = self.plan(dict.fromkeys(self.whole, 0), compared, 1, 1)
+        return self.plan(_levelled(self.whole, self.limit - none.passes_bytes - none.sums_bytes), compared, 1, 1)
+
+    def _short_of_room(self, least: Mapping[str, int], compared: int) -> bool:
+        """Whether fewer channels are to be compared, so that a third of what sums may take is left to neurons."""
+        room = 2 * (self.limit - self.image_bytes)
+        return self.full and compared > 2 and room < 3 * self.plan(least, compared, 0, 1).sums_bytes
 
 
 def _planned_by_default(plan: Callable[..., Memory], images: int) -> Memory:
