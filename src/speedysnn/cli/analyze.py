@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.analysis import NoiseReport, measure_cost, measure_noise, measure_sensitivity, sweep
+from speedysnn.analysis import NoiseReport, Sensitivity, measure_cost, measure_noise, measure_sensitivity, sweep
 from speedysnn.analysis.memory import DEFAULT_MIB
 from speedysnn.analysis.report.data import Advice, CommandNames, filled
 from speedysnn.analysis.report.page import Extras
@@ -119,9 +119,7 @@ def command(
     if json != "-":
         show(noise)
         if found is not None:
-            say_advice(found.advice)
-        if found is not None and found.memory is not None:
-            say(found.memory.sentence())
+            show_sensitivity(found)
         say(f"report: {output / 'report.html'}", "bold")
 
 
@@ -152,6 +150,13 @@ def say_advice(advice: Iterable[Advice]) -> None:
             say(f"    In Python: {one.python}")
         if one.argv:
             say(f"    In the shell: {one.shell}")
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """Print what the best changes of single layers bring, and what was sampled."""
+    say_advice(found.advice)
+    if found.memory is not None:
+        say(found.memory.sentence())
 
 
 def show(noise: NoiseReport) -> None:

@@ -155,7 +155,7 @@ def in_time(images: ImageData, timesteps: int, encoder: str | None, seed: int) -
     return images if static else EncodedImages(images, timesteps, str(encoder), seed)
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show_readouts(rows: Sequence[dict[str, Any]]) -> None:
     """Print the tables of what was measured beside the mean of all steps; nothing where nothing was."""
     skipped = [
         (str(row["timesteps"]), str(row["delay"]), str(row["skip"]), percent(row["accuracy"]),
@@ -245,14 +245,19 @@ def command(
                       "encoder": case.encoder, "exit_by": exit_by,
                       "theta": "recalibrated" if recalibrate else "fixed", "rows": rows})  # fmt: skip
     if json != "-":
-        shown = [
-            (row["spikes"], str(row["timesteps"]), str(row["delay"]), str(row["latency"]), percent(row["accuracy"]),
-             percent(row["twin_accuracy"]), percent(row["analog_accuracy"]), percent(row["agreement"]),
-             cell(row["logit_error"], 3), cell(row["spikes_per_neuron"]))
-            for row in rows
-        ]  # fmt: skip
-        table(f"{network.name}: {len(images)} {split} images, input {case.encoder}", COLUMNS, shown)
-        show(rows)
+        show(f"{network.name}: {len(images)} {split} images, input {case.encoder}", rows)
+        show_readouts(rows)
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of every T and look-ahead."""
+    shown = [
+        (row["spikes"], str(row["timesteps"]), str(row["delay"]), str(row["latency"]), percent(row["accuracy"]),
+         percent(row["twin_accuracy"]), percent(row["analog_accuracy"]), percent(row["agreement"]),
+         cell(row["logit_error"], 3), cell(row["spikes_per_neuron"]))
+        for row in rows
+    ]  # fmt: skip
+    table(title, COLUMNS, shown)
 
 
 @dataclass(frozen=True)

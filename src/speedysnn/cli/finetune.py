@@ -107,11 +107,9 @@ def command(
     check_network(output, overwrite)
     check_run(run_dir, output, resume, overwrite)
     seeded(seed)
-    rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
-             "thresholds": 10 * learning_rate}  # fmt: skip
     config = Config(
-        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates=rates, mixup=mixup, seed=seed,
-        stages=tuple(Stage.parse(text) for text in stage or ()), objective="labels" if labels else "kl",
+        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates=rates_of(learning_rate),
+        mixup=mixup, seed=seed, stages=stages_of(stage), objective="labels" if labels else "kl",
         train=tuple(name.strip() for name in train.split(",") if name.strip()), temperature=temperature,
         label_weight=label_weight, average=average, threshold_gradient=threshold_gradient, monitor=monitor,
         layer_match_weight=layer_match_weight, budget=budget, budget_of=budget_of, membrane=membrane,
@@ -130,16 +128,41 @@ def command(
         snn, train_part, held, teacher=teacher, config=config, fan_out=fan_out, folder=run_dir, resume=resume, log=log,
         progress=True, on_epoch=print_epoch, on_memory=lambda reading, need: note(f"{reading} stage: {need}"),
     )  # fmt: skip
-    if not Engine().main:  # one process of several writes the result
-        return
-    more = {"more_data": [named(spec) for spec in more_data]} if more_data else {}
-    snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit, **more)
-    artifact.save(snn, output, overwrite=overwrite)
-    write_json(json, _as_json(output, snn, result))
-    if json != "-":
-        show(result, snn)
-        next_step = typed("speedysnn", "analyze", output, "--source", source or network) + " ..."
-        say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
+    if Engine().main:  # one process of several writes the result
+        more = {"more_data": [named(spec) for spec in more_data]} if more_data else {}
+        snn.provenance["finetuned"][-1].update(data=named(data), normalize=normalize, limit=limit, **more)
+        artifact.save(snn, output, overwrite=overwrite)
+        write_json(json, _as_json(output, snn, result))
+        if json != "-":
+            show(result, snn)
+            say_saved(result, output, typed("speedysnn", "analyze", output, "--source", source or network) + " ...")
+
+
+def rates_of(learning_rate: float) -> dict[str, float]:
+    """The peak rate of every group of parameters.
+
+    Returns:
+        The given rate, and ten times that for the logarithms of thresholds.
+    """
+    groups = ("weights", "biases", "v_init")
+    return {**dict.fromkeys(groups, learning_rate), "thresholds": 10 * learning_rate}
+
+
+def stages_of(texts: list[str] | None) -> tuple[Stage, ...]:
+    """The stages that `--stage` names.
+
+    Returns:
+        The stages in order; none where the option was not given.
+
+    Raises:
+        InputError: one that is not understood.
+    """
+    return tuple(Stage.parse(text) for text in texts or ())
+
+
+def say_saved(result: Result, output: Path, next_step: str) -> None:
+    """Say where the network is, how long it took, and what to type next."""
+    say(f"saved {output} after {result.seconds:.0f} s. Next: {next_step}", "bold")
 
 
 def _as_json(output: Path, snn: SpikingNetwork, result: Result) -> dict[str, Any]:

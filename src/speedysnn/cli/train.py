@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
-from speedysnn.cli.console import say, typed, write_json
-from speedysnn.cli.finetune import AUGMENTS, print_epoch, show
+from speedysnn.cli.console import typed, write_json
+from speedysnn.cli.finetune import AUGMENTS, print_epoch, rates_of, say_saved, show, stages_of
 from speedysnn.cli.options import (
     Checkpoint,
     Classes,
@@ -31,7 +31,6 @@ from speedysnn.cli.options import (
     seeded,
 )
 from speedysnn.cli.output_paths import check_json, check_network, check_run
-from speedysnn.finetune.config import Stage
 from speedysnn.finetune.train import TrainConfig, train
 
 SHARE = "Share of the labels in the loss; below 1 the network as it is given, read as it is, teaches the rest."
@@ -79,14 +78,12 @@ def command(
     check_json(json, overwrite, output)
     check_network(output, overwrite)
     check_run(run_dir, output, resume, overwrite)
-    rates = {"weights": learning_rate, "biases": learning_rate, "v_init": learning_rate,
-             "thresholds": 10 * learning_rate}  # fmt: skip
     taught = label_weight < 1
     config = TrainConfig(
         objective="kl" if taught else "labels", label_weight=label_weight if taught else 0.0, budget=budget,
-        epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates, weight_decay=weight_decay, augment=augment,
-        batch_size=batch_size, seed=seed, stages=tuple(Stage.parse(text) for text in stage or ()), patience=patience,
-        monitor=monitor, mixup=mixup, average=average,
+        epochs_spiking=epochs, optimizer=optimizer, learning_rates=rates_of(learning_rate), weight_decay=weight_decay,
+        augment=augment, batch_size=batch_size, seed=seed, stages=stages_of(stage), patience=patience, monitor=monitor,
+        mixup=mixup, average=average,
     )  # fmt: skip
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)
@@ -104,5 +101,4 @@ def command(
                       "history": result.history.to_dict("records")})  # fmt: skip
     if json != "-":
         show(result, snn)
-        following = typed("speedysnn", "evaluate", output, "-d", data)
-        say(f"saved {output} after {result.seconds:.0f} s. Next: {following}", "bold")
+        say_saved(result, output, typed("speedysnn", "evaluate", output, "-d", data))
