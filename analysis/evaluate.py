@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speedysnn.analysis.output_metrics import OutputSums, classes, settings
 from speedysnn.analysis.reference import Reference, batch_dims, images_in, leaves, part, pass_size, passes, run
 from speedysnn.data.batches import Batch
-from speedysnn.display import plain, track
+from speedysnn.display import Done, counting, no_progress, plain, scaled
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 from speedysnn.settings import execution
@@ -159,9 +159,12 @@ def evaluate(
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     reference, sums = Reference.of(snn, source), OutputSums()
     reduced = None if precision == "float32" else PrecisionSums()
-    with torch.no_grad():
-        for batch in track(passes(snn, data, pass_size(snn), limit=limit), "evaluating", enabled=progress):
-            score(snn, reference.analog(batch.inputs), batch, sums, reduced)
+    batches = passes(snn, data, pass_size(snn), limit=limit)
+    with torch.no_grad(), counting("evaluating", total=batches.images, enabled=progress) as done:
+        for batch in batches:
+            analog = reference.analog(batch.inputs)
+            done(images_in(snn, batch.inputs) / 3)
+            score(snn, analog, batch, sums, reduced, scaled(done, 2 / 3))
     lost = {} if reduced is None else reduced.figures()
     return Evaluation(
         reference=reference.outputs, precision=precision, execution=execution(),
@@ -170,8 +173,9 @@ def evaluate(
 
 
 def score(
-    snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, reduced: PrecisionSums | None = None
-) -> None:
+    snn: SpikingNetwork, analog: Any, batch: Batch, sums: OutputSums, reduced: PrecisionSums | None = None,
+    done: Done = no_progress,
+) -> None:  # fmt: skip
     """Add one batch, cut into passes that fit T, to the sums.
 
     Args:
@@ -180,6 +184,7 @@ def score(
         batch: inputs and labels.
         sums: to add to.
         reduced: where given, the spiking reading runs in bfloat16 and in float32, and this compares the two.
+        done: is called with the images read, of which either reading counts as a half.
     """
     count, size = images_in(snn, batch.inputs), pass_size(snn)
     reference = leaves(analog)
@@ -187,11 +192,13 @@ def score(
         stop = min(count, start + size)
         piece = part(snn, batch, start, stop)
         twin = run(snn, "quantized", piece.inputs)
+        done((stop - start) / 2)
         with nullcontext() if reduced is None else torch.autocast(piece.inputs[0].device.type, torch.bfloat16):
             spiking = run(snn, "spiking", piece.inputs, sums.count)
         if reduced is not None:
             reduced.update(run(snn, "spiking", piece.inputs), spiking, piece.labels)
         sums.update(_between(reference, start, stop), twin, spiking, piece.labels)
+        done((stop - start) / 2)
 
 
 def _between(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
@@ -241,16 +248,17 @@ def sweep(
     steps = list(dict.fromkeys(timesteps))
     if not steps:
         raise InputError("timesteps: expected at least one T, got none")
-    with torch.no_grad(), snn.preserved():
+    batches = passes(snn, data, pass_size(snn, 1), limit=limit)
+    with torch.no_grad(), snn.preserved(), counting("sweeping", total=batches.images, enabled=progress) as done:
         cases = _cases(snn, steps, kinds)
         sums = {case: OutputSums() for case in cases}
-        for batch in track(passes(snn, data, pass_size(snn, 1), limit=limit), "sweeping", enabled=progress):
+        for batch in batches:
             if any(batch_dims(snn, batch.inputs)):
                 raise InputError("sweep: events (T, B, ...) fix the number of steps; evaluate them at their own T")
             analog = run(snn, "analog", batch.inputs)
             for (steps_now, kind), thetas in cases.items():
                 _apply(snn, steps_now, thetas)
-                score(snn, analog, batch, sums[steps_now, kind])
+                score(snn, analog, batch, sums[steps_now, kind], done=scaled(done, 1 / len(cases)))
         rows = []
         for (steps_now, kind), thetas in cases.items():
             _apply(snn, steps_now, thetas)

@@ -18,7 +18,7 @@ from speedysnn.analysis.reference import batch_dims, pass_size, passes, run
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.calibration.distributions import squared_error
 from speedysnn.calibration.rules import starts_of
-from speedysnn.display import track
+from speedysnn.display import counting, scaled
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.network import SpikingNetwork
@@ -208,11 +208,16 @@ def knobs(
     cases = [(name, value) for name, values in chosen.items() for value in values]
     if not cases:
         raise InputError(f"knobs: expected values of some of {', '.join(chosen)}, got none")
-    with torch.no_grad(), snn.preserved() as reset:
+    batches = passes(snn, data, pass_size(snn, 1), limit=limit)
+    with (
+        torch.no_grad(),
+        snn.preserved() as reset,
+        counting("moving knobs", total=batches.images, enabled=progress) as done,
+    ):
         check(snn, cases, reset)
         sums: dict[Case, OutputSums] = {case: OutputSums() for case in cases}
         local: dict[Case, dict[str, list[float]]] = {case: {name: [0.0, 0.0] for name in snn.neurons} for case in cases}
-        for batch in track(passes(snn, data, pass_size(snn, 1), limit=limit), "moving knobs", enabled=progress):
+        for batch in batches:
             if any(batch_dims(snn, batch.inputs)):
                 raise InputError("knobs: events (T, B, ...) fix the number of steps; evaluate them at their own T")
             reset()
@@ -221,7 +226,7 @@ def knobs(
             for case in cases:
                 reset()
                 apply(snn, case)
-                score(snn, analog, batch, sums[case])
+                score(snn, analog, batch, sums[case], done=scaled(done, 1 / len(cases)))
                 _add_local(snn, drives, local[case])
         rows = [_row(snn, case, sums[case], local[case], reset) for case in cases]
     return pd.DataFrame(rows, columns=list(KNOBS))

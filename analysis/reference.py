@@ -76,10 +76,13 @@ class Passes:
 
     def __length_hint__(self) -> int:
         """The number of passes; 0 where the data does not say how many images it has."""
+        return -(-(self.images or 0) // self._size)
+
+    @property
+    def images(self) -> int | None:
+        """Images of all passes; None where the data does not say how many it has."""
         count = _count_images(self._snn, self._data)
-        if count is None:
-            return 0
-        return -(-(count if self._limit is None else min(count, self._limit)) // self._size)
+        return count if count is None or self._limit is None else min(count, self._limit)
 
     def _read(self) -> Iterator[Batch]:
         snn, size, waiting = self._snn, self._size, None

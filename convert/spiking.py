@@ -17,6 +17,7 @@ from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.convert.verify import exact_error, full_precision, has_staircases, require_equal
 from speedysnn.data.batches import iter_batches
+from speedysnn.display import Done, counting
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
@@ -160,7 +161,8 @@ def to_spiking(
     if not graph.neurons:
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
-    snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
+    with counting("checking against the source", total=2, enabled=progress) as done:
+        snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
     kept = FirstImages(images_for(snn) if correct != "none" else 0)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
@@ -191,11 +193,15 @@ def _network(
     timesteps: int,
     options: Mapping[str, Any],
     fold_bn: bool,
+    done: Done,
 ) -> tuple[SpikingNetwork, float]:
-    """The network, its batch-norm folded, and the relative error of its analog reading, which is proven to be small."""
+    """The network, its batch-norm folded, and the relative error of its analog reading, which is proven to be small.
+
+    `done` is called with 1 after either network's answer.
+    """
     error: float | None = None
     if has_staircases(graph):
-        error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn)
+        error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn, done)
     own = {name: {key: _copied(value) for key, value in tensor.items()} for name, tensor in tensors.items()}
     graph = fold_batch_norm(graph, own) if fold_bn else graph
     shapes = [x.shape[1:] for x in example]
@@ -205,8 +211,11 @@ def _network(
         with full_precision(example[0].device), torch.no_grad():
             with evaluating(ann):
                 reference = ann(*example)
+            done(1)
             with snn.reading("analog"):
-                error = require_equal(snn(*example), reference)
+                ours = snn(*example)
+            done(1)
+            error = require_equal(ours, reference)
     return snn, error
 
 

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from speedysnn.convert.trace import evaluating
+from speedysnn.display import Done, no_progress
 from speedysnn.errors import ConversionError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
@@ -72,8 +73,11 @@ def exact_error(
     neurons: Mapping[str, IFNeuron],
     example: Sequence[Tensor],
     fold_bn: bool,
+    done: Done = no_progress,
 ) -> float | None:
     """Relative error of the analog reading, source and graph both in float64; None if the source runs only in float32.
+
+    `done` is called with 1 after the source's answer and after the graph's.
 
     Batch-norm moves values by some 1e-7 when it is folded in float32, which takes a few of 1e5 values over a tie: each
     is then a whole step off, in a graph that is right. In float64 no value is that close to one.
@@ -88,6 +92,7 @@ def exact_error(
             reference = source(*inputs)
     except (RuntimeError, TypeError, ValueError):  # float32 tensors made in forward, a kernel without float64, no copy
         return None
+    done(1)
     wide = {
         name: {key: value.double() if value.is_floating_point() else value.clone() for key, value in own.items()}
         for name, own in tensors.items()
@@ -96,7 +101,9 @@ def exact_error(
     shapes = [x.shape[1:] for x in inputs]
     snn = SpikingNetwork(folded, wide, neurons, 1, shapes).double().to(inputs[0].device)
     with torch.no_grad(), snn.reading("analog"):
-        return require_equal(snn(*inputs), reference)
+        ours = snn(*inputs)
+    done(1)
+    return require_equal(ours, reference)
 
 
 @contextmanager

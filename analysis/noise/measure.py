@@ -19,7 +19,7 @@ from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
 from speedysnn.analysis.report.data import detail_of
 from speedysnn.analysis.report.verdict import advise
-from speedysnn.display import track
+from speedysnn.display import counting
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.network import SpikingNetwork
@@ -114,13 +114,13 @@ class NoiseSums:
         self._execution = execution()
         chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         readings: SideBySide | None = None
-        with torch.no_grad():
-            for batch in track(chunks, "measuring noise", enabled=progress):
+        with torch.no_grad(), counting("measuring noise", total=chunks.images, enabled=progress) as done:
+            for batch in chunks:
                 if self.memory is None:
                     self._plan(layer_shapes(self.snn, batch))
                 assert self.memory is not None
                 readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers)
-                readings.read(batch)
+                readings.read(batch, done)
         if readings is not None:
             readings.put_together(self.layers, self.outputs)
         return self

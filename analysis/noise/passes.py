@@ -5,7 +5,7 @@ process the tensors of all processes, one after the other.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -20,6 +20,7 @@ from speedysnn.analysis.noise.layer import LayerSums
 from speedysnn.analysis.output_metrics import OutputSums
 from speedysnn.analysis.reference import Reference, device_of, images_in, part, run
 from speedysnn.data.batches import Batch
+from speedysnn.display import Done
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.execution.observers import LayerRecord, needs_input
@@ -58,17 +59,18 @@ class SideBySide:
             _Sums({name: layer.fresh() for name, layer in layers.items()}, OutputSums()) for _ in range(memory.at_once)
         ]
 
-    def read(self, batch: Batch) -> None:
+    def read(self, batch: Batch, done: Done) -> None:
         """Read one batch in passes: with n threads, each takes every n-th pass.
 
         Args:
             batch: images, with labels or without.
+            done: is called with the images read, of which each reading counts as a third.
         """
         own = self._sums
         stops = list(accumulate(scheduling.cut(images_in(self._snn, batch.inputs), self._memory.images, len(own))))
         spans = list(zip([0, *stops], stops, strict=False))
         jobs = [
-            partial(self._passes, batch, spans[i :: len(own)], sums) for i, sums in enumerate(own[: len(spans)])
+            partial(self._passes, batch, spans[i :: len(own)], sums, done) for i, sums in enumerate(own[: len(spans)])
         ]
         with reuse_packed_weights(self._snn, stops[-1]):
             scheduling.run(jobs, parallel=self._parallel)
@@ -86,11 +88,11 @@ class SideBySide:
                 layers[name].merge(layer)
             outputs.merge(own.outputs)
 
-    def _passes(self, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums) -> None:
+    def _passes(self, batch: Batch, spans: Sequence[tuple[int, int]], sums: _Sums, done: Done) -> None:
         for start, stop in spans:
-            self._pass(part(self._snn, batch, start, stop), sums)
+            self._pass(part(self._snn, batch, start, stop), sums, partial(done, (stop - start) / 3))
 
-    def _pass(self, batch: Batch, sums: _Sums) -> None:
+    def _pass(self, batch: Batch, sums: _Sums, done_one: Callable[[], None]) -> None:
         """Read one pass; what the first two readings leave of a layer is freed once the third has used it."""
         snn, sources = self._snn, self._reference.network.neurons
         drives: dict[str, Tensor] = {}
@@ -105,10 +107,13 @@ class SideBySide:
             release()
 
         analog_out = self._reference.analog(batch.inputs, lambda tap: drives.update({tap.name: tap.drive}))
+        done_one()
         release()
         twin_out = run(snn, "quantized", batch.inputs, lambda tap: twins.update({tap.name: tap.output}))
+        done_one()
         release()
         spiking_out = run(snn, "spiking", batch.inputs, spiking)
+        done_one()
         sums.outputs.update(analog_out, twin_out, spiking_out, batch.labels)
 
 

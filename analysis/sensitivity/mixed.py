@@ -17,9 +17,9 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.reference import batch_dims, device_of, pass_size
+from speedysnn.analysis.reference import batch_dims, device_of, images_in, pass_size
 from speedysnn.data.batches import Batch
-from speedysnn.display import track
+from speedysnn.display import counting
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.execution import scheduling
 from speedysnn.execution.interpreter import Execution, Value, run_graph, run_nodes
@@ -205,7 +205,14 @@ def map_pieces(
     """Call a function on every piece, and give the results in order; one piece a core at a time, or fewer at once."""
     parallel = device_of(snn).type == "cpu"
     together = at_once or (torch.get_num_threads() if parallel else 1)
-    groups = [pieces[start : start + together] for start in range(0, len(pieces), together)]
-    for group in track(groups, label, enabled=progress):
-        calls = [partial(checked, partial(call, piece), piece.inputs) for piece in group]
-        yield from scheduling.run(calls, parallel=parallel)
+    sizes = [images_in(snn, piece.inputs) for piece in pieces]
+    with counting(label, total=sum(sizes), enabled=progress) as done:
+
+        def one(piece: Batch, images: int) -> _T:
+            found = checked(partial(call, piece), piece.inputs)
+            done(images)
+            return found
+
+        calls = [partial(one, piece, images) for piece, images in zip(pieces, sizes, strict=True)]
+        for start in range(0, len(calls), together):
+            yield from scheduling.run(calls[start : start + together], parallel=parallel)

@@ -7,8 +7,10 @@ Strict JSON: no NaN, no Infinity, no numpy.
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from operator import length_hint
 from typing import Any, TypeVar
@@ -36,26 +38,91 @@ def track(
         return
     if total is None:
         total = length_hint(items) or None
-    if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            for item in items:
-                yield item
-                bar.update(task, advance=1, description=label if status is None else f"{label} {status()}")
-        return
-    begin = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= _EVERY_S:
-            last = now
-            of = f"/{total}" if total else ""
-            left = f", about {(now - begin) / done * (total - done):.0f} s left" if total else ""
-            words = "" if status is None else f", {status()}"
-            sys.stderr.write(f"{label}: {done}{of} after {now - begin:.0f} s{left}{words}\n")
-            sys.stderr.flush()
+    with counting(label, total=total, status=status) as done:
+        for item in items:
+            yield item
+            done(1)
+
+
+Done = Callable[[float], None]
+
+
+@contextmanager
+def counting(
+    label: str, *, total: int | None = None, enabled: bool = True, status: Callable[[], str] | None = None
+) -> Iterator[Done]:
+    """Progress of work that says itself how much is done, with `total` and `status` as in `track`.
+
+    Work in one piece, or of unknown size, is shown by its name and the time it takes: "0/1" says nothing.
+
+    Yields:
+        A function to call with what was done since the last call, as images; fractions count, and any thread may call.
+    """
+    if not enabled:
+        yield no_progress
+    elif sys.stderr.isatty():
+        with _on_terminal(label, None if total == 1 else total, status) as done:
+            yield done
+    else:
+        yield _in_lines(label, total, status)
+
+
+def no_progress(_: float) -> None:
+    """Show nothing of what is done."""
+
+
+def scaled(done: Done, share: float) -> Done:
+    """Progress of a part of the work: what is done counts by the part's share of the whole."""
+    return lambda amount: done(amount * share)
+
+
+@contextmanager
+def _on_terminal(label: str, total: int | None, status: Callable[[], str] | None) -> Iterator[Done]:
+    """A bar where it is known how much there is to do, else a count once something is done."""
+    known = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), *(known if total else (TimeElapsedColumn(),)))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, sums = bar.add_task(label, total=total), _Sum()
+
+        def done(amount: float) -> None:
+            completed = sums.add(amount)
+            words = [label, *([] if total else [f"{completed:.0f}"]), *([] if status is None else [status()])]
+            bar.update(task, completed=completed, description=" ".join(words))
+
+        yield done
+
+
+def _in_lines(label: str, total: int | None, status: Callable[[], str] | None) -> Done:
+    """A line every 15 seconds."""
+    sums, begin = _Sum(), time.monotonic()
+    last = begin
+
+    def done(amount: float) -> None:
+        nonlocal last
+        completed, now = sums.add(amount), time.monotonic()
+        if now - last < _EVERY_S or not completed:
+            return
+        last = now
+        of = f"/{total}" if total else ""
+        left = f", about {(now - begin) / completed * (total - completed):.0f} s left" if total else ""
+        words = "" if status is None else f", {status()}"
+        sys.stderr.write(f"{label}: {int(completed)}{of} after {now - begin:.0f} s{left}{words}\n")
+        sys.stderr.flush()
+
+    return done
+
+
+class _Sum:
+    """How much is done, added up by several threads; thirds of whole numbers come to whole numbers."""
+
+    def __init__(self) -> None:
+        self._sum, self._lock = 0.0, threading.Lock()
+
+    def add(self, amount: float) -> float:
+        """Add to the sum and return it."""
+        with self._lock:
+            self._sum += amount
+            return round(self._sum, 6)
 
 
 def shortened(name: str, width: int) -> str:
