@@ -112,7 +112,7 @@ def test_a_bar_shows_done_and_total(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_work_of_unknown_size_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
-    assert list(track(iter("abc"), "working")) == list("abc")
+    assert list(track((c for c in "abc"), "working")) == list("abc")
     assert "working 3" in terminal.getvalue()
 
 
