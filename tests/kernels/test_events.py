@@ -182,17 +182,17 @@ def test_memory_for_weights_is_used_again_and_holds_todays_weights(monkeypatch):
     snn, x = _network()
     with torch.no_grad():
         before = snn(x)
-        kept = [array for free in snn.tables._free.values() for array in free]
+        kept = [array for free in snn.weight_buffers._free.values() for array in free]
         for parameter in snn.parameters():
             parameter.data.mul_(1.5)  # which leaves its version as it was
         after = snn(x)
         monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
         wanted = snn(x)
     assert len(kept) == 2
-    assert {id(array) for free in snn.tables._free.values() for array in free} == set(map(id, kept))
+    assert {id(array) for free in snn.weight_buffers._free.values() for array in free} == set(map(id, kept))
     assert not torch.equal(before, after)
     assert _apart(after, wanted) < 1e-2
-    assert not copy.deepcopy(snn).tables._free
+    assert not copy.deepcopy(snn).weight_buffers._free
 
 
 def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):

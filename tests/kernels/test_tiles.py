@@ -295,7 +295,7 @@ def test_measurements_beside_one_another_of_one_network(tiled):
         beside = list(pool.map(lambda _: measured(), range(6)))
     for each in beside:
         np.testing.assert_allclose(each, alone, rtol=1e-9)
-    assert snn.tables.held is None
+    assert snn.weight_buffers.held is None
     for parameter in snn.parameters():
         parameter.data.mul_(1.3)
     assert not np.allclose(measured(), alone, rtol=1e-3, equal_nan=True)

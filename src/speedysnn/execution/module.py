@@ -18,7 +18,7 @@ from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS
-from speedysnn.kernels.sparse_conv.forward import Tables
+from speedysnn.kernels.sparse_conv.forward import WeightBuffers
 from speedysnn.neurons.layer import IFNeuron
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -265,7 +265,7 @@ class NetworkModule(nn.Module):
             neuron.belongs_to_network = True
         self.input_shapes = tuple(tuple(int(size) for size in shape) for shape in input_shapes)
         self.calibration, self.provenance = calibration or Calibration(), provenance or {}
-        self.tables = Tables()
+        self.weight_buffers = WeightBuffers()
         self.width = scheduling.widest(graph, self.input_shapes)
         self.multiplications = scheduling.multiplications(graph, self.tensors)
         self.images_per_pass: int | None = None

@@ -67,7 +67,7 @@ def read(
     passes = _passes(snn, inputs, dynamic, observer, steps, at_once)
     pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
     own = inputs[0].device.type != "cpu" or torch.compiler.is_compiling()  # torch's own convolutions
-    sparse_conv = None if own else SparseConvContext(pictures, snn.tables, reading)
+    sparse_conv = None if own else SparseConvContext(pictures, snn.weight_buffers, reading)
     call = Call(snn, reading, per_step, observer, neurons, snn.graph_info, synchronous, sparse_conv)
     try:
         return one_pass(call, inputs) if len(passes) == 1 else _in_passes(call, inputs, passes)
@@ -91,7 +91,7 @@ def reuse_packed_weights(snn: NetworkModule, images: int) -> Iterator[None]:
     """Calls lay the network's weights out once for so many images; nothing may change a weight meanwhile."""
     with ExitStack() as stack:
         with single_threaded():
-            stack.enter_context(shared(snn.tables, snn.plain_tensors, ("quantized", "spiking"), images))
+            stack.enter_context(shared(snn.weight_buffers, snn.plain_tensors, ("quantized", "spiking"), images))
         yield
 
 

@@ -41,8 +41,8 @@ from speedysnn.kernels.elementwise import density
 from speedysnn.kernels.jit import cache_folder
 from speedysnn.kernels.sparse_conv import forward as events
 from speedysnn.kernels.sparse_conv import weight_gradient, winograd
-from speedysnn.kernels.sparse_conv.autograd import ConvShape, Ways, convolve, forward
-from speedysnn.kernels.sparse_conv.forward import Tables
+from speedysnn.kernels.sparse_conv.autograd import ConvMethods, ConvShape, convolve, forward
+from speedysnn.kernels.sparse_conv.forward import WeightBuffers
 
 # (fewest channels read or written, largest share of nonzero values)
 FORWARD = ((32, 0.3), (16, 0.22), (0, 0.15))
@@ -171,13 +171,13 @@ class SparseConvContext:
 
     Args:
         pictures: images times steps of the whole call.
-        tables: memory for its weights; see `close`.
+        buffers: memory for its weights; see `close`.
         kind: calls that lay out alike, see `prepare`.
     """
 
-    def __init__(self, pictures: int, tables: Tables | None = None, kind: str = "") -> None:
-        self.tables, self.kind = tables or Tables(), kind
-        self._laid: _Laid = self.tables.held or _Laid()
+    def __init__(self, pictures: int, buffers: WeightBuffers | None = None, kind: str = "") -> None:
+        self.buffers, self.kind = buffers or WeightBuffers(), kind
+        self._laid: _Laid = self.buffers.held or _Laid()
         self.pictures = max(pictures, self._laid.images)
         self._used: set[tuple[str, ConvShape | None, bool]] = set()  # without a shape: by tiles
         self._wanted, self._by_tiles = settings.get("events"), settings.get("tiles")
@@ -186,7 +186,7 @@ class SparseConvContext:
         """Lay out small weights of the layers that the last call of this kind ran by events or by tiles."""
         if self._wanted == "never":
             return
-        for name, shape, half in self.tables.last.get(self.kind, ()):
+        for name, shape, half in self.buffers.last.get(self.kind, ()):
             own = tensors(name)
             weight, bias = own.get("weight"), own.get("bias")
             if weight is None:  # the layer was pruned, wrapped or replaced since
@@ -216,29 +216,31 @@ class SparseConvContext:
             return None
         share = density(x)
         if recorded(*given):
-            ways = self._ways(name, x, weight, bias, shape, share)
-            return None if ways == Ways() else convolve(x, weight, bias, shape, ways)
-        ways = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape), True)
-        return None if ways == Ways() else forward(x, weight, bias, shape, ways)
+            methods = self._methods(name, x, weight, bias, shape, share)
+            return None if methods == ConvMethods() else convolve(x, weight, bias, shape, methods)
+        methods = self._forward(name, x, weight, bias, shape, share, half, self._tiles(shape), True)
+        return None if methods == ConvMethods() else forward(x, weight, bias, shape, methods)
 
     def _little(self, x: Tensor, weight: Tensor) -> bool:
         """Whether a layer multiplies too little for any of this, told before its shape is worked out."""
         return 4 * self.pictures * math.prod(x.shape[2:]) * weight.numel() < WORTH
 
-    def _ways(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float) -> Ways:
+    def _methods(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float
+    ) -> ConvMethods:
         """How a convolution is done whose gradients are wanted, and how these are."""
         tiled, turned, to_weight = self._by_tiles == "always" and self._tiles(shape), None, None
-        ways = self._forward(name, x.detach(), weight, bias, shape, share, False, tiled, False)
+        methods = self._forward(name, x.detach(), weight, bias, shape, share, False, tiled, False)
         if tiled and x.requires_grad:
             turned = self._tiled(name, weight, turned=True)
         if weight.requires_grad:
             to_weight = self._to_weight(shape, share, tiled)
-        return replace(ways, turned=turned, to_weight=to_weight)
+        return replace(methods, turned=turned, to_weight=to_weight)
 
     def _forward(
         self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, share: float, half: bool,
         tiled: bool, timed: bool,
-    ) -> Ways:  # fmt: skip
+    ) -> ConvMethods:  # fmt: skip
         """How the convolution itself is done; `timed`: a stopwatch may say so, where the settings ask for one."""
         kind, points = f" {x.dtype}" if half else "", partial(self._tiled, name, weight)
         if timed and tiled and self._by_tiles == "measure":
@@ -252,10 +254,10 @@ class SparseConvContext:
             pays = self._wanted == "always" or share <= forward_density(shape, tiled)
         if pays:
             self._used.add((name, shape, half))
-            return Ways(plan())
+            return ConvMethods(plan())
         if tiled:
             self._used.add((name, None, half))
-        return Ways(points=points() if tiled else None)
+        return ConvMethods(points=points() if tiled else None)
 
     def _tiles(self, shape: ConvShape) -> bool:
         geometry = (shape.kernel, shape.stride, shape.padding)
@@ -263,7 +265,7 @@ class SparseConvContext:
         return worth and self._wanted != "always" and winograd.supports(shape.channels, *geometry, shape.size)
 
     def _to_weight(self, shape: ConvShape, share: float, tiled: bool) -> str | None:
-        """How the gradient of the weights is found; see `Ways`."""
+        """How the gradient of the weights is found; see `ConvMethods`."""
         takes = weight_gradient.supports(shape.kernel, shape.stride, shape.padding)
         if takes and (self._wanted == "always" or share <= gradient_density(shape, tiled)):
             return "events"
@@ -298,31 +300,31 @@ class SparseConvContext:
             with self._laid.lock:
                 if key not in plans:
                     geometry = shape.stride, shape.padding, shape.size[1]
-                    plans[key] = events.EventPlan(weight, bias, *geometry, half, self.tables)
+                    plans[key] = events.EventPlan(weight, bias, *geometry, half, self.buffers)
         return plans[key]
 
     def close(self) -> None:
         """The call is over: its memory serves the next one, which begins with what this one used."""
-        if self._used or self.kind in self.tables.last:
-            self.tables.last[self.kind] = tuple(self._used)
-        if self._laid is not self.tables.held:
+        if self._used or self.kind in self.buffers.last:
+            self.buffers.last[self.kind] = tuple(self._used)
+        if self._laid is not self.buffers.held:
             self._laid.close()
 
 
 @contextmanager
 def shared(
-    tables: Tables, tensors: Callable[[str], Mapping[str, Tensor]], kinds: Sequence[str], images: int
+    buffers: WeightBuffers, tensors: Callable[[str], Mapping[str, Tensor]], kinds: Sequence[str], images: int
 ) -> Iterator[None]:
     """Calls of these kinds share what they lay out, for as long as nothing changes a weight; the small ones at once."""
-    before = tables.held
-    laid = tables.held = before or _Laid(images)
+    before = buffers.held
+    laid = buffers.held = before or _Laid(images)
     try:
         for kind in kinds:
-            SparseConvContext(0, tables, kind).prepare(tensors)
+            SparseConvContext(0, buffers, kind).prepare(tensors)
         yield
     finally:
         if laid is not before:  # not closed: a call of another thread may still read what lies there
-            tables.held = None
+            buffers.held = None
 
 
 def _transformed() -> bool:
@@ -331,4 +333,4 @@ def _transformed() -> bool:
 
 
 def _dense(weight: Tensor, shape: ConvShape, points: Tensor | None, x: Tensor) -> Tensor:
-    return forward(x, weight, None, shape, Ways(points=points))
+    return forward(x, weight, None, shape, ConvMethods(points=points))

@@ -1,6 +1,6 @@
 """A convolution as an autograd function: by events (the input's nonzero values), by Winograd tiles, or by torch.
 
-`Ways` says which of the three computes the result and each gradient. Binary spikes are packed into bits for the
+`ConvMethods` says which of the three computes the result and each gradient. Binary spikes are packed into bits for the
 backward pass.
 """
 
@@ -55,7 +55,7 @@ class ConvShape:
 
 
 @dataclass(frozen=True)
-class Ways:
+class ConvMethods:
     """Which implementation computes a convolution and its gradients; None means torch.
 
     Attributes:
@@ -71,20 +71,20 @@ class Ways:
     to_weight: str | None = None
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, methods: ConvMethods) -> Tensor:
     """Compute the convolution by events, by Winograd tiles or by torch."""
-    if ways.plan is not None:
-        return ways.plan.run(x)
-    if ways.points is not None:
-        return winograd.convolve(x, ways.points, bias)
+    if methods.plan is not None:
+        return methods.plan.run(x)
+    if methods.points is not None:
+        return winograd.convolve(x, methods.points, bias)
     return F.conv2d(x, weight, bias, shape.stride, shape.padding)
 
 
-def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape, way: str | None) -> Tensor:
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape, method: str | None) -> Tensor:
     """Compute the gradient of the weights by "events", by "tiles" or by torch."""
-    if way == "events":
+    if method == "events":
         return event_gradient.weight_gradient(x, grad, shape.kernel, shape.padding)
-    if way == "tiles":
+    if method == "tiles":
         return winograd.weight_gradients(x, grad)[0]
     out: Tensor = _torch(grad, x, weight, shape, (False, True, False))[1]
     return out
@@ -105,7 +105,7 @@ def _stand_in(size: Sequence[int]) -> Tensor:
     return torch.empty(size, memory_format=torch.channels_last)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, methods: ConvMethods) -> Tensor:
     """Compute the convolution with gradients.
 
     Args:
@@ -113,12 +113,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, w
         weight: (O, C, kh, kw).
         bias: (O,) or None.
         shape: the sizes of all.
-        ways: the implementations.
+        methods: the implementations.
 
     Returns:
         The result (N, O, OH, OW).
     """
-    out: Tensor = _Convolution.apply(x, weight, bias, shape, ways)
+    out: Tensor = _Convolution.apply(x, weight, bias, shape, methods)
     return out
 
 
@@ -126,32 +126,34 @@ class _Convolution(torch.autograd.Function):
     """A convolution that keeps its input as bits for the backward pass where the input is binary."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: Ways) -> Tensor:
-        out = forward(x, weight, bias, shape, ways)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, methods: ConvMethods
+    ) -> Tensor:
+        out = forward(x, weight, bias, shape, methods)
         learns = ctx.needs_input_grad[1]  # otherwise only the size of x is needed
         spikes = pack(x) if learns else None
         ctx.save_for_backward(weight, *((spikes.words, spikes.values) if spikes else (x,) if learns else ()))
-        ctx.given = shape, ways, x.shape
+        ctx.given = shape, methods, x.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *kept = ctx.saved_tensors
-        (shape, ways, size), (to_x, to_weight, to_bias, *_) = ctx.given, ctx.needs_input_grad
+        (shape, methods, size), (to_x, to_weight, to_bias, *_) = ctx.given, ctx.needs_input_grad
         spikes = Packed(kept[0], kept[1], size) if len(kept) > 1 else None
         if torch.is_grad_enabled():
             x = _stand_in(size) if not to_weight else kept[0] if spikes is None else None
             return _differentiable(grad, x, weight, shape, (to_x, to_weight, to_bias))
         grad = grad.contiguous(memory_format=torch.channels_last)
-        own = input_gradient(grad, weight, shape, size, ways.turned) if to_x else None
-        if to_weight and ways.to_weight == "tiles":  # the tiles give the bias's gradient as well
+        own = input_gradient(grad, weight, shape, size, methods.turned) if to_x else None
+        if to_weight and methods.to_weight == "tiles":  # the tiles give the bias's gradient as well
             by_weight, by_bias = winograd.weight_gradients(spikes or kept[0], grad)
             return own, by_weight, by_bias.clone() if to_bias else None, None, None
         of_bias = grad.sum((0, 2, 3)) if to_bias else None
         if not to_weight:
             return own, None, of_bias, None, None
         x = kept[0] if spikes is None else spikes.unpacked()
-        return own, weight_gradient(x, grad, weight, shape, ways.to_weight), of_bias, None, None
+        return own, weight_gradient(x, grad, weight, shape, methods.to_weight), of_bias, None, None
 
 
 def _differentiable(

@@ -5,8 +5,8 @@ its window: sparse work on a CPU costs mostly loops and branches, and these are 
 values need not be spikes.
 
 `EventPlan` lays a convolution's weights out as (block, kh, kw, C, width), in float32 or as two bfloat16 in a word, and
-runs it. `Tables` keeps the memory of laid-out weights for later calls, since touching new memory pages costs more than
-filling them.
+runs it. `WeightBuffers` keeps the memory of laid-out weights for later calls, since touching new memory pages costs
+more than filling them.
 """
 
 import threading
@@ -88,7 +88,7 @@ def halve(bits: Array, out: Array) -> None:  # pragma: no cover - compiled
             write[i] = (to_half(read[i]) >> np.uint32(16)) | (to_half(read[half + i]) & np.uint32(0xFFFF0000))
 
 
-class Tables:
+class WeightBuffers:
     """Thread-safe pool of free arrays by size and type; a copy, also in another process, starts empty."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Tables:
             self._free.setdefault((array.size, array.dtype), []).append(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tables, ()
+        return WeightBuffers, ()
 
 
 class EventPlan:
@@ -127,12 +127,12 @@ class EventPlan:
         padding: zeros above and to the left, as many on the other side.
         columns: pixels of an output row.
         half: keep weights in bfloat16 where a block is whole groups of 32 outputs of one pixel; sums stay float32.
-        tables: memory for the weights; `close` gives it back.
+        buffers: memory for the weights; `close` gives it back.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, columns: int,
-        half: bool = False, tables: Tables | None = None,
+        half: bool = False, buffers: WeightBuffers | None = None,
     ) -> None:  # fmt: skip
         outputs, self.channels, self.tall, self.kernel = weight.shape
         self.stride, self.padding, self.outputs = stride, padding, outputs
@@ -140,7 +140,7 @@ class EventPlan:
         self.wide = self.kernel + (self.pixels - 1) * stride[1]
         self.width = outputs * self.pixels if self.pixels > 1 else _divisor(outputs)
         self.half = half and self.pixels == 1 and self.width % PAIR == 0
-        self.tables = tables or Tables()
+        self.buffers = buffers or WeightBuffers()
         self.table = self._laid_out(weight.detach().permute(0, 2, 3, 1).reshape(-1).numpy())
         start = weight.new_zeros(outputs) if bias is None else bias.detach()
         self.bias = start.repeat(self.pixels).numpy()
@@ -152,16 +152,16 @@ class EventPlan:
         sizes = (self.outputs, self.channels, self.tall, self.kernel, self.wide, self.pixels, self.stride[1])
         size = self.tall * self.wide * self.channels * self.outputs * self.pixels
         if self.half:
-            table = self.tables.take(size // 2, np.uint32)
+            table = self.buffers.take(size // 2, np.uint32)
             lay_out_half(weight, sizes, self.width, table)
         else:
-            table = self.tables.take(size, np.float32)
+            table = self.buffers.take(size, np.float32)
             lay_out(weight, sizes, self.width, table)
         return table
 
     def close(self) -> None:
         """Give the weights' memory back; the plan must not run again."""
-        self.tables.give(self.table)
+        self.buffers.give(self.table)
 
     def run(self, x: Tensor) -> Tensor:
         """Compute the convolution of x (N, C, H, W) channels-last; return (N, O, OH, OW) channels-last float32."""
