@@ -86,7 +86,8 @@ def _wrong(device: str) -> str:
         own = (drive, theta, start) if amplitude is None else (drive, theta, start, amplitude)
         leaves = [value.clone().requires_grad_() for value in own]
         with torch.enable_grad():
-            expected = reference.multistep(*leaves[:3], rule, False, *leaves[3:])
+            unit = leaves[3] if amplitude is not None else None
+            expected = reference.multistep(leaves[0], leaves[1], leaves[2], rule, False, unit)
             gradients = torch.autograd.grad(expected, leaves, grad)
         z, th, v0, *rest = (value.to(device) for value in own)
         last = rest[0] if rest else None
