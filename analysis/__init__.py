@@ -17,7 +17,7 @@ from speedysnn.analysis.evaluate import sweep as sweep
 from speedysnn.analysis.knobs import knobs as knobs
 from speedysnn.analysis.knobs import pareto as pareto
 from speedysnn.analysis.knobs import theta_distance as theta_distance
-from speedysnn.analysis.noise.layer_totals import Column as Column
+from speedysnn.analysis.noise.entries import Column as Column
 from speedysnn.analysis.noise.measure import NoiseSums as NoiseSums
 from speedysnn.analysis.noise.measure import measure_noise as measure_noise
 from speedysnn.analysis.noise.result import NoiseReport as NoiseReport

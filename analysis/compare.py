@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "speedysnn-comparison/1"
 CAUSES = ("clip", "round", "propagated", "temporal")
-REMOVED = ("removed", *(f"removed_{cause}" for cause in CAUSES))
+REMOVED = ("removed", *(f"removed_{cause}" for cause in CAUSES), "removed_affine")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +32,8 @@ class Comparison:
     Attributes:
         layers: one row a network and layer: `network`, the columns of `speedysnn.analysis.COLUMNS`, and the fraction of
             the first network's noise in the layer of that name that is gone, `removed`, cut by cause into
-            `removed_clip` + `removed_round` + `removed_propagated` + `removed_temporal`. Noise is sum e^2 / sum a^2; 1
+            `removed_clip` + `removed_round` + `removed_propagated` + `removed_temporal`; `removed_affine` is the part
+            of `removed_propagated` that was gain and offset lost with depth. Noise is sum e^2 / sum a^2; 1
             is ideal, below 0 noise was added, NaN where the first has no such layer or no noise in it.
         outputs: one row a network: `network`, the fields of `speedysnn.analysis.OUTPUTS`, and `removed` of the output.
     """
@@ -192,9 +193,10 @@ def _noise(sqnr_db: float) -> float:
 
 
 def _powers(row: Mapping[Any, Any]) -> tuple[float, ...]:
-    """Compute a layer's noise and the part of each cause, in units of its signal."""
+    """Compute a layer's noise, the part of each cause and the affine part, in units of its signal."""
     noise = _noise(row["sqnr_db"])
-    return noise, *(0.0 if noise == 0 else noise * row[f"share_{cause}"] for cause in CAUSES)
+    shares = [row[f"share_{cause}"] for cause in CAUSES] + [row["affine_share"]]
+    return noise, *(0.0 if noise == 0 else noise * share for share in shares)
 
 
 def _gone(before: float, after: float, total: float | None = None) -> float:

@@ -1,14 +1,13 @@
 """What is known of one layer after all images: its sums and neurons by name, and the columns computed from them.
 
 `LayerTotals` is what the functions of `schema.COLUMNS` read; it also holds the quantities that several columns share.
-`Column` is one such column. `summary` counts and names the neurons that never fire and those that fire all they can.
+`summary` counts and names the neurons that never fire and those that fire all they can.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +16,19 @@ from torch import Tensor
 
 from speedysnn.analysis.noise.moments import (
     Moments,
+    affine_fractions,
     correlation,
     from_powers,
     kolmogorov_smirnov,
     lag_one,
     mean_abs_correlation,
+    slope,
 )
 from speedysnn.analysis.theory.quantization import decibels, rmse_steps
 from speedysnn.neurons.layer import IFNeuron
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
-Format = Literal["number", "percent", "decibels"]
 MOST_NAMES = 100
 
 
@@ -228,6 +228,32 @@ class LayerTotals:
         share = self.bias_share
         return share if math.isnan(share) else max(0.0, 1 - share)
 
+    def _by_channel(self, *names: str) -> list[Floats]:
+        """Sums by channel as arrays, (C,) each."""
+        return [self.channel[name].numpy() for name in names]
+
+    @cached_property
+    def drive_gain(self) -> float:
+        """Slope of the regression of z' on z within channels; NaN where z is the same throughout every channel."""
+        return slope(self.n / len(self.channel["z"]), *self._by_channel("z", "zz", "d", "zd"))
+
+    @cached_property
+    def own_gain(self) -> float:
+        """Slope of the regression of Q(z) on a within channels; NaN where a is the same throughout every channel."""
+        return slope(self.n / len(self.channel["s"]), *self._by_channel("s", "aa", "o", "ao"))
+
+    @cached_property
+    def affine_share(self) -> float:
+        """Part of the error that comes in and that an affine map of the drive removes; NaN without an error.
+
+        sum_c P_c f_c / sum e^2, between 0 and the propagated share: P_c is channel c's sum of propagated part times
+        error, and f_c the fraction of its drive's error sum (z' - z)^2 that the least-squares map a_c z' + b_c removes.
+        """
+        removed = affine_fractions(self.n / len(self.channel["z"]), *self._by_channel("z", "zz", "d", "dd", "zd"))
+        (propagated,) = self._by_channel("propagated")
+        share = ratio(float(propagated @ removed), self.total["ee"])
+        return share if math.isnan(share) else max(0.0, min(share, self.share("propagated")))
+
     @cached_property
     def noise(self) -> Moments:
         """Moments of e over all elements, in steps."""
@@ -310,59 +336,3 @@ class LayerTotals:
         if self.pulses is None or neuron.spikes != "binary" or neuron.lookahead != 0 or neuron.signed:
             return None
         return self.counts["outside"] / self.n
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of a layer, or of the whole network.
-
-    Attributes:
-        unit: of its values; fractions lie in 0..1.
-        meaning: one sentence.
-        higher_is_better: None where neither direction is.
-        ideal: the value it would have without noise, in words.
-        value: the figure of a layer; a number, a string, or None where it was not measured.
-        format: how a page shows it: "number" with three digits, "percent" of a fraction, "decibels" with one digit.
-        title: heading in a page; by default the name with spaces.
-        missing: why a value may be undefined or not measured; noise.json gives it as the reason for a null.
-        summary: whether the short tables of the page and of report.md show it too.
-        after: name of the column it stands behind; by default columns stand in the order of `COLUMNS`.
-
-    Example:
-        >>> from speedysnn.analysis import Column
-        >>> column = Column("activation", "Mean error.", ideal="0", value=lambda layer: layer.total["e"] / layer.n)
-        >>> column.heading("mean_error")
-        'mean error'
-    """
-
-    unit: str
-    meaning: str
-    higher_is_better: bool | None = None
-    ideal: str = ""
-    value: Callable[[LayerTotals], Any] | None = None
-    format: Format = "number"
-    title: str = ""
-    missing: str = "its function found no number"
-    summary: bool = False
-    after: str = ""
-
-    def heading(self, name: str) -> str:
-        """Give the heading of a table.
-
-        Args:
-            name: of the column.
-
-        Returns:
-            The title, or the column's name with spaces.
-        """
-        return self.title or name.replace("_", " ")
-
-    def to_json(self) -> dict[str, Any]:
-        """Describe the column for noise.json.
-
-        Returns:
-            Unit, meaning, direction and ideal.
-        """
-        return {
-            "unit": self.unit, "meaning": self.meaning, "higher_is_better": self.higher_is_better, "ideal": self.ideal
-        }  # fmt: skip

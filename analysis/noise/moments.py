@@ -119,6 +119,44 @@ def correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -
     return max(-1.0, min(1.0, (n * xy - x * y) / math.sqrt(across * down)))
 
 
+def slope(n: float, x: Floats, xx: Floats, d: Floats, xd: Floats) -> float:
+    """Regression slope of y = x + d on x within channels, pooled over them: 1 + sum_c cov_c(x, d) / sum_c var_c(x).
+
+    Args:
+        n: values a channel.
+        x, xx: sums of x and of its square by channel, (C,).
+        d, xd: sums of d and of x d by channel, (C,).
+
+    Returns:
+        The slope; NaN where x is the same throughout every channel.
+    """
+    variance = float((xx - x * x / n).sum()) if n > 0 else 0.0
+    if variance <= 1e-12 * float(xx.sum()):
+        return math.nan
+    return 1 + float((xd - x * d / n).sum()) / variance
+
+
+def affine_fractions(n: float, z: Floats, zz: Floats, d: Floats, dd: Floats, zd: Floats) -> Floats:
+    """Fraction of an error d that the best affine map a y + b of y = z + d would remove, channel by channel.
+
+    y is mapped to z by least squares, and what is left of sum d^2 is n [var(d) - cov(d, y)^2 / var(y)]; a = 1 and b = 0
+    are a map too, so that nothing is ever added.
+
+    Args:
+        n: values a channel.
+        z, zz: sums of z and of its square by channel, (C,).
+        d, dd: sums of the error and of its square alike.
+        zd: sums of their product alike.
+
+    Returns:
+        0 to 1, (C,); 0 where there is no error.
+    """
+    y, yy = z + d, zz + 2 * zd + dd
+    variance, across = yy - y * y / n, zd + dd - y * d / n
+    linear = np.divide(across * across, variance, out=np.zeros_like(across), where=variance > 1e-12 * yy)
+    return np.clip(np.divide(d * d / n + linear, dd, out=np.zeros_like(dd), where=dd > 0), 0, 1)
+
+
 def compared(channels: int, most: int = MOST_CHANNELS) -> Tensor:
     """Choose the channels whose errors are compared.
 

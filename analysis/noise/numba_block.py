@@ -6,11 +6,14 @@ import numpy as np
 
 from speedysnn.analysis.noise.moments import BINS, PER_STEP
 from speedysnn.analysis.noise.numba_channels import (
+    DRIFT,
     ENDS,
     ERROR,
     INVERSE,
     MEAN,
     NEXT,
+    OWN,
+    PASSED,
     PER,
     SQUARE,
     STEP,
@@ -24,7 +27,7 @@ from speedysnn.analysis.noise.schema import indices
 
 # Places in `totals` and in `counts`.
 AR, RR, TWIN, MISS = indices("ar", "rr", "twin", "miss")
-CLIP, ROUND, PROPAGATED, TEMPORAL = indices("clip", "round", "propagated", "temporal")
+CLIP, ROUND, TEMPORAL = indices("clip", "round", "temporal")
 G1, G2, G3, G4, LAG0, LAG1 = indices("g", "gg", "ggg", "gggg", "lag0", "lag1")
 SATURATED, SILENT, SOURCE_SILENT, OUTSIDE = indices("saturated", "silent", "source_silent", "outside")
 FIRED, FIRST, LAGGED = indices("fired", "first", "lagged")
@@ -94,12 +97,14 @@ def add_block(
     emitted: Any, timesteps: Any, max_count: Any, min_count: Any, work: Array, rounded: Array, missed: Array,
     few: Array, totals: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a block's products and counts, and write its errors, their bins and its counts to the work arrays.
+    """Add a block's products and counts; write its errors, their bins, the drive's errors and counts to work arrays.
 
     Each part of the error starts where one ends. In one loop, what is divided takes no longer than the rest beside it.
     """
     total, steps, inverse, error, widths = work[TOTAL], work[STEP], work[INVERSE], work[ERROR], work[WIDTH]
-    ar = rr = tt = mm = ce = de = pe = te = one = two = three = four = 0.0
+    drift, own, passed = work[DRIFT], work[OWN], work[PASSED]
+    mean = np.float64(factor) / np.float64(timesteps)
+    ar = rr = tt = mm = ce = de = te = one = two = three = four = 0.0
     saturated = silent = quiet = outside = 0.0
     for j in range(z.size):
         step, measured, source, held = steps[j], total[j] / emitted, np.float64(a[j]), np.float64(corrected[j])
@@ -114,13 +119,15 @@ def add_block(
         miss = clip + rounding + propagated + temporal - (measured - source)
         inside = (held > low) & (held < high) & (held != 0)
         gap = aimed - held / width
+        own[j], passed[j] = target - source, propagated * e
+        drift[j] = np.float64(drive[j]) * mean * (step / width) - np.float64(z[j])
         few[j], error[j] = np.float32(fired), e
         missed[j] = np.uint32(np.int32(bin_of(e / step) if e != 0 else BINS + 2.0))
         rounded[j] = np.uint32(np.int32(bin_of(gap) if inside else BINS + 2.0))
         g = gap if inside else 0.0
         square = g * g
         ar, rr, tt, mm = plus(ar, source * r), plus(rr, r * r), plus(tt, off * off), plus(mm, miss * miss)
-        ce, de, pe, te = plus(ce, clip * e), plus(de, rounding * e), plus(pe, propagated * e), plus(te, temporal * e)
+        ce, de, te = plus(ce, clip * e), plus(de, rounding * e), plus(te, temporal * e)
         one, two, three, four = plus(one, g), plus(two, square), plus(three, square * g), plus(four, square * square)
         saturated, silent = plus(saturated, one_if(abs(fired) == max_count)), plus(silent, one_if(fired == 0))
         quiet, outside = plus(quiet, one_if(source == 0)), plus(outside, one_if(fired != reached))
@@ -130,7 +137,6 @@ def add_block(
     totals[MISS] += mm
     totals[CLIP] += ce
     totals[ROUND] += de
-    totals[PROPAGATED] += pe
     totals[TEMPORAL] += te
     totals[G1] += one
     totals[G2] += two

@@ -16,8 +16,8 @@ from speedysnn.kernels.jit import together
 Array = Any
 BLOCK = 4096
 LANES = 16  # elements that a processor works on at once
-TOTAL, ERROR, MEAN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE, WIDTH = range(10)  # rows of `work`
-ROWS = WIDTH + 1  # STEP is A / T, PER is 1 / A, INVERSE is T / A, WIDTH is theta / T
+TOTAL, ERROR, MEAN, STEP, SQUARE, NEXT, ENDS, PER, INVERSE, WIDTH, DRIFT, OWN, PASSED = range(13)  # rows of `work`
+ROWS = PASSED + 1  # STEP is A / T, PER is 1 / A, INVERSE is T / A, WIDTH is theta / T
 
 # Compiled code holds the places of the sums and the number of bins as constants, and calls functions of other files: it
 # is compiled anew when any file of the folder that declares the sums changes, or any below it.
@@ -39,6 +39,8 @@ def plus(total: float, value: float) -> float:  # pragma: no cover - compiled
 SIZE, POWER, SOURCE = indices("a", "aa", "s")
 E1, E2, E3, E4 = indices("e", "ee", "eee", "eeee")
 IN_RANGE, GRANULAR = indices("in_range", "granular")
+Z1, Z2, D1, D2, ZD = indices("z", "zz", "d", "dd", "zd")
+O1, AO, PROPAGATED = indices("o", "ao", "propagated")
 
 
 @summed
@@ -86,6 +88,7 @@ def add_channel(
 ) -> None:  # pragma: no cover - compiled
     """Add the elements first..last of a block, all of one channel, to its sums."""
     aa = total = size = one = two = three = four = 0.0
+    drive = power = drift = scatter = both = alone = product = passed = 0.0
     inside = granular = 0
     top, low = work[WIDTH, first] * max_count, work[WIDTH, first] * min_count
     for j in range(first, last):
@@ -93,6 +96,13 @@ def add_channel(
         square = e * e
         size, aa, total = plus(size, abs(source)), plus(aa, source * source), plus(total, source)
         one, two, three, four = plus(one, e), plus(two, square), plus(three, square * e), plus(four, square * square)
+    for j in range(first, last):
+        alone, product = plus(alone, work[OWN, j]), plus(product, np.float64(a[j]) * work[OWN, j])
+        passed = plus(passed, work[PASSED, j])
+    for j in range(first, last):
+        own, d = np.float64(z[j]), work[DRIFT, j]
+        drive, power = plus(drive, own), plus(power, own * own)
+        drift, scatter, both = plus(drift, d), plus(scatter, d * d), plus(both, own * d)
     for j in range(first, last):
         inside += (z[j] > low) & (z[j] < top)
         granular += (corrected[j] > low) & (corrected[j] < top) & (corrected[j] != 0)
@@ -105,6 +115,14 @@ def add_channel(
     sums[E4] += four
     sums[IN_RANGE] += np.float64(inside)
     sums[GRANULAR] += np.float64(granular)
+    sums[Z1] += drive
+    sums[Z2] += power
+    sums[D1] += drift
+    sums[D2] += scatter
+    sums[ZD] += both
+    sums[O1] += alone
+    sums[AO] += product
+    sums[PROPAGATED] += passed
 
 
 @summed
@@ -118,6 +136,9 @@ def add_across(
     size, aa, total = sums[SIZE, c:], sums[POWER, c:], sums[SOURCE, c:]
     inside, granular = sums[IN_RANGE, c:], sums[GRANULAR, c:]
     one, two, three, four = sums[E1, c:], sums[E2, c:], sums[E3, c:], sums[E4, c:]
+    drive, power, drift, scatter, both = sums[Z1, c:], sums[Z2, c:], sums[D1, c:], sums[D2, c:], sums[ZD, c:]
+    d, o, p = work[DRIFT, first:last], work[OWN, first:last], work[PASSED, first:last]
+    alone, product, passed = sums[O1, c:], sums[AO, c:], sums[PROPAGATED, c:]
     for j in range(m):
         value = np.float64(source[j])
         size[j] += abs(value)
@@ -130,6 +151,18 @@ def add_across(
         square = error[j] * error[j]
         three[j] += square * error[j]
         four[j] += square * square
+    for j in range(m):
+        alone[j] += o[j]
+        passed[j] += p[j]
+        product[j] += np.float64(source[j]) * o[j]
+    for j in range(m):
+        value = np.float64(own[j])
+        drive[j] += value
+        power[j] += value * value
+    for j in range(m):
+        drift[j] += d[j]
+        scatter[j] += d[j] * d[j]
+        both[j] += np.float64(own[j]) * d[j]
     for j in range(m):
         inside[j] += (own[j] > step[j] * min_count) & (own[j] < step[j] * max_count)
     for j in range(m):
@@ -145,6 +178,8 @@ def add_rows(
     own, source = z[first:last].reshape(4, width), a[first:last].reshape(4, width)
     held = corrected[first:last].reshape(4, width)
     error, step = work[ERROR, first:last].reshape(4, width), work[WIDTH, first:last]
+    drift, alone = work[DRIFT, first:last].reshape(4, width), work[OWN, first:last].reshape(4, width)
+    passed = work[PASSED, first:last].reshape(4, width)
     for j in range(width):
         p, q = np.float64(source[0, j]), np.float64(source[1, j])
         r, s = np.float64(source[2, j]), np.float64(source[3, j])
@@ -158,6 +193,21 @@ def add_rows(
         sums[E2, j] += pp + qq + rr + ss
         sums[E3, j] += p * pp + q * qq + r * rr + s * ss
         sums[E4, j] += pp * pp + qq * qq + rr * rr + ss * ss
+    for j in range(width):
+        p, q = np.float64(source[0, j]), np.float64(source[1, j])
+        r, s = np.float64(source[2, j]), np.float64(source[3, j])
+        sums[O1, j] += alone[0, j] + alone[1, j] + alone[2, j] + alone[3, j]
+        sums[AO, j] += p * alone[0, j] + q * alone[1, j] + r * alone[2, j] + s * alone[3, j]
+        sums[PROPAGATED, j] += passed[0, j] + passed[1, j] + passed[2, j] + passed[3, j]
+    for j in range(width):
+        p, q = np.float64(own[0, j]), np.float64(own[1, j])
+        r, s = np.float64(own[2, j]), np.float64(own[3, j])
+        t, u, v, w = drift[0, j], drift[1, j], drift[2, j], drift[3, j]
+        sums[Z1, j] += p + q + r + s
+        sums[Z2, j] += p * p + q * q + r * r + s * s
+        sums[D1, j] += t + u + v + w
+        sums[D2, j] += t * t + u * u + v * v + w * w
+        sums[ZD, j] += p * t + q * u + r * v + s * w
     for j in range(width):
         low, high, inside = step[j] * min_count, step[j] * max_count, 0.0
         for k in range(4):

@@ -16,51 +16,20 @@ new sum is another:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.noise.layer_totals import Column as Column
-from speedysnn.analysis.noise.layer_totals import Format, ratio
+from speedysnn.analysis.noise.entries import Column as Column
+from speedysnn.analysis.noise.entries import Format, Kind
+from speedysnn.analysis.noise.entries import Sum as Sum
+from speedysnn.analysis.noise.layer_totals import ratio
 from speedysnn.analysis.noise.moments import histogram, lateness, starts
 from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS
 from speedysnn.analysis.theory.quantization import decibels
-
-Kind = Literal["channel", "total", "count", "histogram", "unit", "step"]
-Scope = Literal["element", "train", "image"]
-
-
-@dataclass(frozen=True)
-class Sum:
-    """One sum over all images.
-
-    Attributes:
-        kind: "channel" for one number a channel, "total" for one float64 number, "count" for one whole number,
-            "histogram", "unit" for one number a neuron of an image, "step" for one whole number a time step.
-        unit: of the summed quantity.
-        meaning: one phrase.
-        reference: its definition: the values that are added up, from a `sums_reference.Block`, or from
-            `sums_reference.Images` where `scope` is "image".
-        scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
-            "image" whole images.
-
-    Example:
-        >>> from speedysnn import analysis
-        >>> analysis.SUMS["absolute"] = analysis.Sum("total", "activation", "Absolute error.", lambda b: b.e.abs())
-        >>> analysis.SUMS.pop("absolute").unit
-        'activation'
-    """
-
-    kind: Kind
-    unit: str
-    meaning: str
-    reference: Callable[[Any], Tensor]
-    scope: Scope = "element"
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -79,6 +48,14 @@ SUMS: dict[str, Sum] = {
     "eeee": Sum("channel", "activation^4", "Error, fourth power.", lambda b: (b.e * b.e) ** 2),
     "in_range": Sum("channel", "elements", "Elements whose z lies inside the range.", lambda b: b.in_range),
     "granular": Sum("channel", "elements", "The same with the offset, zeros left out.", lambda b: b.granular),
+    "z": Sum("channel", "activation", "Source's drive.", lambda b: b.z),
+    "zz": Sum("channel", "activation^2", "Source's drive squared.", lambda b: b.z * b.z),
+    "d": Sum("channel", "activation", "Error of the drive, z' - z.", lambda b: b.drift),
+    "dd": Sum("channel", "activation^2", "Error of the drive squared.", lambda b: b.drift * b.drift),
+    "zd": Sum("channel", "activation^2", "Source's drive times its error.", lambda b: b.z * b.drift),
+    "o": Sum("channel", "activation", "Error of the quantizer alone, Q(z) - a.", lambda b: b.own),
+    "ao": Sum("channel", "activation^2", "Source times error of the quantizer alone.", lambda b: b.a * b.own),
+    "propagated": Sum("channel", "activation^2", "Propagated part times error.", lambda b: b.propagated * b.e),
     "ar": Sum("total", "activation^2", "Source times output.", lambda b: _dot(b.a, b.r)),
     "rr": Sum("total", "activation^2", "Output squared.", lambda b: _dot(b.r, b.r)),
     "twin": Sum(
@@ -87,7 +64,6 @@ SUMS: dict[str, Sum] = {
     "miss": Sum("total", "activation^2", "What the parts miss, squared.", lambda b: _dot(b.miss, b.miss)),
     "clip": Sum("total", "activation^2", "Clipping times error.", lambda b: _dot(b.clip, b.e)),
     "round": Sum("total", "activation^2", "Rounding times error.", lambda b: _dot(b.round, b.e)),
-    "propagated": Sum("total", "activation^2", "Propagated part times error.", lambda b: _dot(b.propagated, b.e)),
     "temporal": Sum("total", "activation^2", "Temporal part times error.", lambda b: _dot(b.temporal, b.e)),
     "g": Sum("total", "steps", "Rounding error inside the range.", lambda b: b.gap[b.granular]),
     "gg": Sum("total", "steps^2", "The same squared.", lambda b: b.gap[b.granular] ** 2),
@@ -175,7 +151,8 @@ _STEPLESS = 'a look-ahead of "full", which is read without its steps'
 _FULL = 'not measured: detail="full" does'
 
 # One entry a column of `NoiseReport.layers`, in the table's order. a: the source's activation; z: its pre-activation;
-# r: the neuron's mean output over T steps; e = r - a; every sum runs over all elements of all images.
+# z': the mean over time of what the neuron integrates, offset in it and times amplitude / theta; r: its mean output over
+# T steps; e = r - a; every sum runs over all elements of all images.
 COLUMNS: dict[str, Column] = {
     "layer": Column("name", "Name of the neuron layer, in execution order.", value=lambda x: x.name),
     "kind": Column("name", 'Spike kind: "binary", "ternary" or "graded:N".', value=lambda x: x.neuron.spikes),
@@ -214,6 +191,14 @@ COLUMNS: dict[str, Column] = {
     "gain": Column(
         "ratio", "sum a r / sum a^2; below 1 the layer answers too weakly.", None, "1",
         value=lambda x: ratio(x.total["ar"], x.total["aa"]), missing=_SILENT,
+    ),
+    "drive_gain": Column(
+        "ratio", "Slope of the regression of z' on z within channels; below 1 earlier layers have shrunk the drive.",
+        None, "1", value=lambda x: x.drive_gain, missing="the source's drive is the same throughout every channel",
+    ),
+    "own_gain": Column(
+        "ratio", "Slope of the regression of Q(z) on a within channels: what the quantizer of this layer alone leaves.",
+        None, "1", value=lambda x: x.own_gain, missing="the source's activation is the same throughout every channel",
     ),
     "cosine": Column(
         "ratio", "sum a r / (|a| |r|), blind to a wrong scale, so read it beside gain.", True, "1",
@@ -262,6 +247,13 @@ COLUMNS: dict[str, Column] = {
     "share_propagated": Column(
         "fraction of sum e^2", "Error brought in from earlier layers: Q(z') - Q(z).", None,
         value=lambda x: x.share("propagated"), format="percent", title="propagated", missing=_EXACT, summary=True,
+    ),
+    "affine_share": Column(
+        "fraction of sum e^2",
+        "Part of share_propagated that is lost gain and offset: of every channel's propagated error the fraction of "
+        "sum (z' - z)^2 that the least-squares map a z' + b of the channel's drive would remove.",
+        False, "0", value=lambda x: x.affine_share, format="percent", title="of it affine", missing=_EXACT,
+        summary=True,
     ),
     "share_temporal": Column(
         "fraction of sum e^2", "Error of spike timing in this layer: r - Q(z').", None,

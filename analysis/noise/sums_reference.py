@@ -29,6 +29,9 @@ class Block:
 
     Attributes:
         z: the source's pre-activation.
+        drift: error of the drive, z' - z: the mean over time of what the neuron integrated, offset included and times
+            amplitude / theta, minus z.
+        own: error of the quantizer alone, Q(z) - a.
         a: the source's activation.
         r: the neuron's mean output over T steps, a whole number of quantizer steps.
         e: the error r - a.
@@ -49,6 +52,8 @@ class Block:
     """
 
     z: Tensor
+    drift: Tensor
+    own: Tensor
     a: Tensor
     r: Tensor
     e: Tensor
@@ -268,6 +273,7 @@ def _block(
     fired = torch.round(measured / step)
     held = z if neuron.offset is None else z + neuron.offset
     aimed = levels(held, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed).to(torch.float64)
+    drift = seen.to(torch.float64) / (1 if constant else neuron.timesteps) * (step / width) - drive
     reached = reached_counts(seen, constant, theta, start, neuron).to(torch.float64)
     top = width * max_count
     low = -top if neuron.signed else torch.zeros_like(top)
@@ -277,8 +283,9 @@ def _block(
     held = held.to(torch.float64)
     lag_range, lag_error = lag_errors(seen, 1 if constant else neuron.timesteps, outs, theta, neuron, amplitude)
     return Block(
-        z=drive, a=a, r=r, e=r - a, step=step, clip=parts[0], round=parts[1], propagated=parts[2], temporal=parts[3],
-        twin_error=twin - a, miss=parts[0] + parts[1] + parts[2] + parts[3] - (measured - a), fired=fired,
+        z=drive, drift=drift, own=aimed * step - a, a=a, r=r, e=r - a, step=step, clip=parts[0], round=parts[1],
+        propagated=parts[2], temporal=parts[3], twin_error=twin - a,
+        miss=parts[0] + parts[1] + parts[2] + parts[3] - (measured - a), fired=fired,
         reached=reached, max_count=max_count, in_range=(drive > low) & (drive < top),
         granular=(held > low) & (held < top) & (held != 0), gap=aimed - held / width, outputs=outs,
         when=first_steps(outs), lag_range=lag_range, lag_error=lag_error,

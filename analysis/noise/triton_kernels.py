@@ -16,6 +16,8 @@ SIZE, POWER, SOURCE, E1, E2, E3, E4, IN_RANGE, GRANULAR = (
     tl.constexpr(ELEMENT_SUMS.index(name))
     for name in ("a", "aa", "s", "e", "ee", "eee", "eeee", "in_range", "granular")
 )
+Z1, Z2, D1, D2, ZD = (tl.constexpr(ELEMENT_SUMS.index(name)) for name in ("z", "zz", "d", "dd", "zd"))
+O1, AO = (tl.constexpr(ELEMENT_SUMS.index(name)) for name in ("o", "ao"))
 AR, RR, TWIN, MISS, CLIP, ROUND, PROPAGATED, TEMPORAL, G1, G2, G3, G4 = (
     tl.constexpr(ELEMENT_SUMS.index(name))
     for name in ("ar", "rr", "twin", "miss", "clip", "round", "propagated", "temporal", "g", "gg", "ggg", "gggg")
@@ -123,6 +125,7 @@ def errors(
     table = tables + (number * tl.num_programs(1) + tl.program_id(1)) * TABLES * (bins + 3)
     none = tl.zeros((tall, wide), tl.float64)
     c0, c1, c2, c3, c4, c5, c6, c7, c8 = none, none, none, none, none, none, none, none, none
+    z1, z2, d1, d2, zd, o1, ao = none, none, none, none, none, none, none
     t0, t1, t2, t3, t4, t5, t6, t7 = none, none, none, none, none, none, none, none
     g1, g2, g3, g4, n0, n1, n2, n3 = none, none, none, none, none, none, none, none
     for tile in range(tl.program_id(0), (rows + tall - 1) // tall, tl.num_programs(0)):
@@ -147,10 +150,14 @@ def errors(
         gap = aimed - inner / width
         _count_bins(table + ROUNDING * (bins + 3), gap, fine, bins, per)
         _count_bins(table + NOISE * (bins + 3), e / step, (e != 0) & here, bins, per)
+        drift = given.to(tl.float64) * factor / timesteps * (step / width) - own
         ee, gap = e * e, tl.where(fine, gap, 0.0)
         gg = gap * gap
         c0, c1, c2, c3, c4 = c0 + tl.abs(source), c1 + source * source, c2 + source, c3 + e, c4 + ee
         c5, c6, c7 = c5 + ee * e, c6 + ee * ee, c7 + ((own > low) & (own < high) & here).to(tl.float64)
+        z1, z2, d1, d2, zd = z1 + own, z2 + own * own, d1 + drift, d2 + drift * drift, zd + own * drift
+        alone = tl.where(here, target - source, 0.0)
+        o1, ao = o1 + alone, ao + source * alone
         c8, t0, t1, t2 = c8 + fine.to(tl.float64), t0 + source * r_, t1 + r_ * r_, t2 + off * off
         t3, t4, t5, t6, t7 = t3 + miss * miss, t4 + cut * e, t5 + rounding * e, t6 + passed * e, t7 + late * e
         g1, g2, g3, g4 = g1 + gap, g2 + gg, g3 + gg * gap, g4 + gg * gg
@@ -167,6 +174,13 @@ def errors(
     _put(found, E4, channels, j, c6)
     _put(found, IN_RANGE, channels, j, c7)
     _put(found, GRANULAR, channels, j, c8)
+    _put(found, Z1, channels, j, z1)
+    _put(found, Z2, channels, j, z2)
+    _put(found, D1, channels, j, d1)
+    _put(found, D2, channels, j, d2)
+    _put(found, ZD, channels, j, zd)
+    _put(found, O1, channels, j, o1)
+    _put(found, AO, channels, j, ao)
     _put(found, AR, channels, j, t0)
     _put(found, RR, channels, j, t1)
     _put(found, TWIN, channels, j, t2)

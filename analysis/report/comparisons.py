@@ -4,7 +4,6 @@ A comparison's figures have a line or a panel for each network; `knob_curves` ha
 above and decibels below.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +21,10 @@ from speedysnn.analysis.report.style import (
     layered_panels,
     name_layers,
     shared_legend,
+    stack,
+    stacked_parts,
 )
 
-_CAUSES = ("clip", "round", "propagated", "temporal")
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
 _MARKERS = "os^Dv<>P"
 _CUT_BELOW = -1.0  # of a stack: what hangs below it is cut, and the title says so
@@ -51,17 +51,17 @@ def sqnr(layers: pd.DataFrame) -> Figure:
 
 def causes(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
     """Draw the shares of the squared error by cause, a panel a network; %."""
-    names = [f"share_{cause}" for cause in _CAUSES]
-    title, ideal = "Where each layer's error comes from", "sum of the four (ideal: all of it round)"
-    return _stacked(layers, list(outputs["network"]), names, title, ideal, "share (%)", _CUT_BELOW)
+    title, ideal = "Where each layer's error comes from", "sum of all (ideal: all of it round)"
+    columns = "share_", "affine_share"
+    return _stacked(layers, list(outputs["network"]), columns, title, ideal, "share (%)", _CUT_BELOW)
 
 
 def removed(layers: pd.DataFrame, outputs: pd.DataFrame) -> Figure:
     """Draw the fraction of the first network's noise that each other one has removed, by cause; %."""
     first, *others = list(outputs["network"])
-    names = [f"removed_{cause}" for cause in _CAUSES]
     title = f"Noise removed, in parts of that of {first}; below 0 added"
-    return _stacked(layers, others or [first], names, title, "ideal: all of it", "removed (%)", _CUT_BELOW)
+    columns = "removed_", "removed_affine"
+    return _stacked(layers, others or [first], columns, title, "ideal: all of it", "removed (%)", _CUT_BELOW)
 
 
 def pareto(outputs: pd.DataFrame) -> Figure:
@@ -127,29 +127,23 @@ def all_figures(layers: pd.DataFrame, outputs: pd.DataFrame) -> dict[str, Figure
 def _stacked(
     layers: pd.DataFrame,
     networks: Sequence[str],
-    names: Sequence[str],
+    columns: tuple[str, str],
     title: str,
     ideal: str,
     unit: str,
     cut_below: float,
 ) -> Figure:
-    """Stack the four parts, a panel a network; negative parts hang below zero."""
+    """Stack the parts of the error, a panel a network; `columns` are `stacked_parts`' prefix and affine column."""
     order = _order(layers)
     figure, panels = layered_panels(order, len(networks), 1.6 + 1.7 * len(networks))
     least, most = 0.0, 1.0
     for axes, network in zip(panels, networks, strict=True):
         rows = layers[layers["network"] == network]
         at = [order.index(layer) for layer in rows["layer"]]
-        up, down = [0.0] * len(rows), [0.0] * len(rows)
-        for name, cause in zip(names, _CAUSES, strict=True):
-            parts = [0.0 if math.isnan(x) else x for x in finite_or_gap(rows[name])]
-            base = [u if x >= 0 else d for x, u, d in zip(parts, up, down, strict=True)]
-            axes.bar(at, parts, 0.85, base, label=cause, color=COLOURS[cause])
-            up = [u + max(x, 0) for x, u in zip(parts, up, strict=True)]
-            down = [d + min(x, 0) for x, d in zip(parts, down, strict=True)]
+        ends = stack(axes, at, stacked_parts(rows, *columns))
         axes.axhline(1, **IDEAL, label=ideal)
         axes.axhline(0, color="black", linewidth=0.8)
-        least, most = min(least, *down), max(most, *up)
+        least, most = min(least, *ends), max(most, *ends)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylabel(unit)
         axes.set_title(str(network), loc="left", fontsize=9)

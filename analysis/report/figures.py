@@ -27,7 +27,10 @@ from speedysnn.analysis.report.style import (
     layered_width,
     name_layers,
     shared_legend,
+    stack,
+    stacked_parts,
 )
+from speedysnn.analysis.theory.gain import gain_with_depth
 from speedysnn.errors import InputError
 
 _KINDS = (("spiking_nj", "spiking", "spiking"), ("rival_nj", "quantized rival", "twin"),
@@ -50,21 +53,43 @@ def sqnr(layers: pd.DataFrame) -> Figure:
 
 
 def causes(layers: pd.DataFrame) -> Figure:
-    """Draw the shares of the squared error by cause, stacked; a negative share hangs below zero; %."""
+    """Draw the shares of the squared error by cause, stacked; a negative share hangs below zero; %.
+
+    Of the propagated share, the part that an affine map of each channel's drive would remove is hatched.
+    """
     figure, (axes,) = layered_panels(list(layers["layer"]), 1, 3.6)
-    up, down = [0.0] * len(layers), [0.0] * len(layers)
-    for part in ("clip", "round", "propagated", "temporal"):
-        shares = [0.0 if math.isnan(x) else float(x) for x in layers[f"share_{part}"]]
-        base = [up[i] if x >= 0 else down[i] for i, x in enumerate(shares)]
-        axes.bar(range(len(layers)), shares, 0.85, base, label=part, color=COLOURS[part])
-        up = [u + max(x, 0) for u, x in zip(up, shares, strict=True)]
-        down = [d + min(x, 0) for d, x in zip(down, shares, strict=True)]
-    axes.axhline(1, **IDEAL, label="sum of the four (ideal: all of it round)")
+    stack(axes, range(len(layers)), stacked_parts(layers, "share_", "affine_share"))
+    axes.axhline(1, **IDEAL, label="sum of all (ideal: all of it round)")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylabel("share of squared error (%)")
     axes.set_title("Where each layer's error comes from", loc="left")
     name_layers(axes, list(layers["layer"]))
+    shared_legend(figure, [axes])
+    return figure
+
+
+def gain(layers: pd.DataFrame) -> Figure:
+    """Draw how much of the source's drive reaches every layer, beside what its quantizers alone would leave of it.
+
+    Expected is the product of the slopes `own_gain` over the layers before, as `theory.gain_with_depth` takes it.
+    """
+    names = [str(name) for name in layers["layer"]]
+    figure, (axes,) = layered_panels(names, 1, 3.4)
+    own = [1.0 if math.isnan(slope) else slope for slope in finite_or_gap(layers["own_gain"])]
+    reads = [[names.index(feed) for feed in feeds.split(", ") if feed] for feeds in layers["reads"]]
+    leaving = gain_with_depth(own, reads)
+    arriving = [sum(leaving[j] for j in places) / len(places) if places else 1.0 for places in reads]
+    alone = {"color": COLOURS["round"], "linestyle": "", "marker": "^"}
+    _line_by_layer(axes, pd.Series(own), "this layer's quantizer alone", **alone)
+    _line_by_layer(axes, layers["drive_gain"], "drive, measured", color=COLOURS["spiking"], marker="o")
+    _line_by_layer(axes, pd.Series(arriving), "drive, expected: product of the quantizers before it",
+                   color=COLOURS["twin"], linestyle=":", marker="s")  # fmt: skip
+    axes.axhline(1, **IDEAL, label="ideal: 1")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_ylabel("slope against the source (ratio)")
+    axes.set_title("Gain lost with depth", loc="left")
+    name_layers(axes, names)
     shared_legend(figure, [axes])
     return figure
 
@@ -153,9 +178,10 @@ def all_figures(layers: pd.DataFrame, table: pd.DataFrame | None = None) -> dict
         >>> images = torch.rand(64, 4)
         >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images)
         >>> list(all_figures(noise.layers))
-        ['sqnr', 'causes', 'rmse', 'activity']
+        ['sqnr', 'causes', 'gain', 'rmse', 'activity']
     """
-    out = {"sqnr": sqnr(layers), "causes": causes(layers), "rmse": rmse(layers), "activity": activity(layers)}
+    out = {"sqnr": sqnr(layers), "causes": causes(layers), "gain": gain(layers), "rmse": rmse(layers)}
+    out["activity"] = activity(layers)
     if table is not None and len(table):
         out["sweep"] = sweep(table)
     return out

@@ -35,8 +35,11 @@ NAMED = 12  # neurons a layer page lists
 CAPTIONS = {
     "sqnr": "Distance to the dashed floor is what clipping, earlier layers and timing cost; distance between the two "
     "solid lines is timing alone.",
-    "causes": "clip: raise theta. round: lower theta or take more steps. propagated: look at earlier layers. "
-    "temporal: look ahead, or train through time. A share below zero cancels part of another.",
+    "causes": "clip: raise theta. round: lower theta or take more steps. propagated: look at earlier layers; its "
+    "hatched part is gain and offset that an affine correction of each channel restores. temporal: look ahead, or "
+    "train through time. A share below zero cancels part of another.",
+    "gain": "Least-squares quantizers shrink, and what they shrink by multiplies with depth. Measured below expected: "
+    "noise flattens a ReLU's answer further. Measured above: a drive that has shrunk is clipped less.",
     "rmse": "At the dashed line the error is that of rounding alone; silent elements are exact, so a sparse layer may "
     "lie below it.",
     "activity": "Many saturated elements: theta is too low. Nothing saturated and large rounding: theta is too high.",
@@ -50,6 +53,7 @@ CAPTIONS = {
 _TITLES = {
     "sqnr": "SQNR a layer",
     "causes": "Causes of the error",
+    "gain": "Gain lost with depth",
     "rmse": "Error in steps",
     "activity": "Activity",
     "sensitivity": "What each layer costs at the output",

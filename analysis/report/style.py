@@ -39,9 +39,52 @@ STYLE: Any = {
     "savefig.dpi": 120,
 }
 IDEAL: dict[str, Any] = {"color": COLOURS["ideal"], "linestyle": (0, (5, 2)), "linewidth": 1.2}
+_HATCHED: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#888888", "hatch": "////", "linewidth": 0.0}
 LONGEST = 40  # characters of a name below an axis: enough to tell the blocks of a deep network apart
 MOST_NAMES = 75  # that stand beside one another in the widest figure without touching
 WIDEST, NARROWEST = 15.0, 7.5  # inches
+
+
+def stacked_parts(rows: pd.DataFrame, prefix: str, affine: str) -> list[tuple[str, list[float], dict[str, Any]]]:
+    """Split a layer's error into what is stacked: the four causes, the propagated one in two.
+
+    Args:
+        rows: a table with a row a layer.
+        prefix: of the columns of the four causes.
+        affine: column of the part of the propagated cause that an affine map of the drive removes.
+
+    Returns:
+        Label, values of all layers (0 where undefined) and style of every part, in the order of the stack.
+    """
+
+    def values(name: str) -> list[float]:
+        return [0.0 if math.isnan(x) else x for x in finite_or_gap(rows[name])]
+
+    parts = {name: values(prefix + name) for name in ("clip", "round", "propagated", "temporal")}
+    lost = values(affine) if affine in rows else [0.0] * len(rows)  # tables written before it was measured lack it
+    rest = [whole - part for whole, part in zip(parts["propagated"], lost, strict=True)]
+    return [
+        ("clip", parts["clip"], {"color": COLOURS["clip"]}),
+        ("round", parts["round"], {"color": COLOURS["round"]}),
+        ("propagated: gain and offset lost", lost, _HATCHED),
+        ("propagated: the rest", rest, {"color": COLOURS["propagated"]}),
+        ("temporal", parts["temporal"], {"color": COLOURS["temporal"]}),
+    ]
+
+
+def stack(axes: Axes, places: Sequence[int], parts: Sequence[tuple[str, list[float], dict[str, Any]]]) -> list[float]:
+    """Draw parts as stacked bars; those below zero hang below it.
+
+    Returns:
+        The ends of all stacks, above and below zero.
+    """
+    up, down = [0.0] * len(places), [0.0] * len(places)
+    for label, values, style in parts:
+        base = [u if x >= 0 else d for x, u, d in zip(values, up, down, strict=True)]
+        axes.bar(places, values, 0.85, base, label=label, **style)
+        up = [u + max(x, 0) for x, u in zip(values, up, strict=True)]
+        down = [d + min(x, 0) for x, d in zip(values, down, strict=True)]
+    return [*up, *down]
 
 
 def layered_width(count: int, narrowest: float = NARROWEST) -> float:

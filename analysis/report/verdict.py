@@ -15,6 +15,8 @@ from speedysnn.analysis.report.data import Advice, command_words, db, percent, r
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
 CONSTANT = 0.5  # share of the squared error above which correcting a constant for each channel suffices
+AFFINE = 0.1  # share of the squared error from which on lost gain and offset are named, with what restores them
+SHRUNK = 0.8  # the same for the slope of a drive on the source's, up to which they are named
 GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
 OWN = ("clip", "round", "temporal")
 CAUSES = {
@@ -118,6 +120,15 @@ def _correct_biases(row: "pd.Series[Any]") -> Advice:
         "initial membrane suffices.",
         'finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init")))',
         command_words("finetune", "--train", "biases,v_init", "-o", "tuned.snn"),
+    )
+
+
+def _match_moments(row: "pd.Series[Any]") -> Advice:
+    return Advice(
+        f"Gain and offset lost with depth: {percent(row['affine_share'])} of the error of {row['layer']}; a "
+        'per-channel affine correction removes it (`correct="moments"`). The drive follows the source\'s with the slope '
+        f"{row['drive_gain']:.2f}.",
+        'convert.apply_correction(snn, calibration, "moments")',
     )
 
 
@@ -253,16 +264,27 @@ def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
         cause, fact = "round", f"Worst layer: {worst['layer']} never fires."
     if cause != "propagated":
         return _led_by(fact, recommend_for_layer(cause, worst, outputs))
+    if not (worst["affine_share"] >= AFFINE or worst["drive_gain"] <= SHRUNK):
+        return [Advice(fact), *_origin(layers, measured, worst, outputs)]
+    affine, rest = percent(worst["affine_share"]), percent(worst["share_propagated"] - worst["affine_share"])
+    fact = f"{fact[:-1]}, {affine} as gain and offset lost with depth, {rest} as noise."
+    return [Advice(fact), _match_moments(worst), *_origin(layers, measured, worst, outputs)]
+
+
+def _origin(
+    layers: pd.DataFrame, measured: pd.DataFrame, worst: "pd.Series[Any]", outputs: Mapping[str, Any]
+) -> list[Advice]:
+    """Advice on the layer before the worst one that adds most noise of its own; none where there is no such layer."""
     upstream = measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]
     if upstream.empty:
-        return [Advice(fact)]
+        return []
     origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
     own = max(OWN, key=lambda part: origin[f"share_{part}"])
     start = (
         f"Of the layers before it, {origin['layer']} adds most of its own: "
         f"{percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}."
     )
-    return [Advice(fact), *_led_by(start, recommend_for_layer(own, origin, outputs))]
+    return _led_by(start, recommend_for_layer(own, origin, outputs))
 
 
 def _led_by(fact: str, advice: list[Advice]) -> list[Advice]:

@@ -13,6 +13,10 @@ from speedysnn.analysis.theory.drive import count_probabilities as count_probabi
 from speedysnn.analysis.theory.drive import error_density as error_density
 from speedysnn.analysis.theory.drive import quantizer_edges as quantizer_edges
 from speedysnn.analysis.theory.drive import spike_drive as spike_drive
+from speedysnn.analysis.theory.gain import Gain as Gain
+from speedysnn.analysis.theory.gain import gain_with_depth as gain_with_depth
+from speedysnn.analysis.theory.gain import noisy_gain as noisy_gain
+from speedysnn.analysis.theory.gain import quantizer_gain as quantizer_gain
 from speedysnn.analysis.theory.quantization import decibels as decibels
 from speedysnn.analysis.theory.quantization import effective_bits as effective_bits
 from speedysnn.analysis.theory.quantization import floor_db as floor_db

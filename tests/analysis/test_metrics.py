@@ -15,8 +15,9 @@ from speedysnn.errors import InputError
 CASES = [(pool, delay, spikes) for pool in ("avg", "max") for delay in (0, 1, "full")
          for spikes in ("binary", "ternary", "graded:2")]  # fmt: skip
 FLOATS = ("sqnr_db", "floor_db", "gap_db", "twin_sqnr_db", "gain", "cosine", "rmse_steps", "rmse_ideal", "rate_ideal",
-          "share_clip", "share_round", "share_propagated", "share_temporal", "bias", "bias_share")  # fmt: skip
-TIES = ("share_round", "share_propagated", "share_temporal")  # Q is float64 here: a tie may flip, 1e-4 each
+          "share_clip", "share_round", "share_propagated", "share_temporal", "bias", "bias_share", "affine_share",
+          "drive_gain", "own_gain")  # fmt: skip
+TIES = ("share_round", "share_propagated", "share_temporal", "affine_share", "own_gain")  # Q is float64 here: a tie may flip, 1e-4 each
 COUNTED = ("n", "saturated", "silent", "source_silent", "rate", "spikes_per_neuron")
 
 
@@ -37,6 +38,25 @@ def taps(snn, x):
     return {name: (drives[name], *seen[name]) for name in drives}
 
 
+def affine(z, reached, propagated):
+    """Propagated error that the best lines of z on z' remove, by numpy's least squares; the slope of z' on z."""
+    rows = [np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]).T for x in (z, reached, propagated)]
+    removed = across = down = 0.0
+    for own, seen, part in zip(*rows, strict=True):
+        line, error = np.stack([seen, np.ones_like(seen)], 1), ((seen - own) ** 2).sum()
+        left = ((line @ np.linalg.lstsq(line, own, rcond=None)[0] - own) ** 2).sum()
+        removed += part.sum() * (1 - left / error) if error > 0 else 0.0
+        across += ((seen - seen.mean()) * (own - own.mean())).sum()
+        down += ((own - own.mean()) ** 2).sum()
+    return removed, across / down
+
+
+def own_slope(quantized, a):
+    """Slope of the quantizer's output on the activation within channels."""
+    q, x = (np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in (quantized, a))
+    return ((q - q.mean(0)) * (x - x.mean(0))).sum() / ((x - x.mean(0)) ** 2).sum()
+
+
 def reference(neuron, z, reached, trains):
     """The row of one layer, straight from the definitions."""
     steps, most = neuron.timesteps, neuron.levels_per_step
@@ -54,6 +74,8 @@ def reference(neuron, z, reached, trains):
     inside = (z > 0) & (z < most * theta)
     counts = np.rint(trains.sum(0) / theta)
     channels = np.moveaxis(e, 1, -1).reshape(-1, e.shape[1])
+    removed, slope = affine(z, reached, parts[2] * e)
+    share = max(0, min(removed, (parts[2] * e).sum())) / (e**2).sum()
     sqnr = 10 * math.log10((a**2).sum() / (e**2).sum())
     floor = 10 * math.log10((a**2).sum() / (inside * (theta / steps * ideal) ** 2).sum())
     return {
@@ -64,6 +86,7 @@ def reference(neuron, z, reached, trains):
         "saturated": (counts == steps * most).mean(), "silent": (r == 0).mean(), "source_silent": (a == 0).mean(),
         "rate": np.count_nonzero(trains) / trains.size, "rate_ideal": (a / theta).mean(),
         "spikes_per_neuron": np.count_nonzero(trains) / z.size, "bias": e.mean(),
+        "drive_gain": slope, "affine_share": share, "own_gain": own_slope(q(z), a),
         "bias_share": (channels.sum(0) ** 2 / len(channels)).sum() / (e**2).sum(),
         **{f"share_{name}": (part * e).sum() / (e**2).sum()
            for name, part in zip(("clip", "round", "propagated", "temporal"), parts, strict=True)},
@@ -99,6 +122,7 @@ def test_the_four_parts_add_up(build, digits, pool, delay, spikes):
     if delay == "full":
         assert (layers["share_temporal"] == 0).all()
     assert layers["share_propagated"].iloc[0] == 0
+    assert ((layers["affine_share"] >= 0) & (layers["affine_share"] <= layers["share_propagated"].clip(0))).all()
     assert layers["share_temporal"].iloc[0] == 0  # its drive is constant
 
 

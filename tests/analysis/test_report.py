@@ -22,18 +22,19 @@ OUTPUT = {
     "accuracy": 0.8, "twin_accuracy": 0.9, "analog_accuracy": 0.98, "agreement": 0.8, "twin_agreement": 0.9,
     "sqnr_db": 6.0, "twin_sqnr_db": 6.5, "temporal_gap_db": 0.5,
 }  # fmt: skip
-FILES = {"layers.csv", "noise.json", "report.html", "report.md", "sqnr.png", "causes.png", "rmse.png", "activity.png"}
+PICTURES = {"sqnr.png", "causes.png", "gain.png", "rmse.png", "activity.png"}
+FILES = {"layers.csv", "noise.json", "report.html", "report.md", *PICTURES}
 
 
 def strictly(data):
     return json.loads(json.dumps(data, allow_nan=False))
 
 
-def layer(name="relu1", reads="", sqnr=8.0, saturated=0.01, bias_share=0.1, silent=0.5, **shares):
+def layer(name="relu1", reads="", sqnr=8.0, saturated=0.01, bias_share=0.1, silent=0.5, affine=0.0, **shares):
     row = dict.fromkeys(COLUMNS, 0.5)
     row.update(layer=name, reads=reads, kind="binary", delay=0, timesteps=4, n=1000)
     row.update(sqnr_db=sqnr, floor_db=sqnr + 9, gap_db=9.0, twin_sqnr_db=sqnr + 3)
-    row.update(saturated=saturated, bias_share=bias_share, silent=silent)
+    row.update(saturated=saturated, bias_share=bias_share, silent=silent, affine_share=affine, drive_gain=1.0)
     row.update({f"share_{part}": shares.get(part, 0.0) for part in ("clip", "round", "propagated", "temporal")})
     return row
 
@@ -102,7 +103,7 @@ def test_save_writes_a_folder_that_loads_nothing(build, digits, tmp_path):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|<script[^>]|<link|@import|url\(", page)
     assert {source[:22] for source in re.findall(r'src="([^"]*)"', page)} == {"data:image/png;base64,"}
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
     body = page.partition("<body>")[2]
     assert body.index('class="verdict"') < body.index("Outputs") < body.index("All layers") < body.index("Figures")
     first = re.search(r'class="lead">([^<]*)<', body)
@@ -146,7 +147,7 @@ def test_figures_of_any_number_of_layers(count):
         drawn = figures.all_figures(layers, table)
         for figure in drawn.values():
             figure.savefig("/dev/null", format="png", dpi=40)
-    assert set(drawn) == {"sqnr", "causes", "rmse", "activity", "sweep"}
+    assert set(drawn) == {"sqnr", "causes", "gain", "rmse", "activity", "sweep"}
     for name, figure in drawn.items():
         legends = [text.get_text() for text in (*figure.legends, *(a.get_legend() for a in figure.axes)) if text
                    for text in text.get_texts()]  # fmt: skip
@@ -218,6 +219,20 @@ def test_propagated_dominant_names_the_layer_where_it_starts():
     assert "Of the layers before it, second adds most" in text
     assert "snn.neurons['second'].scale(1.25" in text
     assert "aside" not in text
+
+
+def test_gain_lost_with_depth_is_named_with_what_removes_it():
+    rows = [layer("first", sqnr=15.0, round=1.0), layer("deep", "first", sqnr=2.0, propagated=0.95, round=0.05, affine=0.6)]
+    text = said(rows)
+    assert "95.0 % of its squared error is propagated: it comes in from earlier layers, 60.0 % as gain" in text
+    assert "lost with depth, 35.0 % as noise." in text
+    assert 'Gain and offset lost with depth: 60.0 % of the error of deep' in text
+    assert 'convert.apply_correction(snn, calibration, "moments")' in text
+    assert "Of the layers before it, first adds most" in text
+    rows[1].update(affine_share=0.05, drive_gain=0.7)
+    assert "with the slope 0.70" in said(rows)
+    rows[1].update(drive_gain=0.95)
+    assert "moments" not in said(rows)
 
 
 def test_constant_error_is_cured_by_biases():

@@ -23,7 +23,7 @@ from speedysnn.neurons import IFNeuron
 
 STEPS = 4
 POWERS = {"E1": "e", "E2": "ee", "E3": "eee", "E4": "eeee", "G1": "g", "G2": "gg", "G3": "ggg", "G4": "gggg",
-          "SIZE": "a", "POWER": "aa", "SOURCE": "s"}  # fmt: skip
+          "SIZE": "a", "POWER": "aa", "SOURCE": "s", "Z1": "z", "Z2": "zz", "D1": "d", "D2": "dd", "O1": "o"}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def layer_sums(amplitude: tuple[float, ...] | None = None) -> tuple[LayerSums, d
     quantized = [np.clip(np.floor(x / width + 0.5), 0, STEPS) for x in (zs, drive.sum(0).double().numpy() / STEPS)]
     r, clipped = counts * step, np.clip(zs, 0, theta)
     e, fine = r - a, (zs > 0) & (zs < theta)
+    drift = drive.sum(0).double().numpy() / STEPS * unit / theta - zs
     gap, mean = np.where(fine, quantized[0] - zs / width, 0), drive.sum(0).double().numpy() / theta / STEPS
     lagging = (mean > 0) & (mean < 1)
     d = np.where(lagging, o / unit - mean, 0)
@@ -73,7 +74,8 @@ def layer_sums(amplitude: tuple[float, ...] | None = None) -> tuple[LayerSums, d
     starts = [w[w > 0].min() for w in when.reshape(20, -1) if w.any()]
     elements = {
         "a": abs(a), "aa": a**2, "s": a, "e": e, "ee": e**2, "eee": e**3, "eeee": e**4, "in_range": fine,
-        "granular": fine, "ar": a * r, "rr": r**2, "twin": (twin.double().numpy() - a) ** 2,
+        "granular": fine, "z": zs, "zz": zs**2, "d": drift, "dd": drift**2, "zd": zs * drift,
+        "o": quantized[0] * step - a, "ao": (quantized[0] * step - a) * a, "ar": a * r, "rr": r**2, "twin": (twin.double().numpy() - a) ** 2,
         "miss": (o.mean(0) - r) ** 2, "clip": (clipped - a) * e, "round": (quantized[0] * step - clipped) * e,
         "propagated": (quantized[1] - quantized[0]) * step * e, "temporal": (r - quantized[1] * step) * e,
         "g": gap, "gg": gap**2, "ggg": gap**3, "gggg": gap**4, "lag0": d**2, "lag1": d[1:] * d[:-1],

@@ -23,6 +23,7 @@ OUTPUTS: dict[str, Any] = {
 LAYER: dict[str, Any] = {
     "layer": "relu1", "reads": "", "sqnr_db": 5.0, "silent": 0.0, "bias_share": 0.1, "saturated": 0.01,
     "share_clip": 0.0, "share_round": 0.0, "share_propagated": 0.0, "share_temporal": 0.0,
+    "affine_share": 0.0, "drive_gain": 1.0,
 }  # fmt: skip
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "timing, no look-ahead": ({}, {"share_temporal": 1.0}, "--delay 1"),
