@@ -126,8 +126,8 @@ def _correct_biases(row: "pd.Series[Any]") -> Advice:
 def _match_moments(row: "pd.Series[Any]") -> Advice:
     return Advice(
         f"Gain and offset lost with depth: {percent(row['affine_share'])} of the error of {row['layer']}; a "
-        'per-channel affine correction removes it (`correct="moments"`). The drive follows the source\'s with the slope '
-        f"{row['drive_gain']:.2f}.",
+        'per-channel affine correction removes it (`correct="moments"`). The drive follows the source\'s with the '
+        f"slope {row['drive_gain']:.2f}.",
         'convert.apply_correction(snn, calibration, "moments")',
     )
 

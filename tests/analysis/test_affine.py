@@ -73,6 +73,8 @@ def test_gains_multiply_along_what_a_layer_reads() -> None:
 def test_a_deep_random_network_loses_what_theory_expects() -> None:
     """The product of the quantizers bounds the measured gain from above; with the noise in it the first layers agree.
 
+    Thresholds chosen from 512 values a channel leave 0.0035 less of the slope than the law's best one, at each of three
+    layers: hence 0.015. Seen: 0.985, 0.965, 0.946, 0.929, 0.908; with the noise 0.989, 0.974, 0.956, 0.933, 0.903.
     Deeper, the images' drives come to lie beside one another, so that they are no longer normal about zero in a channel.
     """
     torch.manual_seed(0)
@@ -93,7 +95,7 @@ def test_a_deep_random_network_loses_what_theory_expects() -> None:
         found.append(gain)
         after = theory.noisy_gain(STEPS, theta, gain, noise)
         gain, noise = after.slope, math.sqrt(after.spread**2 - after.slope**2)
-    np.testing.assert_allclose(measured[:4], found[:4], atol=0.01)
+    np.testing.assert_allclose(measured[:4], found[:4], atol=0.015)
     assert abs(measured[-1] - found[-1]) < abs(measured[-1] - expected[-1])
 
 
