@@ -59,6 +59,7 @@ def test_removed_by_hand(reports):
             ratio = 10 ** ((old["sqnr_db"] - new["sqnr_db"]) / 10)
             assert row["removed"] == pytest.approx(1 - ratio)
             assert sum(row[f"removed_{cause}"] for cause in CAUSES) == pytest.approx(row["removed"], abs=1e-6)
+            assert row["removed_affine"] == pytest.approx(old["affine_share"] - ratio * new["affine_share"])
             assert row["removed_round"] == pytest.approx(old["share_round"] - ratio * new["share_round"])
     first, second = found.outputs["removed"]
     assert first == 0
