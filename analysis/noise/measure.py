@@ -224,8 +224,8 @@ def measure_noise(
     with a, z the source's activation and pre-activation, z' the mean over time of the spiking layer's input and r that
     of its output. The parts add up to e, and their shares sum(part e) / sum(e^2) to 1; a share may be below 0. The
     order of the parts is a convention. `affine_share` is the part of the propagated share that an affine map of each
-    channel's drive would remove: gain and offset lost with depth. All sums are float64 over all elements of all images, taken in passes of a
-    fixed size, so that no figure depends on how the data is batched.
+    channel's drive would remove: gain and offset lost with depth. All sums are float64 over all elements of all images,
+    taken in passes of a fixed size, so that no figure depends on how the data is batched.
 
     Args:
         snn: the network, at its present T, thresholds and look-ahead; it is left as it is.
