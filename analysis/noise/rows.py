@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.noise.entries import Column
+from speedysnn.analysis.entries import Column
 from speedysnn.analysis.noise.layer_totals import LayerTotals, summary
 from speedysnn.analysis.noise.schema import CHANNELS, COLUMNS, COUNTS, HISTOGRAMS, TOTALS
 from speedysnn.analysis.noise.sums_reference import user_sums
