@@ -140,6 +140,30 @@ class Execution:
         """Spikes through time; returns the outputs' values, static ones being means over time."""
         return run_graph(self.graph, inputs, _Spiking(self, per_step), self.graph_info.last_uses)
 
+    def part(
+        self, values: Mapping[str, Value], reading: Reading, start: int, stop: int, *, keep: bool = False
+    ) -> dict[str, Value]:
+        """Values after a part of the graph has run.
+
+        Args:
+            values: of earlier nodes that it reads, by node name; they stay as they are.
+            reading: of its neurons; values without time in the analog and quantized readings.
+            start: position of its first node.
+            stop: position after its last node.
+            keep: also give values that no later node reads.
+
+        Returns:
+            The given values and its own, by node name, without those that no later node reads.
+        """
+        nodes, release = self.graph.nodes, {} if keep else self.graph_info.last_uses
+        if reading == "spiking":
+            timed = dict(values)
+            run_nodes(nodes, timed, iter(()), _Spiking(self, False, frozenset(values)), release, start, stop)
+            return timed
+        static = {name: value.tensor for name, value in values.items()}
+        run_nodes(nodes, static, iter(()), _Static(self, reading), release, start, stop)
+        return {name: Value(x) for name, x in static.items()}
+
     def timed_operator(
         self, node: Node, args: list[Value], may_sum_into: Callable[[str], bool] | None = None
     ) -> Value:
@@ -225,7 +249,6 @@ class Execution:
         return self._per_step(wide(per_step).cumsum(0)).to(per_step.dtype)
 
 
-
 class _Static:
     """The analog and quantized readings: one value an image."""
 
@@ -252,15 +275,15 @@ class _Static:
 class _Spiking:
     """The spiking reading: all steps of a layer at once."""
 
-    def __init__(self, run: Execution, per_step: bool) -> None:
-        self.run = run
+    def __init__(self, run: Execution, per_step: bool, kept: frozenset[str] = frozenset()) -> None:
+        self.run, self.kept = run, kept  # values of these names belong to the caller
         self.means: frozenset[str] = frozenset() if per_step else run.graph_info.readout_nodes
         self.input_needed = input_needed(run.observer)
         self.values_kept = torch.is_grad_enabled() or self.input_needed == "steps"
 
     def _may_be_written_over(self, name: str) -> bool:
         """Whether no later node, hook or other class of layer reads the node's value, nor shares its memory."""
-        if name not in self.run.graph_info.inplace_safe:
+        if name in self.kept or name not in self.run.graph_info.inplace_safe:
             return False
         module = self.run.layers(name)
         return module is None or is_plain(module)
