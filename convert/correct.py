@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speedysnn.data.batches import Batch, iter_batches
 from speedysnn.display import track
@@ -90,14 +90,19 @@ def apply_correction(snn: SpikingNetwork, calibration: object, kind: str, *, pro
 
 
 def correct_on(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], kind: str, *, progress: bool = False
+    snn: SpikingNetwork,
+    inputs: Sequence[Tensor],
+    kind: str,
+    *,
+    reading: Reading | None = None,
+    progress: bool = False,
 ) -> SpikingNetwork:
-    """`apply_correction` on given images, one tensor (B, ...) an input."""
+    """`apply_correction` on given images, one tensor (B, ...) an input; for a given reading, or for the network's own."""
     snn.uncorrect()
     if kind == "none":
         return snn
     with torch.no_grad():
-        walk = _Walk(snn, inputs)
+        walk = _Walk(snn, inputs, reading)
         before = walk.answers(snn)
         start = _settings(snn)
         passes: dict[str, Any] = {change: {} for change in kind.split("+")}
@@ -182,7 +187,7 @@ class _Part:
 
 @dataclass
 class _Sums:
-    """Sums over images and places of one layer, by channel: of the drives, the outputs, and squared errors."""
+    """Sums over images and places of one layer, by channel: of the drives z and z', the outputs, and squared errors."""
 
     count: float = 0.0
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -199,16 +204,27 @@ class _Sums:
         """The standard deviation of the values whose sum and sum of squares are known by this name."""
         return (self.mean(f"{name}^2") - self.mean(name).square()).clamp_min(0).sqrt()
 
+    def error(self) -> Tensor:
+        """Squared error of the outputs by channel, in the power of the layer's activations."""
+        return self.values["error"] / self.values["power"].sum().clamp_min(1e-30)
+
+    def moment_error(self, gain: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Tensor:
+        """By channel, (mean(z) - mean(a z' + b))^2 + (std(z) - std(a z' + b))^2, in the power of the source's drive."""
+        off = (self.mean("z") - gain * self.mean("z'") - shift).square() + (
+            self.std("z") - gain * self.std("z'")
+        ).square()
+        return off / self.mean("z^2").sum().clamp_min(1e-30)
+
 
 class _Walk:
     """The images between two blocks of a network, and the corrections of the layers in the next one."""
 
-    def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None) -> None:
         self.snn, self.run = snn, Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
-        self.reading: Reading = "quantized" if together else "spiking"
+        self.reading: Reading = reading or ("quantized" if together else "spiking")
         device = next(snn.parameters()).device
-        sizes = _sizes(self.run, snn, [x[:1].to(device) for x in inputs])
+        sizes = value_sizes(snn, [x[:1].to(device) for x in inputs])
         self.blocks, self.images = _cut(snn, sizes, self.reading, inputs[0].shape[0])
         chosen = [x[: self.images : 2] for x in inputs]
         checked = [x[1 : self.images : 2] if self.images > 1 else x[:1] for x in inputs]
@@ -228,37 +244,37 @@ class _Walk:
         """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
         node = next(node for node in block.nodes if node.name == name)
         neuron, position = self.snn.neurons[name], self.snn.graph.nodes.index(node)
-        sums, before = self._measure(block, position, node, self.parts)
+        chosen, checked = self._measure(block, position, node)
         settings = _kept(neuron)
-        _CHANGES[change](neuron, sums)
-        checks = [part for part in self.parts if part.checks]
-        _, after = self._measure(block, position, node, checks)
+        if change == "moments":
+            gain, shift = _moments(neuron, chosen)
+            before, after = checked.moment_error(), checked.moment_error(gain, shift)
+        else:
+            (_bias if change == "bias" else _potential)(neuron, chosen)
+            before, after = checked.error(), self._measure(block, position, node)[1].error()
         better = after < before
         if not bool(better.all()):
             _mix(neuron, settings, better)
         return {"error_before": float(before.sum()), "error_after": float(torch.where(better, after, before).sum()),
                 "channels": better.numel(), "left_alone": int((~better).sum())}  # fmt: skip
 
-    def _measure(self, block: Block, position: int, node: Node, parts: Sequence[_Part]) -> tuple[_Sums, Tensor]:
-        """Sums of a layer over the choosing parts, and its squared error by channel, relative, over the checking ones."""
-        sums, error, power = _Sums(), torch.zeros(()), torch.zeros(())
+    def _measure(self, block: Block, position: int, node: Node) -> tuple[_Sums, _Sums]:
+        """Sums of a layer over the images that choose, and over those that check."""
         neuron, drive_name = self.snn.neurons[node.name], node.inputs[0]
-        for part in parts:
+        both = _Sums(), _Sums()
+        for part in self.parts:
             source = self._until(block, position, part.source, "analog")[drive_name].tensor
             drive = self._until(block, position, part.ours, self.reading)[drive_name]
-            activation = neuron.analog(source)
-            integrated = neuron.total(drive.tensor) / self.snn.timesteps if drive.dynamic else drive.tensor
+            total = neuron.total(drive.tensor) / self.snn.timesteps if drive.dynamic else neuron.corrected(drive.tensor)
+            sums, activation = both[part.checks], neuron.analog(source)
             out = self._emit(node, drive)
-            if part.checks:
-                error = error + _by_channel((out - activation).square(), neuron)
-                power = power + _by_channel(activation.square(), neuron).sum()
-                continue
-            sums.count += activation.numel() / _by_channel(activation, neuron).numel()
-            for key, x in (("z", source), ("z'", integrated), ("out", out), ("activation", activation)):
-                sums.add(key, _by_channel(x, neuron))
-                if key in ("z", "z'"):
-                    sums.add(f"{key}^2", _by_channel(x.square(), neuron))
-        return sums, error / power.clamp_min(1e-30)
+            found = {"z": source, "z^2": source.square(), "z'": total, "z'^2": total.square(), "out": out,
+                     "activation": activation, "power": activation.square(),
+                     "error": (out - activation).square()}  # fmt: skip
+            for key, x in found.items():
+                sums.add(key, channel_sums(x, neuron.channel_dim))
+            sums.count += activation.numel() / sums.values["z"].numel()
+        return both
 
     def _until(self, block: Block, stop: int, values: dict[str, Value], reading: Reading) -> dict[str, Value]:
         """The values before position `stop` in a block; those that crossed its border stay as they are."""
@@ -293,24 +309,28 @@ class _Walk:
         pairs = []
         for part in self.parts:
             if part.checks:
-                both = ({name: self.run.mean(values[name]) for name in graph.output_names} for values in (part.ours, part.source))
+                both = (
+                    {name: self.run.mean(values[name]) for name in graph.output_names}
+                    for values in (part.ours, part.source)
+                )
                 ours, source = (_tensors(map_outputs(graph.outputs, found)) for found in both)
                 pairs.append((ours, source))
         return _scores(pairs)
 
 
-def _moments(neuron: IFNeuron, sums: _Sums) -> None:
-    """Let the neuron fire as if its drive had the source's mean and standard deviation."""
-    if neuron.granularity == "channel":
-        gain = sums.std("z") / sums.std("z'").clamp_min(1e-30)
-    else:
-        gain = sums.std("z").square().mean().sqrt() / sums.std("z'").square().mean().sqrt().clamp_min(1e-30)
-    gain = torch.where(sums.std("z").sum() > 0, gain, torch.ones_like(gain)).clamp(*GAIN_BOUNDS)
-    offset = sums.mean("z") / gain - sums.mean("z'") + _offset(neuron, sums.mean("z"))
-    theta, amplitude = neuron.threshold.detach(), neuron.amplitude.detach()
-    neuron.set_amplitude(amplitude)
+def _moments(neuron: IFNeuron, sums: _Sums) -> tuple[Tensor, Tensor]:
+    """Let the neuron fire as if its drive were a z' + b, with the source's mean and standard deviation; a and b."""
+    ours, theirs = sums.std("z'"), sums.std("z")
+    if neuron.granularity == "layer":
+        ours, theirs = ours.square().mean().sqrt(), theirs.square().mean().sqrt()
+    gain = torch.where((ours > 0) & (theirs > 0), theirs / ours, torch.ones_like(ours)).clamp(*GAIN_BOUNDS)
+    theta, offset = neuron.threshold.detach(), _offset(neuron, sums.mean("z"))
+    neuron.set_amplitude(neuron.amplitude.detach())
     neuron.set_threshold((theta.to(torch.float64) / gain).to(theta.dtype))
-    _set_offset(neuron, offset)
+    _set_offset(neuron, sums.mean("z") / gain - sums.mean("z'") + offset)
+    assert neuron.offset is not None
+    shift = gain * (neuron.offset.to(torch.float64) - offset)
+    return gain, shift
 
 
 def _bias(neuron: IFNeuron, sums: _Sums) -> None:
@@ -325,9 +345,6 @@ def _potential(neuron: IFNeuron, sums: _Sums) -> None:
     unit = neuron.amplitude.detach().to(torch.float64)
     moved = neuron.v_init.detach().to(torch.float64) - neuron.timesteps * gap / unit
     neuron.v_init.data = moved.clamp(0, 1).to(neuron.v_init.dtype)
-
-
-_CHANGES = {"moments": _moments, "bias": _bias, "potential": _potential}
 
 
 def _offset(neuron: IFNeuron, like: Tensor) -> Tensor:
@@ -350,6 +367,7 @@ def _kept(neuron: IFNeuron) -> dict[str, Tensor | None]:
 
 def _mix(neuron: IFNeuron, old: dict[str, Tensor | None], better: Tensor) -> None:
     """Put back the old settings of the channels that a change did not make better; of a layer's theta, if most."""
+
     def mixed(now: Tensor, before: Tensor) -> Tensor:
         if now.ndim == 0 and better.ndim:
             return now if bool(better.any()) else before
@@ -372,6 +390,7 @@ def _settings(snn: SpikingNetwork) -> dict[str, Any]:
     logs = {name: None if n.log_amplitude is None else n.log_amplitude.detach().tolist() for name, n in neurons.items()}
     return {"v_init": {name: n.v_init.detach().tolist() for name, n in neurons.items()},
             "log_threshold": {name: n.log_threshold.detach().tolist() for name, n in neurons.items()},
+            "offset": {name: None if n.offset is None else n.offset.tolist() for name, n in neurons.items()},
             "log_amplitude": logs}  # fmt: skip
 
 
@@ -382,12 +401,17 @@ def channel_sums(x: Tensor, channel_dim: int) -> Tensor:
     return x.sum([dim for dim in range(x.ndim) if dim != channel_dim], dtype=torch.float64)
 
 
-def _by_channel(x: Tensor, neuron: IFNeuron) -> Tensor:
-    return channel_sums(x, neuron.channel_dim)
+def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int]:
+    """Count the elements of every value of a network for one image.
 
+    Args:
+        snn: the network.
+        example: one image, (1, ...) an input.
 
-def _sizes(run: Execution, snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int]:
-    """Elements of every value for one image."""
+    Returns:
+        Elements by node name.
+    """
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
     ready = [Value(run.mean(accept(snn, x, i))) for i, x in enumerate(example)]
     values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
     found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)

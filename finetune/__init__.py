@@ -1,5 +1,8 @@
 """Train a spiking network's thresholds, and whatever else is asked, until its noise is gone."""
 
+from speedysnn.finetune.blocks.config import ReconstructConfig as ReconstructConfig
+from speedysnn.finetune.blocks.reconstruct import Reconstructed as Reconstructed
+from speedysnn.finetune.blocks.reconstruct import reconstruct as reconstruct
 from speedysnn.finetune.config import Config as Config
 from speedysnn.finetune.config import Stage as Stage
 from speedysnn.finetune.fit import fit as fit

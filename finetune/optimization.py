@@ -12,6 +12,7 @@ from speedysnn.errors import TrainingError
 from speedysnn.finetune.config import GROUPS, Config
 from speedysnn.network import SpikingNetwork
 
+_SMALLEST_SCALE = 1e-2  # of biases that are all zero
 
 def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
     """Sort a network's parameters into the four groups that `Config.train` names.
@@ -33,15 +34,45 @@ def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
     """
     out: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUPS}
     for name, parameter in snn.named_parameters():
-        last = name.rsplit(".", 1)[-1]
-        if last in ("log_threshold", "log_amplitude"):
-            group = "thresholds"
-        elif last == "v_init":
-            group = "v_init"
-        else:
-            group = "biases" if last == "bias" else "weights"
-        out[group][name] = parameter
+        out[group_of(name)][name] = parameter
     return out
+
+
+def group_of(name: str) -> str:
+    """Say which of the four groups a parameter belongs to.
+
+    Args:
+        name: of the parameter, as its module names it.
+
+    Returns:
+        "thresholds", "v_init", "biases" or "weights".
+    """
+    last = name.rsplit(".", 1)[-1]
+    known = {"log_threshold": "thresholds", "log_amplitude": "thresholds", "v_init": "v_init", "bias": "biases"}
+    return known.get(last, "weights")
+
+
+def scale_of(group: str, parameter: Tensor) -> float:
+    """Measure a parameter's own scale, to which a relative learning rate refers.
+
+    It is the root mean square of weights and biases, and 1 for log thresholds and v_init, which have a scale already.
+
+    Args:
+        group: what `group_of` gave.
+        parameter: its values.
+
+    Returns:
+        A positive number.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.optimization import scale_of
+        >>> scale_of("weights", torch.tensor([3.0, -4.0])), scale_of("thresholds", torch.tensor([3.0]))
+        (3.535533905029297, 1.0)
+    """
+    if group in ("thresholds", "v_init") or not parameter.numel():
+        return 1.0
+    return max(float(parameter.detach().square().mean().sqrt()), _SMALLEST_SCALE)
 
 
 @contextmanager

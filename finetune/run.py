@@ -11,7 +11,7 @@ import torch
 from speedysnn.calibration.rules import CLIP
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.blockwise import fit_closed_form
+from speedysnn.finetune.blocks.layerwise import fit_closed_form
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer

@@ -18,7 +18,7 @@ from speedysnn.errors import TrainingError
 from speedysnn.execution import scheduling
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.execution.runner import images_at_once
-from speedysnn.finetune.blockwise import local_gradients
+from speedysnn.finetune.blocks.layerwise import local_gradients
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Recorder, Target, layer_distance, loss_of, powers

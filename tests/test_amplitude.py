@@ -17,7 +17,7 @@ from speedysnn.calibration.distributions import squared_error
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.export import export
-from speedysnn.finetune.blockwise import fit_closed_form
+from speedysnn.finetune.blocks.layerwise import fit_closed_form
 from speedysnn.finetune.optimization import grouped
 from speedysnn.finetune.result import changes
 from speedysnn.finetune.run import carry_thresholds

@@ -27,14 +27,15 @@ from speedysnn.neurons.parameters import READINGS, Delay, Reading
 def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
     """Take a correction back: no offsets, v_init as it was before where the correction changed it, amplitudes alike.
 
-    The record `provenance["correction"]` may hold by layer "log_threshold" and "log_amplitude" as they were (None for a
-    spike that stands for theta); without the second, every spike stands for theta again.
+    The record `provenance["correction"]` may hold by layer "log_threshold", "log_amplitude" and "offset" as they were
+    (None for a spike that stands for theta, and for no offset); without them there is neither.
     """
     made = provenance.pop("correction", None)
     if made is None:
         return
     for name, neuron in neurons.items():
-        neuron.offset = None
+        offset = made.get("offset", {}).get(name)
+        neuron.offset = None if offset is None else neuron.log_threshold.new_tensor(offset)
         if "potential" in made["kind"]:
             neuron.v_init.data = neuron.v_init.new_tensor(made["v_init"][name])
         if "log_threshold" in made:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speedysnn import finetune
-from speedysnn.finetune.blockwise import fit_closed_form, local_gradients, run_blocks
+from speedysnn.finetune.blocks.layerwise import fit_closed_form, local_gradients, run_blocks
 from speedysnn.finetune.config import Stage
 from speedysnn.finetune.objectives import outputs_and_layers, powers
 from tests.finetune.test_fit import _config, _data, _network

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from speedysnn.graph.ir import Graph, Node
 
@@ -88,11 +89,11 @@ def blocks(graph: Graph, sizes: Mapping[str, int], neurons: int = 3) -> list[Blo
     cuts = [-1]
     while cuts[-1] < len(graph.nodes) - 1:
         cuts.append(_next_cut(graph, live, sizes, cuts[-1] + 1, neurons))
-    borders = list(zip(cuts, cuts[1:], strict=False))
-    return [
-        Block(before + 1, after + 1, live[before] if before >= 0 else (), live[after], graph.nodes[before + 1 : after + 1])
-        for before, after in borders
-    ]
+    return [_block(graph, live, before + 1, after + 1) for before, after in pairwise(cuts)]
+
+
+def _block(graph: Graph, live: list[tuple[str, ...]], start: int, stop: int) -> Block:
+    return Block(start, stop, live[start - 1] if start else (), live[stop - 1], graph.nodes[start:stop])
 
 
 def _next_cut(graph: Graph, live: list[tuple[str, ...]], sizes: Mapping[str, int], start: int, neurons: int) -> int:

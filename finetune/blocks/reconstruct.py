@@ -1,0 +1,161 @@
+"""Reconstruction: block by block from a few hundred unlabelled images, then the whole network towards its outputs.
+
+A block learns to give what the source's block gives, from inputs that are ours with some values replaced by the source's
+own, and each channel of its output weighs by the squared gradient of the source's answer there. It takes the memory of
+one block and of the values that cross its borders. A block, and in the end the whole, keeps its change only where images
+that took no part in the training say that it is better.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from speedysnn.display import track
+from speedysnn.errors import TrainingError
+from speedysnn.finetune import checkpoint
+from speedysnn.finetune.augment import gather, hold_out
+from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.blocks.training import BlockTrainer
+from speedysnn.finetune.checkpoint import RunState
+from speedysnn.network import SpikingNetwork
+from speedysnn.settings import repeatable
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What a reconstruction did.
+
+    Attributes:
+        blocks: one row a block: its name and number of neuron layers, its relative squared error on the held-out images
+            before and after, whether the change was kept, and seconds.
+        output: held-out figures "before", "blocks" (after them) and "after": "loss" (divergence from the source's
+            answer, or relative squared error where there are no classes) and, for classes, "agreement"; in the
+            quantized reading and, as "spiking", in the network's own.
+        taken_back: whether nothing was kept, since the network had become worse.
+        seconds: wall time.
+    """
+
+    blocks: pd.DataFrame
+    output: Mapping[str, Any]
+    taken_back: bool
+    seconds: float
+
+    def __repr__(self) -> str:
+        before, after = (self.output[key]["quantized"]["loss"] for key in ("before", "after"))
+        return f"Reconstructed(blocks={len(self.blocks)}, loss={before:.4g} -> {after:.4g}, {self.seconds:.0f} s)"
+
+
+@repeatable
+def reconstruct(
+    snn: SpikingNetwork,
+    images: Any,
+    config: ReconstructConfig | None = None,
+    *,
+    teacher: SpikingNetwork | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Reconstructed:
+    """Train a network in place towards its source, block by block and then as a whole, from a few hundred images.
+
+    A block's loss is sum_c w_c (r_c - a_c)^2 over its output's channels c, r from the quantized reading, a the source's,
+    w_c the mean squared gradient of the source's log-probability of its own answer. After the blocks the whole network
+    learns the source's outputs, and a network with less than full look-ahead is corrected by moments for its spiking
+    reading. The same call gives the same bits again.
+
+    Args:
+        snn: the network; its parameters change, its T, spikes and look-ahead do not.
+        images: a dataset, a loader, tensors or batches; labels are not used.
+        config: the settings.
+        teacher: the network before any tuning, read analog; by default `snn` itself as it is now.
+        folder: where the state is kept after every block.
+        resume: go on from the state in `folder`.
+        progress: show progress.
+
+    Returns:
+        What came of each block and of the whole; `snn.provenance["reconstructed"]` holds it too.
+
+    Raises:
+        TrainingError: nothing to resume, or a folder that cannot be written to.
+        DataError: no data, NaN, or the wrong shape.
+
+    Reference: li2021brecq, wei2022
+
+    Example:
+        >>> import torch
+        >>> from speedysnn import convert, finetune
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> images = torch.rand(64, 8)
+        >>> snn = convert.to_spiking(ann, images, timesteps=2)
+        >>> done = finetune.reconstruct(snn, images, finetune.ReconstructConfig(epochs=4, output_epochs=4))
+        >>> before, after = (done.output[key]["quantized"]["loss"] for key in ("before", "after"))
+        >>> after <= before
+        True
+    """
+    config, begin = config or ReconstructConfig(), time.monotonic()
+    place = None if folder is None else Path(folder)
+    if resume and place is None:
+        raise TrainingError("resume: expected the folder of the run to go on with")
+    origin = checkpoint.Origin.of(snn, config)
+    train, held = hold_out(images, config.holdout, config.seed)
+    parts = [gather(data, range(len(data))).inputs for data in (train, held)]  # type: ignore[arg-type]
+    work = BlockTrainer(snn, copy.deepcopy(teacher or snn).requires_grad_(False), parts, config)
+    before, original = work.scores(), _settings(snn)
+    work.correct_quantized()
+    state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState()
+    with nullcontext() if place is None else checkpoint.reserved_folders(place, None):
+        _blocks(work, state, None if place is None else (lambda: checkpoint.write(place, snn, state, origin)), progress)
+    middle = work.scores()
+    work.train_whole(progress)
+    work.correct_spiking()
+    after, own = work.scores(), work.own_reading
+    worse = _worse(before[own], after[own])
+    if worse:
+        _put_back(snn, original)
+        after = before
+    snn.reset()
+    output = {"before": before, "blocks": middle, "after": after}
+    entry = {"config": config.to_json(), "timesteps": snn.timesteps, "output": output, "taken_back": worse}
+    snn.provenance = {**snn.provenance, "reconstructed": [*snn.provenance.get("reconstructed", []), entry]}
+    return Reconstructed(pd.DataFrame(state.history), output, worse, time.monotonic() - begin)
+
+
+def _blocks(work: BlockTrainer, state: RunState, save: Callable[[], None] | None, progress: bool) -> None:
+    """Train every block that the run has not done yet; `state.stage` counts those that it has."""
+    total = len(work.blocks)
+    for index, block in enumerate(track(work.blocks, "reconstruct", enabled=progress, total=total)):
+        if index < state.stage:
+            work.skip(block)
+            continue
+        state.history.append(work.train_block(block, index))
+        state.stage = index + 1
+        if save is not None:
+            save()
+
+
+def _settings(snn: SpikingNetwork) -> dict[str, Any]:
+    """Everything of the network that a reconstruction may change."""
+    neurons = {name: (copy.deepcopy(neuron.log_amplitude), neuron.offset) for name, neuron in snn.neurons.items()}
+    return {"tensors": checkpoint.snapshot(snn), "neurons": neurons, "correction": snn.provenance.get("correction")}
+
+
+def _put_back(snn: SpikingNetwork, settings: Mapping[str, Any]) -> None:
+    for name, neuron in snn.neurons.items():
+        neuron.log_amplitude, neuron.offset = settings["neurons"][name]
+    snn.load_state_dict(settings["tensors"])
+    if settings["correction"] is not None:
+        snn.provenance["correction"] = settings["correction"]
+
+
+def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether fewer held-out images are answered as the source does; without classes, whether the error rose."""
+    if "agreement" in before:
+        return after["agreement"] < before["agreement"]
+    return not after["loss"] <= before["loss"]

@@ -1,0 +1,301 @@
+"""Train the blocks of a network one after the other, with the images held where two blocks meet."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speedysnn.convert.correct import correct_on, value_sizes
+from speedysnn.display import track
+from speedysnn.execution.interpreter import Execution, Value
+from speedysnn.execution.runner import accept
+from speedysnn.finetune.augment import mix
+from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
+from speedysnn.graph.blocks import Block, blocks
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons.parameters import Reading
+
+Values = dict[str, Tensor]
+Loss = Callable[[Tensor, torch.Generator], Tensor]
+_FISHER_IMAGES = 64
+_EVALUATION_BATCH = 25
+
+
+class BlockTrainer:
+    """The images between two blocks, in the source and in ours, and the training of the next block."""
+
+    def __init__(
+        self, snn: SpikingNetwork, source: SpikingNetwork, data: Sequence[Sequence[Tensor]], config: ReconstructConfig
+    ) -> None:
+        self.snn, self.source, self.config = snn, source, config
+        self.run, self.source_run = execution_of(snn), execution_of(source)
+        device = next(snn.parameters()).device
+        self.train, self.held = ([x.to(device) for x in part] for part in data)
+        self.count = self.train[0].shape[0]
+        together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
+        self.own_reading: Reading = "quantized" if together else "spiking"
+        with torch.no_grad():
+            self.blocks = blocks(snn.graph, value_sizes(snn, [x[:1] for x in self.train]), config.neurons)
+            self.goals = [self._outputs(source, "analog", part) for part in (self.train, self.held)]
+        self.clean = [self._entering(part) for part in (self.train, self.held)]  # by data, then by name
+        self.noisy = [dict(values) for values in self.clean]
+        self.weights = self._sensitivity()
+
+    def _entering(self, inputs: Sequence[Tensor]) -> Values:
+        names = [node.name for node in self.snn.graph.inputs]
+        return {
+            name: self.run.mean(accept(self.snn, x, i)) for i, (name, x) in enumerate(zip(names, inputs, strict=True))
+        }
+
+    def _sensitivity(self) -> dict[str, Tensor]:
+        """Mean squared gradient of the source's answer by channel of each value that leaves a block; see `reconstruct`."""
+        names = {name for block in self.blocks[:-1] for name in block.outputs}
+        values = {name: Value(x[:_FISHER_IMAGES]) for name, x in self.clean[0].items()}
+        found: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            for block in self.blocks:
+                values = self.source_run.part(values, "analog", block.start, block.stop)
+                for name in set(block.outputs) & names - found.keys():
+                    leaf = values[name].tensor
+                    if not leaf.requires_grad:
+                        leaf = leaf.detach().requires_grad_(True)
+                    found[name] = leaf
+                    values[name] = Value(leaf)
+            answer = [values[name].tensor for name in self.snn.graph.output_names]
+            loss = (
+                -answer[0].log_softmax(1).amax(1).sum()
+                if _is_classes(answer)
+                else sum(x.square().sum() for x in answer)
+            )
+            gradients = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
+        out = {}
+        for (name, x), gradient in zip(found.items(), gradients, strict=True):
+            power = torch.ones_like(x) if gradient is None else gradient.square()
+            by_channel = (
+                power.mean([dim for dim in range(x.ndim) if dim != 1], keepdim=True) if x.ndim > 1 else power.mean()
+            )
+            out[name] = by_channel / by_channel.mean().clamp_min(1e-30) + 0.1
+        return out
+
+    def correct_quantized(self) -> None:
+        """Correct the network in closed form for its quantized reading, unless it was corrected before."""
+        if self.config.correct != "none" and "correction" not in self.snn.provenance:
+            correct_on(self.snn, self.train, self.config.correct, reading="quantized")
+        self.snn.provenance.pop("correction", None)  # what is trained on top of it cannot be taken back without it
+
+    def correct_spiking(self) -> None:
+        """Correct it for the spiking reading, where that is its own and differs from the quantized one."""
+        if self.config.correct != "none" and self.own_reading == "spiking":
+            correct_on(self.snn, self.train, "moments")
+
+    def train_block(self, block: Block, index: int) -> dict[str, Any]:
+        """Train one block, keep the change if held-out images say so, and take all images through it."""
+        begin = time.monotonic()
+        goals = [self._through(self.source_run, "analog", block, values) for values in self.clean]
+        last = block is self.blocks[-1]
+        before = self._error(block, goals[1], last)
+        parameters = self._parameters(block)
+        state = [parameter.detach().clone() for parameter, _ in parameters]
+
+        def loss(chosen: Tensor, generator: torch.Generator) -> Tensor:
+            ours = self._part(self.run, "quantized", block, self._mixed(chosen, generator))
+            return self._loss(ours, {name: x[chosen] for name, x in goals[0].items()}, last)
+
+        if parameters and self.config.epochs:
+            self._train(parameters, self.config.epochs, index, loss)
+        after = self._error(block, goals[1], last)
+        kept = after < before
+        if not kept:
+            for (parameter, _), value in zip(parameters, state, strict=True):
+                parameter.data.copy_(value)
+        self.clean = goals
+        self.noisy = [self._through(self.run, "quantized", block, values) for values in self.noisy]
+        return {"block": block.name, "layers": len(block.neurons), "error_before": before,
+                "error_after": after if kept else before, "kept": kept, "seconds": time.monotonic() - begin}  # fmt: skip
+
+    def skip(self, block: Block) -> None:
+        """Take all images through a block that an earlier run has done."""
+        self.clean = [self._through(self.source_run, "analog", block, values) for values in self.clean]
+        self.noisy = [self._through(self.run, "quantized", block, values) for values in self.noisy]
+
+    def train_whole(self, progress: bool) -> None:
+        """Train the whole network towards the source's outputs, and end in the epoch that is best on held-out images."""
+        epochs, every = self.config.output_epochs, [pair for block in self.blocks for pair in self._parameters(block)]
+        parameters = list({id(parameter): (parameter, rate) for parameter, rate in every}.values())
+        if not epochs or not parameters:
+            return
+        best, state = self.scores()["quantized"]["loss"], [p.detach().clone() for p, _ in parameters]
+
+        def judge() -> None:
+            nonlocal best, state
+            now = self.scores()["quantized"]["loss"]
+            if now < best:
+                best, state = now, [p.detach().clone() for p, _ in parameters]
+
+        self._train(parameters, epochs, len(self.blocks), self._whole, judge, progress)
+        for (parameter, _), value in zip(parameters, state, strict=True):
+            parameter.data.copy_(value)
+
+    def _whole(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        inputs, goal = [x[chosen] for x in self.train], [x[chosen] for x in self.goals[0]]
+        if self.config.mixup:
+            inputs = mix(inputs, self.config.mixup, generator)
+            with torch.no_grad():
+                goal = self._outputs(self.source, "analog", inputs)
+        return _distance(self._outputs(self.snn, "quantized", inputs), goal)
+
+    def _train(
+        self, parameters: Sequence[tuple[nn.Parameter, float]], epochs: int, stage: int, loss_of: Loss,
+        judge: Callable[[], None] | None = None, progress: bool = False,
+    ) -> None:  # fmt: skip
+        """Adam with a rate for each parameter, over all images so many times."""
+        groups = [{"params": [parameter], "lr": rate} for parameter, rate in parameters]
+        optimizer = torch.optim.Adam(groups)
+        steps = epochs * -(-self.count // self.config.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step / steps, 0.05))
+        chosen = [parameter for parameter, _ in parameters]
+        flags = [parameter.requires_grad for parameter in chosen]
+        for epoch in track(range(epochs), "reconstruct the whole", enabled=progress):
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + stage * 1009 + epoch)
+            for parameter in chosen:
+                parameter.requires_grad_(True)
+            for indices in torch.randperm(self.count, generator=generator).split(self.config.batch_size):
+                with torch.enable_grad():
+                    loss = loss_of(indices, generator)
+                    gradients = torch.autograd.grad(loss, chosen, allow_unused=True)
+                for parameter, gradient in zip(chosen, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                schedule.step()
+                keep_in_range(self.snn)
+            for parameter, flag in zip(chosen, flags, strict=True):
+                parameter.grad = None
+                parameter.requires_grad_(flag)
+            if judge is not None:
+                judge()
+
+    def _mixed(self, chosen: Tensor, generator: torch.Generator) -> Values:
+        """A batch of a block's inputs, ours with some values replaced by the source's."""
+        out = {}
+        for name, ours in self.noisy[0].items():
+            x, clean = ours[chosen], self.clean[0][name][chosen]
+            drawn = torch.rand(x.shape, generator=generator).to(x.device) < self.config.source_share
+            out[name] = torch.where(drawn, clean, x)
+        return out
+
+    def _parameters(self, block: Block) -> list[tuple[nn.Parameter, float]]:
+        """The parameters of a block that train, each with its rate in its own scale."""
+        out = []
+        for node in block.nodes:
+            module = self.snn.neurons[node.name] if node.op == "neuron" else self.snn.layer(node.name)
+            for name, parameter in () if module is None else module.named_parameters():
+                group = group_of(name)
+                if group in self.config.train:
+                    out.append((parameter, self.config.rate(group) * scale_of(group, parameter)))
+        return out
+
+    def _part(self, run: Execution, reading: Reading, block: Block, values: Values) -> Values:
+        """What leaves a block."""
+        found = run.part({name: Value(x) for name, x in values.items()}, reading, block.start, block.stop)
+        return {name: found[name].tensor for name in block.outputs}
+
+    def _through(self, run: Execution, reading: Reading, block: Block, values: Values) -> Values:
+        """What leaves a block for many images."""
+        parts: list[Values] = []
+        with torch.no_grad():
+            for piece in _pieces(values):
+                parts.append(self._part(run, reading, block, piece))
+        return {name: torch.cat([part[name] for part in parts]) for name in block.outputs}
+
+    def _loss(self, ours: Values, goals: Values, last: bool) -> Tensor:
+        """The weighted squared error of what leaves a block; of the last one the distance of the outputs."""
+        if last:
+            return _distance(*([found[name] for name in self.snn.graph.output_names] for found in (ours, goals)))
+        parts = [((x - goals[name]).square() * self.weights[name]).mean() / goals[name].square().mean().clamp_min(1e-30)
+                 for name, x in ours.items() if name in self.weights]  # fmt: skip
+        return torch.stack(parts).mean()
+
+    def _error(self, block: Block, goals: Values, last: bool) -> float:
+        """The same over the held-out images."""
+        with torch.no_grad():
+            ours = self._through(self.run, "quantized", block, self.noisy[1])
+            return float(self._loss(ours, goals, last))
+
+    def _outputs(self, snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The network's outputs, one tensor each."""
+        recording = torch.is_grad_enabled()
+        pieces = [tuple(inputs)] if recording else list(zip(*(x.split(_EVALUATION_BATCH) for x in inputs), strict=True))
+        found = [outputs_of(snn.read(reading, *piece)) for piece in pieces]
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Held-out figures of the quantized reading and of the network's own."""
+        with torch.no_grad():
+            return {reading: compared(self._outputs(self.snn, reading, self.held), self.goals[1])
+                    for reading in dict.fromkeys(("quantized", self.own_reading))}  # fmt: skip
+
+
+def outputs_of(outputs: Any) -> list[Tensor]:
+    """The tensors of a network's output, in order.
+
+    Args:
+        outputs: a tensor, or tensors in tuples, lists and dicts.
+
+    Returns:
+        The tensors.
+    """
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [x for part in (outputs.values() if isinstance(outputs, dict) else outputs) for x in outputs_of(part)]
+
+
+def compared(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> dict[str, float]:
+    """How far outputs are from the source's, and for classes how many answers agree.
+
+    Args:
+        ours: the network's outputs, (N, ...) each.
+        goals: the source's.
+
+    Returns:
+        "loss", and for classes "agreement".
+    """
+    out = {"loss": float(_distance(ours, goals))}
+    if _is_classes(goals):
+        out["agreement"] = float((ours[0].argmax(1) == goals[0].argmax(1)).float().mean())
+    return out
+
+
+def _is_classes(outputs: Sequence[Tensor]) -> bool:
+    return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+
+
+def _distance(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
+    """The divergence from the source's answers, KL(source || ours); without classes the relative squared error."""
+    if _is_classes(goals):
+        logs = (x[0].log_softmax(1) for x in (ours, goals))
+        return F.kl_div(*logs, reduction="batchmean", log_target=True)
+    error = sum((x - goal).square().sum() for x, goal in zip(ours, goals, strict=True))
+    power = sum(goal.square().sum() for goal in goals)
+    return torch.as_tensor(error) / torch.as_tensor(power).clamp_min(1e-30)
+
+
+def _pieces(values: Mapping[str, Tensor]) -> list[Values]:
+    """Values of many images in parts."""
+    split = zip(*(x.split(_EVALUATION_BATCH) for x in values.values()), strict=True)
+    return [dict(zip(values, piece, strict=True)) for piece in split]
+
+
+def execution_of(snn: SpikingNetwork) -> Execution:
+    """A pass over a network's graph, with gradients where they are wanted.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        The pass.
+    """
+    return Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
