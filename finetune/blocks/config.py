@@ -6,6 +6,7 @@ from typing import Any
 
 from speedysnn.convert.correct import check_kind
 from speedysnn.errors import InputError
+from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.config import GROUPS
 
 RATES: Mapping[str, float] = {"thresholds": 5e-3, "v_init": 5e-4, "biases": 3e-3, "weights": 3e-3}
@@ -24,6 +25,8 @@ class ReconstructConfig:
         correct: the closed form before it, see `convert.apply_correction`.
         neurons: most neuron layers of a block; a residual sum may span more.
         batch_size: images a step.
+        augment: name of an augmentation, see `finetune.augment`, that makes further images of the given ones.
+        copies: how many of each image are trained on: itself, and the others augmented.
         mixup: alpha of mixing pairs of images in `output_epochs`, 0 for none; the source labels the mixture.
         holdout: fraction of the images that judges and takes no part in the training.
         seed: of the split, the order and the draws.
@@ -42,6 +45,8 @@ class ReconstructConfig:
     correct: str = "moments"
     neurons: int = 3
     batch_size: int = 16
+    augment: str = "none"
+    copies: int = 1
     mixup: float = 0.0
     holdout: float = 0.2
     seed: int = 0
@@ -52,10 +57,11 @@ class ReconstructConfig:
         if unknown or not self.train:
             raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
         check_kind(self.correct)
+        augmentation(self.augment)
         for name in ("epochs", "output_epochs", "mixup"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("neurons", "batch_size"):
+        for name in ("neurons", "batch_size", "copies"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.source_share <= 1:

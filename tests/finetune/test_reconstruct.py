@@ -1,0 +1,148 @@
+"""Reconstruction: blocks and the whole get better on images that did not train, the same bits every time, never worse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import speedysnn
+from speedysnn import convert, finetune
+from speedysnn.errors import InputError, TrainingError
+from speedysnn.finetune import ReconstructConfig
+from speedysnn.finetune.blocks.training import BlockTrainer
+from speedysnn.network import SpikingNetwork
+
+SHORT = ReconstructConfig(epochs=3, output_epochs=3)
+
+
+class Residual(nn.Module):
+    """Two residual blocks of linear bottlenecks, as they are in mobile networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.a, self.b = (nn.Sequential(nn.Conv2d(6, 12, 1), nn.ReLU6(), nn.Conv2d(12, 6, 1)) for _ in range(2))
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.stem(x))
+        y = y + self.a(y)
+        y = y + self.b(y)
+        return self.out(y.mean((2, 3)))
+
+
+def made(timesteps: int = 2, **options: object) -> tuple[SpikingNetwork, Tensor]:
+    torch.manual_seed(0)
+    x = torch.rand(80, 1, 6, 6)
+    return convert.to_spiking(Residual(), x, timesteps, correct="none", **options), x
+
+
+@pytest.mark.parametrize("delay", [0, "full"])
+def test_the_network_gets_closer_to_its_source(delay) -> None:
+    snn, x = made(delay=delay)
+    done = finetune.reconstruct(snn, x, SHORT)
+    before, after = done.output["before"]["quantized"], done.output["after"]["quantized"]
+    assert after["loss"] < 0.8 * before["loss"]
+    assert not done.taken_back
+    kept = done.blocks[done.blocks.kept]
+    assert len(kept)
+    assert (kept.error_after < kept.error_before).all()
+    assert snn.provenance["reconstructed"][0]["output"] == done.output
+
+
+def test_the_figures_are_the_networks_own() -> None:
+    snn, x = made(delay="full")
+    source = Residual()
+    torch.manual_seed(0)
+    done = finetune.reconstruct(snn, x, SHORT)
+    torch.manual_seed(0)
+    source = Residual().eval()
+    _, held = finetune.augment.hold_out(x, SHORT.holdout, SHORT.seed)
+    images = torch.stack([held[i][0] for i in range(len(held))])
+    with torch.no_grad(), snn.reading("quantized"):
+        ours, goal = snn(images).log_softmax(1), source(images).log_softmax(1)
+    expected = float((goal.exp() * (goal - ours)).sum(1).mean())
+    assert done.output["after"]["quantized"]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_same_call_gives_the_same_bits_and_resumes_to_them(tmp_path: Path) -> None:
+    first, x = made()
+    second, _ = made()
+    finetune.reconstruct(first, x, SHORT, folder=tmp_path / "run")
+    finetune.reconstruct(second, x, SHORT)
+    third, _ = made()
+    again = finetune.reconstruct(third, x, SHORT, folder=tmp_path / "run", resume=True)
+    for other in (second, third):
+        own = other.state_dict()
+        assert own.keys() == first.state_dict().keys()
+        assert all(torch.equal(value, own[name]) for name, value in first.state_dict().items())
+    assert len(again.blocks) == len(BlockTrainer(*_work(made()[0], x)).blocks)
+
+
+def _work(snn: SpikingNetwork, x: Tensor) -> tuple[SpikingNetwork, SpikingNetwork, list[list[Tensor]], ReconstructConfig]:
+    return snn, snn, [[x[:60]], [x[60:]]], SHORT
+
+
+def test_resuming_goes_on_after_the_blocks_that_are_done(tmp_path: Path, monkeypatch) -> None:
+    whole, x = made()
+    finetune.reconstruct(whole, x, SHORT)
+    cut, _ = made()
+    plain, calls = BlockTrainer.train_block, 0
+
+    def stops(self: BlockTrainer, *given: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    monkeypatch.setattr(BlockTrainer, "train_block", stops)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.reconstruct(cut, x, SHORT, folder=tmp_path)
+    monkeypatch.setattr(BlockTrainer, "train_block", plain)
+    resumed, _ = made()
+    finetune.reconstruct(resumed, x, SHORT, folder=tmp_path, resume=True)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_network_that_became_worse_is_given_back_as_it_was(monkeypatch) -> None:
+    snn, x = made(timesteps=8, delay="full")
+    before = {name: value.clone() for name, value in snn.state_dict().items()}
+
+    def ruin(self: BlockTrainer, progress: bool) -> None:
+        for module in self.snn.layers.children():
+            module.weight.data.mul_(-1)
+
+    monkeypatch.setattr(BlockTrainer, "train_whole", ruin)
+    done = finetune.reconstruct(snn, x, SHORT)
+    assert done.taken_back
+    assert snn.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
+
+
+def test_only_what_is_named_trains_and_the_source_stays() -> None:
+    snn, x = made(delay="full")
+    weights = {name: value.clone() for name, value in snn.layers.state_dict().items()}
+    finetune.reconstruct(snn, x, ReconstructConfig(epochs=2, output_epochs=2, train=("thresholds", "v_init")))
+    assert all(torch.equal(value, weights[name]) for name, value in snn.layers.state_dict().items())
+    assert all(not parameter.requires_grad or parameter.grad is None for parameter in snn.parameters())
+
+
+def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
+    snn, x = made(delay=1)
+    finetune.reconstruct(snn, x, SHORT)
+    again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
+    with torch.no_grad():
+        assert torch.equal(snn(x), again(x))
+
+
+def test_what_is_refused() -> None:
+    snn, x = made()
+    with pytest.raises(TrainingError, match="resume: expected the folder"):
+        finetune.reconstruct(snn, x, SHORT, resume=True)
+    for options, words in (({"train": ("bias",)}, "train: expected some of"), ({"source_share": 2.0}, "source_share"),
+                           ({"correct": "mean"}, "correct: expected one of"), ({"holdout": 0.0}, "holdout"),
+                           ({"batch_size": 0}, "batch_size"), ({"epochs": -1}, "epochs")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            ReconstructConfig(**options)  # type: ignore[arg-type]
