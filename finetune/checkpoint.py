@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,13 +19,19 @@ from torch import Tensor
 
 from speedysnn.errors import TrainingError
 from speedysnn.files.atomic import claimed, take_away, try_writing
-from speedysnn.finetune.config import Config
 from speedysnn.finetune.optimization import Average
 from speedysnn.network import SpikingNetwork
 
 FILE = "run.safetensors"
 SCHEMA = "speedysnn-run/5"
 CLOSE = 1e-4  # of a tensor's summed magnitudes; thresholds calibrated on another processor differ in their last bits
+
+
+class Settings(Protocol):
+    """Settings that go to JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings by name."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Origin:
     tensors: Mapping[str, list[float]]
 
     @staticmethod
-    def of(snn: SpikingNetwork, config: Config) -> "Origin":
+    def of(snn: SpikingNetwork, config: Settings) -> "Origin":
         """Describe a run that begins with this network and these settings.
 
         Args:

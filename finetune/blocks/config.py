@@ -27,7 +27,6 @@ class ReconstructConfig:
         batch_size: images a step.
         augment: name of an augmentation, see `finetune.augment`, that makes further images of the given ones.
         copies: how many of each image are trained on: itself, and the others augmented.
-        mixup: alpha of mixing pairs of images in `output_epochs`, 0 for none; the source labels the mixture.
         holdout: fraction of the images that judges and takes no part in the training.
         seed: of the split, the order and the draws.
 
@@ -38,7 +37,7 @@ class ReconstructConfig:
     """
 
     epochs: int = 8
-    output_epochs: int = 12
+    output_epochs: int = 4
     train: tuple[str, ...] = GROUPS
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     source_share: float = 0.5
@@ -47,7 +46,6 @@ class ReconstructConfig:
     batch_size: int = 16
     augment: str = "none"
     copies: int = 1
-    mixup: float = 0.0
     holdout: float = 0.2
     seed: int = 0
 
@@ -58,7 +56,7 @@ class ReconstructConfig:
             raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
         check_kind(self.correct)
         augmentation(self.augment)
-        for name in ("epochs", "output_epochs", "mixup"):
+        for name in ("epochs", "output_epochs"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("neurons", "batch_size", "copies"):

@@ -1,9 +1,9 @@
 """Reconstruction: block by block from a few hundred unlabelled images, then the whole network towards its outputs.
 
-A block learns to give what the source's block gives, from inputs that are ours with some values replaced by the source's
-own, and each channel of its output weighs by the squared gradient of the source's answer there. It takes the memory of
-one block and of the values that cross its borders. A block, and in the end the whole, keeps its change only where images
-that took no part in the training say that it is better.
+A block learns to give what the source's block gives, from inputs that are ours with some values replaced by the
+source's own, and each channel of its output weighs by the squared gradient of the source's answer there. It takes the
+memory of one block and of the values that cross its borders. A block, and in the end the whole, keeps its change only
+where images that took no part in the training say that it is better.
 """
 
 import copy
@@ -64,8 +64,8 @@ def reconstruct(
 ) -> Reconstructed:
     """Train a network in place towards its source, block by block and then as a whole, from a few hundred images.
 
-    A block's loss is sum_c w_c (r_c - a_c)^2 over its output's channels c, r from the quantized reading, a the source's,
-    w_c the mean squared gradient of the source's log-probability of its own answer. After the blocks the whole network
+    A block's loss is sum_c w_c (r_c - a_c)^2 over its output's channels c: r from the quantized reading, a the
+    source's, w_c the mean squared gradient of the source's log-probability of its own answer. After the blocks the whole network
     learns the source's outputs, and a network with less than full look-ahead is corrected by moments for its spiking
     reading. The same call gives the same bits again.
 

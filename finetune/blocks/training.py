@@ -12,7 +12,7 @@ from speedysnn.convert.correct import correct_on, value_sizes
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept
-from speedysnn.finetune.augment import augmentation, mix
+from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.blocks.config import ReconstructConfig
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.graph.blocks import Block, blocks
@@ -53,7 +53,7 @@ class BlockTrainer:
         }
 
     def _sensitivity(self) -> dict[str, Tensor]:
-        """Mean squared gradient of the source's answer by channel of each value that leaves a block; see `reconstruct`."""
+        """By channel of each value that leaves a block, the mean squared gradient of the source's answer."""
         names = {name for block in self.blocks[:-1] for name in block.outputs}
         values = {name: Value(x[:_FISHER_IMAGES]) for name, x in self.clean[0].items()}
         found: dict[str, Tensor] = {}
@@ -67,11 +67,7 @@ class BlockTrainer:
                     found[name] = leaf
                     values[name] = Value(leaf)
             answer = [values[name].tensor for name in self.snn.graph.output_names]
-            loss = (
-                -answer[0].log_softmax(1).amax(1).sum()
-                if _is_classes(answer)
-                else sum(x.square().sum() for x in answer)
-            )
+            loss = _answer_score(answer)
             gradients = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
         out = {}
         for (name, x), gradient in zip(found.items(), gradients, strict=True):
@@ -115,8 +111,8 @@ class BlockTrainer:
                 parameter.data.copy_(value)
         self.clean = goals
         self.noisy = [self._through(self.run, "quantized", block, values) for values in self.noisy]
-        return {"block": block.name, "layers": len(block.neurons), "error_before": before,
-                "error_after": after if kept else before, "kept": kept, "seconds": time.monotonic() - begin}  # fmt: skip
+        row = {"block": block.name, "layers": len(block.neurons), "error_before": before}
+        return {**row, "error_after": after if kept else before, "kept": kept, "seconds": time.monotonic() - begin}
 
     def skip(self, block: Block) -> None:
         """Take all images through a block that an earlier run has done."""
@@ -124,7 +120,7 @@ class BlockTrainer:
         self.noisy = [self._through(self.run, "quantized", block, values) for values in self.noisy]
 
     def train_whole(self, progress: bool) -> None:
-        """Train the whole network towards the source's outputs, and end in the epoch that is best on held-out images."""
+        """Train the whole network towards the source's outputs, and end in the best epoch by held-out images."""
         epochs, every = self.config.output_epochs, [pair for block in self.blocks for pair in self._parameters(block)]
         parameters = list({id(parameter): (parameter, rate) for parameter, rate in every}.values())
         if not epochs or not parameters:
@@ -142,12 +138,9 @@ class BlockTrainer:
             parameter.data.copy_(value)
 
     def _whole(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        inputs, goal = [x[chosen] for x in self.train], [x[chosen] for x in self.goals[0]]
-        if self.config.mixup:
-            inputs = mix(inputs, self.config.mixup, generator)
-            with torch.no_grad():
-                goal = self._outputs(self.source, "analog", inputs)
-        return _distance(self._outputs(self.snn, "quantized", inputs), goal)
+        """The loss of the whole network; nothing of it is drawn at random."""
+        goal = [x[chosen] for x in self.goals[0]]
+        return _distance(self._outputs(self.snn, "quantized", [x[chosen] for x in self.train]), goal)
 
     def _train(
         self, parameters: Sequence[tuple[nn.Parameter, float]], epochs: int, stage: int, loss_of: Loss,
@@ -164,7 +157,7 @@ class BlockTrainer:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + stage * 1009 + epoch)
             for parameter in chosen:
                 parameter.requires_grad_(True)
-            for indices in torch.randperm(self.count, generator=generator).split(self.config.batch_size):
+            for indices in torch.split(torch.randperm(self.count, generator=generator), self.config.batch_size):
                 with torch.enable_grad():
                     loss = loss_of(indices, generator)
                     gradients = torch.autograd.grad(loss, chosen, allow_unused=True)
@@ -229,7 +222,11 @@ class BlockTrainer:
     def _outputs(self, snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The network's outputs, one tensor each."""
         recording = torch.is_grad_enabled()
-        pieces = [tuple(inputs)] if recording else list(zip(*(x.split(_EVALUATION_BATCH) for x in inputs), strict=True))
+        pieces = (
+            [tuple(inputs)]
+            if recording
+            else list(zip(*(torch.split(x, _EVALUATION_BATCH) for x in inputs), strict=True))
+        )
         found = [outputs_of(snn.read(reading, *piece)) for piece in pieces]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
@@ -274,11 +271,17 @@ def _is_classes(outputs: Sequence[Tensor]) -> bool:
     return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
 
 
+def _answer_score(outputs: Sequence[Tensor]) -> Tensor:
+    """What the sensitivity of values is measured on: log-probabilities of the answers, without classes the outputs."""
+    if _is_classes(outputs):
+        return -outputs[0].log_softmax(1).amax(1).sum()
+    return torch.stack([x.square().sum() for x in outputs]).sum()
+
+
 def _distance(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
     """The divergence from the source's answers, KL(source || ours); without classes the relative squared error."""
     if _is_classes(goals):
-        logs = (x[0].log_softmax(1) for x in (ours, goals))
-        return F.kl_div(*logs, reduction="batchmean", log_target=True)
+        return F.kl_div(ours[0].log_softmax(1), goals[0].log_softmax(1), reduction="batchmean", log_target=True)
     error = sum((x - goal).square().sum() for x, goal in zip(ours, goals, strict=True))
     power = sum(goal.square().sum() for goal in goals)
     return torch.as_tensor(error) / torch.as_tensor(power).clamp_min(1e-30)
@@ -293,7 +296,7 @@ def _augmented(inputs: Sequence[Tensor], config: ReconstructConfig) -> list[Tens
 
 def _pieces(values: Mapping[str, Tensor]) -> list[Values]:
     """Values of many images in parts."""
-    split = zip(*(x.split(_EVALUATION_BATCH) for x in values.values()), strict=True)
+    split = zip(*(torch.split(x, _EVALUATION_BATCH) for x in values.values()), strict=True)
     return [dict(zip(values, piece, strict=True)) for piece in split]
 
 
