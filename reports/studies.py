@@ -142,6 +142,15 @@ def cifar10_resnet20(folder: Path) -> str:
     return f"source {percent(sweep.analog_accuracy.iloc[0])}; T = 4, untuned → tuned without labels: " + "; ".join(parts)
 
 
+def imagenet(folder: Path) -> str:
+    """The quantized reading by method, for every T."""
+    rows, parts = table(folder, "cells.csv"), []
+    for steps, group in rows[(rows.delay == "full") & (rows.spikes == "binary")].groupby("timesteps"):
+        found = ", ".join(f"{row.method} {percent(row.accuracy)}" for row in group.itertuples())
+        parts.append(f"T = {steps}: {found}")
+    return f"EfficientNet-Lite0, source {percent(rows.analog_accuracy.iloc[0])}; full look-ahead, {'; '.join(parts)}"
+
+
 def peers(folder: Path) -> str:
     """Ours beside the best setting of each peer at one T a network."""
     rows, parts = table(folder, "peers.csv"), []

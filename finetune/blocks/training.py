@@ -55,6 +55,8 @@ class BlockTrainer:
     def _sensitivity(self) -> dict[str, Tensor]:
         """By channel of each value that leaves a block, the mean squared gradient of the source's answer."""
         names = {name for block in self.blocks[:-1] for name in block.outputs}
+        if not names:
+            return {}
         values = {name: Value(x[:_FISHER_IMAGES]) for name, x in self.clean[0].items()}
         found: dict[str, Tensor] = {}
         with torch.enable_grad():

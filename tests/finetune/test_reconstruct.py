@@ -121,6 +121,15 @@ def test_a_network_that_became_worse_is_given_back_as_it_was(monkeypatch) -> Non
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
 
 
+def test_a_network_of_a_single_block() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(40, 5)
+    snn = convert.to_spiking(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), x, 2, delay="full")
+    done = finetune.reconstruct(snn, x, SHORT)
+    assert len(done.blocks) == 1
+    assert done.output["after"]["quantized"]["loss"] < done.output["before"]["quantized"]["loss"]
+
+
 def test_only_what_is_named_trains_and_the_source_stays() -> None:
     snn, x = made(delay="full")
     weights = {name: value.clone() for name, value in snn.layers.state_dict().items()}
