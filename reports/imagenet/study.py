@@ -16,7 +16,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from speedysnn import __version__, analysis, convert, finetune
+from speedysnn import __version__, analysis, convert, finetune, load, save
 from speedysnn.errors import DataError
 from speedysnn.network import SpikingNetwork
 
@@ -97,17 +97,40 @@ def tiny() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     )
 
 
-def cells(only: str | None, steps: tuple[int, ...]) -> Iterator[Cell]:
+def cells(only: str | None, steps: Sequence[int], settings: Sequence[str] | None) -> Iterator[Cell]:
     """The grid, cheapest methods first."""
     for method in METHODS:
         if only in (None, method) or (only == "closed" and method != "reconstruct"):
             for timesteps in steps:
                 for spikes, delay in SETTINGS:
+                    if settings is not None and f"{spikes}:{delay}" not in settings:
+                        continue
                     yield Cell(timesteps, spikes, str(delay), method)
 
 
+def reconstructed(
+    ann: nn.Module, images: Tensor, timesteps: int, config: finetune.ReconstructConfig, folder: Path | None
+) -> SpikingNetwork:
+    """The reconstructed network for T steps, from the folder where an earlier call kept it, or made now and kept."""
+    path = None if folder is None else folder / f"reconstructed-{timesteps}.snn"
+    if path is not None and path.exists():
+        return load(path)
+    snn = convert.to_spiking(ann, list(images.split(BATCH)), timesteps, correct="none", delay="full")
+    begin = time.monotonic()
+    print(finetune.reconstruct(snn, images, config, progress=True).blocks.to_string(), flush=True)
+    snn.provenance["reconstructed"][-1]["seconds"] = round(time.monotonic() - begin)
+    if path is not None:
+        save(snn, path)
+    return snn
+
+
 def network(
-    ann: nn.Module, images: Tensor, cell: Cell, config: finetune.ReconstructConfig, kept: dict[int, SpikingNetwork]
+    ann: nn.Module,
+    images: Tensor,
+    cell: Cell,
+    config: finetune.ReconstructConfig,
+    kept: dict[int, SpikingNetwork],
+    folder: Path | None,
 ) -> SpikingNetwork:
     """The network of a cell; a reconstruction of the quantized reading serves all cells of its T."""
     delay: int | str = "full" if cell.delay == "full" else int(cell.delay)
@@ -115,9 +138,7 @@ def network(
     if cell.method != "reconstruct":
         return convert.to_spiking(ann, data, cell.timesteps, correct=cell.method, spikes=cell.spikes, delay=delay)
     if cell.timesteps not in kept:
-        snn = convert.to_spiking(ann, data, cell.timesteps, correct="none", delay="full")
-        print(finetune.reconstruct(snn, images, config, progress=True).blocks.to_string(), flush=True)
-        kept[cell.timesteps] = snn
+        kept[cell.timesteps] = reconstructed(ann, images, cell.timesteps, config, folder)
     snn = kept[cell.timesteps]
     snn.uncorrect()
     snn.set_spikes(cell.spikes)
@@ -125,13 +146,18 @@ def network(
     return snn if delay == "full" else convert.apply_correction(snn, data, "moments")
 
 
-def measure(snn: SpikingNetwork, test: tuple[Tensor, Tensor], cell: Cell, seconds: float) -> dict[str, object]:
+def measure(
+    snn: SpikingNetwork, ann: nn.Module, test: tuple[Tensor, Tensor], cell: Cell, seconds: float
+) -> dict[str, object]:
     """One row: what a network answers on the test images, what it cost to make, and the memory used so far."""
     batches = list(zip(test[0].split(BATCH), test[1].split(BATCH), strict=True))
-    found = asdict(analysis.evaluate(snn, batches))
+    found = asdict(analysis.evaluate(snn, batches, source=ann))
     names = ("images", "accuracy", "analog_accuracy", "agreement", "sqnr_db", "latency", "spikes_per_neuron")
     correction = snn.provenance.get("correction", {})
-    return {**asdict(cell), **{name: found[name] for name in names}, "seconds_to_make": round(seconds, 1),
+    made = snn.provenance["reconstructed"][-1] if "reconstructed" in snn.provenance else {}
+    settings = made.get("config", {})
+    trained = {"epochs": settings.get("epochs"), "copies": settings.get("copies"), "seconds": made.get("seconds")}
+    return {**asdict(cell), **{name: found[name] for name in names}, "seconds_to_make": round(seconds, 1), **{f"reconstruct_{name}": value for name, value in trained.items()},
             "taken_back": correction.get("taken_back", False),
             "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
 
@@ -142,26 +168,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1].parent / "shared" / "data")
     parser.add_argument("--only", choices=("closed", *METHODS), help="closed: nothing and moments")
     parser.add_argument("--timesteps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--settings", nargs="+", help="SPIKES:LOOKAHEAD, as binary:full; all by default")
     parser.add_argument("--test-images", type=int, help="the first test images only")
     parser.add_argument("--epochs", type=int, default=finetune.ReconstructConfig().epochs)
     parser.add_argument("--output-epochs", type=int, default=finetune.ReconstructConfig().output_epochs)
+    parser.add_argument("--copies", type=int, default=2, help="of each image, all but one flipped and moved")
+    parser.add_argument("--keep", type=Path, help="folder in which reconstructed networks are kept for later calls")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     out = given.out or (Path(tempfile.mkdtemp()) if given.smoke else HERE)
     ann, train, test = tiny() if given.smoke else (lite0(), sample(given.data, "train"), sample(given.data, "test"))
     test = (test[0][: given.test_images], test[1][: given.test_images])
-    config = finetune.ReconstructConfig(epochs=given.epochs, output_epochs=given.output_epochs)
+    config = finetune.ReconstructConfig(
+        epochs=given.epochs, output_epochs=given.output_epochs, augment="flip-crop", copies=given.copies
+    )
     kept: dict[int, SpikingNetwork] = {}
     rows = (
         pd.read_csv(out / "cells.csv", dtype={"delay": str}).to_dict("records") if (out / "cells.csv").is_file() else []
     )
-    for cell in cells(given.only, (2, 4) if given.smoke else tuple(given.timesteps)):
+    for cell in cells(given.only, (2, 4) if given.smoke else given.timesteps, given.settings):
         if any(all(row[name] == value for name, value in asdict(cell).items()) for row in rows):
             continue
         begin = time.monotonic()
-        snn = network(ann, train[0], cell, config, kept)
-        rows.append(measure(snn, test, cell, time.monotonic() - begin))
+        snn = network(ann, train[0], cell, config, kept, given.keep)
+        rows.append(measure(snn, ann, test, cell, time.monotonic() - begin))
         print(rows[-1], flush=True)
         pd.DataFrame(rows).to_csv(out / "cells.csv", index=False)
     write(out)
