@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
-from speedysnn.convert.correct import MAX_IMAGES, FirstImages, check_kind, correct_on
+from speedysnn.convert.correct import Sample, check_kind, correct_on
+from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.read import read
@@ -163,7 +164,7 @@ def to_spiking(
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
-    kept = FirstImages(MAX_IMAGES if correct != "none" else 0)
+    kept = Sample(MAX_IMAGES if correct != "none" else 0)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)

@@ -92,6 +92,28 @@ def blocks(graph: Graph, sizes: Mapping[str, int], neurons: int = 3) -> list[Blo
     return [_block(graph, live, before + 1, after + 1) for before, after in pairwise(cuts)]
 
 
+def every_layer(graph: Graph) -> list[Block]:
+    """Cut a graph behind every neuron layer, however many values cross there.
+
+    Args:
+        graph: its nodes in execution order.
+
+    Returns:
+        The blocks in order, each with one neuron layer, its last node; the last block also holds what comes after it.
+
+    Example:
+        >>> from speedysnn.graph.blocks import every_layer
+        >>> from speedysnn.graph.ir import Graph, Node
+        >>> nodes = (Node("x", "input"), Node("a", "neuron", ("x",)), Node("sum", "add", ("x", "a")),
+        ...          Node("b", "neuron", ("sum",)), Node("c", "linear", ("b",)))
+        >>> [(block.neurons, block.outputs) for block in every_layer(Graph(nodes, "c"))]
+        [(('a',), ('x', 'a')), (('b',), ('c',))]
+    """
+    live, end = live_values(graph), len(graph.nodes) - 1
+    cuts = [position for position, node in enumerate(graph.nodes) if node.op == "neuron"]
+    return [_block(graph, live, before + 1, after + 1) for before, after in pairwise([-1, *cuts[:-1], end])]
+
+
 def _block(graph: Graph, live: list[tuple[str, ...]], start: int, stop: int) -> Block:
     return Block(start, stop, live[start - 1] if start else (), live[stop - 1], graph.nodes[start:stop])
 

@@ -1,0 +1,295 @@
+"""The walk of a correction: images on their way through the graph, what a layer gets wrong of them, and its changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from speedysnn.execution.interpreter import Execution, Value, wide
+from speedysnn.execution.runner import accept
+from speedysnn.graph.blocks import Block, blocks, every_layer
+from speedysnn.graph.ir import Node, map_outputs
+from speedysnn.network import SpikingNetwork
+from speedysnn.neurons.layer import IFNeuron
+from speedysnn.neurons.parameters import Reading
+
+MAX_IMAGES = 256
+MAX_BYTES = 2**30  # of the values that are kept where blocks meet
+CHUNK_VALUES = 2**25  # T times images times the largest value, of what runs at once
+GAIN_BOUNDS = (0.3, 3.0)
+MATCHED = 1e-8  # a channel whose moments are nearer than this share of its drive's power is left alone
+
+Settings = dict[str, Tensor | None]
+
+
+@dataclass
+class Sums:
+    """Sums over images and places of one layer, by channel, float64; a name with "^2" is the sum of squares."""
+
+    count: float = 0.0
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, channel_dim: int, **found: Tensor) -> None:
+        """Add values (B, ...) to the sums of their names, and their squares."""
+        for name, x in found.items():
+            squares = channel_sums(x.square(), channel_dim)
+            for key, part in ((name, channel_sums(x, channel_dim)), (f"{name}^2", squares)):
+                self.values[key] = self.values[key] + part if key in self.values else part
+        x = next(iter(found.values()))
+        self.count += x.numel() / max(channel_sums(x[:1], channel_dim).numel(), 1)
+
+    def mean(self, name: str) -> Tensor:
+        """A sum over the number of its elements."""
+        return self.values[name] / max(self.count, 1.0)
+
+    def std(self, name: str) -> Tensor:
+        """The standard deviation of the values of this name."""
+        return (self.mean(f"{name}^2") - self.mean(name).square()).clamp_min(0).sqrt()
+
+    def error(self) -> Tensor:
+        """Squared error of the outputs by channel, in the power of the layer's activations."""
+        return self.values["error^2"] / self.values["activation^2"].sum().clamp_min(1e-30)
+
+    def moment_error(self, gain: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Tensor:
+        """By channel (mean(z) - mean(a z' + b))^2 + (std(z) - std(a z' + b))^2, in the power of the source's drive."""
+        mean = self.mean("source") - gain * self.mean("ours") - shift
+        std = self.std("source") - gain * self.std("ours")
+        return (mean.square() + std.square()) / self.mean("source^2").sum().clamp_min(1e-30)
+
+    def matched(self) -> Tensor:
+        """By channel, the moment error below which nothing is to be gained."""
+        power = self.mean("source^2")
+        return MATCHED * power / power.sum().clamp_min(1e-30)
+
+
+@dataclass
+class _Part:
+    """Some images on their way through the graph: the values that later nodes read, in the source and in ours."""
+
+    checks: bool
+    source: dict[str, Value]
+    ours: dict[str, Value]
+
+
+class Walk:
+    """The images between two blocks of a network, and the corrections of the layers in the next one.
+
+    Args:
+        snn: the network.
+        inputs: one tensor an input, (B, ...) or events (T, B, ...).
+        reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
+            the same counts, else "spiking".
+
+    Attributes:
+        blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
+        images: used in all; of them every second one chooses (`chosen`) and the others check (`checked`).
+    """
+
+    def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> None:
+        self.snn, self.run = snn, Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
+        together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
+        self.reading: Reading = reading or ("quantized" if together else "spiking")
+        device = next(snn.parameters()).device
+        dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+        there = inputs[0].shape[dims[0]]
+        sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
+        steps = snn.timesteps if self.reading == "spiking" else 1
+        self.blocks, self.images = _cut(snn, sizes, steps, there)
+        used = torch.tensor([i * there // self.images for i in range(self.images)])
+        halves = used[::2], used[1::2] if self.images > 1 else used
+        self.chosen, self.checked = map(len, halves)
+        size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
+        self.parts = [self._part([x.index_select(dim, piece.to(x.device)).to(device) for x, dim in zip(inputs, dims)], checks)
+                      for checks, half in zip((False, True), halves, strict=True) for piece in half.split(size)]  # fmt: skip
+
+    def _part(self, inputs: Sequence[Tensor], checks: bool) -> _Part:
+        values = {node.name: accept(self.snn, x, i) for i, (node, x) in enumerate(zip(self.snn.graph.inputs, inputs))}
+        means = {name: Value(self.run.mean(value)) for name, value in values.items()}
+        return _Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
+
+    def correct(self, block: Block, name: str, change: str) -> dict[str, float]:
+        """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
+        node = next(node for node in block.nodes if node.name == name)
+        neuron = self.snn.neurons[name]
+        chosen, checked = self._measure(block, node, outputs=change != "moments")
+        settings = settings_of(neuron)
+        if change == "moments":
+            gain, shift = match_moments(neuron, chosen)
+            before, after = checked.moment_error(), checked.moment_error(gain, shift)
+            better = (after < before) & (before > checked.matched())
+        else:
+            (take_off_bias if change == "bias" else move_potential)(neuron, chosen)
+            before, after = checked.error(), self._measure(block, node, outputs=True)[1].error()
+            better = after < before
+        if change == "moments" and neuron.granularity == "layer":  # one theta: all channels or none
+            better = (after.sum() < before.sum()).expand_as(better)
+        put_back(neuron, settings, better)
+        return {"error_before": float(before.sum()), "error_after": float(torch.where(better, after, before).sum()),
+                "channels": better.numel(), "left_alone": int((~better).sum())}  # fmt: skip
+
+    def _measure(self, block: Block, node: Node, *, outputs: bool) -> tuple[Sums, Sums]:
+        """Sums of a layer's drives, or of its outputs, over the images that choose and over those that check."""
+        neuron, position = self.snn.neurons[node.name], self.snn.graph.nodes.index(node)
+        both = Sums(), Sums()
+        for part in self.parts:
+            source, ours = (
+                self.run.part(values, reading, block.start, position)[node.inputs[0]]
+                for values, reading in ((part.source, "analog"), (part.ours, self.reading))
+            )
+            sums = both[part.checks]
+            if outputs:
+                out, activation = wide(self._emit(node, ours)), wide(neuron.analog(source.tensor))
+                sums.add(neuron.channel_dim, output=out, activation=activation, error=out - activation)
+            else:
+                drive = wide(neuron.corrected(self.run.mean(ours)))
+                drive = drive * neuron.per_channel(_gain(neuron), drive.ndim).to(drive.dtype)
+                sums.add(neuron.channel_dim, source=wide(source.tensor), ours=drive)
+        return both
+
+    def _emit(self, node: Node, drive: Value) -> Tensor:
+        """A layer's mean output, (B, ...)."""
+        if self.reading == "quantized":
+            return self.run.quantized_neuron(node, drive.tensor)
+        spikes = self.run.spiking_neuron(node, drive.tensor, constant=not drive.dynamic, inplace=False)
+        return self.run.mean(Value(spikes, True))
+
+    def advance(self, block: Block) -> None:
+        """Take all images through a block whose layers are corrected."""
+        for part in self.parts:
+            for values, reading in ((part.source, "analog"), (part.ours, self.reading)):
+                found = self.run.part(values, reading, block.start, block.stop)
+                values.clear()
+                values.update({name: found[name] for name in block.outputs})
+
+    def answers(self) -> list[list[Tensor]]:
+        """The network's outputs for the checked images from here to the end, which leaves the images where they are."""
+        here = self.blocks[0].start
+        found = (self.run.part(part.ours, self.reading, here, len(self.snn.graph.nodes)) for part in self._checks())
+        return [self._outputs(values) for values in found]
+
+    def results(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """What the walk ended in for the checked images: the network's outputs and the source's."""
+        pairs = [(self._outputs(part.ours), self._outputs(part.source)) for part in self._checks()]
+        return [ours for ours, _ in pairs], [source for _, source in pairs]
+
+    def _checks(self) -> list[_Part]:
+        return [part for part in self.parts if part.checks]
+
+    def _outputs(self, values: dict[str, Value]) -> list[Tensor]:
+        graph = self.snn.graph
+        means = {name: wide(self.run.mean(values[name])) for name in graph.output_names}
+        return [x for x in tree_leaves(map_outputs(graph.outputs, means)) if isinstance(x, Tensor)]
+
+
+def match_moments(neuron: IFNeuron, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Let the neuron fire as if its drive were a z' + b, with the source's mean and standard deviation; a and b."""
+    ours, theirs = sums.std("ours"), sums.std("source")
+    if neuron.granularity == "layer":
+        ours, theirs = ours.square().mean().sqrt(), theirs.square().mean().sqrt()
+    gain = torch.where((ours > 0) & (theirs > 0), theirs / ours.clamp_min(1e-30), torch.ones_like(ours)).clamp(*GAIN_BOUNDS)
+    theta, offset, present = neuron.threshold.detach(), _offset(neuron, sums.mean("source")), _gain(neuron)
+    neuron.set_amplitude(neuron.amplitude.detach())
+    neuron.set_threshold((theta.to(torch.float64) / gain).to(theta.dtype))
+    _set_offset(neuron, sums.mean("source") / (present * gain) - sums.mean("ours") / present + offset)
+    return gain, present * gain * (_offset(neuron, offset) - offset)
+
+
+def take_off_bias(neuron: IFNeuron, sums: Sums) -> None:
+    """Take the mean error of the outputs off the input."""
+    gap = sums.mean("output") - sums.mean("activation")
+    _set_offset(neuron, _offset(neuron, gap) - gap / _gain(neuron))
+
+
+def move_potential(neuron: IFNeuron, sums: Sums) -> None:
+    """Start the membrane so much lower as makes up for the mean error, within 0 and 1."""
+    gap = sums.mean("output") - sums.mean("activation")
+    unit = neuron.amplitude.detach().to(torch.float64)
+    moved = neuron.v_init.detach().to(torch.float64) - neuron.timesteps * gap / unit
+    neuron.v_init.data = moved.clamp(0, 1).to(neuron.v_init.dtype)
+
+
+def _gain(neuron: IFNeuron) -> Tensor:
+    """A / theta, float64: the neuron emits what stands for so many times its drive."""
+    ratio = neuron.amplitude.detach().to(torch.float64) / neuron.threshold.detach().to(torch.float64)
+    return ratio if neuron.log_amplitude is not None else torch.ones_like(ratio)
+
+
+def _offset(neuron: IFNeuron, like: Tensor) -> Tensor:
+    """The present offset, float64."""
+    return torch.zeros_like(like) if neuron.offset is None else neuron.offset.to(torch.float64)
+
+
+def _set_offset(neuron: IFNeuron, offset: Tensor) -> None:
+    """Set the offset, at most as large as the drive of the layer's largest output: more follows a fault, and grows."""
+    bound = neuron.levels_per_step * neuron.threshold.detach().to(torch.float64)
+    neuron.offset = torch.maximum(torch.minimum(offset, bound), -bound).to(neuron.log_threshold.dtype)
+
+
+def settings_of(neuron: IFNeuron) -> Settings:
+    """What a change may change, as it is now."""
+    return {"log_threshold": neuron.log_threshold.detach().clone(), "v_init": neuron.v_init.detach().clone(),
+            "log_amplitude": None if neuron.log_amplitude is None else neuron.log_amplitude.detach().clone(),
+            "offset": None if neuron.offset is None else neuron.offset.clone()}  # fmt: skip
+
+
+def put_back(neuron: IFNeuron, old: Settings, better: Tensor) -> None:
+    """Put back the settings of the channels that a change did not make better, bit for bit."""
+    if bool(better.all()):
+        return
+    none = not bool(better.any())
+
+    def mixed(now: Tensor, before: Tensor) -> Tensor:
+        return before if none or now.ndim == 0 else torch.where(better, now, before.to(now).expand_as(now))
+
+    theta, amplitude, v_init = old["log_threshold"], old["log_amplitude"], old["v_init"]
+    assert theta is not None
+    assert v_init is not None
+    if none and amplitude is None:
+        neuron.set_amplitude(None)
+    elif neuron.log_amplitude is not None:
+        neuron.log_amplitude.data = mixed(neuron.log_amplitude.data, theta if amplitude is None else amplitude)
+    neuron.log_threshold.data = mixed(neuron.log_threshold.data, theta)
+    neuron.v_init.data = mixed(neuron.v_init.data, v_init)
+    if none:
+        neuron.offset = old["offset"]
+    elif neuron.offset is not None:
+        before = torch.zeros_like(neuron.offset) if old["offset"] is None else old["offset"]
+        neuron.offset = mixed(neuron.offset, before)
+
+
+def channel_sums(x: Tensor, channel_dim: int) -> Tensor:
+    """(C,) float64 sums over all images and places; () where there are no channels."""
+    if x.ndim < 2:
+        return x.sum(dtype=torch.float64)
+    return x.sum([dim for dim in range(x.ndim) if dim != channel_dim % x.ndim], dtype=torch.float64)
+
+
+def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int]:
+    """Count the elements of every value of a network for one image.
+
+    Args:
+        snn: the network.
+        example: one image, (1, ...) or events (T, 1, ...) an input.
+
+    Returns:
+        Elements by node name.
+    """
+    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
+    ready = [Value(run.mean(accept(snn, x, i))) for i, x in enumerate(example)]
+    values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
+    found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)
+    return {name: value.tensor.numel() for name, value in found.items()}
+
+
+def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, there: int) -> tuple[list[Block], int]:
+    """Blocks of as few layers as fit, which cost least, and how many images their borders hold."""
+    wanted, best = min(there, MAX_IMAGES), (list[Block](), 0)
+    for layers in (0, 1, 2, 3, 4, 6):
+        found = blocks(snn.graph, sizes, layers) if layers else every_layer(snn.graph)
+        crossing = max(sum(sizes[name] for name in block.outputs) for block in found)
+        images = min(wanted, max(2, MAX_BYTES // (4 * (steps + 1) * max(crossing, 1))))
+        if images > best[1]:
+            best = found, images
+    return best
