@@ -19,7 +19,7 @@ held-out training images, T = 4, quantized, 27.5 % without a correction) moments
 with the one above, and 33 % where a channel keeps its change only if its squared error falls.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -116,12 +116,13 @@ def correct_on(
         after, source = walk.results()
     output = {"before": scores(before, source), "after": scores(after, source)}
     record = {"kind": kind, "images": walk.images, "chosen_on": walk.chosen, "checked_on": walk.checked,
-              "timesteps": snn.timesteps, "reading": walk.reading, **start, "passes": passes, "output": output,
-              "taken_back": _worse(**output)}  # fmt: skip
-    snn.provenance["correction"] = record
+              "timesteps": snn.timesteps, "reading": walk.reading, "passes": passes, "output": output,
+              "taken_back": _worse(**output), "tuned_runs": len(snn.provenance.get("finetuned", []))}  # fmt: skip
+    record["said"] = what_was_done(record)
+    snn.provenance["correction"] = {**record, "taken_back": False, **start}
     if record["taken_back"]:
         snn.uncorrect()
-    snn.provenance["correction"] = {**record, "said": what_was_done(record)}
+        snn.provenance["correction"] = record
     snn.reset()
     return snn
 
@@ -209,8 +210,8 @@ def _spread(calibration: object) -> object:
     """Of a dataset or tensor that says how long it is only the images that will be used, drawn from all of it."""
     if isinstance(calibration, Tensor):
         count = calibration.shape[0] if calibration.ndim else 0
-    elif isinstance(calibration, Dataset) and not isinstance(calibration, IterableDataset) and hasattr(calibration, "__len__"):
-        count = len(calibration)
+    elif isinstance(calibration, Dataset) and isinstance(calibration, Sized):
+        count = 0 if isinstance(calibration, IterableDataset) else len(calibration)
     else:
         return calibration
     if count <= MAX_IMAGES:
@@ -259,7 +260,8 @@ def scores(ours: Sequence[Sequence[Tensor]], source: Sequence[Sequence[Tensor]])
     power = sum(float(b.double().square().sum()) for _, b in pairs)
     out = {"error": error / max(power, 1e-30)}
     if all(len(them) == 1 and them[0].ndim == 2 and them[0].shape[1] > 1 for them in source):
-        out["agreement"] = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs) / sum(len(b) for _, b in pairs)
+        same = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs)
+        out["agreement"] = same / sum(len(b) for _, b in pairs)
     return out
 
 

@@ -101,11 +101,15 @@ class Walk:
         halves = used[::2], used[1::2] if self.images > 1 else used
         self.chosen, self.checked = map(len, halves)
         size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
-        self.parts = [self._part([x.index_select(dim, piece.to(x.device)).to(device) for x, dim in zip(inputs, dims)], checks)
-                      for checks, half in zip((False, True), halves, strict=True) for piece in half.split(size)]  # fmt: skip
+        self.parts: list[_Part] = []
+        for checks, half in zip((False, True), halves, strict=True):
+            for piece in half.split(size):
+                some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
+                self.parts.append(self._part([x.to(device) for x in some], checks))
 
     def _part(self, inputs: Sequence[Tensor], checks: bool) -> _Part:
-        values = {node.name: accept(self.snn, x, i) for i, (node, x) in enumerate(zip(self.snn.graph.inputs, inputs))}
+        names = [node.name for node in self.snn.graph.inputs]
+        values = {name: accept(self.snn, x, i) for i, (name, x) in enumerate(zip(names, inputs, strict=True))}
         means = {name: Value(self.run.mean(value)) for name, value in values.items()}
         return _Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
 
@@ -188,7 +192,7 @@ def match_moments(neuron: IFNeuron, sums: Sums) -> tuple[Tensor, Tensor]:
     ours, theirs = sums.std("ours"), sums.std("source")
     if neuron.granularity == "layer":
         ours, theirs = ours.square().mean().sqrt(), theirs.square().mean().sqrt()
-    gain = torch.where((ours > 0) & (theirs > 0), theirs / ours.clamp_min(1e-30), torch.ones_like(ours)).clamp(*GAIN_BOUNDS)
+    gain = torch.where((ours > 0) & (theirs > 0), theirs / ours.clamp_min(1e-30), 1.0).clamp(*GAIN_BOUNDS)
     theta, offset, present = neuron.threshold.detach(), _offset(neuron, sums.mean("source")), _gain(neuron)
     neuron.set_amplitude(neuron.amplitude.detach())
     neuron.set_threshold((theta.to(torch.float64) / gain).to(theta.dtype))

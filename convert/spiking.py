@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
-from speedysnn.convert.correct import Sample, check_kind, correct_on
-from speedysnn.convert.matching import MAX_IMAGES
+from speedysnn.convert.correct import Sample, apply_correction, check_kind, correct_on
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.handlers import added_handlers
+from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.convert.verify import exact_error, full_precision, has_staircases, require_equal
-from speedysnn.data.batches import iter_batches
-from speedysnn.display import Done, counting
+    with counting("checking against the source", total=2, enabled=progress) as done:
+        snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
+from speedysnn.data.batches import iter_batches, steps_of
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
@@ -113,8 +114,9 @@ def to_spiking(
         v_init: initial membrane as a fraction of theta, 0..1.
         spikes: "binary", "ternary" or "graded:N".
         delay: steps of look-ahead, or "full".
-        correct: "none", "bias", "potential" or "bias+potential", on the first images of the calibration data (at most
-            256) for this T, delay and spikes; the analog reading stays as it is. See `apply_correction`.
+        correct: "none", "moments", "bias", "potential" or several of them in this order joined by "+", for this T,
+            delay and spikes, on 256 images drawn from all of the calibration data, the same in every call; the analog
+            reading stays as it is. See `apply_correction`.
         fold_bn: fold batch-norm into the layer before it.
         allow_hybrid: take operators that need an analog unit, acting on the running mean (SiLU, softmax, layer-norm,
             products of branches, ...); False refuses the network and lists them.
@@ -162,9 +164,15 @@ def to_spiking(
     if not graph.neurons:
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
+<<<<<<< HEAD
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
     kept = Sample(MAX_IMAGES if correct != "none" else 0)
+=======
+    snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
+    again = correct != "none" and steps_of(calibration) == timesteps  # events, which thresholds see as their mean
+    kept = Sample(0 if correct == "none" or again else MAX_IMAGES)
+>>>>>>> 2abb791 (Tests of corrections, blocks and runs in parts; NIR takes a current through sums; a tuned network keeps its correction)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)
@@ -177,6 +185,8 @@ def to_spiking(
         "treatment": report.treatment,
         "execution": execution(),
     }
+    if again:
+        return apply_correction(snn, calibration, correct, progress=progress)
     return snn if correct == "none" else correct_on(snn, kept.inputs(), correct, progress=progress)
 
 

@@ -5,6 +5,7 @@ What a network's provenance says was done to it: corrections, which can be taken
 The table of a network's neuron layers, one row each.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,11 +28,13 @@ from speedysnn.neurons.parameters import READINGS, Delay, Reading
 def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
     """Take a correction back: no offsets, v_init as it was before where the correction changed it, amplitudes alike.
 
-    The record `provenance["correction"]` may hold by layer "log_threshold", "log_amplitude" and "offset" as they were
+    Nothing is changed where the whole correction was taken back already, or where the network was tuned since, which
+    trained what the correction chose. The record `provenance["correction"]` may hold by layer "log_threshold", "log_amplitude" and "offset" as they were
     (None for a spike that stands for theta, and for no offset); without them there is neither.
     """
     made = provenance.pop("correction", None)
-    if made is None:
+    tuned_since = made is not None and len(provenance.get("finetuned", [])) > made.get("tuned_runs", math.inf)
+    if made is None or made.get("taken_back") or tuned_since:
         return
     for name, neuron in neurons.items():
         offset = made.get("offset", {}).get(name)

@@ -31,11 +31,16 @@ from speedysnn.cli.options import (
 )
 from speedysnn.cli.output_paths import check_json, check_network
 from speedysnn.convert import to_spiking
+from speedysnn.convert.correct import KINDS
 from speedysnn.network import SpikingNetwork
 
 
 def _rules_help() -> str:
     return rules_help().replace('"', "").removeprefix("one of ") + "."
+
+
+def _corrections_help() -> str:
+    return f"After the thresholds: {', '.join(KINDS)}."
 
 
 def command(
@@ -52,7 +57,7 @@ def command(
     spikes: Annotated[str, typer.Option("--spikes", help="binary, ternary or graded:N.")] = "binary",
     delay: Annotated[str, typer.Option("--delay", help="Steps of look-ahead, or full.")] = "0",
     correct: Annotated[
-        str, typer.Option("--correct", help="none, bias, potential or bias+potential: after the thresholds.")
+        str, listing(_corrections_help, "--correct")
     ] = "none",
     allow_hybrid: AllowHybrid = False,
     keep_analog: KeepAnalog = None,
@@ -111,5 +116,7 @@ def _show(snn: SpikingNetwork, output: Path) -> None:
     table(f"{len(rows)} neuron layers, T={snn.timesteps}", columns, rows)
     error = snn.provenance["analog_error"]
     say(f"analog reading equals the source network: relative error {error:.1e}, expected below 1e-5")
+    if "correction" in snn.provenance:
+        say(snn.provenance["correction"]["said"])
     following = f"{typed('speedysnn', 'analyze', output)} --data ... -o report"
     say(f"saved {output}; latency {snn.latency} steps. Next: {following}", "bold")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from speedysnn.errors import ArtifactError, ConversionError, InputError
-from speedysnn.export.nir_folding import WEIGHTED, Folded, Layer, pair, plain
+from speedysnn.export.nir_folding import WEIGHTED, Folded, Layer, currents, pair, plain
 from speedysnn.files.atomic import ExportWarning, check_target, scratch_beside
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
@@ -147,13 +147,16 @@ def problems(snn: SpikingNetwork) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield "two layers whose names differ only in '.' and '_'; rename one and convert again"
     by_name = {node.name: node for node in snn.graph.nodes}
+    for name, carrier in currents(snn).items():
+        if carrier is None:
+            yield f"{name!r}: has a corrected bias that no weight layer alone can take; re-convert with correct='none'"
     for node in snn.graph.nodes:
         yield from (f"{node.name!r}: {reason}" for reason in _node_problems(snn, node, by_name))
 
 
 def _node_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node]) -> Iterator[str]:
     if node.op == "neuron":
-        yield from _neuron_problems(snn, node, by_name)
+        yield from _neuron_problems(snn, node)
     elif node.op in OPERATORS and OPERATORS[node.op].hybrid:
         yield f"{node.op} needs an analog unit; replace it by ReLU and convert again without allow_hybrid"
     elif node.op.startswith(("max_pool", "adaptive_max_pool")):
@@ -181,14 +184,11 @@ def _plain_pool(attrs: Mapping[str, Any]) -> bool:
     return not attrs["ceil_mode"] and attrs["divisor_override"] is None and (attrs["count_include_pad"] or not padded)
 
 
-def _neuron_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node]) -> Iterator[str]:
-    neuron, before = snn.neurons[node.name], by_name[node.inputs[0]]
+def _neuron_problems(snn: SpikingNetwork, node: Node) -> Iterator[str]:
+    neuron = snn.neurons[node.name]
     if neuron.spikes != "binary":
         yield f"emits {neuron.spikes} spikes, NIR's neurons 0 or 1; re-convert with spikes='binary'"
     if neuron.signed:
         yield "emits negative spikes, NIR's neurons 0 or 1; put a ReLU there and convert again"
     if neuron.lookahead:
         yield f"looks {neuron.lookahead} steps ahead, NIR's neurons none; set_delay(0), or re-convert with delay=0"
-    readers = sum(list(each.inputs).count(before.name) for each in by_name.values())
-    if neuron.offset is not None and (before.op not in WEIGHTED or readers > 1):
-        yield "has a corrected bias that no weight layer alone can take; re-convert with correct='none'"

@@ -49,6 +49,7 @@ class Folded:
         self._names = {node.name: plain(node.name) for node in snn.graph.nodes}
         self._uses = Counter([name for node in snn.graph.nodes for name in node.inputs] + [*snn.graph.output_names])
         self._units = self._wanted()
+        self._currents = currents(snn)
         for node in snn.graph.nodes:
             self._signals[node.name] = self._fold(node)
         last = self._signals[snn.graph.output_names[0]]
@@ -135,10 +136,10 @@ class Folded:
         return Signal(out.sources, unit, shape)
 
     def _offset(self, node: Node) -> Tensor:
-        """The correction's constant current of the neuron that this layer alone drives, 0 where there is none."""
-        for reader in self.snn.graph.neurons:
-            offset = self.snn.neurons[reader.name].offset
-            if offset is not None and reader.inputs == (node.name,):
+        """The correction's constant current of the neuron behind this layer, 0 where it carries none."""
+        for name, carrier in self._currents.items():
+            offset = self.snn.neurons[name].offset
+            if carrier == node.name and offset is not None:
                 return offset.detach().double().cpu()
         return torch.zeros((), dtype=torch.float64)
 
@@ -151,6 +152,39 @@ class Folded:
         window = pooling(node, signal.shape, shape)
         out = self.add(self._names[node.name], "avg_pool2d", signal, window, shape)
         return Signal(out.sources, signal.scale, shape)
+
+
+def currents(snn: SpikingNetwork) -> dict[str, str | None]:
+    """Find the weight layer whose bias can take a neuron's constant current.
+
+    It stands before the neuron, or before sums that lead to this neuron alone.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        Name of each neuron layer with an offset -> name of a weight layer, None where there is none.
+    """
+    by_name = {node.name: node for node in snn.graph.nodes}
+    uses = Counter([name for node in snn.graph.nodes for name in node.inputs] + [*snn.graph.output_names])
+    return {node.name: _carrier(snn, node, by_name, uses) for node in snn.graph.neurons
+            if snn.neurons[node.name].offset is not None}  # fmt: skip
+
+
+def _carrier(snn: SpikingNetwork, neuron: Node, by_name: Mapping[str, Node], uses: Mapping[str, int]) -> str | None:
+    waiting, offset = [neuron.inputs[0]], snn.neurons[neuron.name].offset
+    while waiting:
+        node = by_name[waiting.pop()]
+        if uses[node.name] == 1 and node.op in ("add", "identity"):
+            waiting.extend(node.inputs)
+        elif uses[node.name] == 1 and _takes(snn, node, offset):
+            return node.name
+    return None
+
+
+def _takes(snn: SpikingNetwork, node: Node, offset: Tensor | None) -> bool:
+    """Whether a weight layer has one row for each value of the current."""
+    return node.op in WEIGHTED and offset is not None and offset.numel() in (1, len(snn.tensors(node.name)["weight"]))
 
 
 def pooling(node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
