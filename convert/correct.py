@@ -29,7 +29,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from speedysnn.convert.matching import MAX_IMAGES, Walk
 from speedysnn.convert.matching import value_sizes as value_sizes
-from speedysnn.data.batches import Batch, iter_batches
+from speedysnn.data.batches import Batch, drawn, iter_batches
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.network import SpikingNetwork
@@ -99,7 +99,7 @@ def correct_on(
     reading: Reading | None = None,
     progress: bool = False,
 ) -> SpikingNetwork:
-    """`apply_correction` on given images, one tensor (B, ...) an input, for a given reading or the network's own."""
+    """`apply_correction` on given images, one tensor (B, ...) an input; `reading` None is the network's own."""
     snn.uncorrect()
     if kind == "none":
         return snn
@@ -167,10 +167,11 @@ def check_kind(kind: str) -> None:
 
 
 class Sample:
-    """So many images of a stream, each as likely as any other, whatever its length: sorted data have all their classes.
+    """So many images of a stream, each as likely as any other: sorted data have all their classes in it.
 
-    Image i (from 0) of n is kept with probability room / n (Vitter's algorithm R, with a fixed seed), so that the choice
-    is the same in every call and for every size of batches. Images of another shape than the first are passed over.
+    Image i (from 0) of n is kept with probability room / n (Vitter's algorithm R, with a fixed seed), so that the
+    choice is the same in every call and for every size of batches. Images of another shape than the first are passed
+    over.
 
     Args:
         room: images that are kept.
@@ -200,9 +201,8 @@ class Sample:
             self.there += 1
 
     def inputs(self) -> list[Tensor]:
-        """The images in random order: one tensor for each input, (B, ...) or events (T, B, ...)."""
-        order = np.random.default_rng(1).permutation(len(self._kept))
-        columns = zip(*(self._kept[i] for i in order), strict=True)
+        """The images: one tensor for each input, (B, ...) or events (T, B, ...)."""
+        columns = zip(*self._kept, strict=True)
         return [torch.cat(images, dim) for images, dim in zip(columns, self._dims, strict=True)]
 
 
@@ -216,8 +216,8 @@ def _spread(calibration: object) -> object:
         return calibration
     if count <= MAX_IMAGES:
         return calibration
-    drawn = sorted(np.random.default_rng(0).choice(count, MAX_IMAGES, replace=False).tolist())
-    return calibration[drawn] if isinstance(calibration, Tensor) else Subset(calibration, drawn)
+    some = drawn(count, MAX_IMAGES)
+    return calibration[some] if isinstance(calibration, Tensor) else Subset(calibration, some)
 
 
 def _as_they_run(snn: SpikingNetwork, x: Tensor, rank: int) -> Tensor:

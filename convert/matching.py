@@ -84,7 +84,7 @@ class Walk:
 
     Attributes:
         blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
-        images: used in all; of them every second one chooses (`chosen`) and the others check (`checked`).
+        images: used in all; one half of them chooses (`chosen`) and the other checks (`checked`), see `halves`.
     """
 
     def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> None:
@@ -97,12 +97,11 @@ class Walk:
         sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
         steps = snn.timesteps if self.reading == "spiking" else 1
         self.blocks, self.images = _cut(snn, sizes, steps, there)
-        used = torch.tensor([i * there // self.images for i in range(self.images)])
-        halves = used[::2], used[1::2] if self.images > 1 else used
-        self.chosen, self.checked = map(len, halves)
+        both = halves(there, self.images)
+        self.chosen, self.checked = map(len, both)
         size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
         self.parts: list[_Part] = []
-        for checks, half in zip((False, True), halves, strict=True):
+        for checks, half in zip((False, True), both, strict=True):
             for piece in half.split(size):
                 some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
                 self.parts.append(self._part([x.to(device) for x in some], checks))
@@ -185,6 +184,19 @@ class Walk:
         graph = self.snn.graph
         means = {name: wide(self.run.mean(values[name])) for name in graph.output_names}
         return [x for x in tree_leaves(map_outputs(graph.outputs, means)) if isinstance(x, Tensor)]
+
+
+def halves(there: int, used: int) -> tuple[Tensor, Tensor]:
+    """Positions of the images that choose and of those that check, at random but the same in every call.
+
+    Neither sorted data nor classes that take turns leave a class out of a half.
+
+    Args:
+        there: how many images there are.
+        used: how many of them are taken; a single one does both.
+    """
+    order = torch.randperm(there, generator=torch.Generator().manual_seed(1))[:used]
+    return order[::2].sort().values, (order[1::2] if used > 1 else order).sort().values
 
 
 def match_moments(neuron: IFNeuron, sums: Sums) -> tuple[Tensor, Tensor]:

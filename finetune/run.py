@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from speedysnn.calibration.rules import CLIP
+from speedysnn.data.batches import drawn
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.blocks.layerwise import fit_closed_form
@@ -132,7 +133,7 @@ class Run:
         carry_thresholds(trainer.snn, before, trainer.snn.timesteps)
         self._score(stage, index, 0, None)
         if stage.kind == "blockwise":
-            inputs = trainer.batch(range(min(_CLOSED_FORM_IMAGES, len(trainer.train))), _fixed_generator())[1]  # type: ignore[arg-type]
+            inputs = trainer.batch(drawn(len(trainer.train), _CLOSED_FORM_IMAGES), _fixed_generator())[1]  # type: ignore[arg-type]
             with torch.no_grad():
                 fit_closed_form(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
             trainer.engine.same(trainer.snn)

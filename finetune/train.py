@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speedysnn.convert.spiking import to_spiking
-from speedysnn.data.batches import Batch
+from speedysnn.data.batches import Batch, drawn
 from speedysnn.errors import InputError
 from speedysnn.execution.interpreter import Execution
 from speedysnn.execution.module import own_tensors
@@ -284,8 +284,8 @@ def train(
 
 
 def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **options: Any) -> SpikingNetwork:
-    """Convert the network without folding, with thresholds, and statistics it lacks, from the first training images."""
-    images = gather(data, range(min(config.calibration, len(data)))).inputs
+    """Convert the network without folding, with thresholds, and statistics it lacks, from some training images."""
+    images = gather(data, drawn(len(data), config.calibration)).inputs
     device = next((p.device for p in ann.parameters()), torch.device("cpu"))
     ready = with_statistics(ann, [x.to(device) for x in images])
     return to_spiking(ready, [tuple(images)] if len(images) > 1 else images[0], timesteps, fold_bn=False, **options)

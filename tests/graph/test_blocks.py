@@ -1,5 +1,7 @@
 """Graphs cut into blocks: every node once, only what later blocks read crosses, shortcuts stay whole."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ def test_every_node_is_in_one_block(graph: Graph) -> None:
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_what_crosses_is_what_later_nodes_read(graph: Graph) -> None:
     for found in cuts(graph):
-        for before, after in zip(found[:-1], found[1:], strict=True):
+        for before, after in pairwise(found):
             made = {node.name for node in graph.nodes[: after.start]}
             read = {name for node in graph.nodes[after.start :] for name in node.inputs} | set(graph.output_names)
             assert set(before.outputs) == made & read == set(after.inputs)
@@ -68,11 +70,11 @@ def test_a_shortcut_stays_in_one_block_and_the_smallest_value_is_cut() -> None:
     assert found[-1].neurons == ("relu_3", "relu_4"), "two values cross there: the shortcut and what will be given out"
     assert [len(block.neurons) for block in every_layer(graph)] == [1, 1, 1, 1, 1]
     names = ("x", "a", "b", "c", "d")
-    nodes = [Node("x", "input"), *(Node(name, "neuron", (before,)) for before, name in zip(names, names[1:], strict=False))]
+    nodes = [Node("x", "input"), *(Node(name, "neuron", (before,)) for before, name in pairwise(names))]
     chain = Graph(tuple(nodes), "d")
     sizes = {"x": 9, "a": 2, "b": 5, "c": 5, "d": 1}
-    assert [block.neurons for block in blocks(chain, sizes, 3)][0] == ("a",)
-    assert [block.name for block in blocks(chain, sizes, 3)][0] == "a"
+    first = blocks(chain, sizes, 3)[0]
+    assert (first.neurons, first.name) == (("a",), "a")
 
 
 def test_live_values_of_a_graph_that_gives_out_an_early_value() -> None:

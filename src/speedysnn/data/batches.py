@@ -58,6 +58,29 @@ def steps_of(data: Any) -> int:
     return 0
 
 
+def drawn(there: int, wanted: int) -> list[int]:
+    """Draw images from all of a data set, the same in every call: sorted data have all their classes in the choice.
+
+    Args:
+        there: how many images the data set has.
+        wanted: how many are drawn, or all where there are fewer.
+
+    Returns:
+        Their positions, ascending.
+
+    Example:
+        >>> from speedysnn.data.batches import drawn
+        >>> drawn(3, 8)
+        [0, 1, 2]
+        >>> len(set(drawn(1000, 8)))
+        8
+    """
+    if there <= wanted:
+        return list(range(there))
+    order = torch.randperm(there, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:wanted].tolist())
+
+
 def iter_batches(
     data: Any,
     *,
