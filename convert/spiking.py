@@ -17,9 +17,8 @@ from speedysnn.convert.read import read
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.convert.verify import exact_error, full_precision, has_staircases, require_equal
-    with counting("checking against the source", total=2, enabled=progress) as done:
-        snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
 from speedysnn.data.batches import iter_batches, steps_of
+from speedysnn.display import Done, counting
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
@@ -164,15 +163,10 @@ def to_spiking(
     if not graph.neurons:
         raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
-<<<<<<< HEAD
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
-    kept = Sample(MAX_IMAGES if correct != "none" else 0)
-=======
-    snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn)
     again = correct != "none" and steps_of(calibration) == timesteps  # events, which thresholds see as their mean
     kept = Sample(0 if correct == "none" or again else MAX_IMAGES)
->>>>>>> 2abb791 (Tests of corrections, blocks and runs in parts; NIR takes a current through sums; a tuned network keeps its correction)
     data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)
