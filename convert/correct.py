@@ -210,8 +210,8 @@ def _spread(calibration: object) -> object:
     """Of a dataset or tensor that says how long it is only the images that will be used, drawn from all of it."""
     if isinstance(calibration, Tensor):
         count = calibration.shape[0] if calibration.ndim else 0
-    elif isinstance(calibration, Dataset) and isinstance(calibration, Sized):
-        count = 0 if isinstance(calibration, IterableDataset) else len(calibration)
+    elif isinstance(calibration, Dataset) and not isinstance(calibration, IterableDataset):
+        count = len(calibration) if isinstance(calibration, Sized) else 0
     else:
         return calibration
     if count <= MAX_IMAGES:

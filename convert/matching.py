@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from speedysnn.execution.interpreter import Execution, Value, wide
 from speedysnn.execution.runner import accept
-from speedysnn.graph.blocks import Block, blocks, every_layer
+from speedysnn.graph.blocks import Block, blocks, every_layer, live_values
 from speedysnn.graph.ir import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
@@ -97,12 +97,14 @@ class Walk:
         sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
         steps = snn.timesteps if self.reading == "spiking" else 1
         self.blocks, self.images = _cut(snn, sizes, steps, there)
+        self._here, live, room = 0, live_values(snn.graph), MAX_BYTES // (4 * (steps + 1) * self.images)
+        self._fits = [sum(sizes[name] for name in names) <= room for names in live]
         both = halves(there, self.images)
         self.chosen, self.checked = map(len, both)
         size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
         self.parts: list[_Part] = []
         for checks, half in zip((False, True), both, strict=True):
-            for piece in half.split(size):
+            for piece in torch.split(half, size):
                 some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
                 self.parts.append(self._part([x.to(device) for x in some], checks))
 
@@ -116,7 +118,7 @@ class Walk:
         """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
         node = next(node for node in block.nodes if node.name == name)
         neuron = self.snn.neurons[name]
-        chosen, checked = self._measure(block, node, outputs=change != "moments")
+        chosen, checked = self._measure(node, outputs=change != "moments")
         settings = settings_of(neuron)
         if change == "moments":
             gain, shift = match_moments(neuron, chosen)
@@ -124,7 +126,7 @@ class Walk:
             better = (after < before) & (before > checked.matched())
         else:
             (take_off_bias if change == "bias" else move_potential)(neuron, chosen)
-            before, after = checked.error(), self._measure(block, node, outputs=True)[1].error()
+            before, after = checked.error(), self._measure(node, outputs=True)[1].error()
             better = after < before
         if change == "moments" and neuron.granularity == "layer":  # one theta: all channels or none
             better = (after.sum() < before.sum()).expand_as(better)
@@ -132,14 +134,16 @@ class Walk:
         return {"error_before": float(before.sum()), "error_after": float(torch.where(better, after, before).sum()),
                 "channels": better.numel(), "left_alone": int((~better).sum())}  # fmt: skip
 
-    def _measure(self, block: Block, node: Node, *, outputs: bool) -> tuple[Sums, Sums]:
+    def _measure(self, node: Node, *, outputs: bool) -> tuple[Sums, Sums]:
         """Sums of a layer's drives, or of its outputs, over the images that choose and over those that check."""
         neuron, position = self.snn.neurons[node.name], self.snn.graph.nodes.index(node)
+        if self._fits[position - 1]:
+            self._go(position)
         both = Sums(), Sums()
         for part in self.parts:
             source, ours = (
-                self.run.part(values, reading, block.start, position)[node.inputs[0]]
-                for values, reading in ((part.source, "analog"), (part.ours, self.reading))
+                self.run.part(values, reading, self._here, position)[node.inputs[0]]
+                for values, reading in self._both(part)
             )
             sums = both[part.checks]
             if outputs:
@@ -151,6 +155,10 @@ class Walk:
                 sums.add(neuron.channel_dim, source=wide(source.tensor), ours=drive)
         return both
 
+    def _both(self, part: _Part) -> tuple[tuple[dict[str, Value], Reading], tuple[dict[str, Value], Reading]]:
+        """The source's values and ours, each with its reading."""
+        return (part.source, "analog"), (part.ours, self.reading)
+
     def _emit(self, node: Node, drive: Value) -> Tensor:
         """A layer's mean output, (B, ...)."""
         if self.reading == "quantized":
@@ -160,16 +168,21 @@ class Walk:
 
     def advance(self, block: Block) -> None:
         """Take all images through a block whose layers are corrected."""
+        self._go(block.stop)
+
+    def _go(self, position: int) -> None:
+        """Take all images to a node of this position: what stands before it is computed once, where that fits."""
         for part in self.parts:
-            for values, reading in ((part.source, "analog"), (part.ours, self.reading)):
-                found = self.run.part(values, reading, block.start, block.stop)
+            for values, reading in self._both(part):
+                found = self.run.part(values, reading, self._here, position)
                 values.clear()
-                values.update({name: found[name] for name in block.outputs})
+                values.update(found)
+        self._here = position
 
     def answers(self) -> list[list[Tensor]]:
         """The network's outputs for the checked images from here to the end, which leaves the images where they are."""
-        here = self.blocks[0].start
-        found = (self.run.part(part.ours, self.reading, here, len(self.snn.graph.nodes)) for part in self._checks())
+        end = len(self.snn.graph.nodes)
+        found = (self.run.part(part.ours, self.reading, self._here, end) for part in self._checks())
         return [self._outputs(values) for values in found]
 
     def results(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
