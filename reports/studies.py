@@ -186,16 +186,6 @@ def finetune(folder: Path) -> str:
     )
 
 
-def corrections(folder: Path) -> str:
-    """Mean gain of each network by the correction that gains most over all, and the cells it loses."""
-    rows = table(folder, "gains.csv")
-    totals = rows.groupby("correct")["mean"].mean()
-    best = str(totals.idxmax())
-    here = rows[rows.correct == best]
-    parts = [f"{row.network} {row['mean']:+.1f} points (least {row['least']:+.1f})" for _, row in here.iterrows()]
-    return f"`{best}`, mean over T, look-aheads and spikes: {', '.join(parts)}; {here.lost.sum()} of {here.cells.sum()} cells lose beyond chance"
-
-
 def trust(folder: Path) -> str:
     """Cases, kills, and what failed."""
     parts = []
@@ -216,7 +206,6 @@ STUDIES: dict[str, Study] = {
               (("digits",), ("resnet20",), ("densenet121",), ("deep100",)), (("digits",),), "needed", 60),
         Study("thresholds", "Which threshold rule, correction and layers kept analog serve when?", thresholds,
               data="optional", minutes=20),
-        Study("corrections", "Which correction after the thresholds serves when?", corrections, data="optional", minutes=30),
         Study("readout", "How should the input enter, and when can the answer be read?", readout, data="optional",
               minutes=40),
         Study("cifar10_resnet20", "What does a published CIFAR-10 network reach in four steps, untuned and tuned?",

@@ -70,7 +70,8 @@ class Change:
             neuron.delay = fresh.delay
         if self.kind == "bias" and fresh.offset is not None:
             neuron.offset = fresh.offset.detach().clone().to(neuron.log_threshold)
-            snn.provenance.setdefault("correction", {"kind": "bias", "timesteps": snn.timesteps})  # see `uncorrect`
+            if snn.provenance.get("correction", {}).get("taken_back", True):  # `uncorrect` finds it
+                snn.provenance["correction"] = {"kind": "bias", "timesteps": snn.timesteps}
         made = {"layer": self.layer, "change": self.kind, "timesteps": snn.timesteps}
         snn.provenance = {**snn.provenance, "changed": [*snn.provenance.get("changed", []), made]}
         snn.reset()

@@ -100,7 +100,7 @@ delays 0 and 1 (not every one at every T). Made by
 
 - Data: a validation part is held out of the training images; thresholds come from {calibration} other training images,
   corrections from the first 256 of those (ResNet-20: 64). Corrections were measured as they were before their changes were
-  checked on other images, and without `moments`: see [corrections](../corrections/README.md). **Every choice is by the validation part**: the highest
+  checked on other images, and without `moments`: see [corrections](../corrections/study.py). **Every choice is by the validation part**: the highest
   agreement with the source, at a tie the smallest error of the logits. Test images are run afterwards.
 - The bundled digits networks and the ResNet-20 were trained on the validation images too, so
   the sources are nearly perfect there; hence agreement with the source is compared, which needs no labels. digits-qcfs,

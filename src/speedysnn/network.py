@@ -29,8 +29,9 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
     """Take a correction back: no offsets, v_init as it was before where the correction changed it, amplitudes alike.
 
     Nothing is changed where the whole correction was taken back already, or where the network was tuned since, which
-    trained what the correction chose. The record `provenance["correction"]` may hold by layer "log_threshold", "log_amplitude" and "offset" as they were
-    (None for a spike that stands for theta, and for no offset); without them there is neither.
+    trained what the correction chose. The record `provenance["correction"]` may hold by layer "log_threshold",
+    "log_amplitude" and "offset" as they were (None for a spike that stands for theta, and for no offset); without them
+    there is neither.
     """
     made = provenance.pop("correction", None)
     tuned_since = made is not None and len(provenance.get("finetuned", [])) > made.get("tuned_runs", math.inf)
