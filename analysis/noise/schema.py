@@ -151,8 +151,8 @@ _STEPLESS = 'a look-ahead of "full", which is read without its steps'
 _FULL = 'not measured: detail="full" does'
 
 # One entry a column of `NoiseReport.layers`, in the table's order. a: the source's activation; z: its pre-activation;
-# z': the mean over time of what the neuron integrates, offset in it and times amplitude / theta; r: its mean output over
-# T steps; e = r - a; every sum runs over all elements of all images.
+# z': the mean over time of what the neuron integrates, offset in it and times amplitude / theta; r: its mean output
+# over T steps; e = r - a; every sum runs over all elements of all images.
 COLUMNS: dict[str, Column] = {
     "layer": Column("name", "Name of the neuron layer, in execution order.", value=lambda x: x.name),
     "kind": Column("name", 'Spike kind: "binary", "ternary" or "graded:N".', value=lambda x: x.neuron.spikes),
