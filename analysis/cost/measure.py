@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.cost.energy import COUNTS, SIZES, CostReport, energies, with_memory
-from speedysnn.analysis.cost.fan_out import FanOut, Flow, Shape, pool_graph, weighted
+from speedysnn.graph.fan_out import FanOut, Flow, Shape, pool_graph, weighted
 from speedysnn.analysis.output_metrics import settings
 from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size, passes
 from speedysnn.analysis.sensitivity.mixed import checked

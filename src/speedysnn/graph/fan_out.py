@@ -228,3 +228,44 @@ class FanOut:
                 between.insert(0, node)
                 wanted.update(node.inputs)
         return list(leaves), between
+
+
+def mean_fan_out(graph: Graph, shapes: Mapping[str, Shape], tensors: Tensors) -> dict[str, float]:
+    """Compute how many connections an event of each neuron layer meets, on average over its positions.
+
+    An event that a max-pooling takes in counts as one that comes out of it, which is an upper bound.
+
+    Args:
+        graph: the network, with static inputs.
+        shapes: node -> shape of its output for one image, (1, ...).
+        tensors: node -> the tensors it owns.
+
+    Returns:
+        Neuron layer -> synapses that one of its spikes reaches.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.graph.fan_out import mean_fan_out
+        >>> from speedysnn.graph.ir import Graph, Node
+        >>> nodes = (Node("x", "input"), Node("a", "neuron", ("x",)), Node("last", "linear", ("a",)))
+        >>> mean_fan_out(Graph(nodes, "last"), {"x": (1, 4), "a": (1, 4), "last": (1, 2)}, lambda _: {"weight": torch.ones(2, 4)})
+        {'a': 2.0}
+    """
+    flow = Flow.of(graph, (), ())
+    fan_out, nodes = FanOut(graph, flow, shapes, tensors), {node.name: node for node in graph.nodes}
+    out = {node.name: 0.0 for node in graph.neurons}
+    for node in graph.nodes:
+        if node.op != "neuron" and not weighted(node):
+            continue
+        for leaf, found in fan_out.of(node).items():
+            if leaf in flow.sources:
+                for name in _origins(nodes, leaf):
+                    out[name] += float(found.mean())
+    return out
+
+
+def _origins(nodes: Mapping[str, Node], source: str) -> list[str]:
+    """Find the neuron layers whose events a source passes on: itself, or those before a max-pooling."""
+    if nodes[source].op == "neuron":
+        return [source]
+    return [name for given in nodes[source].inputs for name in _origins(nodes, given)]
