@@ -1,7 +1,7 @@
 """Candidates of a search: settings of one network, prepared on some images and scored on others."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from speedysnn.calibration.rules import GRADIENTS, needs_of
 from speedysnn.convert.calibrate import collect
 from speedysnn.convert.correct import correct_on
 from speedysnn.data.batches import Batch
+from speedysnn.errors import InputError
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.graph.fan_out import mean_fan_out
@@ -24,6 +25,7 @@ from speedysnn.neurons.parameters import Delay
 FIT_BATCH = 64  # images of a calibration pass
 ERROR_IMAGES = 64  # images by which layers are ranked
 KEPT_VALUES = 2**25  # float32 values of all layers that the ranking keeps at once
+Row = dict[str, Any]
 SCORES = ("images", "agreement", "kl", "error", "spikes_per_neuron", "spikes_per_image", "synops_per_image")
 
 
@@ -50,6 +52,34 @@ class Candidate:
         layers = ", ".join(f"{name}={spikes}" for name, spikes in self.layers)
         return {"timesteps": self.timesteps, "delay": self.delay, "spikes": self.spikes, "correct": self.correct,
                 "layers": layers}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a setting may cost; None for no limit."""
+
+    max_latency: int | None = None
+    max_spikes_per_image: float | None = None
+    max_synops: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a limit that nothing could keep."""
+        for name, value in vars(self).items():
+            if value is not None and (isinstance(value, bool) or not value > 0):
+                raise InputError(f"{name}: expected a number above 0, or None for no limit, got {value!r}")
+
+    def kept_by(self, row: Mapping[str, Any], slack: float = 1.0) -> bool:
+        """Say whether what was measured is within the limits; those on spikes times a slack."""
+        spikes, synops = self.max_spikes_per_image, self.max_synops
+        return (
+            (self.max_latency is None or row["latency"] <= self.max_latency)
+            and (spikes is None or row["spikes_per_image"] <= slack * spikes)
+            and (synops is None or row["synops_per_image"] <= slack * synops)
+        )
+
+    def given(self) -> dict[str, float]:
+        """The limits that there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Trials:
@@ -110,7 +140,7 @@ class Trials:
         neuron.log_amplitude = None if amplitude is None else torch.nn.Parameter(amplitude.clone())
 
     def score(self, candidate: Candidate, stride: int = 1) -> dict[str, Any]:
-        """Prepare a candidate on every `stride`-th image and score it on every `stride`-th of the others; see `SCORES`."""
+        """Prepare a candidate on every `stride`-th image, and score it on every `stride`-th of the others."""
         self.prepare(candidate, stride)
         return self.measured(stride)
 
@@ -142,11 +172,11 @@ class Trials:
             neuron.spikes, neuron.log_threshold.data, neuron.log_amplitude = kept
 
     def layer_errors(self) -> dict[str, float]:
-        """Compare every layer's mean spiking output, as the network is now, with the source's: relative squared error."""
+        """Find the relative squared error of every layer's mean spiking output, as the network is now."""
         snn = self.snn
         features = sum(int(node.attrs.get("features", 1)) for node in snn.graph.neurons)
         size, device = max(1, KEPT_VALUES // max(1, features)), next(snn.parameters()).device
-        pieces = zip(*(x[:ERROR_IMAGES].split(size) for x in self.fit), strict=True)
+        pieces = zip(*(torch.split(x[:ERROR_IMAGES], size) for x in self.fit), strict=True)
         sums = {name: [0.0, 0.0] for name in snn.neurons}
         for piece in pieces:
             inputs, source = [x.to(device) for x in piece], dict[str, Tensor]()
@@ -222,7 +252,7 @@ def compare_outputs(ours: Sequence[Tensor], source: Sequence[Tensor]) -> dict[st
 
 def fit_batches(images: Sequence[Tensor]) -> list[Batch]:
     """The images that prepare candidates, every second one, as calibration takes them."""
-    return [Batch(piece) for piece in zip(*(x[::2].split(FIT_BATCH) for x in images), strict=True)]
+    return [Batch(piece) for piece in zip(*(torch.split(x[::2], FIT_BATCH) for x in images), strict=True)]
 
 
 def calibrated_again(snn: SpikingNetwork, images: Sequence[Tensor]) -> SpikingNetwork:
@@ -246,3 +276,39 @@ def _shapes(snn: SpikingNetwork) -> dict[str, tuple[int, ...]]:
               for node, shape in zip(snn.graph.inputs, snn.input_shapes, strict=True)}  # fmt: skip
     found = run.part(inputs, "analog", 0, len(snn.graph.nodes), keep=True)
     return {name: tuple(value.tensor.shape) for name, value in found.items()}
+
+
+def loss(row: Mapping[str, Any]) -> float:
+    """What less of is better: the KL divergence, or the squared error where there are no classes."""
+    return float(row["error"] if row["kl"] is None else row["kl"])
+
+
+def quality(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What a better answer has less of: agreement turned round, then what tells equal ones apart."""
+    return -(row["agreement"] or 0.0), loss(row)
+
+
+def rank(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the best row has least of, in order."""
+    return quality(row), row["latency"], row["spikes_per_image"]
+
+
+def fronts(candidates: Sequence[Candidate], rows: Mapping[Candidate, Row]) -> list[list[Candidate]]:
+    """Pareto fronts, the best first: of the answers' quality, latency and spikes an image."""
+    points, left, out = {x: rank(rows[x]) for x in candidates}, list(candidates), list[list[Candidate]]()
+    while left:
+        front = [x for x in left if not any(_dominates(points[y], points[x]) for y in left)]
+        out.append(front)
+        left = [x for x in left if x not in front]
+    return out
+
+
+def _dominates(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def foremost(candidates: Sequence[Candidate], rows: Mapping[Candidate, Row], count: int) -> list[Candidate]:
+    """The first of the candidates, front by front and best first within a front, in their own order."""
+    order = [x for front in fronts(candidates, rows) for x in sorted(front, key=lambda x: rank(rows[x]))]
+    chosen = set(order[:count])
+    return [x for x in candidates if x in chosen]

@@ -14,7 +14,19 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from speedysnn.convert.candidates import SCORES, Candidate, Trials, calibrated_again, fit_batches
+from speedysnn.convert.candidates import (
+    SCORES,
+    Candidate,
+    Limits,
+    Row,
+    Trials,
+    calibrated_again,
+    fit_batches,
+    foremost,
+    fronts,
+    loss,
+    rank,
+)
 from speedysnn.convert.correct import FirstImages, check_kind
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data.batches import iter_batches, steps_of
@@ -27,42 +39,12 @@ from speedysnn.settings import repeatable
 
 LEAST_IMAGES = 8  # four that prepare, four that score
 LEAST_SCORED = 16  # images that a round leaves settings behind by
-SLACK = 1.1  # a limit on spikes, as few images show it
+SLACK = 1.1  # by which few images may exceed a limit on spikes
 LAYERS_TRIED, MOST_LAYERS, BASES = 8, (1, 2, 4), 2
 COLUMNS = ("timesteps", "delay", "spikes", "correct", "layers", "latency", *SCORES, "meets", "frontier", "best")
 SHOWN = {"timesteps": "T", "delay": "delay", "spikes": "spikes", "correct": "correct", "latency": "latency",
          "agreement": "agree %", "kl": "KL", "error": "error", "spikes_per_neuron": "spikes/neuron",
          "synops_per_image": "synops/image", "images": "images", "layers": "layers"}  # fmt: skip
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a setting may cost; None for no limit."""
-
-    max_latency: int | None = None
-    max_spikes_per_image: float | None = None
-    max_synops: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a limit that nothing could keep."""
-        for name, value in vars(self).items():
-            if value is not None and (isinstance(value, bool) or not value > 0):
-                raise InputError(f"{name}: expected a number above 0, or None for no limit, got {value!r}")
-
-    def kept_by(self, row: Mapping[str, Any], slack: float = 1.0) -> bool:
-        """Say whether what was measured is within the limits; those on spikes times a slack."""
-        spikes, synops = self.max_spikes_per_image, self.max_synops
-        return (
-            (self.max_latency is None or row["latency"] <= self.max_latency)
-            and (spikes is None or row["spikes_per_image"] <= slack * spikes)
-            and (synops is None or row["synops_per_image"] <= slack * synops)
-        )
-
-    def given(self) -> dict[str, float]:
-        """The limits that there are, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +56,9 @@ class SearchResult:
             their own); latency in steps; images it was scored on; agreement 0..1 and kl in nats, None without classes;
             error, the relative squared error of the outputs; spikes_per_neuron and spikes_per_image in events;
             synops_per_image, events times the mean fan-out of their layer; meets, whether it keeps the constraints;
-            frontier, whether no other that does is at least as good in agreement, latency and spikes an image and
-            better in one; best. A setting that was left behind was scored on fewer images than the others.
+            frontier, whether no other that does is at least as good in its answers (agreement, then kl),
+            latency and spikes an image, and better in one; best. A setting that was left behind was scored on fewer
+            images than the others.
         best: the network of the row marked best, as it was scored.
         constraints: the limits that were given, by name.
         prepared_on: images that made histograms and corrections.
@@ -125,6 +108,7 @@ class SearchResult:
         table = self.table
         mark = table["best"].map({True: "*", False: " "}) + table["frontier"].map({True: "+", False: " "})
         shown = table[list(SHOWN)].rename(columns=SHOWN)
+        shown["layers"] = [_short(text) for text in shown["layers"]]
         for name, style in (("agree %", "{:.1f}"), ("KL", "{:.3f}"), ("error", "{:.3f}"), ("spikes/neuron", "{:.2f}"),
                             ("synops/image", "{:.3g}")):  # fmt: skip
             scale = 100.0 if name == "agree %" else 1.0
@@ -133,9 +117,12 @@ class SearchResult:
         return shown.astype(str).loc[:, lambda frame: (frame != "").any()]
 
     def __str__(self) -> str:
-        """The title, and below it the table."""
+        """The title, and below it what was scored on all images."""
+        shown = self.marked()[(self.table["images"] == self.scored_on).to_numpy()]
+        rest = len(self.table) - len(shown)
         foot = "* best, + frontier of agreement, latency and spikes an image"
-        return f"{self.title}\n{self.marked().to_string(index=False)}\n{foot}"
+        left = f"; {rest} settings were left behind on fewer images" if rest else ""
+        return f"{self.title}\n{shown.to_string(index=False)}\n{foot}{left}"
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
@@ -232,7 +219,7 @@ class _Search:
                 self.finished = left
             else:
                 cheap = [x for x in left if self.limits.kept_by(self.rows[x], SLACK)] or left
-                left = _foremost(cheap, self.rows, -(-len(left) // 2))
+                left = foremost(cheap, self.rows, -(-len(left) // 2))
 
     def _score(self, candidates: Sequence[Candidate], stride: int) -> None:
         what = f"search: {len(candidates)} settings on {-(-self.trials.held[0].shape[0] // stride)} images"
@@ -243,7 +230,7 @@ class _Search:
     def feasible(self) -> list[Candidate]:
         """The settings scored on all images that keep the limits, best first."""
         kept = [x for x in self.finished if self.limits.kept_by(self.rows[x])]
-        return sorted(kept, key=lambda x: _rank(self.rows[x]))
+        return sorted(kept, key=lambda x: rank(self.rows[x]))
 
     def require_feasible(self) -> None:
         """Refuse limits that no setting keeps.
@@ -282,18 +269,21 @@ class _Search:
         trials.prepare(base)
         errors = trials.layer_errors()
         tried = sorted(errors, key=lambda name: -errors[name])[:LAYERS_TRIED]
-        before, gains = _loss(trials.measured(stride)), dict[str, float]()
+        before, gains = loss(trials.measured(stride)), dict[str, float]()
         for name in track(tried, "search: single layers", enabled=self.progress, total=len(tried)):
-            gains[name] = before - _loss(trials.with_layer(name, spikes, stride))
+            gains[name] = before - loss(trials.with_layer(name, spikes, stride))
         return sorted((name for name in tried if gains[name] > 0), key=lambda name: -gains[name])
 
     def result(self) -> SearchResult:
         """Put together the table, and the best network, prepared again."""
         order = self.feasible()
-        front = set(_fronts(order, self.rows)[0])
-        behind = sorted((x for x in self.rows if x not in order), key=lambda x: (-self.rows[x]["images"], _rank(self.rows[x])))
-        rows = [{**self.rows[x], "meets": self.limits.kept_by(self.rows[x]), "frontier": x in front, "best": x is order[0]}
-                for x in (*order, *behind)]  # fmt: skip
+        front = set(fronts(order, self.rows)[0])
+        behind = [x for x in self.rows if x not in order]
+        behind.sort(key=lambda x: (-self.rows[x]["images"], rank(self.rows[x])))
+        rows = [
+            {**row, "meets": self.limits.kept_by(row), "frontier": x in front, "best": x is order[0]}
+            for x, row in ((x, self.rows[x]) for x in (*order, *behind))
+        ]
         best = copy.deepcopy(self.trials.prepare(order[0]))
         counts = self.trials.fit[0].shape[0], self.trials.held[0].shape[0]
         table, given = pd.DataFrame(rows, columns=list(COLUMNS)), self.limits.given()
@@ -301,6 +291,12 @@ class _Search:
         best.provenance = {**best.provenance, "search": {**found, "tried": len(rows), "constraints": given,
                                                          "prepared_on": counts[0]}}  # fmt: skip
         return SearchResult(table, best, given, *counts)
+
+
+def _short(layers: str) -> str:
+    """A list of layers with spikes of their own in a few words."""
+    parts = layers.split(", ") if layers else []
+    return layers if len(parts) < 2 else f"{len(parts)} layers {parts[0].rpartition('=')[2]}"
 
 
 def _several(value: Any) -> list[Any]:
@@ -327,15 +323,15 @@ def _check(wanted: tuple[list[Any], ...], levels: Sequence[str], images: int) ->
 def _trials(network: nn.Module | SpikingNetwork, calibration: object, images: int) -> Trials:
     """The first images, and the network that candidates are tried on."""
     if steps_of(calibration):
-        raise DataError("search: expected static images, got events, whose steps fix T; choose the setting of a network "
-                        "for events with speedysnn.analysis.evaluate")  # fmt: skip
+        raise DataError("search: expected static images, got events, whose steps fix T; choose the setting of a "
+                        "network for events with speedysnn.analysis.evaluate")  # fmt: skip
     kept = FirstImages(images)
     for _ in islice(kept.passing(iter_batches(calibration)), images):
         if kept.left <= 0:
             break
     inputs = kept.inputs()
-    if inputs[0].shape[0] < LEAST_IMAGES:
-        raise DataError(f"search: expected at least {LEAST_IMAGES} images, half of them to score by, got {inputs[0].shape[0]}")
+    if (count := inputs[0].shape[0]) < LEAST_IMAGES:
+        raise DataError(f"search: expected at least {LEAST_IMAGES} images, half of them to score by, got {count}")
     if not isinstance(network, SpikingNetwork):
         snn = to_spiking(network, fit_batches(inputs), correct="none")
     elif network.calibration.histograms:
@@ -372,37 +368,3 @@ def _within(trials: Trials, candidates: Sequence[Candidate], limits: Limits) -> 
                          f"{latencies[least]} (T={least.timesteps}, delay {least.delay}); raise max_latency, or allow "
                          "fewer timesteps or delay 0")  # fmt: skip
     return kept
-
-
-def _loss(row: Mapping[str, Any]) -> float:
-    """What less of is better: the KL divergence, or the squared error where there are no classes."""
-    return float(row["error"] if row["kl"] is None else row["kl"])
-
-
-def _rank(row: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the best row has least of, in order."""
-    return -(row["agreement"] or 0.0), _loss(row), row["latency"], row["spikes_per_image"]
-
-
-def _fronts(candidates: Sequence[Candidate], rows: Mapping[Candidate, Row]) -> list[list[Candidate]]:
-    """Pareto fronts, the best first: of agreement (or error), latency and spikes an image."""
-    classes = all(rows[x]["kl"] is not None for x in candidates)
-    points = {x: (_rank(rows[x])[0] if classes else _loss(rows[x]), rows[x]["latency"], rows[x]["spikes_per_image"])
-              for x in candidates}  # fmt: skip
-    left, out = list(candidates), list[list[Candidate]]()
-    while left:
-        front = [x for x in left if not any(_dominates(points[y], points[x]) for y in left)]
-        out.append(front)
-        left = [x for x in left if x not in front]
-    return out
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _foremost(candidates: Sequence[Candidate], rows: Mapping[Candidate, Row], count: int) -> list[Candidate]:
-    """The first of the candidates, front by front and best first within a front, in their own order."""
-    order = [x for front in _fronts(candidates, rows) for x in sorted(front, key=lambda x: _rank(rows[x]))]
-    chosen = set(order[:count])
-    return [x for x in candidates if x in chosen]

@@ -248,7 +248,8 @@ def mean_fan_out(graph: Graph, shapes: Mapping[str, Shape], tensors: Tensors) ->
         >>> from speedysnn.graph.fan_out import mean_fan_out
         >>> from speedysnn.graph.ir import Graph, Node
         >>> nodes = (Node("x", "input"), Node("a", "neuron", ("x",)), Node("last", "linear", ("a",)))
-        >>> mean_fan_out(Graph(nodes, "last"), {"x": (1, 4), "a": (1, 4), "last": (1, 2)}, lambda _: {"weight": torch.ones(2, 4)})
+        >>> shapes = {"x": (1, 4), "a": (1, 4), "last": (1, 2)}
+        >>> mean_fan_out(Graph(nodes, "last"), shapes, lambda _: {"weight": torch.ones(2, 4)})
         {'a': 2.0}
     """
     flow = Flow.of(graph, (), ())
