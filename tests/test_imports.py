@@ -24,8 +24,8 @@ PUBLIC: dict[str, str] = {
     "overload_noise sqnr_db optimal_threshold effective_bits early_spikes",
     "speedysnn.artifact": "describe load save",
     "speedysnn.calibration": "Calibration",
-    "speedysnn.convert": "HANDLERS Report Row apply_correction as_clip as_leaky as_neuron as_operator inspect "
-    "to_spiking",
+    "speedysnn.convert": "HANDLERS Report Row SearchResult apply_correction as_clip as_leaky as_neuron as_operator "
+    "inspect search to_spiking",
     "speedysnn.data": "load loader split_holdout",
     "speedysnn.encoders": "ENCODERS EncodedImages Encoder constant encode",
     "speedysnn.errors": "ArtifactError ConversionError DataError InputError SourceError SpeedySNNError TrainingError",

@@ -102,6 +102,26 @@ def test_convert(there, capfd):
     assert str(there) not in json.dumps(said["provenance"])
 
 
+def test_convert_searches(there, capfd):
+    line = f"convert {NET} -d digits --limit 32 -T 2,4 --delay 0,1 --spikes binary --correct none --auto --max-latency 7"
+    assert run(words(f"{line} -o auto.snn --json auto.json")) == 0
+    out = capfd.readouterr().out
+    assert "* best, + frontier" in out
+    said = strict((there / "auto.json").read_text())
+    rows = said["search"]["table"]
+    (best,) = [row for row in rows if row["best"]]
+    assert {(row["timesteps"], row["delay"]) for row in rows} == {(2, 0), (4, 0), (2, 1)}
+    assert (best["timesteps"], best["latency"]) == (said["timesteps"], said["latency"])
+    assert artifact.load("auto.snn").latency == best["latency"] <= 7
+
+
+@pytest.mark.parametrize("options", ["--max-latency 4", "-T 2,4", "--delay 0,1", "-T 0", "--auto --max-latency 1"])
+def test_convert_refuses_settings_that_do_not_go_together(options, there, capfd):
+    assert run(words(f"convert {NET} -d digits --limit 32 -o none.snn {options}")) == 2
+    assert "error:" in capfd.readouterr().err
+    assert not (there / "none.snn").exists()
+
+
 def test_convert_is_the_same_twice_and_overwrites_only_when_told(there):
     line = words(f"convert {NET} -d digits --limit 64 -o net.snn")
     before = (there / "net.snn" / "network.json").read_bytes()
