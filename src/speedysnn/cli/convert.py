@@ -102,7 +102,7 @@ def command(
     seeded(seed)
     source = model_of(model, checkpoint, num_classes)
     source.model.to(place)
-    count = limit or (512 if auto else 1024)
+    count = limit if limit is not None else 512 if auto else 1024
     images = data_of(data, "train", normalize, count, seed)
     snn = to_spiking(
         source.model,
