@@ -301,7 +301,7 @@ def _short(layers: str) -> str:
 
 def _several(value: Any) -> list[Any]:
     """One value or several, in their order and each once."""
-    return list(dict.fromkeys([value] if isinstance(value, str | int) else value))
+    return list(dict.fromkeys(value if isinstance(value, Iterable) and not isinstance(value, str) else [value]))
 
 
 def _check(wanted: tuple[list[Any], ...], levels: Sequence[str], images: int) -> None:
