@@ -103,7 +103,9 @@ def test_convert(there, capfd):
 
 
 def test_convert_searches(there, capfd):
-    line = f"convert {NET} -d digits --limit 32 -T 2,4 --delay 0,1 --spikes binary --correct none --auto --max-latency 7"
+    line = (
+        f"convert {NET} -d digits --limit 32 -T 2,4 --delay 0,1 --spikes binary --correct none --auto --max-latency 7"
+    )
     assert run(words(f"{line} -o auto.snn --json auto.json")) == 0
     out = capfd.readouterr().out
     assert "* best, + frontier" in out
