@@ -8,7 +8,7 @@ those that others beat in agreement, latency and spikes at once are left behind,
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -27,7 +27,7 @@ from speedysnn.convert.candidates import (
     loss,
     rank,
 )
-from speedysnn.convert.correct import FirstImages, check_kind
+from speedysnn.convert.correct import Sample, check_kind
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data.batches import iter_batches, steps_of
 from speedysnn.display import block, plain, track
@@ -321,15 +321,14 @@ def _check(wanted: tuple[list[Any], ...], levels: Sequence[str], images: int) ->
 
 
 def _trials(network: nn.Module | SpikingNetwork, calibration: object, images: int) -> Trials:
-    """The first images, and the network that candidates are tried on."""
+    """Images drawn from all of the data, and the network that candidates are tried on."""
     if steps_of(calibration):
         raise DataError("search: expected static images, got events, whose steps fix T; choose the setting of a "
                         "network for events with speedysnn.analysis.evaluate")  # fmt: skip
-    kept = FirstImages(images)
-    for _ in islice(kept.passing(iter_batches(calibration)), images):
-        if kept.left <= 0:
-            break
-    inputs = kept.inputs()
+    sample = Sample(images)
+    for batch in iter_batches(calibration):
+        sample.add(batch, [0] * len(batch.inputs))
+    inputs = sample.inputs()
     if (count := inputs[0].shape[0]) < LEAST_IMAGES:
         raise DataError(f"search: expected at least {LEAST_IMAGES} images, half of them to score by, got {count}")
     if not isinstance(network, SpikingNetwork):

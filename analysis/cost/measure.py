@@ -1,8 +1,8 @@
 """measure_cost: what an inference costs, in events, operations, updates, state and energy under named tables.
 
 One pass over the images counts the events of every source (a neuron layer, an event input, a max-pooling) by position.
-The exact fan-out of each position, from `graph/fan_out.py`, turns events into synaptic operations. The quantized reading of
-the same images gives the values that a quantized network, which skips its zeros, would multiply: the rival.
+The exact fan-out of each position, from `graph/fan_out.py`, turns events into synaptic operations. The quantized reading
+of the same images gives the values that a quantized network, which skips its zeros, would multiply: the rival.
 """
 
 import math
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from speedysnn.analysis.cost.energy import COUNTS, SIZES, CostReport, energies, with_memory
-from speedysnn.graph.fan_out import FanOut, Flow, Shape, pool_graph, weighted
 from speedysnn.analysis.output_metrics import settings
 from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size, passes
 from speedysnn.analysis.sensitivity.mixed import checked
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.observers import LayerRecord
+from speedysnn.graph.fan_out import FanOut, Flow, Shape, pool_graph, weighted
 from speedysnn.graph.ir import Graph, Node, readout_nodes
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork

@@ -12,10 +12,10 @@ from torch import nn
 
 from speedysnn import analysis, convert
 from speedysnn.analysis.cost.energy import COUNTS, CostTable, access, energies, with_memory
-from speedysnn.graph.fan_out import FanOut, Flow
 from speedysnn.encoders import EncodedImages
 from speedysnn.errors import DataError, InputError
 from speedysnn.graph import Graph, Node
+from speedysnn.graph.fan_out import FanOut, Flow
 
 T = 3
 
