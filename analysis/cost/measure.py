@@ -1,8 +1,8 @@
 """measure_cost: what an inference costs, in events, operations, updates, state and energy under named tables.
 
 One pass over the images counts the events of every source (a neuron layer, an event input, a max-pooling) by position.
-The exact fan-out of each position, from `graph/fan_out.py`, turns events into synaptic operations. The quantized reading
-of the same images gives the values that a quantized network, which skips its zeros, would multiply: the rival.
+The exact fan-out of each position, from `graph/fan_out.py`, turns events into synaptic operations. The quantized
+reading of the same images gives the values that a quantized network, which skips its zeros, would multiply: the rival.
 """
 
 import math
