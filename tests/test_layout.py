@@ -8,7 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("convert", "analysis", "finetune")
-MAY = {("train.py", "speedysnn.convert.spiking")}  # training from scratch begins with a conversion
+MAY = {
+    ("train.py", "speedysnn.convert.spiking"),  # training from scratch begins with a conversion
+    ("config.py", "speedysnn.convert.correct"),  # a reconstruction begins with a correction in closed form
+    ("training.py", "speedysnn.convert.correct"),
+}
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 

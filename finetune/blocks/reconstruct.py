@@ -155,7 +155,6 @@ def _put_back(snn: SpikingNetwork, settings: Mapping[str, Any]) -> None:
 
 
 def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Whether fewer held-out images are answered as the source does; without classes, whether the error rose."""
-    if "agreement" in before:
-        return after["agreement"] < before["agreement"]
-    return not after["loss"] <= before["loss"]
+    """Whether fewer held-out images are answered as the source does or, where as many are, the loss rose."""
+    fewer = after.get("agreement", 0.0) - before.get("agreement", 0.0)
+    return fewer < 0 or (fewer == 0 and not after["loss"] <= before["loss"])

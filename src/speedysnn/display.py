@@ -94,20 +94,21 @@ def _on_terminal(label: str, total: int | None, status: Callable[[], str] | None
 
 def _in_lines(label: str, total: int | None, status: Callable[[], str] | None) -> Done:
     """A line every 15 seconds."""
-    sums, begin = _Sum(), time.monotonic()
+    sums, begin, writing = _Sum(), time.monotonic(), threading.Lock()
     last = begin
 
     def done(amount: float) -> None:
         nonlocal last
-        completed, now = sums.add(amount), time.monotonic()
-        if now - last < _EVERY_S or not completed:
-            return
-        last = now
-        of = f"/{total}" if total else ""
-        left = f", about {(now - begin) / completed * (total - completed):.0f} s left" if total else ""
-        words = "" if status is None else f", {status()}"
-        sys.stderr.write(f"{label}: {int(completed)}{of} after {now - begin:.0f} s{left}{words}\n")
-        sys.stderr.flush()
+        with writing:  # the time is read inside, so that no thread comes with an earlier one than the last line's
+            completed, now = sums.add(amount), time.monotonic()
+            if now - last < _EVERY_S or not completed:
+                return
+            last = now
+            of = f"/{total}" if total else ""
+            left = f", about {(now - begin) / completed * (total - completed):.0f} s left" if total else ""
+            words = "" if status is None else f", {status()}"
+            sys.stderr.write(f"{label}: {int(completed)}{of} after {now - begin:.0f} s{left}{words}\n")
+            sys.stderr.flush()
 
     return done
 

@@ -77,7 +77,7 @@ def test_labels_are_optional_and_figures_are_json(build, digits):
     assert set(document["modes"]) == set(found.table["mode"])
     first = document["gains"][0]
     assert first["call"] == f"sensitivity.apply(snn, {first['layer']!r}, {first['change']!r})"
-    assert set(first["settings"]) == {"theta", "spikes", "delay", "offset"}
+    assert set(first["settings"]) == {"theta", "amplitude", "spikes", "delay", "offset"}
 
 
 def test_save_writes_whole_files(build, digits, tmp_path):

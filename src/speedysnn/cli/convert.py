@@ -1,6 +1,5 @@
 """`speedysnn convert`: a trained network becomes a spiking one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,11 +133,11 @@ _SINGLE = {"timesteps": "timesteps", "spikes": "spikes", "delay": "delays", "cor
 
 def _settings(
     timesteps: str | None, spikes: str | None, delay: str | None, correct: str | None, auto: bool
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, Any]:
     """What to try, by the names that `search` has for it; one of each without --auto."""
     default = ("2,4,8", "binary,ternary", "0,1,2", "none,bias,moments") if auto else ("4", "binary", "0", "none")
     texts = [text or usual for text, usual in zip((timesteps, spikes, delay, correct), default, strict=True)]
-    found = {
+    found: dict[str, Any] = {
         "timesteps": several(texts[0], "-T", steps_of),
         "spikes": several(texts[1], "--spikes", str),
         "delays": several(texts[2], "--delay", delay_of),
@@ -150,7 +149,7 @@ def _settings(
     return found
 
 
-def _limits(auto: bool, **limits: float | None) -> dict[str, float]:
+def _limits(auto: bool, **limits: float | None) -> dict[str, Any]:
     """The limits that were given.
 
     Raises:
