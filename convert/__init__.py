@@ -13,7 +13,7 @@ from speedysnn.convert.ops.activations import as_neuron as as_neuron
 from speedysnn.convert.ops.activations import as_operator as as_operator
 from speedysnn.convert.report import Report as Report
 from speedysnn.convert.report import Row as Row
-from speedysnn.convert.search import SearchResult as SearchResult
-from speedysnn.convert.search import search as search
+from speedysnn.convert.searching.search import SearchResult as SearchResult
+from speedysnn.convert.searching.search import search as search
 from speedysnn.convert.spiking import inspect as inspect
 from speedysnn.convert.spiking import to_spiking as to_spiking

@@ -235,10 +235,15 @@ def write(out: Path) -> None:
     lines = ["| T | spikes | look-ahead | method | accuracy % | agreement % | output SQNR dB | latency | spikes per neuron |"
              " seconds to make | peak GiB |", "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows.itertuples():
+        epochs, copies, trained = row.reconstruct_epochs, row.reconstruct_copies, row.reconstruct_seconds
+        method = row.method
+        if method == "reconstruct":
+            method = f"reconstruct, {epochs:.0f} epochs, {1 if np.isnan(copies) else copies:.0f} of each image"
+        seconds = row.seconds_to_make + (0 if np.isnan(trained) or row.seconds_to_make > trained else trained)
         lines.append(
-            f"| {row.timesteps} | {row.spikes} | {row.delay} | {row.method} | {100 * row.accuracy:.1f} | "
+            f"| {row.timesteps} | {row.spikes} | {row.delay} | {method} | {100 * row.accuracy:.1f} | "
             f"{100 * row.agreement:.1f} | {row.sqnr_db:.1f} | {row.latency} | {row.spikes_per_neuron:.2f} | "
-            f"{row.seconds_to_make:.0f} | {row.peak_gib:.1f} |"
+            f"{seconds:.0f} | {row.peak_gib:.1f} |"
         )
     text = TEXT.format(table="\n".join(lines), version=__version__, torch=torch.__version__, images=int(rows.images.max()),
                        source=100 * rows.analog_accuracy.iloc[0], machine=platform.machine())  # fmt: skip

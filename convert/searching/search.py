@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from speedysnn.convert.candidates import (
+from speedysnn.convert.correct import Sample, check_kind
+from speedysnn.convert.searching.candidates import (
     SCORES,
     Candidate,
     Limits,
@@ -27,7 +28,6 @@ from speedysnn.convert.candidates import (
     loss,
     rank,
 )
-from speedysnn.convert.correct import Sample, check_kind
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data.batches import iter_batches, steps_of
 from speedysnn.display import block, plain, track

@@ -234,7 +234,7 @@ def compare_outputs(ours: Sequence[Tensor], source: Sequence[Tensor]) -> dict[st
 
     Example:
         >>> import torch
-        >>> from speedysnn.convert.candidates import compare_outputs
+        >>> from speedysnn.convert.searching.candidates import compare_outputs
         >>> compare_outputs([torch.tensor([[2.0, 0.0]])], [torch.tensor([[2.0, 0.0]])])
         {'agreement': 1.0, 'kl': 0.0, 'error': 0.0}
     """
