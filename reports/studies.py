@@ -211,7 +211,7 @@ STUDIES: dict[str, Study] = {
         Study("cifar10_resnet20", "What does a published CIFAR-10 network reach in four steps, untuned and tuned?",
               cifar10_resnet20, data="needed", minutes=45),
         Study("imagenet", "What does an ImageNet network reach in few steps, in closed form and reconstructed?", imagenet,
-              smoke=(("--epochs", "1", "--output-epochs", "1"),), data="needed", minutes=180),
+              smoke=(("--epochs", "1", "--output-epochs", "1"),), data="optional", minutes=180),
         Study("finetune", "Which gradient of theta, which stages, and how far does tuning come without labels?", finetune,
               data="needed", minutes=240),
         Study("speed", "What does simulation cost beside the source network and beside SpikingJelly?", speed),

@@ -70,6 +70,7 @@ def outcome(call: Callable[[], object], *, writes: bool = False) -> tuple[str, s
     """
     actions: list[str] = []
     before, kind, message = peak(), "loaded", ""
+    compiled, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python's own cache beside a user's file
     try:
         with _under_watch(actions), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,6 +83,8 @@ def outcome(call: Callable[[], object], *, writes: bool = False) -> tuple[str, s
         kind, message = "failed", f"it ran for more than {SECONDS} s"
     except (Exception, SystemExit) as err:
         kind, message = "failed", f"{type(err).__module__}.{type(err).__name__}: {err}"[:300] + _place(err)
+    finally:
+        sys.dont_write_bytecode = compiled
     if actions and not writes:
         return "failed", f"it acted: {actions[:3]}"
     if peak() - before > MEGABYTES:
