@@ -23,7 +23,7 @@ from speedysnn.finetune.augment import gather, hold_out
 from speedysnn.finetune.blocks.config import ReconstructConfig
 from speedysnn.finetune.blocks.training import BlockTrainer
 from speedysnn.finetune.checkpoint import RunState
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
 
 
@@ -82,7 +82,8 @@ def reconstruct(
         What came of each block and of the whole; `snn.provenance["reconstructed"]` holds it too.
 
     Raises:
-        TrainingError: nothing to resume, or a folder that cannot be written to.
+        TrainingError: nothing to resume, a folder that cannot be written to, or no teacher beside a network whose
+            weights were tuned before.
         DataError: no data, NaN, or the wrong shape.
 
     Reference: li2021brecq, wei2022
@@ -103,6 +104,11 @@ def reconstruct(
     place = None if folder is None else Path(folder)
     if resume and place is None:
         raise TrainingError("resume: expected the folder of the run to go on with")
+    if teacher is None and weights_tuned(snn):
+        raise TrainingError(
+            "the network's weights were tuned before, so its analog reading is not the source network any more; give "
+            "the network before tuning (teacher=)"
+        )
     origin = checkpoint.Origin.of(snn, config)
     train, held = hold_out(images, config.holdout, config.seed)
     parts = [gather(data, range(len(data))).inputs for data in (train, held)]  # type: ignore[arg-type]
@@ -150,6 +156,7 @@ def _put_back(snn: SpikingNetwork, settings: Mapping[str, Any]) -> None:
     for name, neuron in snn.neurons.items():
         neuron.log_amplitude, neuron.offset = settings["neurons"][name]
     snn.load_state_dict(settings["tensors"])
+    snn.provenance.pop("correction", None)  # one of the network that is given up
     if settings["correction"] is not None:
         snn.provenance["correction"] = settings["correction"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from speedysnn.convert.correct import correct_on, value_sizes
 from speedysnn.display import track
@@ -229,7 +230,7 @@ class BlockTrainer:
             if recording
             else list(zip(*(torch.split(x, _EVALUATION_BATCH) for x in inputs), strict=True))
         )
-        found = [outputs_of(snn.read(reading, *piece)) for piece in pieces]
+        found = [tree_leaves(snn.read(reading, *piece)) for piece in pieces]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def scores(self) -> dict[str, dict[str, float]]:
@@ -237,20 +238,6 @@ class BlockTrainer:
         with torch.no_grad():
             return {reading: compared(self._outputs(self.snn, reading, self.held), self.goals[1])
                     for reading in dict.fromkeys(("quantized", self.own_reading))}  # fmt: skip
-
-
-def outputs_of(outputs: Any) -> list[Tensor]:
-    """The tensors of a network's output, in order.
-
-    Args:
-        outputs: a tensor, or tensors in tuples, lists and dicts.
-
-    Returns:
-        The tensors.
-    """
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    return [x for part in (outputs.values() if isinstance(outputs, dict) else outputs) for x in outputs_of(part)]
 
 
 def compared(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> dict[str, float]:

@@ -50,7 +50,9 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
 
 def weights_tuned(snn: NetworkModule) -> bool:
     """Whether tuning changed weights or biases, so that the analog reading is no longer the source network."""
-    return any({"weights", "biases"} & set(run["config"]["train"]) for run in snn.provenance.get("finetuned", []))
+    made = [run for run in snn.provenance.get("reconstructed", []) if not run["taken_back"]]
+    runs = [*snn.provenance.get("finetuned", []), *made]
+    return any({"weights", "biases"} & set(run["config"]["train"]) for run in runs)
 
 
 def summarized(graph: Graph, neurons: Mapping[str, IFNeuron], calibration: Calibration) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import ReconstructConfig
 from speedysnn.finetune.augment import hold_out
 from speedysnn.finetune.blocks.training import BlockTrainer
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, weights_tuned
 
 SHORT = ReconstructConfig(epochs=3, output_epochs=3)
 
@@ -110,8 +110,9 @@ def test_resuming_goes_on_after_the_blocks_that_are_done(tmp_path: Path, monkeyp
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_a_network_that_became_worse_is_given_back_as_it_was(monkeypatch) -> None:
-    snn, x = made(timesteps=8, delay="full")
+@pytest.mark.parametrize("delay", [0, "full"])
+def test_a_network_that_became_worse_is_given_back_as_it_was(delay, monkeypatch) -> None:
+    snn, x = made(timesteps=8, delay=delay)
     before = {name: value.clone() for name, value in snn.state_dict().items()}
 
     def ruin(self: BlockTrainer, progress: bool) -> None:
@@ -121,6 +122,8 @@ def test_a_network_that_became_worse_is_given_back_as_it_was(monkeypatch) -> Non
     monkeypatch.setattr(BlockTrainer, "train_whole", ruin)
     done = finetune.reconstruct(snn, x, SHORT)
     assert done.taken_back
+    assert "correction" not in snn.provenance
+    assert not weights_tuned(snn)
     assert snn.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
 
@@ -148,6 +151,17 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
     with torch.no_grad():
         assert torch.equal(snn(x), again(x))
+
+
+def test_a_second_run_needs_the_source() -> None:
+    snn, x = made(delay="full")
+    source, _ = made(delay="full")
+    finetune.reconstruct(snn, x, SHORT)
+    assert weights_tuned(snn)
+    with pytest.raises(TrainingError, match="weights were tuned before"):
+        finetune.reconstruct(snn, x, SHORT)
+    done = finetune.reconstruct(snn, x, SHORT, teacher=source)
+    assert done.output["after"]["quantized"]["loss"] <= done.output["before"]["quantized"]["loss"]
 
 
 def test_what_is_refused() -> None:
