@@ -88,9 +88,8 @@ class Walk:
     """
 
     def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> None:
-        self.snn, self.run = snn, Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
-        together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
-        self.reading: Reading = reading or ("quantized" if together else "spiking")
+        self.snn, self.run = snn, Execution.of(snn)
+        self.reading: Reading = reading or ("quantized" if snn.synchronous else "spiking")
         device = next(snn.parameters()).device
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
         there = inputs[0].shape[dims[0]]
@@ -305,7 +304,7 @@ def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int
     Returns:
         Elements by node name.
     """
-    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
+    run = Execution.of(snn)
     ready = [Value(run.mean(accept(snn, x, i))) for i, x in enumerate(example)]
     values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
     found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)

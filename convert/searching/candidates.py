@@ -271,7 +271,7 @@ def calibrated_again(snn: SpikingNetwork, images: Sequence[Tensor]) -> SpikingNe
 def _shapes(snn: SpikingNetwork) -> dict[str, tuple[int, ...]]:
     """The shape of every value of a network for one image, (1, ...)."""
     device = next(snn.parameters()).device
-    run = Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
+    run = Execution.of(snn)
     inputs = {node.name: Value(torch.zeros(1, *shape, device=device))
               for node, shape in zip(snn.graph.inputs, snn.input_shapes, strict=True)}  # fmt: skip
     found = run.part(inputs, "analog", 0, len(snn.graph.nodes), keep=True)

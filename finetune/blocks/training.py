@@ -33,13 +33,12 @@ class BlockTrainer:
         self, snn: SpikingNetwork, source: SpikingNetwork, data: Sequence[Sequence[Tensor]], config: ReconstructConfig
     ) -> None:
         self.snn, self.source, self.config = snn, source, config
-        self.run, self.source_run = execution_of(snn), execution_of(source)
+        self.run, self.source_run = Execution.of(snn), Execution.of(source)
         device = next(snn.parameters()).device
         self.train, self.held = ([x.to(device) for x in part] for part in data)
         self.originals, self.train = self.train, _augmented(self.train, config)
         self.count = self.train[0].shape[0]
-        together = all(neuron.lookahead == snn.timesteps for neuron in snn.neurons.values())
-        self.own_reading: Reading = "quantized" if together else "spiking"
+        self.own_reading: Reading = "quantized" if snn.synchronous else "spiking"
         with torch.no_grad():
             self.blocks = blocks(snn.graph, value_sizes(snn, [x[:1] for x in self.train]), config.neurons)
             self.goals = [self._outputs(source, "analog", part) for part in (self.train, self.held)]
@@ -287,15 +286,3 @@ def _pieces(values: Mapping[str, Tensor]) -> list[Values]:
     """Values of many images in parts."""
     split = zip(*(torch.split(x, _EVALUATION_BATCH) for x in values.values()), strict=True)
     return [dict(zip(values, piece, strict=True)) for piece in split]
-
-
-def execution_of(snn: SpikingNetwork) -> Execution:
-    """A pass over a network's graph, with gradients where they are wanted.
-
-    Args:
-        snn: the network.
-
-    Returns:
-        The pass.
-    """
-    return Execution(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)

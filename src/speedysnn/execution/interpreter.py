@@ -6,12 +6,12 @@ neuron. What comes after the last neuron is affine, so it runs once on the mean 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from speedysnn.execution.module import is_hooked, is_plain, own_tensors
+from speedysnn.execution.module import NetworkModule, is_hooked, is_plain, own_tensors
 from speedysnn.execution.observers import LayerRecord, Observer, input_needed
 from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.graph.ir import Graph, GraphInfo, Node
@@ -121,6 +121,11 @@ class Execution:
         self.drives = drives
         self.sparse_conv = sparse_conv
         self.graph_info = graph_info or GraphInfo.of(graph)
+
+    @classmethod
+    def of(cls, snn: NetworkModule) -> Self:
+        """A pass over a network's graph, with torch's own convolutions and nothing that watches."""
+        return cls(snn.graph, snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
 
     def static(self, inputs: Sequence[Tensor], reading: Reading) -> dict[str, Tensor]:
         """Every neuron read as its activation or its quantizer; returns the outputs' values, (B, ...)."""

@@ -285,6 +285,11 @@ class NetworkModule(nn.Module):
             neuron.timesteps = value
         self.reset()
 
+    @property
+    def synchronous(self) -> bool:
+        """Whether every layer sees its whole input before it fires: its counts are then the quantizer's."""
+        return all(neuron.lookahead == self.timesteps for neuron in self.neurons.values())
+
     def reset(self) -> None:
         """Forget the neurons' streaming state."""
         for neuron in self.neurons.values():

@@ -62,7 +62,7 @@ def read(
     """
     dynamic = [is_events(snn, x, i) for i, x in enumerate(inputs)]
     neurons = snn.neurons
-    synchronous = all(neuron.lookahead == snn.timesteps for neuron in neurons.values())
+    synchronous = snn.synchronous
     steps = 1 if reading != "spiking" or synchronous else snn.timesteps
     passes = _passes(snn, inputs, dynamic, observer, steps, at_once)
     pictures = sum(passes) * steps  # of one step where counts are the quantizer's: both then run the same kernels
