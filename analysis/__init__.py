@@ -3,7 +3,7 @@
 from speedysnn.analysis import theory as theory
 from speedysnn.analysis.compare import Comparison as Comparison
 from speedysnn.analysis.compare import compare as compare
-from speedysnn.analysis.cost.energy import CostReport as CostReport
+from speedysnn.analysis.cost import CostReport as CostReport
 from speedysnn.analysis.cost.measure import measure_cost as measure_cost
 from speedysnn.analysis.cost.measure import spike_fan_out as spike_fan_out
 from speedysnn.analysis.delays import DelayChoice as DelayChoice
@@ -11,13 +11,13 @@ from speedysnn.analysis.delays import choose_delay as choose_delay
 from speedysnn.analysis.early_exit import Confidence as Confidence
 from speedysnn.analysis.early_exit import choose_confidence as choose_confidence
 from speedysnn.analysis.early_exit import early_exit as early_exit
-from speedysnn.analysis.entries import Column as Column
 from speedysnn.analysis.evaluate import Evaluation as Evaluation
 from speedysnn.analysis.evaluate import evaluate as evaluate
 from speedysnn.analysis.evaluate import sweep as sweep
 from speedysnn.analysis.knobs import knobs as knobs
 from speedysnn.analysis.knobs import pareto as pareto
 from speedysnn.analysis.knobs import theta_distance as theta_distance
+from speedysnn.analysis.noise import Column as Column
 from speedysnn.analysis.noise.measure import NoiseSums as NoiseSums
 from speedysnn.analysis.noise.measure import measure_noise as measure_noise
 from speedysnn.analysis.noise.result import NoiseReport as NoiseReport

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.entries import Column
+from speedysnn.analysis.noise import Column
 from speedysnn.analysis.reference import leaves
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.errors import InputError

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from speedysnn.calibration import GIVEN, Calibration
 from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
-from speedysnn.calibration.record import GIVEN, Calibration
 from speedysnn.calibration.rules import (
     CLIP,
     GRADIENTS,

@@ -11,12 +11,11 @@ from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rul
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import Sample, apply_correction, check_kind, correct_on
 from speedysnn.convert.handler_api import Handler, Key
-from speedysnn.convert.handlers import added_handlers
 from speedysnn.convert.matching import MAX_IMAGES
-from speedysnn.convert.read import read
+from speedysnn.convert.ops import added_handlers
+from speedysnn.convert.read import exact_error, full_precision, has_staircases, read, require_equal
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
-from speedysnn.convert.verify import exact_error, full_precision, has_staircases, require_equal
 from speedysnn.data.batches import iter_batches, steps_of
 from speedysnn.display import Done, counting
 from speedysnn.errors import ConversionError, InputError

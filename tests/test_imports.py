@@ -48,6 +48,11 @@ KEPT_PATHS = (
 MOVED_PATHS = {
     "operators": "graph.operators", "tap": "execution.observers", "trains": "spike_trains", "progress": "display",
     "histogram": "calibration.histogram", "thresholds": "calibration.rules", "analysis.columns": "analysis.noise.schema",
+    "analysis.entries": "analysis.noise", "analysis.cost.energy": "analysis.cost",
+    "analysis.noise.rows": "analysis.noise.layer", "bench.timing": "bench", "calibration.record": "calibration",
+    "convert.encode": "convert.lower", "convert.handlers": "convert.ops", "convert.verify": "convert.read",
+    "convert.ops.attention": "convert.ops.modules", "convert.ops.layers": "convert.ops.functions",
+    "execution.streaming": "execution.runner", "sources.registry": "sources",
 }  # fmt: skip
 
 

@@ -32,8 +32,8 @@ assert "plain numba runs instead" in said
 import torch
 from speedysnn import settings
 from speedysnn.kernels import Rule, multistep, reference
-from speedysnn.kernels.neuron import numba_backend
-from speedysnn.kernels.sparse_conv import bitpack, forward, weight_gradient, winograd
+from speedysnn.kernels import numba_backend
+from speedysnn.kernels.sparse_conv import autograd, bitpack, forward, winograd
 drive = torch.randn(4 * 3, 37)
 theta, v_init = torch.rand(37) + 0.5, torch.full((37,), 0.5)
 for constant in (False, True):
@@ -50,7 +50,7 @@ for got, wanted in zip(*found):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 x, weight = torch.rand(2, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.rand(16, 16, 3, 3)
 assert not forward.supports(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
-assert not weight_gradient.supports((3, 3), (1, 1), (1, 1)) and bitpack.pack(x) is None
+assert not autograd.supports_gradient((3, 3), (1, 1), (1, 1)) and bitpack.pack(x) is None
 assert not winograd.supports((16, 16), (3, 3), (1, 1), (1, 1), (8, 8))
 """
 
@@ -80,11 +80,11 @@ def test_vector_code_that_computes_something_else_is_not_used(
 def test_every_file_of_the_kernels_names_their_machine_code(tmp_path: Path) -> None:
     """Also those of sub-packages: numba itself looks at the file of the function that is called, and at no other."""
     folder = Path(jit.__file__).parent
-    assert {file.relative_to(folder).parent.name for file in jit.KERNEL_FILES} >= {"", "neuron", "sparse_conv"}
+    assert {file.relative_to(folder).parent.name for file in jit.KERNEL_FILES} >= {"", "sparse_conv"}
     assert jit.state_of(jit.kernel_files(folder)) == jit.KERNELS
     copy = shutil.copytree(folder, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     assert jit.state_of(jit.kernel_files(copy)) == jit.KERNELS
-    for name in ("neuron/numba_neuron.py", "sparse_conv/llvm_events.py", "layout.py"):
+    for name in ("numba_neuron.py", "sparse_conv/llvm_events.py", "layout.py"):
         before = jit.state_of(jit.kernel_files(copy))
         (copy / name).write_text((copy / name).read_text() + "\n")
         assert jit.state_of(jit.kernel_files(copy)) != before

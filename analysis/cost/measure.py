@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.cost.energy import COUNTS, SIZES, CostReport, energies, with_memory
+from speedysnn.analysis.cost import COUNTS, SIZES, CostReport, energies, with_memory
 from speedysnn.analysis.output_metrics import settings
 from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size, passes
 from speedysnn.analysis.sensitivity.mixed import checked

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.analysis.memory import Memory, check, planned
-from speedysnn.analysis.noise.layer import LayerSums
+from speedysnn.analysis.noise.layer import LayerSums, row_of, table_columns
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
-from speedysnn.analysis.noise.rows import row_of, table_columns
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
 from speedysnn.analysis.report.data import detail_of

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from speedysnn.analysis.cost.energy import CostReport
-from speedysnn.analysis.entries import Column
+from speedysnn.analysis.cost import CostReport
 from speedysnn.analysis.memory import Memory
-from speedysnn.analysis.noise.rows import table_columns
+from speedysnn.analysis.noise import Column
+from speedysnn.analysis.noise.layer import table_columns
 from speedysnn.analysis.output_metrics import OUTPUTS
 from speedysnn.analysis.report.data import Advice, LayerDetail, SensitivityTables, rendered
 from speedysnn.display import plain

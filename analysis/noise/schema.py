@@ -23,9 +23,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.entries import Column as Column
-from speedysnn.analysis.entries import Format, Kind
-from speedysnn.analysis.entries import Sum as Sum
+from speedysnn.analysis.noise import Column as Column
+from speedysnn.analysis.noise import Format, Kind
+from speedysnn.analysis.noise import Sum as Sum
 from speedysnn.analysis.noise.layer_totals import ratio
 from speedysnn.analysis.noise.moments import histogram, lateness, starts
 from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS

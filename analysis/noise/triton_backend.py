@@ -8,8 +8,8 @@ from torch import Tensor
 from speedysnn.analysis.noise.moments import BINS, PER_STEP, starts
 from speedysnn.analysis.noise.numba_backend import Clip, Sums
 from speedysnn.analysis.noise.schema import CHANNELS, COUNTS, ELEMENT_SUMS, HISTOGRAMS, TOTALS, TRAIN_SUMS
+from speedysnn.kernels import triton_backend
 from speedysnn.kernels.layout import PROGRAMS, shared, values
-from speedysnn.kernels.neuron import triton_backend
 
 _TILE = 256  # elements that a program looks at together, one a thread: each has thirty sums to keep
 _BLOCK = 128  # units of one program

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from speedysnn.analysis.entries import Column
+from speedysnn.analysis.noise import Column
 from speedysnn.analysis.noise.layer_totals import LayerTotals, Unit, Units
 from speedysnn.analysis.noise.moments import EDGES, Floats, from_powers, law
 from speedysnn.analysis.theory.quantization import decibels

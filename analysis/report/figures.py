@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
-from speedysnn.analysis.cost.energy import CostReport
+from speedysnn.analysis.cost import CostReport
 from speedysnn.analysis.noise.moments import Floats
 from speedysnn.analysis.report.data import LayerDetail, NoiseTables
 from speedysnn.analysis.report.style import (

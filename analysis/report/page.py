@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from speedysnn.analysis.cost.energy import CostReport
+from speedysnn.analysis.cost import CostReport
 from speedysnn.analysis.noise.moments import Floats
 from speedysnn.analysis.noise.schema import format_of
 from speedysnn.analysis.output_metrics import OUTPUTS

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from speedysnn.analysis.noise.rows import PARTS
+from speedysnn.analysis.noise.layer import PARTS
 from speedysnn.analysis.report.data import Advice, command_words, db, percent, rendered, steps
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
-from speedysnn.convert.ops import activations, attention, functions, layers, moves, shapes
+from speedysnn.convert.ops import activations, functions, modules, moves, shapes
 from speedysnn.graph.activations import overloads
 
 
@@ -30,7 +30,7 @@ def _conv_transpose(call: Call) -> Ref:
     attrs: dict[str, Any] = {}
     for i, (name, default) in enumerate(zip(names, defaults, strict=True)):
         value = call.get(3 + i, name, default)
-        attrs[name] = value if name == "groups" else layers.as_list(value, dims)
+        attrs[name] = value if name == "groups" else functions.as_list(value, dims)
     return call.emit(f"conv_transpose{dims}d", (call.ref(),), attrs, {"weight": weight, "bias": call.get(2, "bias")})
 
 
@@ -39,7 +39,7 @@ def _convolution(call: Call) -> Ref:
     if transposed:
         args: tuple[Any, ...] = (x, weight, bias, stride, padding, output_padding, groups, dilation)
         return _conv_transpose(Call(call.builder, None, args, {}, call.result))
-    return layers.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
+    return functions.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
 
 
 def _addmm(call: Call) -> Ref:
@@ -87,19 +87,19 @@ def _same(call: Call) -> Any:
 
 # The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
 _BY_NAME: dict[str, Handler] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.conv),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), functions.conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
-    "linear": layers.linear,
+    "linear": functions.linear,
     "addmm": _addmm,
-    "batch_norm": _norm(layers.batch_norm, "training", "momentum", "eps"),
-    "_native_batch_norm_legit_no_training": _first(_norm(layers.batch_norm, "momentum", "eps")),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), layers.avg_pool),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), layers.max_pool),
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _first(layers.max_pool)),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
-    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), layers.adaptive_pool("avg")),
-    **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(layers.adaptive_pool("max"))),
+    "batch_norm": _norm(functions.batch_norm, "training", "momentum", "eps"),
+    "_native_batch_norm_legit_no_training": _first(_norm(functions.batch_norm, "momentum", "eps")),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), functions.avg_pool),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), functions.max_pool),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _first(functions.max_pool)),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), functions.adaptive_pool("avg")),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), functions.adaptive_pool("avg")),
+    **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(functions.adaptive_pool("max"))),
     **dict.fromkeys(("hardtanh", "hardtanh_"), functions.hardtanh),
     **dict.fromkeys(("clamp", "clamp_"), functions.clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), functions.clamp_min),
@@ -138,10 +138,10 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("softmax", "_softmax"), activations.along("softmax")),
     **dict.fromkeys(("log_softmax", "_log_softmax"), activations.along("log_softmax")),
     "glu": activations.along("glu"),
-    **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(layers.layer_norm)),
-    "rms_norm": layers.rms_norm,
-    "group_norm": layers.group_norm,
-    "instance_norm": _norm(layers.instance_norm, "use_input_stats", "momentum", "eps"),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _first(functions.layer_norm)),
+    "rms_norm": functions.rms_norm,
+    "group_norm": functions.group_norm,
+    "instance_norm": _norm(functions.instance_norm, "use_input_stats", "momentum", "eps"),
     "pow": activations.power,
     **{op: moves.compare(op) for op in ("gt", "ge", "lt", "le")},
     "where": moves.where,
@@ -149,13 +149,13 @@ _BY_NAME: dict[str, Handler] = {
     "minimum": moves.pairwise("minimum"),
     "amax": moves.reduce("amax"),
     "amin": moves.reduce("amin"),
-    **dict.fromkeys(("matmul", "mm", "bmm"), attention.matmul),
-    "einsum": attention.einsum,
-    "linalg_vector_norm": layers.vector_norm,
+    **dict.fromkeys(("matmul", "mm", "bmm"), modules.matmul),
+    "einsum": modules.einsum,
+    "linalg_vector_norm": functions.vector_norm,
     "new_zeros": moves.new_constant(0.0),
     "new_ones": moves.new_constant(1.0),
     "new_full": moves.new_constant(None),
-    "scaled_dot_product_attention": attention.scaled_dot_product,
+    "scaled_dot_product_attention": modules.scaled_dot_product,
     "upsample_nearest2d": _upsample("nearest"),
     "upsample_bilinear2d": _upsample("bilinear"),
     "upsample_nearest1d": _upsample("nearest"),

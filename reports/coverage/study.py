@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor, nn
 
 from speedysnn import __version__, convert
-from speedysnn.convert.verify import relative_error
+from speedysnn.convert.read import relative_error
 
 HERE = Path(__file__).resolve().parent
 SMOKE = ("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small")

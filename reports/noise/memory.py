@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from speedysnn import analysis, convert
-from speedysnn.bench.timing import peak_bytes
+from speedysnn.bench import peak_bytes
 from speedysnn.cli import process
 from speedysnn.sources import load_model
 

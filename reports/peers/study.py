@@ -27,8 +27,8 @@ from contestants import Contestant, Jelly, Sinabs, own, own_rows, peer_rows, pee
 from networks import Subject, makers
 from torch import Tensor
 
+from speedysnn.bench import paired
 from speedysnn.bench.simulators import installed
-from speedysnn.bench.timing import paired
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("digits-avg", "digits-max", "fashion-mnist", "resnet20")

@@ -35,8 +35,13 @@ else:  # at first use: torch takes seconds to import, and the command line must 
     MOVED = {
         "operators": "graph.operators", "tap": "execution.observers", "trains": "spike_trains", "progress": "display",
         "thresholds": "calibration.rules", "histogram": "calibration.histogram", "plan": "execution.scheduling",
-        "stream": "execution.streaming", "executor": "execution.interpreter", "modes": "torch_utils",
-        "spike_codes": "encoders", "analysis.columns": "analysis.noise.schema",
+        "stream": "execution.runner", "executor": "execution.interpreter", "modes": "torch_utils",
+        "spike_codes": "encoders", "analysis.columns": "analysis.noise.schema", "analysis.entries": "analysis.noise",
+        "analysis.cost.energy": "analysis.cost", "analysis.noise.rows": "analysis.noise.layer",
+        "bench.timing": "bench", "calibration.record": "calibration", "convert.encode": "convert.lower",
+        "convert.handlers": "convert.ops", "convert.ops.attention": "convert.ops.modules",
+        "convert.ops.layers": "convert.ops.functions", "convert.verify": "convert.read",
+        "execution.streaming": "execution.runner", "sources.registry": "sources",
     }  # fmt: skip
 
     class _MovedModules:

@@ -16,8 +16,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from speedysnn.calibration import Calibration
 from speedysnn.calibration.histogram import ActivationHistogram
-from speedysnn.calibration.record import Calibration
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.execution.interpreter import run_graph
 from speedysnn.files.atomic import exchange, left_beside, scratch_beside

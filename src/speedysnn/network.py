@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from speedysnn.calibration.record import Calibration
+from speedysnn.calibration import Calibration
 from speedysnn.display import block
 from speedysnn.errors import InputError
 from speedysnn.execution import runner
 from speedysnn.execution.module import NetworkModule
 from speedysnn.execution.observers import Observer
-from speedysnn.execution.streaming import Stream
+from speedysnn.execution.runner import Stream
 from speedysnn.graph.ir import Graph, depth, lags, map_outputs
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import READINGS, Delay, Reading

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speedysnn import analysis, convert
-from speedysnn.analysis.cost.energy import COUNTS, CostTable, access, energies, with_memory
+from speedysnn.analysis.cost import COUNTS, CostTable, access, energies, with_memory
 from speedysnn.encoders import EncodedImages
 from speedysnn.errors import DataError, InputError
 from speedysnn.graph import Graph, Node

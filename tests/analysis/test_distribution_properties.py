@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from speedysnn.analysis.noise import moments
-from speedysnn.analysis.noise.layer import LayerSums
-from speedysnn.analysis.noise.rows import row_of
+from speedysnn.analysis.noise.layer import LayerSums, row_of
 from speedysnn.analysis.report.data import detail_of
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron

@@ -15,8 +15,7 @@ from torch import nn
 from speedysnn import analysis, convert
 from speedysnn.analysis import COLUMNS, SUMS, Column, Sum
 from speedysnn.analysis.noise import numba_backend, numba_block, numba_channels, schema
-from speedysnn.analysis.noise.layer import LayerSums
-from speedysnn.analysis.noise.rows import row_of
+from speedysnn.analysis.noise.layer import LayerSums, row_of
 from speedysnn.errors import InputError
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron

@@ -157,7 +157,7 @@ def there(material, tmp_path, monkeypatch):
 @pytest.fixture
 def printed():
     """A function that gives what rich prints in a table of some width."""
-    from speedysnn.cli import console
+    from speedysnn.cli import output as console
 
     def at(width, *arguments, **options):
         before, console.out = console.out, console.Console(file=io.StringIO(), width=width, highlight=False)

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import speedysnn.bench as pairs
 from speedysnn.analysis.report.style import png
-from speedysnn.bench import scaling, simulators
-from speedysnn.bench import timing as pairs
-from speedysnn.bench.timing import paired, peak_bytes
+from speedysnn.bench import paired, peak_bytes, scaling, simulators
 from speedysnn.cli.main import run
 
 

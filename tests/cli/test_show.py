@@ -8,7 +8,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 from speedysnn import display
-from speedysnn.cli import console
+from speedysnn.cli import output as console
 from speedysnn.convert.calibrate import batches_in
 from speedysnn.display import shortened, shortened_path, track
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from speedysnn.convert.verify import full_precision
+from speedysnn.convert.read import full_precision
 
 GPU = torch.device("cuda")
 

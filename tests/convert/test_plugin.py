@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn import convert
-from speedysnn.convert import handlers as table
+from speedysnn.convert import ops as table
 from speedysnn.graph.activations import ACTIVATIONS
 from speedysnn.graph.operators import OPERATORS, Operator
 from speedysnn.sources import load_model

@@ -9,7 +9,7 @@ from torch import nn
 
 from speedysnn import artifact, convert, data
 from speedysnn.assets.digits import load_digits_net
-from speedysnn.convert.searching.candidates import Candidate, Limits, Trials, compare_outputs, fit_batches, fronts
+from speedysnn.convert.candidates import Candidate, Limits, Trials, compare_outputs, fit_batches, fronts
 from speedysnn.errors import DataError, InputError
 
 

@@ -18,9 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speedysnn.bench.scaling import make
 from speedysnn.errors import InputError
-from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, multistep, reference, using
+from speedysnn.kernels import BACKENDS, Backend, KernelWarning, Rule, multistep, reference, triton_backend, using
 from speedysnn.kernels.jit import AVAILABLE
-from speedysnn.kernels.neuron import triton_backend
 from speedysnn.neurons import Delay, Reading
 from speedysnn.surrogate import SURROGATES
 
@@ -223,7 +222,7 @@ def test_nan_stays_nan_and_no_neuron_is_no_neuron() -> None:
 
 
 def test_threads_share_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speedysnn.kernels.neuron.numba_backend._SHARE", 1000)
+    monkeypatch.setattr("speedysnn.kernels.numba_backend._SHARE", 1000)
     tensors, rule = case(1, "several blocks", 5, False, torch.float32, "channel"), Rule(5)
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -15,7 +15,7 @@ from speedysnn import convert, settings
 from speedysnn.execution import scheduling, sparse_conv
 from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.kernels.jit import AVAILABLE
-from speedysnn.kernels.sparse_conv import forward, weight_gradient
+from speedysnn.kernels.sparse_conv import autograd, forward
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 
@@ -228,12 +228,12 @@ def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):
 def test_gradient_of_the_weights_equals_torchs(channels, outputs, kernel, size, share, seed, data):
     padding = tuple(data.draw(st.integers(0, k - 1)) for k in kernel)
     x, weight, bias, _ = _case(channels, outputs, kernel, (1, 1), padding, size, share, seed, images=5)
-    assert weight_gradient.supports(kernel, (1, 1), padding)
+    assert autograd.supports_gradient(kernel, (1, 1), padding)
     exact = weight.double().requires_grad_()
     y = F.conv2d(x.double(), exact, bias.double(), 1, padding)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last)
     (wanted,) = torch.autograd.grad(y, exact, grad.double())
-    got = weight_gradient.weight_gradient(x, grad, kernel, padding)
+    got = autograd.gradient_by_events(x, grad, kernel, padding)
     assert got.shape == weight.shape
     assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
 
@@ -248,7 +248,7 @@ def test_gradient_of_the_weights_of_many_images_and_channels(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        got = weight_gradient.weight_gradient(x, grad, (3, 3), (1, 1))
+        got = autograd.gradient_by_events(x, grad, (3, 3), (1, 1))
     finally:
         torch.set_num_threads(before)
     assert float((got - wanted).norm()) < 1e-6 * float(wanted.norm())
@@ -270,7 +270,7 @@ def test_gradients_are_the_same_both_ways(monkeypatch):
 def test_gradients_that_it_does_not_take_are_torchs(stride, padding, monkeypatch):
     x, weight, bias, attrs = _case(8, 8, (3, 3), stride, padding, (8, 8), 0.2, 0)
     monkeypatch.setenv("SPEEDYSNN_EVENTS", "always")
-    monkeypatch.setattr(weight_gradient, "weight_gradient", lambda *_: pytest.fail("not one of its own"))
+    monkeypatch.setattr(autograd, "gradient_by_events", lambda *_: pytest.fail("not one of its own"))
     weight.requires_grad_()
     out = SparseConvContext(1).conv2d("conv", x, attrs, {"weight": weight, "bias": bias})
     (got,) = torch.autograd.grad(out.sum(), weight)

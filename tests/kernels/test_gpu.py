@@ -21,7 +21,7 @@ from speedysnn.bench.cases import inference
 from speedysnn.bench.scaling import make
 from speedysnn.calibration.histogram import HistogramCollector
 from speedysnn.cli.main import run
-from speedysnn.convert.verify import full_precision
+from speedysnn.convert.read import full_precision
 from speedysnn.errors import DataError
 from speedysnn.export import to_nir, to_pt2
 from speedysnn.finetune import Config, Stage, TrainConfig

@@ -15,7 +15,7 @@ from speedysnn import analysis, convert, settings
 from speedysnn.execution import runner, scheduling, sparse_conv
 from speedysnn.execution.sparse_conv import SparseConvContext
 from speedysnn.kernels.jit import AVAILABLE
-from speedysnn.kernels.sparse_conv import weight_gradient, winograd
+from speedysnn.kernels.sparse_conv import autograd, winograd
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 ATTRS = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
@@ -123,7 +123,7 @@ def tiled(monkeypatch):
         monkeypatch.setattr(sparse_conv, table, ((0, -1.0),))
     monkeypatch.setattr("speedysnn.execution.sparse_conv.WORTH", 0)
     monkeypatch.setattr("speedysnn.execution.sparse_conv.PLACES", 0)
-    monkeypatch.setattr(weight_gradient, "weight_gradient", lambda *_: pytest.fail("by events"))
+    monkeypatch.setattr(autograd, "gradient_by_events", lambda *_: pytest.fail("by events"))
 
 
 def _convolved(inputs, attrs=ATTRS):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn import analysis
+from speedysnn.bench import Call, Case, add_peaks, paired, rows_of
 from speedysnn.bench.simulators import available, installed
-from speedysnn.bench.timing import Call, Case, add_peaks, paired, rows_of
 from speedysnn.convert.calibrate import collect
 from speedysnn.finetune.config import Config
 from speedysnn.finetune.objectives import Target

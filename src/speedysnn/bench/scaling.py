@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor, nn
 
 from speedysnn import convert
+from speedysnn.bench import Call, Case, add_peaks, rows_of
 from speedysnn.bench.cases import ann, best_pass
-from speedysnn.bench.timing import Call, Case, add_peaks, rows_of
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork
 

@@ -21,7 +21,7 @@ from speedysnn.kernels import histogram
 from speedysnn.kernels.histogram import CODES, MAX_CELLS, SHIFT, Counted, DeviceTable, Table, fold
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.layout import flat, in_rows
-from speedysnn.kernels.neuron.numba_backend import spread_over
+from speedysnn.kernels.numba_backend import spread_over
 
 SUB_BITS = 4
 _NOT_FINITE = "activations hold NaN or infinity: check the checkpoint and the input's normalisation"

@@ -11,7 +11,6 @@ from speedysnn.analysis import NoiseReport, Sensitivity, measure_cost, measure_n
 from speedysnn.analysis.memory import DEFAULT_MIB
 from speedysnn.analysis.report.data import Advice, CommandNames, filled
 from speedysnn.analysis.report.page import Extras
-from speedysnn.cli.console import cell, percent, say, table, write_json
 from speedysnn.cli.options import (
     Data,
     DelayText,
@@ -34,7 +33,7 @@ from speedysnn.cli.options import (
     several,
     steps_of,
 )
-from speedysnn.cli.output_paths import check_json, check_report
+from speedysnn.cli.output import cell, check_json, check_report, percent, say, table, write_json
 from speedysnn.cli.process import hand_freed_memory_back
 from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError

@@ -10,9 +10,8 @@ import torch
 import typer
 
 from speedysnn.cli import process
-from speedysnn.cli.console import note, say, table, write_json
 from speedysnn.cli.options import Device, JsonFile, Overwrite, device_of, network_of
-from speedysnn.cli.output_paths import check_file, check_json
+from speedysnn.cli.output import check_file, check_json, note, say, table, write_json
 from speedysnn.errors import InputError
 from speedysnn.files.atomic import replace_file
 
@@ -53,7 +52,7 @@ def command(
     check_json(json, overwrite, figure)
     if figure is not None:
         check_file(figure, "--figure", overwrite)
-    from speedysnn.bench.timing import Case
+    from speedysnn.bench import Case
 
     found: list[Case] = []
     for case, kept in _in_order(chosen):

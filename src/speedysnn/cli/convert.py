@@ -7,7 +7,6 @@ import typer
 
 from speedysnn import artifact
 from speedysnn.calibration.rules import parse_rule, rules_help
-from speedysnn.cli.console import cell, say, table, typed, write_json
 from speedysnn.cli.options import (
     AllowHybrid,
     Checkpoint,
@@ -31,7 +30,7 @@ from speedysnn.cli.options import (
     several,
     steps_of,
 )
-from speedysnn.cli.output_paths import check_json, check_network
+from speedysnn.cli.output import cell, check_json, check_network, say, table, typed, write_json
 from speedysnn.convert import SearchResult, search, to_spiking
 from speedysnn.convert.correct import KINDS
 from speedysnn.errors import InputError

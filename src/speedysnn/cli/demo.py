@@ -13,9 +13,8 @@ from speedysnn.analysis import NoiseReport, measure_noise
 from speedysnn.analysis.report.data import CommandNames, filled
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.cli.analyze import say_advice
-from speedysnn.cli.console import cell, note, percent, say, table
 from speedysnn.cli.options import Seed, seeded
-from speedysnn.cli.output_paths import check_report
+from speedysnn.cli.output import cell, check_report, note, percent, say, table
 from speedysnn.convert import to_spiking
 from speedysnn.data import registry
 from speedysnn.errors import InputError

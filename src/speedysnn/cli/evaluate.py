@@ -8,7 +8,6 @@ import typer
 
 from speedysnn import analysis
 from speedysnn.analysis.early_exit import MEASURES
-from speedysnn.cli.console import cell, note, percent, table, write_json
 from speedysnn.cli.options import (
     Data,
     Device,
@@ -30,7 +29,7 @@ from speedysnn.cli.options import (
     several,
     steps_of,
 )
-from speedysnn.cli.output_paths import check_json
+from speedysnn.cli.output import cell, check_json, note, percent, table, write_json
 from speedysnn.data.images import ImageData
 from speedysnn.encoders import EncodedImages, encoder_of
 from speedysnn.errors import InputError

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.cli.console import note, say
 from speedysnn.cli.options import DelayText, Overwrite, Spikes, configure, listing, network_of
+from speedysnn.cli.output import note, say
 from speedysnn.errors import InputError
 from speedysnn.export import EXPORTERS, ExportWarning, export, find_exporter
 

@@ -9,7 +9,6 @@ from torch.utils.data import ConcatDataset
 from speedysnn import artifact
 from speedysnn.analysis.cost.measure import spike_fan_out
 from speedysnn.analysis.output_metrics import settings
-from speedysnn.cli.console import cell, note, percent, say, table, typed, write_json
 from speedysnn.cli.options import (
     Data,
     DelayText,
@@ -30,7 +29,18 @@ from speedysnn.cli.options import (
     normalize_of,
     seeded,
 )
-from speedysnn.cli.output_paths import check_json, check_network, check_run
+from speedysnn.cli.output import (
+    cell,
+    check_json,
+    check_network,
+    check_run,
+    note,
+    percent,
+    say,
+    table,
+    typed,
+    write_json,
+)
 from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, Result, Stage, fit

@@ -8,7 +8,6 @@ import torch
 import typer
 from rich.markup import escape
 
-from speedysnn.cli.console import say, table, write_json
 from speedysnn.cli.options import (
     AllowHybrid,
     Checkpoint,
@@ -21,7 +20,7 @@ from speedysnn.cli.options import (
     data_of,
     model_of,
 )
-from speedysnn.cli.output_paths import check_json
+from speedysnn.cli.output import check_json, say, table, write_json
 from speedysnn.convert import Report, Row
 from speedysnn.convert import inspect as inspect_network
 from speedysnn.data.batches import iter_batches

@@ -9,9 +9,8 @@ import typer
 
 from speedysnn import settings
 from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
-from speedysnn.cli.console import fail
 from speedysnn.cli.options import refresh_listings
-from speedysnn.cli.output_paths import release
+from speedysnn.cli.output import fail, release
 from speedysnn.cli.process import INTERRUPTED, coming_again, keep_freed_memory, leave_at_once, own_process
 from speedysnn.errors import SpeedySNNError
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from speedysnn import artifact
 from speedysnn.analysis.reference import leaves, run
-from speedysnn.cli.console import note
+from speedysnn.cli.output import note
 from speedysnn.data.batches import iter_batches
 from speedysnn.data.images import ImageData
 from speedysnn.data.registry import HANDLERS, kinds_help, load
@@ -18,7 +18,7 @@ from speedysnn.errors import DataError, InputError
 from speedysnn.files.safety import FILE, MODULE, kind_of
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons.parameters import Delay
-from speedysnn.sources.registry import MODELS, Source, load_model
+from speedysnn.sources import MODELS, Source, load_model
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:N.")]
 

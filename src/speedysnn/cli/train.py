@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from speedysnn import artifact
-from speedysnn.cli.console import typed, write_json
 from speedysnn.cli.finetune import AUGMENTS, print_epoch, rates_of, say_saved, show, stages_of
 from speedysnn.cli.options import (
     Checkpoint,
@@ -30,7 +29,7 @@ from speedysnn.cli.options import (
     provenance,
     seeded,
 )
-from speedysnn.cli.output_paths import check_json, check_network, check_run
+from speedysnn.cli.output import check_json, check_network, check_run, typed, write_json
 from speedysnn.finetune.train import TrainConfig, train
 
 SHARE = "Share of the labels in the loss; below 1 the network as it is given, read as it is, teaches the rest."

@@ -14,7 +14,7 @@ from torch import Tensor
 from speedysnn.data.images import Loaded
 from speedysnn.errors import DataError, InputError
 from speedysnn.files.safety import expanded, reason
-from speedysnn.sources.registry import import_torchvision
+from speedysnn.sources import import_torchvision
 
 _PACKED = 3000  # pixels that no format of photographs puts into one byte
 # Folders a split may be in, best first.

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-from speedysnn.calibration.record import Calibration
+from speedysnn.calibration import Calibration
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.graph.ir import Graph, GraphInfo, Node

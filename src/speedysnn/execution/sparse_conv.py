@@ -39,8 +39,8 @@ from speedysnn.files.atomic import replace_file
 from speedysnn.kernels.dispatch import recorded, traced
 from speedysnn.kernels.elementwise import density
 from speedysnn.kernels.jit import cache_folder
+from speedysnn.kernels.sparse_conv import autograd, winograd
 from speedysnn.kernels.sparse_conv import forward as events
-from speedysnn.kernels.sparse_conv import weight_gradient, winograd
 from speedysnn.kernels.sparse_conv.autograd import ConvMethods, ConvShape, convolve, forward
 from speedysnn.kernels.sparse_conv.forward import WeightBuffers
 
@@ -266,7 +266,7 @@ class SparseConvContext:
 
     def _to_weight(self, shape: ConvShape, share: float, tiled: bool) -> str | None:
         """How the gradient of the weights is found; see `ConvMethods`."""
-        takes = weight_gradient.supports(shape.kernel, shape.stride, shape.padding)
+        takes = autograd.supports_gradient(shape.kernel, shape.stride, shape.padding)
         if takes and (self._wanted == "always" or share <= gradient_density(shape, tiled)):
             return "events"
         return "tiles" if tiled else None

@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from speedysnn import settings
 from speedysnn.errors import InputError
-from speedysnn.kernels import reference
+from speedysnn.kernels import numba_backend, reference, triton_backend
 from speedysnn.kernels.layout import promised, rows_first
-from speedysnn.kernels.neuron import numba_backend, triton_backend
 from speedysnn.kernels.reference import Rule
 
 Forward = Callable[..., Tensor]

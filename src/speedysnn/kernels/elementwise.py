@@ -14,7 +14,7 @@ from torch import Tensor
 
 from speedysnn.kernels.jit import AVAILABLE, compiled
 from speedysnn.kernels.layout import array, dense
-from speedysnn.kernels.neuron.numba_backend import share
+from speedysnn.kernels.numba_backend import share
 
 Array = Any
 _HALVES = (torch.bfloat16, torch.float16)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speedysnn.kernels import triton_backend
 from speedysnn.kernels.jit import compiled
 from speedysnn.kernels.layout import in_rows, power
-from speedysnn.kernels.neuron import triton_backend
 
 Array = Any
 SHIFT = 19  # bits of a float32 below those of its code

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speedysnn.kernels import triton_backend
 from speedysnn.kernels.dispatch import traced
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.layout import Layout, array, flat, laid_out, plan, reduced, rows_first, shared, values
-from speedysnn.kernels.neuron import triton_backend
-from speedysnn.kernels.neuron.numba_backend import share
-from speedysnn.kernels.neuron.numba_sequence import quantize as quantize_loop
-from speedysnn.kernels.neuron.numba_sequence import quantizer_gradients
+from speedysnn.kernels.numba_backend import share
+from speedysnn.kernels.numba_sequence import quantize as quantize_loop
+from speedysnn.kernels.numba_sequence import quantizer_gradients
 from speedysnn.kernels.reference import Rule, count_reference, gradients_reference, quantize_reference
 
 _DTYPES = (torch.float32, torch.float64)

@@ -1,4 +1,8 @@
-"""ONNX operators of arithmetic and activations: op type -> the torch module or function it is."""
+"""ONNX operators that are functions: arithmetic and activations (`FUNCTIONS`), shapes (`SHAPES`), and sizes (`SIZES`).
+
+Sizes are `Numbers`: whole numbers as far as the file fixes them, and calls in the new graph where they follow the
+input, as the batch always does.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,235 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from speedysnn.graph.activations import ACTIVATIONS, Activation
 from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
-from speedysnn.sources.onnx_shapes import arithmetic
 
-__all__ = ["FUNCTIONS"]
+__all__ = ["FUNCTIONS", "SHAPES", "SIZES"]
+
+# Why sizes are not left to onnx's own ReferenceEvaluator, or to onnxslim (both tried): they fold what is constant, but
+# the batch stays open, and often height and width, so that Shape, Gather, Slice, Concat, Equal and Where remain and
+# need all functions below. And the evaluator takes whatever memory a file claims: a ConstantOfShape of a few bytes
+# took 4 GB.
+
+
+def unsqueeze(node: Node) -> Any:
+    x = node.input(0)
+    if isinstance(x, Numbers):
+        return Numbers(x.items)
+    axes = node.known(1, "axes") or []
+    rank = node.rank()
+    if len(axes) > 1 and min(axes) < 0 and rank is None:
+        raise Unsupported("axes that count from the end of an unknown rank")
+    for axis in sorted(a if a >= 0 or rank is None else a + rank + len(axes) for a in axes):
+        x = node.apply(torch.unsqueeze, x, axis)
+    return x
+
+
+def squeeze(node: Node) -> Any:
+    x, axes = node.input(0), node.known(1, "axes")
+    if isinstance(x, Numbers):
+        return Numbers(x.items, True)
+    if axes is None:
+        raise Unsupported("it drops every dimension of size 1, the batch too; export it with axes")
+    rank = node.rank()
+    for axis in sorted((a if a >= 0 or rank is None else a + rank for a in axes), reverse=True):
+        x = node.apply(torch.squeeze, x, axis)
+    return x
+
+
+def reshape(node: Node) -> Any:
+    sizes = node.numbers(1, "shape")
+    if sizes is None:
+        raise Unsupported("it has no shape")
+    x, reader = node.input(0), node.reader
+    if isinstance(x, Tensor | Numbers):
+        return x if isinstance(x, Numbers) else node.apply(torch.reshape, x, sizes)
+    if not node.attribute("allowzero", 0):
+        sizes = [reader.graph.call_method("size", (x, i)) if size == 0 else size for i, size in enumerate(sizes)]
+    if reader.batch is not None and sizes[0] == reader.batch:
+        sizes[0] = reader.batch_size()
+    return node.apply(torch.reshape, x, sizes)
+
+
+def flatten(node: Node) -> Any:
+    axis, rank = node.attribute("axis", 1), node.rank()
+    if axis < 0 and rank is not None:
+        axis += rank
+    if axis != 1:
+        raise Unsupported(f"axis {axis} joins the batch with what follows; export it with axis 1")
+    return node.layer(nn.Flatten(1))
+
+
+def pad(node: Node) -> Any:
+    pads = node.known(1, "pads") or []
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}.get(node.attribute("mode", "constant"))
+    if mode is None or node.input(3) is not None:
+        raise Unsupported(f"mode {node.attribute('mode')!r} or axes; expected constant, reflect or edge on all axes")
+    half = len(pads) // 2
+    pairs = list(zip(pads[:half], pads[half:], strict=True))
+    if any(side for pair in pairs[:2] for side in pair) and mode != "constant":
+        raise Unsupported("it pads the channels")
+    kept = pairs[2:] if mode != "constant" or not any(pairs[0] + pairs[1]) else pairs
+    flat = [side for pair in reversed(kept) for side in pair]
+    if any(pairs[0]):
+        raise Unsupported("it pads the batch")
+    fill = node.constant(2, "value")
+    value = float(node.attribute("value", 0.0)) if fill is None else float(fill)
+    if not any(flat):
+        return node.input(0)
+    return node.apply(F.pad, node.input(0), flat, mode, value if mode == "constant" else None)
+
+
+def transpose(node: Node) -> Any:
+    order = node.attribute("perm")
+    if order is None:
+        raise Unsupported("it reverses all dimensions; export it with perm")
+    return node.apply(torch.permute, node.input(0), order)
+
+
+def expand(node: Node) -> Any:
+    sizes, rank = node.numbers(1) or [], node.rank()
+    if rank == len(sizes):
+        sizes = [-1 if isinstance(size, int) and size == 1 else size for size in sizes]
+    elif any(isinstance(size, int) and size == 1 for size in sizes):
+        raise Unsupported("a size of 1 against another rank")
+    if node.reader.batch is not None and sizes and sizes[0] == node.reader.batch and rank == len(sizes):
+        sizes[0] = node.reader.batch_size()
+    return node.apply(_expand, node.input(0), list(sizes))
+
+
+def _expand(x: Tensor, sizes: list[Any]) -> Tensor:
+    return x.expand(*sizes)
+
+
+def resize(node: Node) -> Any:
+    mode, where = node.attribute("mode", "nearest"), node.attribute("coordinate_transformation_mode", "half_pixel")
+    old = node.proto.op_type == "Upsample" or node.opset < 11
+    scales = node.known(1 if old else 2, "scales")
+    sizes = None if old or node.input(3) is None else node.known(3)
+    rank = len(sizes or scales or [])
+    smooth = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(rank)
+    if not sizes and not scales:
+        raise Unsupported("neither sizes nor scales")
+    target: dict[str, Any] = (
+        {"size": list(sizes[2:])} if sizes else {"scale_factor": list(map(float, scales or []))[2:]}
+    )
+    if mode == "nearest" and (old or (where == "asymmetric" and node.attribute("nearest_mode") == "floor")):
+        return node.apply(F.interpolate, node.input(0), mode="nearest", **target)
+    corners = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}.get(where)
+    if mode == "linear" and smooth and corners is not None and not old:
+        return node.apply(F.interpolate, node.input(0), mode=smooth, align_corners=corners, **target)
+    raise Unsupported(f"mode {mode!r} with {where!r}; expected nearest (asymmetric, floor) or linear (half_pixel)")
+
+
+def same(node: Node) -> Any:
+    return node.input(0)
+
+
+SHAPES: dict[str, Row] = {
+    "Unsqueeze": unsqueeze, "Squeeze": squeeze, "Reshape": reshape, "Flatten": flatten, "Pad": pad,
+    "Transpose": transpose, "Expand": expand, "Resize": resize, "Upsample": resize, "Identity": same, "Dropout": same,
+}  # fmt: skip
+
+
+def arithmetic(node: Node, function: Callable[[Any, Any], Any]) -> Numbers:
+    """Arithmetic on two lists of sizes, element by element; one known only at run time becomes a call in the graph."""
+    left, right = node.numbers(0) or [], node.numbers(1) or []
+    length = max(len(left), len(right))
+    left, right = (values * length if len(values) == 1 else values for values in (left, right))
+    items = [
+        node.reader.graph.call_function(function, (a, b)) if isinstance(a, fx.Node) or isinstance(b, fx.Node)
+        else function(a, b)
+        for a, b in zip(left, right, strict=True)
+    ]  # fmt: skip
+    return Numbers(items, all(_is_scalar(value) for value in node.inputs))
+
+
+def _is_scalar(value: Any) -> bool:
+    return value.scalar if isinstance(value, Numbers) else isinstance(value, Tensor) and value.ndim == 0
+
+
+def shape(node: Node) -> Numbers:
+    """The sizes of a value: numbers where the file fixes them, except for the batch, which stays open."""
+    x, sizes = node.input(0), node.reader.shape(node.proto.input[0])
+    if sizes is None:
+        raise Unsupported("the rank of its input is unknown")
+    if isinstance(x, Tensor):
+        return Numbers(list(sizes))
+    call = node.reader.graph.call_method
+    items = [call("size", (x, i)) if size is None or i == 0 else size for i, size in enumerate(sizes)]
+    return Numbers(items[node.attribute("start", 0) : node.attribute("end", len(items))])
+
+
+def constant(node: Node) -> Any:
+    from onnx import numpy_helper
+
+    for name in ("value_float", "value_int", "value_floats", "value_ints"):
+        value = node.attribute(name)
+        if value is not None:
+            return torch.tensor(value)
+    value = torch.from_numpy(numpy_helper.to_array(node.attribute("value")).copy())
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def constant_of_shape(node: Node) -> Any:
+    from onnx import numpy_helper
+
+    sizes = node.known(0) or []
+    given = node.attribute("value")
+    value = 0.0 if given is None else numpy_helper.to_array(given).item()
+    count = 1
+    for size in sizes:
+        count *= size
+    if count > 2**20:
+        raise Unsupported(f"a constant of {count} elements")
+    return torch.full(sizes, value)
+
+
+def equal(node: Node) -> Any:
+    """Compare sizes; one that is known only at run time equals no negative number."""
+    if not any(isinstance(value, Numbers) for value in node.inputs):
+        return node.apply(torch.eq, *node.inputs)
+    pairs = zip(node.numbers(0) or [], node.numbers(1) or [], strict=True)
+    out = []
+    for left, right in pairs:
+        known = [value for value in (left, right) if isinstance(value, int)]
+        if len(known) < 2 and not (known and known[0] < 0):
+            raise Unsupported("it compares sizes that are known only at run time")
+        out.append(len(known) == 2 and left == right)
+    return torch.tensor(out)
+
+
+def where(node: Node) -> Any:
+    condition = node.input(0)
+    if any(isinstance(value, Numbers) for value in node.inputs[1:]) and isinstance(condition, Tensor):
+        rows = zip(condition.tolist(), node.numbers(1) or [], node.numbers(2) or [], strict=True)
+        return Numbers([left if yes else right for yes, left, right in rows])
+    return node.apply(torch.where, *node.inputs)
+
+
+def cast(node: Node) -> Any:
+    """Cast between number types; sizes stay numbers, and tensors that carry activations stay in float32."""
+    x = node.input(0)
+    if isinstance(x, Tensor):
+        to = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float64,
+              16: torch.float32}.get(node.attribute("to"))  # fmt: skip
+        if to is None:
+            raise Unsupported(f"a cast to the type {node.attribute('to')}")
+        return x.to(to)
+    if isinstance(x, Numbers) or node.attribute("to") in (1, 10, 11, 16):
+        return x
+    raise Unsupported("it turns activations into whole numbers")
+
+
+SIZES: dict[str, Row] = {
+    "Shape": shape, "Constant": constant, "ConstantOfShape": constant_of_shape, "Equal": equal, "Where": where,
+    "Cast": cast,
+}  # fmt: skip
+
+
 
 
 def clip(node: Node) -> Any:

@@ -18,10 +18,9 @@ from torch import Tensor, fx, nn
 
 from speedysnn.errors import SourceError
 from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
-from speedysnn.sources.onnx_functions import FUNCTIONS
+from speedysnn.sources.onnx_functions import FUNCTIONS, SHAPES, SIZES
 from speedysnn.sources.onnx_layers import LAYERS, PARTS, require_batches
 from speedysnn.sources.onnx_node import Node, Row, Unsupported
-from speedysnn.sources.onnx_shapes import SHAPES, SIZES
 
 __all__ = ["OPERATORS", "load_onnx", "with_shapes"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from speedysnn.kernels.jit import VECTOR_LANES, WORKS, compiled
 from speedysnn.kernels.layout import flat
-from speedysnn.kernels.neuron.numba_backend import spread_over
-from speedysnn.kernels.neuron.numba_neuron import to_half
+from speedysnn.kernels.numba_backend import spread_over
+from speedysnn.kernels.numba_neuron import to_half
 from speedysnn.kernels.sparse_conv import llvm_events
 
 if WORKS:

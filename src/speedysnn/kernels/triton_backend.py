@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from speedysnn.kernels import reference
 from speedysnn.kernels.layout import Layout, channel_dim, flat, laid_out, like, plan, values
-from speedysnn.kernels.neuron.numba_neuron import ATAN, RECTANGLE, SIGMOID, TRIANGLE
+from speedysnn.kernels.numba_neuron import ATAN, RECTANGLE, SIGMOID, TRIANGLE
 from speedysnn.kernels.reference import Rule
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
 

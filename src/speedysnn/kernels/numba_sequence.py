@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from speedysnn.kernels.jit import WORKS, compiled
-from speedysnn.kernels.neuron.llvm_neuron import AT_ONCE, adjoint_all, fire_all
-from speedysnn.kernels.neuron.numba_neuron import (
+from speedysnn.kernels.llvm_neuron import AT_ONCE, adjoint_all, fire_all
+from speedysnn.kernels.numba_neuron import (
     RECTANGLE,
     add,
     add_slope,

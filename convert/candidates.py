@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from speedysnn.calibration.record import Calibration
+from speedysnn.calibration import Calibration
 from speedysnn.calibration.rules import GRADIENTS, needs_of
 from speedysnn.convert.calibrate import collect
 from speedysnn.convert.correct import correct_on
@@ -234,7 +234,7 @@ def compare_outputs(ours: Sequence[Tensor], source: Sequence[Tensor]) -> dict[st
 
     Example:
         >>> import torch
-        >>> from speedysnn.convert.searching.candidates import compare_outputs
+        >>> from speedysnn.convert.candidates import compare_outputs
         >>> compare_outputs([torch.tensor([[2.0, 0.0]])], [torch.tensor([[2.0, 0.0]])])
         {'agreement': 1.0, 'kl': 0.0, 'error': 0.0}
     """

@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from speedysnn.convert.correct import Sample, check_kind
-from speedysnn.convert.searching.candidates import (
+from speedysnn.convert.candidates import (
     SCORES,
     Candidate,
     Limits,
@@ -28,6 +27,7 @@ from speedysnn.convert.searching.candidates import (
     loss,
     rank,
 )
+from speedysnn.convert.correct import Sample, check_kind
 from speedysnn.convert.spiking import to_spiking
 from speedysnn.data.batches import iter_batches, steps_of
 from speedysnn.display import block, plain, track

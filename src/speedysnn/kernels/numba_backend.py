@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speedysnn.kernels import numba_neuron, numba_sequence
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
-from speedysnn.kernels.neuron import numba_neuron, numba_sequence
-from speedysnn.kernels.neuron.llvm_neuron import flags_of
-from speedysnn.kernels.neuron.numba_sequence import backward as back
+from speedysnn.kernels.llvm_neuron import flags_of
+from speedysnn.kernels.numba_sequence import backward as back
 from speedysnn.kernels.reference import Rule
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
 
