@@ -21,6 +21,7 @@ from speedysnn.graph.fan_out import mean_fan_out
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Delay
+from speedysnn.torch_utils import compare_outputs
 
 FIT_BATCH = 64  # images of a calibration pass
 ERROR_IMAGES = 64  # images by which layers are ranked
@@ -151,7 +152,7 @@ class Trials:
             ours = tree_leaves(self.snn.read("spiking", *inputs, observer=events.count))
         images, fired = inputs[0].shape[0], sum(events.fired.values())
         synops = sum(count * self.fan_out[name] for name, count in events.fired.items())
-        compared = compare_outputs(ours, [x[::stride] for x in self.source])
+        compared = compare_outputs([ours], [[x[::stride] for x in self.source]])
         return {"images": images, **compared, "spikes_per_neuron": fired / max(1, events.neurons),
                 "spikes_per_image": fired / images, "synops_per_image": synops / images}  # fmt: skip
 
@@ -216,38 +217,6 @@ class _Events:
                 self.neurons += tap.neurons
 
         return observe
-
-
-def compare_outputs(ours: Sequence[Tensor], source: Sequence[Tensor]) -> dict[str, float | None]:
-    """Compare outputs with the source's.
-
-    With p = softmax(source) and q = softmax(ours), by image: KL = sum p (ln p - ln q), in nats. The error is
-    sum (ours - source)^2 / sum source^2.
-
-    Args:
-        ours: the outputs, (B, ...) each.
-        source: the source's, alike.
-
-    Returns:
-        "agreement", the fraction of images with the same class, and "kl", its mean; None for both where the output is
-        not one tensor (B, classes). "error", the relative squared error.
-
-    Example:
-        >>> import torch
-        >>> from speedysnn.convert.candidates import compare_outputs
-        >>> compare_outputs([torch.tensor([[2.0, 0.0]])], [torch.tensor([[2.0, 0.0]])])
-        {'agreement': 1.0, 'kl': 0.0, 'error': 0.0}
-    """
-    pairs = [(a.double(), b.double()) for a, b in zip(ours, source, strict=True)]
-    power = sum(float(b.square().sum()) for _, b in pairs)
-    out: dict[str, float | None] = {"agreement": None, "kl": None}
-    out["error"] = sum(float((a - b).square().sum()) for a, b in pairs) / max(power, 1e-30)
-    first, target = pairs[0]
-    if len(pairs) == 1 and target.ndim == 2 and target.shape[1] > 1:
-        p, q = target.log_softmax(1), first.log_softmax(1)
-        out["agreement"] = float((first.argmax(1) == target.argmax(1)).double().mean())
-        out["kl"] = float((p.exp() * (p - q)).sum(1).mean())
-    return out
 
 
 def fit_batches(images: Sequence[Tensor]) -> list[Batch]:

@@ -35,6 +35,7 @@ from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
+from speedysnn.torch_utils import compare_outputs, worse
 
 CHANGES = ("moments", "bias", "potential")
 KINDS = ("none", *CHANGES, "moments+bias", "moments+potential", "bias+potential", "moments+bias+potential")
@@ -114,10 +115,10 @@ def correct_on(
                     layers[name] = walk.correct(block, name, change)
             walk.advance(block)
         after, source = walk.results()
-    output = {"before": scores(before, source), "after": scores(after, source)}
+    output = {"before": compare_outputs(before, source), "after": compare_outputs(after, source)}
     record = {"kind": kind, "images": walk.images, "chosen_on": walk.chosen, "checked_on": walk.checked,
               "timesteps": snn.timesteps, "reading": walk.reading, "passes": passes, "output": output,
-              "taken_back": _worse(**output), "tuned_runs": len(snn.provenance.get("finetuned", []))}  # fmt: skip
+              "taken_back": worse(**output), "tuned_runs": len(snn.provenance.get("finetuned", []))}  # fmt: skip
     record["said"] = what_was_done(record)
     snn.provenance["correction"] = {**record, "taken_back": False, **start}
     if record["taken_back"]:
@@ -149,7 +150,7 @@ def what_was_done(record: dict[str, Any]) -> str:
         channels = sum(row["channels"] for row in layers.values())
         kept = channels - sum(row["left_alone"] for row in layers.values())
         words.append(f"{change} kept in {kept} of {channels} channels")
-    key, measure = (("agreement", "agreement with the source") if "agreement" in before
+    key, measure = (("agreement", "agreement with the source") if before["agreement"] is not None
                     else ("error", "relative squared error of the output"))  # fmt: skip
     found = f"{measure} on {record['checked_on']} checked images {before[key]:.3g} -> {after[key]:.3g}"
     end = "; the whole was taken back, since the output became worse" if record["taken_back"] else ""
@@ -242,31 +243,3 @@ def _settings(snn: SpikingNetwork) -> dict[str, Any]:
             "log_threshold": {name: n.log_threshold.detach().tolist() for name, n in neurons.items()},
             "offset": {name: None if n.offset is None else n.offset.tolist() for name, n in neurons.items()},
             "log_amplitude": logs}  # fmt: skip
-
-
-def scores(ours: Sequence[Sequence[Tensor]], source: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-    """Compare outputs with the source's.
-
-    Args:
-        ours: the tensors of each pass.
-        source: the source's, alike.
-
-    Returns:
-        "error", their squared error in the power of the source's; for classes also "agreement", the share of images
-        with the same answer.
-    """
-    pairs = [(a, b) for us, them in zip(ours, source, strict=True) for a, b in zip(us, them, strict=True)]
-    error = sum(float((a - b).double().square().sum()) for a, b in pairs)
-    power = sum(float(b.double().square().sum()) for _, b in pairs)
-    out = {"error": error / max(power, 1e-30)}
-    if all(len(them) == 1 and them[0].ndim == 2 and them[0].shape[1] > 1 for them in source):
-        same = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs)
-        out["agreement"] = same / sum(len(b) for _, b in pairs)
-    return out
-
-
-def _worse(before: dict[str, float], after: dict[str, float]) -> bool:
-    """Whether fewer images are answered as the source does; where there are no classes, whether the error rose."""
-    if "agreement" in before:
-        return after["agreement"] < before["agreement"]
-    return not after["error"] <= before["error"]

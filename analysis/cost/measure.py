@@ -222,7 +222,8 @@ def measure_cost(snn: SpikingNetwork, data: Any, *, limit: int | None = None, pr
 def spike_fan_out(snn: SpikingNetwork, example: Sequence[Tensor] | None = None) -> dict[str, float]:
     """Compute the mean fan-out of each neuron layer, in synapses a spike.
 
-    The figure is exact for strides, padding, groups, pooling and joins of branches.
+    The figure is exact for strides, padding, groups, pooling and joins of branches; for max-pooling it is exact where
+    the neurons of a window fire alike, else a lower bound, since the pooling follows the one that fires most.
 
     f_l = (synapses that leave layer l, those of max-pooled spikes included) / (its neurons). For
     `finetune.fit(..., fan_out=)` with `budget_of="synops"`.
@@ -248,9 +249,11 @@ def spike_fan_out(snn: SpikingNetwork, example: Sequence[Tensor] | None = None) 
     one = example or [torch.zeros(1, *shape) for shape in snn.input_shapes]
     with torch.no_grad():
         counter = Counter(snn, one)
+    flow = counter.flow.past_pools(snn.graph)
+    through_pools = FanOut(snn.graph, flow, counter.fan_out.shapes, snn.tensors)
     out = dict.fromkeys(snn.neurons, 0.0)
-    for reached in counter.reached.values():
-        for leaf, fan_out in reached.items():
+    for node in counter.rows:
+        for leaf, fan_out in through_pools.of(node).items():
             if leaf in out:
                 out[leaf] += float(fan_out.sum()) / max(1, fan_out.numel())
     return out

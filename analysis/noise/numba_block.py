@@ -92,6 +92,13 @@ def one_if(true: bool) -> float:  # pragma: no cover - compiled
 
 
 @summed
+def add_to(sums: Array, places: Any, values: Any) -> None:  # pragma: no cover - compiled
+    """Add to the sums at some places a value each."""
+    for k in range(len(places)):
+        sums[places[k]] += values[k]
+
+
+@summed
 def add_block(
     z: Array, corrected: Array, a: Array, twin: Array, drive: Array, theta: Array, start: Array, factor: Any,
     emitted: Any, timesteps: Any, max_count: Any, min_count: Any, work: Array, rounded: Array, missed: Array,
@@ -131,21 +138,10 @@ def add_block(
         one, two, three, four = plus(one, g), plus(two, square), plus(three, square * g), plus(four, square * square)
         saturated, silent = plus(saturated, one_if(abs(fired) == max_count)), plus(silent, one_if(fired == 0))
         quiet, outside = plus(quiet, one_if(source == 0)), plus(outside, one_if(fired != reached))
-    totals[AR] += ar
-    totals[RR] += rr
-    totals[TWIN] += tt
-    totals[MISS] += mm
-    totals[CLIP] += ce
-    totals[ROUND] += de
-    totals[TEMPORAL] += te
-    totals[G1] += one
-    totals[G2] += two
-    totals[G3] += three
-    totals[G4] += four
-    counts[SATURATED] += np.int64(saturated)
-    counts[SILENT] += np.int64(silent)
-    counts[SOURCE_SILENT] += np.int64(quiet)
-    counts[OUTSIDE] += np.int64(outside)
+    add_to(totals, (AR, RR, TWIN, MISS, CLIP, ROUND, TEMPORAL, G1, G2, G3, G4),
+           (ar, rr, tt, mm, ce, de, te, one, two, three, four))  # fmt: skip
+    add_to(counts, (SATURATED, SILENT, SOURCE_SILENT, OUTSIDE),
+           (np.int64(saturated), np.int64(silent), np.int64(quiet), np.int64(outside)))  # fmt: skip
 
 
 @summed

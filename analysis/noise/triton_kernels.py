@@ -53,6 +53,16 @@ def _put(found, row: tl.constexpr, channels, j, sums):  # pragma: no cover - com
 
 
 @triton.jit
+def _put_four(
+    found, p: tl.constexpr, q: tl.constexpr, r: tl.constexpr, s: tl.constexpr, channels, j, w, x, y, z
+):  # pragma: no cover - compiled
+    _put(found, p, channels, j, w)
+    _put(found, q, channels, j, x)
+    _put(found, r, channels, j, y)
+    _put(found, s, channels, j, z)
+
+
+@triton.jit
 def trains(
     out, drive, theta, amplitude, found, pulses, total, when, rows, channels, steps, seen, min_count, max_count,
     lags: tl.constexpr, tall: tl.constexpr, wide: tl.constexpr,
@@ -114,6 +124,8 @@ def errors(
 
     `found` (programs, ELEMENT_ROWS, channels): the sums of `schema.ELEMENT_SUMS`; `tables` (programs, TABLES, bins + 3)
     without what they leave out. With `clip` the source is z between its floor and its ceiling.
+
+    The loop is one piece: its 32 sums stay in registers, and a function of a part would take and return them all.
     """
     j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
     number = tl.program_id(0).to(tl.int64)
@@ -165,38 +177,14 @@ def errors(
         n2, n3 = n2 + ((act == 0) & here).to(tl.float64), n3 + ((n != reached) & here).to(tl.float64)
         tl.store(fired + at, n.to(tl.float32), mask=here)
     found += number * ELEMENT_ROWS * channels
-    _put(found, SIZE, channels, j, c0)
-    _put(found, POWER, channels, j, c1)
-    _put(found, SOURCE, channels, j, c2)
-    _put(found, E1, channels, j, c3)
-    _put(found, E2, channels, j, c4)
-    _put(found, E3, channels, j, c5)
-    _put(found, E4, channels, j, c6)
-    _put(found, IN_RANGE, channels, j, c7)
-    _put(found, GRANULAR, channels, j, c8)
-    _put(found, Z1, channels, j, z1)
-    _put(found, Z2, channels, j, z2)
-    _put(found, D1, channels, j, d1)
-    _put(found, D2, channels, j, d2)
-    _put(found, ZD, channels, j, zd)
-    _put(found, O1, channels, j, o1)
-    _put(found, AO, channels, j, ao)
-    _put(found, AR, channels, j, t0)
-    _put(found, RR, channels, j, t1)
-    _put(found, TWIN, channels, j, t2)
-    _put(found, MISS, channels, j, t3)
-    _put(found, CLIP, channels, j, t4)
-    _put(found, ROUND, channels, j, t5)
-    _put(found, PROPAGATED, channels, j, t6)
-    _put(found, TEMPORAL, channels, j, t7)
-    _put(found, G1, channels, j, g1)
-    _put(found, G2, channels, j, g2)
-    _put(found, G3, channels, j, g3)
-    _put(found, G4, channels, j, g4)
-    _put(found, SATURATED, channels, j, n0)
-    _put(found, SILENT, channels, j, n1)
-    _put(found, SOURCE_SILENT, channels, j, n2)
-    _put(found, OUTSIDE, channels, j, n3)
+    _put_four(found, SIZE, POWER, SOURCE, E1, channels, j, c0, c1, c2, c3)
+    _put_four(found, E2, E3, E4, IN_RANGE, channels, j, c4, c5, c6, c7)
+    _put_four(found, GRANULAR, Z1, Z2, D1, channels, j, c8, z1, z2, d1)
+    _put_four(found, D2, ZD, O1, AO, channels, j, d2, zd, o1, ao)
+    _put_four(found, AR, RR, TWIN, MISS, channels, j, t0, t1, t2, t3)
+    _put_four(found, CLIP, ROUND, PROPAGATED, TEMPORAL, channels, j, t4, t5, t6, t7)
+    _put_four(found, G1, G2, G3, G4, channels, j, g1, g2, g3, g4)
+    _put_four(found, SATURATED, SILENT, SOURCE_SILENT, OUTSIDE, channels, j, n0, n1, n2, n3)
 
 
 @triton.jit

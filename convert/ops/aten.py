@@ -39,7 +39,9 @@ def _convolution(call: Call) -> Ref:
     if transposed:
         args: tuple[Any, ...] = (x, weight, bias, stride, padding, output_padding, groups, dilation)
         return _conv_transpose(Call(call.builder, None, args, {}, call.result))
-    return functions.conv(Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result))
+    return functions.conv(
+        Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result)
+    )
 
 
 def _addmm(call: Call) -> Ref:
@@ -97,8 +99,8 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), functions.avg_pool),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), functions.max_pool),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _first(functions.max_pool)),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), functions.adaptive_pool("avg")),
-    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), functions.adaptive_pool("avg")),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d",
+                     "_adaptive_avg_pool3d"), functions.adaptive_pool("avg")),
     **dict.fromkeys(("adaptive_max_pool2d", "adaptive_max_pool3d"), _first(functions.adaptive_pool("max"))),
     **dict.fromkeys(("hardtanh", "hardtanh_"), functions.hardtanh),
     **dict.fromkeys(("clamp", "clamp_"), functions.clamp),

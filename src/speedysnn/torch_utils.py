@@ -1,18 +1,20 @@
-"""A network's training and evaluation modes, given back as they were.
+"""What the rooms share of torch: a network's modes, given back as they were; freed memory; outputs compared.
 
-Freed memory handed back to the system where a limit binds, by whatever the program at hand has installed for it.
+`evaluating` gives modes back. `compare_outputs` says how near a network's outputs are to its source's, and `worse`
+whether a change made them worse.
 
-How a process keeps freed memory is its program's to decide: the command line installs `malloc_trim`, a library installs
+Freed memory is handed back to the system where a limit binds, by whatever the program at hand has installed for it. How
+a process keeps freed memory is its program's to decide: the command line installs `malloc_trim`, a library installs
 nothing. A benchmark calls it in its own process, before it measures a peak.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -63,3 +65,60 @@ def glibc() -> Any:
     except (OSError, AttributeError):
         return None
     return library
+
+
+def compare_outputs(
+    ours: Sequence[Sequence[Tensor]], source: Sequence[Sequence[Tensor]]
+) -> dict[str, float | None]:
+    """Compare a network's outputs with its source's, over all passes.
+
+    With p = softmax(source) and q = softmax(ours), by image: KL = sum p (ln p - ln q), in nats. The error is
+    sum (ours - source)^2 / sum source^2. Sums are float64.
+
+    Args:
+        ours: for each pass the network's outputs, (B, ...) each.
+        source: the source's, alike.
+
+    Returns:
+        "agreement", the fraction of images with the same class, and "kl", its mean; None for both where the output is
+        not one tensor (B, classes). "error", the relative squared error.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.torch_utils import compare_outputs
+        >>> compare_outputs([[torch.tensor([[2.0, 0.0]])]], [[torch.tensor([[2.0, 0.0]])]])
+        {'agreement': 1.0, 'kl': 0.0, 'error': 0.0}
+    """
+    passes = [[(a.double(), b.double()) for a, b in zip(us, them, strict=True)]
+              for us, them in zip(ours, source, strict=True)]  # fmt: skip
+    pairs = [pair for found in passes for pair in found]
+    power = sum(float(b.square().sum()) for _, b in pairs)
+    out: dict[str, float | None] = {"agreement": None, "kl": None}
+    out["error"] = sum(float((a - b).square().sum()) for a, b in pairs) / max(power, 1e-30)
+    if len(pairs) == len(passes) and all(b.ndim == 2 and b.shape[1] > 1 for _, b in pairs):
+        images = sum(len(b) for _, b in pairs)
+        out["agreement"] = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs) / images
+        out["kl"] = sum(_divergence(a, b) for a, b in pairs) / images
+    return out
+
+
+def _divergence(ours: Tensor, source: Tensor) -> float:
+    """Sum over the images of the divergence of their answers, KL(source || ours)."""
+    p, q = source.log_softmax(1), ours.log_softmax(1)
+    return float((p.exp() * (p - q)).sum())
+
+
+def worse(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> bool:
+    """Tell whether a change made outputs worse.
+
+    Args:
+        before: as `compare_outputs` gives it.
+        after: likewise, of the same images.
+
+    Returns:
+        Whether fewer images are answered as the source does; where there are no classes, whether the error rose or is
+        no number.
+    """
+    key, sign = ("error", 1) if before["agreement"] is None else ("agreement", -1)
+    old, new = before[key], after[key]
+    return old is None or new is None or not sign * new <= sign * old

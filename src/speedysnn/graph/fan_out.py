@@ -7,7 +7,7 @@ layer is linear with whole coefficients. Its gradient is the number of connectio
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -76,6 +76,19 @@ class Flow:
             if kinds[node.name] == "events" and (node.op == "neuron" or "max_pool" in node.op):
                 sources.add(node.name)
         return Flow(kinds, frozenset(sources), frozenset(sources & sized))
+
+    def past_pools(self, graph: Graph) -> "Flow":
+        """The same flow, in which max-pooling passes events on and is no source of its own.
+
+        Args:
+            graph: the network.
+
+        Returns:
+            A flow whose sources are neurons and event inputs. `FanOut` then lets one position of a window stand for all
+            of it, so that as many connections leave a pooled layer as leave the pooling.
+        """
+        pools = {node.name for node in graph.nodes if "max_pool" in node.op}
+        return replace(self, sources=self.sources - pools, graded=self.graded - pools)
 
 
 def _sums(node: Node) -> bool:
