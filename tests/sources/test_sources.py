@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
+from speedysnn import sources
 from speedysnn.errors import InputError, SourceError
-from speedysnn.sources import Source, load_model, registry
+from speedysnn.sources import Source, load_model
 from tests.material import source_files
 from tests.material.source_files import some_weights
 
@@ -96,7 +97,7 @@ def test_torchvision_that_does_not_import(monkeypatch, failure, message):
     def importing():
         raise failure
 
-    monkeypatch.setattr(registry, "_import", importing)
+    monkeypatch.setattr(sources, "_import", importing)
     loaded = {name for name in sys.modules if name.startswith("torchvision")}
     with pytest.raises(SourceError, match=f"{message}.*pip install --upgrade torch torchvision"):
         load_model("torchvision:resnet18")
