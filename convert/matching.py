@@ -65,7 +65,7 @@ class Sums:
 
 
 @dataclass
-class _Part:
+class Part:
     """Some images on their way through the graph: the values that later nodes read, in the source and in ours."""
 
     checks: bool
@@ -81,14 +81,21 @@ class Walk:
         inputs: one tensor an input, (B, ...) or events (T, B, ...).
         reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
             the same counts, else "spiking".
+        source: the network whose analog reading is matched; None for `snn` itself.
 
     Attributes:
         blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
         images: used in all; one half of them chooses (`chosen`) and the other checks (`checked`), see `halves`.
     """
 
-    def __init__(self, snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None = None) -> None:
-        self.snn, self.run = snn, Execution.of(snn)
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        inputs: Sequence[Tensor],
+        reading: Reading | None = None,
+        source: SpikingNetwork | None = None,
+    ) -> None:
+        self.snn, self.run, self.source_run = snn, Execution.of(snn), Execution.of(source or snn)
         self.reading: Reading = reading or ("quantized" if snn.synchronous else "spiking")
         device = next(snn.parameters()).device
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
@@ -101,17 +108,17 @@ class Walk:
         both = halves(there, self.images)
         self.chosen, self.checked = map(len, both)
         size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
-        self.parts: list[_Part] = []
+        self.parts: list[Part] = []
         for checks, half in zip((False, True), both, strict=True):
             for piece in torch.split(half, size):
                 some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
                 self.parts.append(self._part([x.to(device) for x in some], checks))
 
-    def _part(self, inputs: Sequence[Tensor], checks: bool) -> _Part:
+    def _part(self, inputs: Sequence[Tensor], checks: bool) -> Part:
         names = [node.name for node in self.snn.graph.inputs]
         values = {name: accept(self.snn, x, i) for i, (name, x) in enumerate(zip(names, inputs, strict=True))}
         means = {name: Value(self.run.mean(value)) for name, value in values.items()}
-        return _Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
+        return Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
 
     def correct(self, block: Block, name: str, change: str) -> dict[str, float]:
         """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
@@ -135,14 +142,12 @@ class Walk:
 
     def _measure(self, node: Node, *, outputs: bool) -> tuple[Sums, Sums]:
         """Sums of a layer's drives, or of its outputs, over the images that choose and over those that check."""
-        neuron, position = self.snn.neurons[node.name], self.snn.graph.nodes.index(node)
-        if self._fits[position - 1]:
-            self._go(position)
+        neuron, position = self.snn.neurons[node.name], self.come_near(node)
         both = Sums(), Sums()
         for part in self.parts:
             source, ours = (
-                self.run.part(values, reading, self._here, position)[node.inputs[0]]
-                for values, reading in self._both(part)
+                run.part(values, reading, self._here, position)[node.inputs[0]]
+                for run, values, reading in self._both(part)
             )
             sums = both[part.checks]
             if outputs:
@@ -154,9 +159,22 @@ class Walk:
                 sums.add(neuron.channel_dim, source=wide(source.tensor), ours=drive)
         return both
 
-    def _both(self, part: _Part) -> tuple[tuple[dict[str, Value], Reading], tuple[dict[str, Value], Reading]]:
-        """The source's values and ours, each with its reading."""
-        return (part.source, "analog"), (part.ours, self.reading)
+    def come_near(self, node: Node) -> int:
+        """Take all images to a node, where the values that cross there fit, and give its position."""
+        position = self.snn.graph.nodes.index(node)
+        if position and self._fits[position - 1]:
+            self._go(position)
+        return position
+
+    def around(self, part: Part, node: Node, position: int) -> tuple[Tensor, Tensor]:
+        """What a layer reads in our network, its mean over time, and what it gives in the source."""
+        ours = self.run.part(part.ours, self.reading, self._here, position)[node.inputs[0]]
+        theirs = self.source_run.part(part.source, "analog", self._here, position + 1)[node.name]
+        return self.run.mean(ours), theirs.tensor
+
+    def _both(self, part: Part) -> tuple[tuple[Execution, dict[str, Value], Reading], ...]:
+        """The source's values and ours, each with its run and reading."""
+        return (self.source_run, part.source, "analog"), (self.run, part.ours, self.reading)
 
     def _emit(self, node: Node, drive: Value) -> Tensor:
         """A layer's mean output, (B, ...)."""
@@ -172,8 +190,8 @@ class Walk:
     def _go(self, position: int) -> None:
         """Take all images to a node of this position: what stands before it is computed once, where that fits."""
         for part in self.parts:
-            for values, reading in self._both(part):
-                found = self.run.part(values, reading, self._here, position)
+            for run, values, reading in self._both(part):
+                found = run.part(values, reading, self._here, position)
                 values.clear()
                 values.update(found)
         self._here = position
@@ -189,7 +207,7 @@ class Walk:
         pairs = [(self._outputs(part.ours), self._outputs(part.source)) for part in self._checks()]
         return [ours for ours, _ in pairs], [source for _, source in pairs]
 
-    def _checks(self) -> list[_Part]:
+    def _checks(self) -> list[Part]:
         return [part for part in self.parts if part.checks]
 
     def _outputs(self, values: dict[str, Value]) -> list[Tensor]:

@@ -1,9 +1,10 @@
 """Reconstruction: block by block from a few hundred unlabelled images, then the whole network towards its outputs.
 
-A block learns to give what the source's block gives, from inputs that are ours with some values replaced by the
-source's own, and each channel of its output weighs by the squared gradient of the source's answer there. It takes the
-memory of one block and of the values that cross its borders. A block, and in the end the whole, keeps its change only
-where images that took no part in the training say that it is better.
+First the weights of every layer are fitted in closed form (see `regression`). Then a block learns to give what the
+source's block gives, from inputs that are ours with some values replaced by the source's own, and each channel of its
+output weighs by the squared gradient of the source's answer there. It takes the memory of one block and of the values
+that cross its borders. A block, and in the end the whole, keeps its change only where images that took no part in the
+training say that it is better.
 """
 
 import copy
@@ -21,7 +22,7 @@ from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import gather, hold_out
 from speedysnn.finetune.blocks.config import ReconstructConfig
-from speedysnn.finetune.blocks.training import BlockTrainer
+from speedysnn.finetune.blocks.training import BlockTrainer, put_back, settings_of
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
@@ -34,9 +35,9 @@ class Reconstructed:
     Attributes:
         blocks: one row a block: its name and number of neuron layers, its relative squared error on the held-out images
             before and after, whether the change was kept, and seconds.
-        output: held-out figures "before", "blocks" (after them) and "after": "loss" (divergence from the source's
-            answer, or relative squared error where there are no classes) and, for classes, "agreement"; in the
-            quantized reading and, as "spiking", in the network's own.
+        output: held-out figures "before", "closed_form" and "blocks" (after these), and "after": "loss" (divergence
+            from the source's answer, or relative squared error where there are no classes) and, for classes,
+            "agreement"; in the quantized reading and, as "spiking", in the network's own.
         taken_back: whether nothing was kept, since the network had become worse.
         seconds: wall time.
     """
@@ -113,21 +114,22 @@ def reconstruct(
     train, held = hold_out(images, config.holdout, config.seed)
     parts = [gather(data, range(len(data))).inputs for data in (train, held)]  # type: ignore[arg-type]
     work = BlockTrainer(snn, copy.deepcopy(teacher or snn).requires_grad_(False), parts, config)
-    before, original = work.scores(), _settings(snn)
-    work.correct_quantized()
+    before, original = work.scores(), settings_of(snn)
+    work.correct_quantized(progress)
+    closed = work.scores()
     state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState()
     with nullcontext() if place is None else checkpoint.reserved_folders(place, None):
         _blocks(work, state, None if place is None else (lambda: checkpoint.write(place, snn, state, origin)), progress)
     middle = work.scores()
     work.train_whole(progress)
-    work.correct_spiking()
+    work.correct_spiking(progress)
     after, own = work.scores(), work.own_reading
     worse = _worse(before[own], after[own])
     if worse:
-        _put_back(snn, original)
+        put_back(snn, original)
         after = before
     snn.reset()
-    output = {"before": before, "blocks": middle, "after": after}
+    output = {"before": before, "closed_form": closed, "blocks": middle, "after": after}
     entry = {"config": config.to_json(), "timesteps": snn.timesteps, "output": output, "taken_back": worse}
     snn.provenance = {**snn.provenance, "reconstructed": [*snn.provenance.get("reconstructed", []), entry]}
     return Reconstructed(pd.DataFrame(state.history), output, worse, time.monotonic() - begin)
@@ -144,21 +146,6 @@ def _blocks(work: BlockTrainer, state: RunState, save: Callable[[], None] | None
         state.stage = index + 1
         if save is not None:
             save()
-
-
-def _settings(snn: SpikingNetwork) -> dict[str, Any]:
-    """Everything of the network that a reconstruction may change."""
-    neurons = {name: (copy.deepcopy(neuron.log_amplitude), neuron.offset) for name, neuron in snn.neurons.items()}
-    return {"tensors": checkpoint.snapshot(snn), "neurons": neurons, "correction": snn.provenance.get("correction")}
-
-
-def _put_back(snn: SpikingNetwork, settings: Mapping[str, Any]) -> None:
-    for name, neuron in snn.neurons.items():
-        neuron.log_amplitude, neuron.offset = settings["neurons"][name]
-    snn.load_state_dict(settings["tensors"])
-    snn.provenance.pop("correction", None)  # one of the network that is given up
-    if settings["correction"] is not None:
-        snn.provenance["correction"] = settings["correction"]
 
 
 def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:

@@ -1,5 +1,6 @@
 """Train the blocks of a network one after the other, with the images held where two blocks meet."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from speedysnn.convert.correct import correct_on, value_sizes
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept
+from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.blocks.regression import regress
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.graph.blocks import Block, blocks
 from speedysnn.network import SpikingNetwork
@@ -80,16 +83,31 @@ class BlockTrainer:
             out[name] = by_channel / by_channel.mean().clamp_min(1e-30) + 0.1
         return out
 
-    def correct_quantized(self) -> None:
-        """Correct the network in closed form for its quantized reading, unless it was corrected before."""
+    def correct_quantized(self, progress: bool) -> None:
+        """Correct the network in closed form for its quantized reading; an earlier correction is built upon."""
         if self.config.correct != "none" and "correction" not in self.snn.provenance:
             correct_on(self.snn, self.originals, self.config.correct, reading="quantized")
         self.snn.provenance.pop("correction", None)  # what is trained on top of it cannot be taken back without it
+        self._regress("quantized", progress)
 
-    def correct_spiking(self) -> None:
+    def correct_spiking(self, progress: bool) -> None:
         """Correct it for the spiking reading, where that is its own and differs from the quantized one."""
-        if self.config.correct != "none" and self.own_reading == "spiking":
-            correct_on(self.snn, self.originals, "moments")
+        if self.own_reading == "quantized":
+            return
+        if self.config.correct != "none":
+            correct_on(self.snn, self.originals, "moments", progress=progress)
+        self._regress("spiking", progress)
+
+    def _regress(self, reading: Reading, progress: bool) -> None:
+        """Fit the weights in closed form, and take that back where the held-out images lose by it."""
+        if not self.config.regress:
+            return
+        state, before = settings_of(self.snn), self.scores()[reading]["loss"]
+        regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
+        if self.scores()[reading]["loss"] <= before:
+            self.snn.provenance.pop("correction", None)
+        else:
+            put_back(self.snn, state)
 
     def train_block(self, block: Block, index: int) -> dict[str, Any]:
         """Train one block, keep the change if held-out images say so, and take all images through it."""
@@ -237,6 +255,22 @@ class BlockTrainer:
         with torch.no_grad():
             return {reading: compared(self._outputs(self.snn, reading, self.held), self.goals[1])
                     for reading in dict.fromkeys(("quantized", self.own_reading))}  # fmt: skip
+
+
+def settings_of(snn: SpikingNetwork) -> dict[str, Any]:
+    """Everything of a network that a reconstruction may change."""
+    neurons = {name: (copy.deepcopy(neuron.log_amplitude), neuron.offset) for name, neuron in snn.neurons.items()}
+    return {"tensors": checkpoint.snapshot(snn), "neurons": neurons, "correction": snn.provenance.get("correction")}
+
+
+def put_back(snn: SpikingNetwork, settings: Mapping[str, Any]) -> None:
+    """Give a network the settings that it had."""
+    for name, neuron in snn.neurons.items():
+        neuron.log_amplitude, neuron.offset = settings["neurons"][name]
+    snn.load_state_dict(settings["tensors"])
+    snn.provenance.pop("correction", None)  # one of the network that is given up
+    if settings["correction"] is not None:
+        snn.provenance["correction"] = settings["correction"]
 
 
 def compared(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> dict[str, float]:
