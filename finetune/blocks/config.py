@@ -23,8 +23,9 @@ class ReconstructConfig:
         learning_rates: peak rate of each group (Adam), relative to a parameter's own scale.
         source_share: share of a block's input values that are taken from the source, drawn anew each step.
         correct: the closed form before it, see `convert.apply_correction`.
-        regress: whether the weights of every layer are fitted in closed form before the blocks, and once more for the
-            spiking reading after them; with `epochs` and `output_epochs` 0 nothing else is done.
+        regress: whether the weights and biases of every layer, where both train, are fitted in closed form before the
+            blocks, and once more for the spiking reading after them; with `epochs` and `output_epochs` 0 nothing else
+            is done.
         neurons: most neuron layers of a block; a residual sum may span more.
         batch_size: images a step.
         augment: name of an augmentation, see `finetune.augment`, that makes further images of the given ones.

@@ -11,9 +11,9 @@ them makes better there is left alone. Least squares shrinks the drive; matching
 gives back its spread.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,8 @@ from speedysnn.settings import repeatable
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 MOST_UNKNOWNS = 4608  # values of one output of a layer, above which its covariance costs more than it gives
-_Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @repeatable
@@ -43,7 +44,7 @@ def regress(
 ) -> dict[str, float]:
     """Fit weights and biases to the source in graph order, layer by layer, and match the moments of each neuron layer.
 
-    Linear layers and convolutions with zeros for padding and weights of their own are fitted; others stay.
+    Linear layers and convolutions with zeros for padding are fitted; others stay.
 
     Args:
         snn: the network; its weights, biases, thresholds, amplitudes and offsets change.
@@ -58,7 +59,6 @@ def regress(
     Reference: he2017channel
     """
     walk = Walk(snn, inputs, reading, source)
-    shared = Counter(id(snn.layer(node.name)) for node in snn.graph.nodes)
     taken: dict[str, float] = {}
     with torch.no_grad():
         for block in track(walk.blocks, "regress weights", enabled=progress, total=len(walk.blocks)):
@@ -66,7 +66,7 @@ def regress(
                 layer = snn.layer(node.name)
                 if node.op == "neuron":
                     walk.correct(block, node.name, "moments")
-                elif layer is not None and shared[id(layer)] == 1 and _can_be_fitted(layer):
+                elif layer is not None and _can_be_fitted(layer):
                     taken[node.name] = _fit(walk, node, layer)
             walk.advance(block)
     snn.reset()
@@ -115,19 +115,20 @@ class _Moments:
         return quadratic + 2 * bias * linear + self.count * bias.square()
 
 
-def _can_be_fitted(layer: nn.Module) -> bool:
-    if not (isinstance(layer, (nn.Linear, *_Convs)) and is_plain(layer)):
+def _can_be_fitted(layer: nn.Module) -> TypeGuard[_Layer]:
+    if not (isinstance(layer, _Layer) and is_plain(layer)):
         return False
-    if isinstance(layer, _Convs) and layer.padding_mode != "zeros":
+    if isinstance(layer, _Conv) and layer.padding_mode != "zeros":
         return False
     return layer.bias is not None and layer.weight[0].numel() <= MOST_UNKNOWNS
 
 
-def _fit(walk: Walk, node: Node, layer: nn.Module) -> float:
+def _fit(walk: Walk, node: Node, layer: _Layer) -> float:
     """Fit one layer, and give the ridge that was taken."""
-    position, groups = walk.come_near(node), getattr(layer, "groups", 1)
-    weight = layer.weight.detach().double().flatten(1).unflatten(0, (groups, -1))  # (g, m, n)
-    bias = layer.bias.detach().double().view(groups, -1)
+    position, groups = walk.come_near(node), 1 if isinstance(layer, nn.Linear) else layer.groups
+    weight = layer.weight.detach().double().flatten(1)
+    weight = weight.view(groups, -1, weight.shape[1])  # (g, m, n)
+    bias = cast(Tensor, layer.bias).detach().double().view(groups, -1)
     room = 4096 + 8 * weight.shape[2]
     chosen, checked = (
         _Moments.of(_rows(walk, [part for part in walk.parts if part.checks == checks], node, position, layer, room))
@@ -139,12 +140,12 @@ def _fit(walk: Walk, node: Node, layer: nn.Module) -> float:
         return 0.0
     new, shift = (chosen + checked).solve(weight, best)
     layer.weight.data.copy_(new.reshape(layer.weight.shape))
-    layer.bias.data.copy_(shift.flatten())
+    cast(Tensor, layer.bias).data.copy_(shift.flatten())
     return best
 
 
 def _rows(
-    walk: Walk, parts: Sequence[Part], node: Node, position: int, layer: nn.Module, room: int
+    walk: Walk, parts: Sequence[Part], node: Node, position: int, layer: _Layer, room: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the layer reads at some places of every image, and what it should give there, by group of channels."""
     images = sum(next(iter(part.source.values())).tensor.shape[0] for part in parts)
@@ -154,7 +155,7 @@ def _rows(
         yield _patches(layer, ours, theirs, each, generator)
 
 
-def _patches(layer: nn.Module, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _patches(layer: _Layer, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs (g, rows, n) and goals (g, rows, m) of a layer at up to `each` places an image."""
     if isinstance(layer, nn.Linear):
         x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
@@ -164,12 +165,12 @@ def _patches(layer: nn.Module, x: Tensor, z: Tensor, each: int, generator: torch
     x = F.pad(x, [side for pads in reversed(_padding(layer)) for side in pads])
     for dim, (size, stride, step) in enumerate(zip(sizes, layer.stride, layer.dilation, strict=True), 2):
         x = x.unfold(dim, step * (size - 1) + 1, stride)[..., ::step]
-    dims, channels = len(sizes), x.shape[1] // layer.groups
+    channels = x.shape[1] // layer.groups
     places = _drawn(z[0, 0].numel(), each, generator).to(x.device)
     index = torch.unravel_index(places, z.shape[2:])
-    x, z = x[(slice(None), slice(None), *index)], z.flatten(2)[:, :, places]  # (B, C, p, *k), (B, O, p)
-    x = x.unflatten(1, (layer.groups, channels)).permute(1, 0, 3, 2, *range(4, 4 + dims)).flatten(3)
-    z = z.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
+    x, z = x.movedim((0, 1), (-2, -1))[index].flatten(1, -3), z.flatten(2)[:, :, places]  # (p, k, B, C), (B, O, p)
+    x = x.view(len(places), -1, len(z), layer.groups, channels).permute(3, 2, 0, 4, 1).flatten(3)
+    z = z.view(len(z), layer.groups, -1, len(places)).permute(1, 0, 3, 2)
     return x.flatten(1, 2), z.flatten(1, 2)
 
 
@@ -177,11 +178,11 @@ def _drawn(there: int, each: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(there, generator=generator)[:each]
 
 
-def _padding(layer: nn.Module) -> list[tuple[int, int]]:
+def _padding(layer: _Conv) -> list[tuple[int, int]]:
     """Zeros before and behind each dimension."""
     if layer.padding == "valid":
         return [(0, 0)] * len(layer.kernel_size)
     if layer.padding == "same":
         needed = [step * (size - 1) for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in needed]
-    return [(side, side) for side in layer.padding]
+    return [(int(side), int(side)) for side in layer.padding]

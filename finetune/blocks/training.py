@@ -100,7 +100,7 @@ class BlockTrainer:
 
     def _regress(self, reading: Reading, progress: bool) -> None:
         """Fit the weights in closed form, and take that back where the held-out images lose by it."""
-        if not self.config.regress:
+        if not self.config.regress or not {"weights", "biases"} <= set(self.config.train):
             return
         state, before = settings_of(self.snn), self.scores()[reading]["loss"]
         regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
