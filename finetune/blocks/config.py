@@ -24,8 +24,8 @@ class ReconstructConfig:
         source_share: share of a block's input values that are taken from the source, drawn anew each step.
         correct: the closed form before it, see `convert.apply_correction`.
         regress: whether the weights and biases of every layer, where both train, are fitted in closed form before the
-            blocks, and once more for the spiking reading after them; with `epochs` and `output_epochs` 0 nothing else
-            is done.
+            blocks, and once more for the spiking reading after them. With `epochs` and `output_epochs` 0 this closed
+            form is all that is done, for the network's own reading alone.
         neurons: most neuron layers of a block; a residual sum may span more.
         batch_size: images a step.
         augment: name of an augmentation, see `finetune.augment`, that makes further images of the given ones.
@@ -70,6 +70,11 @@ class ReconstructConfig:
             raise InputError(f"source_share: expected a fraction from 0 to 1, got {self.source_share}")
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {self.holdout}")
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained with gradients."""
+        return bool(self.epochs or self.output_epochs)
 
     def rate(self, group: str) -> float:
         """Look up the peak learning rate of a parameter group, relative to each parameter's scale.

