@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from speedysnn.convert.matching import MAX_IMAGES, Walk
+from speedysnn.convert.matching import MAX_IMAGES, ImageWalk
 from speedysnn.convert.matching import value_sizes as value_sizes
 from speedysnn.data.batches import Batch, drawn, iter_batches
 from speedysnn.display import track
@@ -54,7 +54,7 @@ def apply_correction(snn: SpikingNetwork, calibration: object, kind: str, *, pro
         snn: the network, changed in place.
         calibration: a loader, a dataset, a tensor (N, ...) or an iterable of batches; labels are ignored. 256 images
             are drawn from all of it, the same in every call, and fewer are used where the values that cross between
-            blocks would exceed 1 GiB. Events of T steps stay events, others are corrected as their mean.
+            blocks would exceed 2 GiB. Events of T steps stay events, others are corrected as their mean.
         kind: "moments", "bias", "potential", several of them in this order joined by "+", or "none".
         progress: show progress.
 
@@ -226,10 +226,10 @@ def _as_they_run(snn: SpikingNetwork, x: Tensor, rank: int) -> Tensor:
     return x.float().mean(0) if x.ndim == rank + 1 and x.shape[0] != snn.timesteps else x
 
 
-def _walk(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None) -> Walk:
+def _walk(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None) -> ImageWalk:
     """The walk, or an error that says that the images do not fit the network."""
     try:
-        return Walk(snn, inputs, reading)
+        return ImageWalk(snn, inputs, reading)
     except (SpeedySNNError, RuntimeError, ValueError, IndexError) as err:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise DataError(f"calibration data: the network does not run on images {shapes}: {err}") from None

@@ -1,6 +1,6 @@
 """The walk of a correction: images on their way through the graph, what a layer gets wrong of them, and its changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,8 @@ from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
 MAX_IMAGES = 256
-MAX_BYTES = 2**30  # of the values that are kept where blocks meet
+ENOUGH_IMAGES = 128  # where more would need longer blocks, whose layers are computed again and again
+MAX_BYTES = 2**31  # of the values that are kept where blocks meet
 CHUNK_VALUES = 2**25  # T times images times the largest value, of what runs at once
 GAIN_BOUNDS = (0.3, 3.0)
 MATCHED = 1e-8  # a channel whose moments are nearer than this share of its drive's power is left alone
@@ -74,51 +75,28 @@ class Part:
 
 
 class Walk:
-    """The images between two blocks of a network, and the corrections of the layers in the next one.
+    """Images on their way through a graph, in the source and in ours, and what is put right in the layers they reach.
 
     Args:
         snn: the network.
-        inputs: one tensor an input, (B, ...) or events (T, B, ...).
-        reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
-            the same counts, else "spiking".
-        source: the network whose analog reading is matched; None for `snn` itself.
-
-    Attributes:
-        blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
-        images: used in all; one half of them chooses (`chosen`) and the other checks (`checked`), see `halves`.
+        source: the network whose analog reading is matched.
+        reading: the one that is put right.
+        parts: the images, with the values that enter at `here`.
+        here: position of the next node.
+        fits: for every position whether the values that cross behind it may be kept.
     """
 
     def __init__(
         self,
         snn: SpikingNetwork,
-        inputs: Sequence[Tensor],
-        reading: Reading | None = None,
-        source: SpikingNetwork | None = None,
+        source: SpikingNetwork,
+        reading: Reading,
+        parts: list[Part],
+        here: int,
+        fits: Sequence[bool],
     ) -> None:
-        self.snn, self.run, self.source_run = snn, Execution.of(snn), Execution.of(source or snn)
-        self.reading: Reading = reading or ("quantized" if snn.synchronous else "spiking")
-        device = next(snn.parameters()).device
-        dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
-        there = inputs[0].shape[dims[0]]
-        sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
-        steps = snn.timesteps if self.reading == "spiking" else 1
-        self.blocks, self.images = _cut(snn, sizes, steps, there)
-        self._here, live, room = 0, live_values(snn.graph), MAX_BYTES // (4 * (steps + 1) * self.images)
-        self._fits = [sum(sizes[name] for name in names) <= room for names in live]
-        both = halves(there, self.images)
-        self.chosen, self.checked = map(len, both)
-        size = max(1, CHUNK_VALUES // (steps * max(sizes.values())))
-        self.parts: list[Part] = []
-        for checks, half in zip((False, True), both, strict=True):
-            for piece in torch.split(half, size):
-                some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
-                self.parts.append(self._part([x.to(device) for x in some], checks))
-
-    def _part(self, inputs: Sequence[Tensor], checks: bool) -> Part:
-        names = [node.name for node in self.snn.graph.inputs]
-        values = {name: accept(self.snn, x, i) for i, (name, x) in enumerate(zip(names, inputs, strict=True))}
-        means = {name: Value(self.run.mean(value)) for name, value in values.items()}
-        return Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
+        self.snn, self.run, self.source_run = snn, Execution.of(snn), Execution.of(source)
+        self.reading, self.parts, self._here, self._fits = reading, parts, here, fits
 
     def correct(self, block: Block, name: str, change: str) -> dict[str, float]:
         """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
@@ -195,6 +173,52 @@ class Walk:
                 values.clear()
                 values.update(found)
         self._here = position
+
+
+class ImageWalk(Walk):
+    """A walk of whole images from the inputs to the outputs, block by block.
+
+    Args:
+        snn: the network.
+        inputs: one tensor an input, (B, ...) or events (T, B, ...).
+        reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
+            the same counts, else "spiking".
+        source: the network whose analog reading is matched; None for `snn` itself.
+
+    Attributes:
+        blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
+        images: used in all; one half of them chooses (`chosen`) and the other checks (`checked`), see `halves`.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        inputs: Sequence[Tensor],
+        reading: Reading | None = None,
+        source: SpikingNetwork | None = None,
+    ) -> None:
+        reading = reading or ("quantized" if snn.synchronous else "spiking")
+        super().__init__(snn, source or snn, reading, [], 0, [])
+        device = next(snn.parameters()).device
+        dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
+        there = inputs[0].shape[dims[0]]
+        sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
+        steps = snn.timesteps if reading == "spiking" else 1
+        self.blocks, self.images = _cut(snn, sizes, steps, there)
+        self._fits = fitting(snn, sizes, steps, self.images)
+        both = halves(there, self.images)
+        self.chosen, self.checked = map(len, both)
+        size = chunk(sizes, steps)
+        for checks, half in zip((False, True), both, strict=True):
+            for piece in torch.split(half, size):
+                some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
+                self.parts.append(self._part([x.to(device) for x in some], checks))
+
+    def _part(self, inputs: Sequence[Tensor], checks: bool) -> Part:
+        names = [node.name for node in self.snn.graph.inputs]
+        values = {name: accept(self.snn, x, i) for i, (name, x) in enumerate(zip(names, inputs, strict=True))}
+        means = {name: Value(self.run.mean(value)) for name, value in values.items()}
+        return Part(checks, means, dict(values) if self.reading == "spiking" else dict(means))
 
     def answers(self) -> list[list[Tensor]]:
         """The network's outputs for the checked images from here to the end, which leaves the images where they are."""
@@ -329,8 +353,19 @@ def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int
     return {name: value.tensor.numel() for name, value in found.items()}
 
 
+def fitting(snn: SpikingNetwork, sizes: Mapping[str, int], steps: int, images: int) -> list[bool]:
+    """For every position whether the values of so many images that cross behind it fit into `MAX_BYTES`."""
+    room = MAX_BYTES // (4 * (steps + 1) * images)
+    return [sum(sizes[name] for name in names) <= room for names in live_values(snn.graph)]
+
+
+def chunk(sizes: Mapping[str, int], steps: int) -> int:
+    """How many images run at once."""
+    return max(1, CHUNK_VALUES // (steps * max(sizes.values())))
+
+
 def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, there: int) -> tuple[list[Block], int]:
-    """Blocks of as few layers as fit, which cost least, and how many images their borders hold."""
+    """Blocks of as few layers as hold enough images at their borders, which cost least, and how many they hold."""
     wanted, best = min(there, MAX_IMAGES), (list[Block](), 0)
     for layers in (0, 1, 2, 3, 4, 6):
         found = blocks(snn.graph, sizes, layers) if layers else every_layer(snn.graph)
@@ -338,4 +373,6 @@ def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, there: int) -> 
         images = min(wanted, max(2, MAX_BYTES // (4 * (steps + 1) * max(crossing, 1))))
         if images > best[1]:
             best = found, images
+        if images >= min(wanted, ENOUGH_IMAGES):
+            break
     return best

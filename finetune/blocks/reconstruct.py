@@ -3,8 +3,9 @@
 First the weights of every layer are fitted in closed form (see `regression`). Then a block learns to give what the
 source's block gives, from inputs that are ours with some values replaced by the source's own, and each channel of its
 output weighs by the squared gradient of the source's answer there. It takes the memory of one block and of the values
-that cross its borders. A block, and in the end the whole, keeps its change only where images that took no part in the
-training say that it is better.
+that cross its borders. A block, all of them, and in the end the whole keep their changes only where images that took no
+part in the training say that they are better. Before a block trains its layers are fitted once more, to what the blocks before it
+give after their training.
 """
 
 import copy
@@ -121,10 +122,13 @@ def reconstruct(
     if config.trains or work.own_reading == "quantized":
         work.correct_quantized(progress)
         closed = work.scores()
+    fitted = settings_of(snn)
     state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState()
     with nullcontext() if place is None else checkpoint.reserved_folders(place, None):
         _blocks(work, state, None if place is None else (lambda: checkpoint.write(place, snn, state, origin)), progress)
     middle = work.scores() if config.epochs else closed
+    if middle["quantized"]["loss"] > closed["quantized"]["loss"]:
+        put_back(snn, fitted)
     work.train_whole(progress)
     work.correct_spiking(progress)
     after, own = work.scores(), work.own_reading

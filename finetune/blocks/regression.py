@@ -11,7 +11,7 @@ them makes better there is left alone. Least squares shrinks the drive; matching
 gives back its spread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.matching import Part, Walk
+from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, fitting, halves
 from speedysnn.display import track
+from speedysnn.execution.interpreter import Value
 from speedysnn.execution.module import is_plain
+from speedysnn.graph.blocks import Block
 from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
@@ -58,18 +60,54 @@ def regress(
 
     Reference: he2017channel
     """
-    walk = Walk(snn, inputs, reading, source)
+    walk = ImageWalk(snn, inputs, reading, source)
     taken: dict[str, float] = {}
     with torch.no_grad():
         for block in track(walk.blocks, "regress weights", enabled=progress, total=len(walk.blocks)):
-            for node in block.nodes:
-                layer = snn.layer(node.name)
-                if node.op == "neuron":
-                    walk.correct(block, node.name, "moments")
-                elif layer is not None and _can_be_fitted(layer):
-                    taken[node.name] = _fit(walk, node, layer)
+            taken |= _fit_block(walk, block)
             walk.advance(block)
     snn.reset()
+    return taken
+
+
+def regress_block(
+    snn: SpikingNetwork,
+    source: SpikingNetwork,
+    block: Block,
+    sizes: Mapping[str, int],
+    clean: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+) -> None:
+    """The same for one block in the quantized reading, from the values of images that enter it.
+
+    Args:
+        snn: the network, which changes.
+        source: the network before any tuning.
+        block: of its graph.
+        sizes: elements of every value for one image.
+        clean: what enters the block in the source, (B, ...) by name.
+        ours: what enters it in `snn`.
+    """
+    count = len(next(iter(clean.values())))
+    parts = []
+    for checks, half in zip((False, True), halves(count, count), strict=True):
+        for piece in torch.split(half, chunk(sizes, 1)):
+            some = ({name: Value(x[piece]) for name, x in values.items()} for values in (clean, ours))
+            parts.append(Part(checks, *some))
+    walk = Walk(snn, source, "quantized", parts, block.start, fitting(snn, sizes, 1, count))
+    with torch.no_grad():
+        _fit_block(walk, block)
+
+
+def _fit_block(walk: Walk, block: Block) -> dict[str, float]:
+    """Fit the layers of a block in order; the ridge of each by name."""
+    taken: dict[str, float] = {}
+    for node in block.nodes:
+        layer = walk.snn.layer(node.name)
+        if node.op == "neuron":
+            walk.correct(block, node.name, "moments")
+        elif layer is not None and _can_be_fitted(layer):
+            taken[node.name] = _fit(walk, node, layer)
     return taken
 
 

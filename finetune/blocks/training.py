@@ -17,7 +17,7 @@ from speedysnn.execution.runner import accept
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.blocks.config import ReconstructConfig
-from speedysnn.finetune.blocks.regression import regress
+from speedysnn.finetune.blocks.regression import regress, regress_block
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.graph.blocks import Block, blocks
 from speedysnn.network import SpikingNetwork
@@ -43,7 +43,8 @@ class BlockTrainer:
         self.count = self.train[0].shape[0]
         self.own_reading: Reading = "quantized" if snn.synchronous else "spiking"
         with torch.no_grad():
-            self.blocks = blocks(snn.graph, value_sizes(snn, [x[:1] for x in self.train]), config.neurons)
+            self.sizes = value_sizes(snn, [x[:1] for x in self.train])
+            self.blocks = blocks(snn.graph, self.sizes, config.neurons)
             self.goals = [self._outputs(source, "analog", part) for part in (self.train, self.held)]
         self.clean = [self._entering(part) for part in (self.train, self.held)]  # by data, then by name
         self.noisy = [dict(values) for values in self.clean]
@@ -85,35 +86,39 @@ class BlockTrainer:
 
     def correct_quantized(self, progress: bool) -> None:
         """Correct the network in closed form for its quantized reading; an earlier correction is built upon."""
-        if self.config.correct != "none" and "correction" not in self.snn.provenance:
-            correct_on(self.snn, self.originals, self.config.correct, reading="quantized")
+        corrected = "correction" in self.snn.provenance
+        self._closed_form("quantized", "none" if corrected else self.config.correct, progress)
         self.snn.provenance.pop("correction", None)  # what is trained on top of it cannot be taken back without it
-        self._regress("quantized", progress)
 
     def correct_spiking(self, progress: bool) -> None:
         """Correct it for the spiking reading, where that is its own and differs from the quantized one."""
-        if self.own_reading == "quantized":
-            return
-        if self.config.correct != "none":
-            correct_on(self.snn, self.originals, "moments", progress=progress)
-        self._regress("spiking", progress)
+        if self.own_reading == "spiking":
+            self._closed_form("spiking", "none" if self.config.correct == "none" else "moments", progress)
 
-    def _regress(self, reading: Reading, progress: bool) -> None:
-        """Fit the weights in closed form, and take that back where the held-out images lose by it."""
-        if not self.config.regress or not {"weights", "biases"} <= set(self.config.train):
-            return
-        state, before = settings_of(self.snn), self.scores()[reading]["loss"]
-        regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
-        if self.scores()[reading]["loss"] <= before:
+    def _closed_form(self, reading: Reading, kind: str, progress: bool) -> None:
+        """Fit the weights or, where the held-out images lose by it, correct without them."""
+        if self.regresses:
+            state, before = settings_of(self.snn), self.scores()[reading]["loss"]
             self.snn.provenance.pop("correction", None)
-        else:
+            regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
+            if self.scores()[reading]["loss"] < before:
+                return
             put_back(self.snn, state)
+        if kind != "none":
+            correct_on(self.snn, self.originals, kind, reading=reading, progress=progress)
+
+    @property
+    def regresses(self) -> bool:
+        """Whether weights and biases are fitted in closed form."""
+        return self.config.regress and {"weights", "biases"} <= set(self.config.train)
 
     def train_block(self, block: Block, index: int) -> dict[str, Any]:
         """Train one block, keep the change if held-out images say so, and take all images through it."""
         begin = time.monotonic()
         goals = [self._through(self.source_run, "analog", block, values) for values in self.clean]
         last = block is self.blocks[-1]
+        if self.regresses:
+            regress_block(self.snn, self.source, block, self.sizes, self.clean[0], self.noisy[0])
         before = self._error(block, goals[1], last)
         parameters = self._parameters(block)
         state = [parameter.detach().clone() for parameter, _ in parameters]
