@@ -4,8 +4,8 @@ First the weights of every layer are fitted in closed form (see `regression`). T
 source's block gives, from inputs that are ours with some values replaced by the source's own, and each channel of its
 output weighs by the squared gradient of the source's answer there. It takes the memory of one block and of the values
 that cross its borders. A block, all of them, and in the end the whole keep their changes only where images that took no
-part in the training say that they are better. Before a block trains its layers are fitted once more, to what the blocks before it
-give after their training.
+part in the training say that they are better. Before a block trains its layers are fitted once more, to what the blocks
+before it give after their training.
 """
 
 import copy
