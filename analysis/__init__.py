@@ -26,14 +26,14 @@ from speedysnn.analysis.noise.schema import SUMS as SUMS
 from speedysnn.analysis.noise.schema import Sum as Sum
 from speedysnn.analysis.output_metrics import OUTPUTS as OUTPUTS
 from speedysnn.analysis.readout import delayed_readout as delayed_readout
+from speedysnn.analysis.report import Advice as Advice
+from speedysnn.analysis.report import LayerDetail as LayerDetail
 from speedysnn.analysis.report.comparisons import knob_curves as knob_curves
-from speedysnn.analysis.report.data import Advice as Advice
-from speedysnn.analysis.report.data import LayerDetail as LayerDetail
 from speedysnn.analysis.report.figures import figure_noise_distribution as figure_noise_distribution
 from speedysnn.analysis.report.neurons import figure_activation_density as figure_activation_density
 from speedysnn.analysis.report.neurons import figure_membrane as figure_membrane
 from speedysnn.analysis.report.neurons import figure_raster as figure_raster
 from speedysnn.analysis.report.neurons import figure_staircase as figure_staircase
+from speedysnn.analysis.sensitivity import read_mixed as read_mixed
 from speedysnn.analysis.sensitivity.measure import measure_sensitivity as measure_sensitivity
-from speedysnn.analysis.sensitivity.mixed import read_mixed as read_mixed
 from speedysnn.analysis.sensitivity.result import Sensitivity as Sensitivity

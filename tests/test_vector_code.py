@@ -33,7 +33,8 @@ import torch
 from speedysnn import settings
 from speedysnn.kernels import Rule, multistep, reference
 from speedysnn.kernels import numba_backend
-from speedysnn.kernels.sparse_conv import autograd, bitpack, forward, winograd
+from speedysnn.kernels import sparse_conv
+from speedysnn.kernels.sparse_conv import autograd, bitpack, winograd
 drive = torch.randn(4 * 3, 37)
 theta, v_init = torch.rand(37) + 0.5, torch.full((37,), 0.5)
 for constant in (False, True):
@@ -49,7 +50,7 @@ for name in ("cpu", "reference"):
 for got, wanted in zip(*found):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 x, weight = torch.rand(2, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.rand(16, 16, 3, 3)
-assert not forward.supports(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
+assert not sparse_conv.supports(x, weight, {"groups": 1, "dilation": 1, "padding": 1})
 assert not autograd.supports_gradient((3, 3), (1, 1), (1, 1)) and bitpack.pack(x) is None
 assert not winograd.supports((16, 16), (3, 3), (1, 1), (1, 1), (8, 8))
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from speedysnn.analysis.cost import COUNTS, SIZES, CostReport, energies, with_memory
 from speedysnn.analysis.output_metrics import settings
 from speedysnn.analysis.reference import batch_dims, images_in, part, pass_size, passes
-from speedysnn.analysis.sensitivity.mixed import checked
+from speedysnn.analysis.sensitivity import checked
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.observers import LayerRecord

@@ -16,7 +16,7 @@ from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered,
 from speedysnn.analysis.noise.result import NoiseReport
 from speedysnn.analysis.output_metrics import OutputSums, settings
 from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
-from speedysnn.analysis.report.data import detail_of
+from speedysnn.analysis.report import detail_of
 from speedysnn.analysis.report.verdict import advise
 from speedysnn.display import counting
 from speedysnn.errors import InputError

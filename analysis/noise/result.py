@@ -13,7 +13,7 @@ from speedysnn.analysis.memory import Memory
 from speedysnn.analysis.noise import Column
 from speedysnn.analysis.noise.layer import table_columns
 from speedysnn.analysis.output_metrics import OUTPUTS
-from speedysnn.analysis.report.data import Advice, LayerDetail, SensitivityTables, rendered
+from speedysnn.analysis.report import Advice, LayerDetail, SensitivityTables, rendered
 from speedysnn.display import plain
 
 SCHEMA = "speedysnn-noise/1"

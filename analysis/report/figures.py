@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from speedysnn.analysis.cost import CostReport
 from speedysnn.analysis.noise.moments import Floats
-from speedysnn.analysis.report.data import LayerDetail, NoiseTables
+from speedysnn.analysis.report import LayerDetail, NoiseTables
 from speedysnn.analysis.report.style import (
     COLOURS,
     IDEAL,

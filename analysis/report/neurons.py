@@ -17,7 +17,7 @@ from torch import Tensor
 
 from speedysnn.analysis.knobs import theta_distance
 from speedysnn.analysis.reference import run
-from speedysnn.analysis.report.data import SensitivityTables
+from speedysnn.analysis.report import SensitivityTables
 from speedysnn.analysis.report.style import (
     COLOURS,
     IDEAL,

@@ -22,8 +22,7 @@ from speedysnn.analysis.cost import CostReport
 from speedysnn.analysis.noise.moments import Floats
 from speedysnn.analysis.noise.schema import format_of
 from speedysnn.analysis.output_metrics import OUTPUTS
-from speedysnn.analysis.report import figures, neurons
-from speedysnn.analysis.report.data import LayerDetail, NoiseTables, SensitivityTables
+from speedysnn.analysis.report import LayerDetail, NoiseTables, SensitivityTables, figures, neurons
 from speedysnn.analysis.report.style import COLOURS, STYLE, png
 from speedysnn.display import plain
 from speedysnn.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from speedysnn.analysis.noise.layer import PARTS
-from speedysnn.analysis.report.data import Advice, command_words, db, percent, rendered, steps
+from speedysnn.analysis.report import Advice, command_words, db, percent, rendered, steps
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
 CONSTANT = 0.5  # share of the squared error above which correcting a constant for each channel suffices

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from speedysnn.analysis.output_metrics import OutputSums, classes, flat
 from speedysnn.analysis.reference import run
+from speedysnn.analysis.sensitivity import Fork, MixedRun
 from speedysnn.analysis.sensitivity.changes import Change
-from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.data.batches import Batch
 from speedysnn.execution.observers import LayerRecord

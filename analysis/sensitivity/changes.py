@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.sensitivity.mixed import MixedRun, map_pieces
+from speedysnn.analysis.sensitivity import MixedRun, map_pieces
 from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollector
 from speedysnn.calibration.rules import choose
 from speedysnn.data.batches import Batch

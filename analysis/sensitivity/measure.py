@@ -14,10 +14,10 @@ import torch
 
 from speedysnn.analysis.memory import check
 from speedysnn.analysis.output_metrics import OutputSums, settings
+from speedysnn.analysis.sensitivity import map_pieces
 from speedysnn.analysis.sensitivity.branches import Key, Score, expected_by_rank, gained, measured
 from speedysnn.analysis.sensitivity.changes import CHANGES, Change, changes_of
 from speedysnn.analysis.sensitivity.memory import SensitivityMemory, images_again, kept_images
-from speedysnn.analysis.sensitivity.mixed import map_pieces
 from speedysnn.analysis.sensitivity.result import MODES, Sensitivity
 from speedysnn.errors import InputError
 from speedysnn.network import SpikingNetwork

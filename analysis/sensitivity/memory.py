@@ -15,8 +15,8 @@ import torch
 
 from speedysnn.analysis.memory import DEFAULT_MIB, MIB, SENSIBLE_IMAGES, UNDER_WAY, default_limit
 from speedysnn.analysis.reference import batch_dims, device_of, passes
+from speedysnn.analysis.sensitivity import Fork, MixedRun, checked, piece_size
 from speedysnn.analysis.sensitivity.changes import fitting
-from speedysnn.analysis.sensitivity.mixed import Fork, MixedRun, checked, piece_size
 from speedysnn.calibration.histogram import BINS
 from speedysnn.data.batches import Batch
 from speedysnn.errors import DataError, InputError

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from speedysnn.analysis.report.data import Advice, CommandNames, command_words, filled, rendered
+from speedysnn.analysis.report import Advice, CommandNames, command_words, filled, rendered
 from speedysnn.analysis.sensitivity.branches import Key
 from speedysnn.analysis.sensitivity.changes import CHANGES, Change
 from speedysnn.analysis.sensitivity.memory import SensitivityMemory

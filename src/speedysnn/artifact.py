@@ -20,8 +20,8 @@ from speedysnn.calibration import Calibration
 from speedysnn.calibration.histogram import ActivationHistogram
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.execution.interpreter import run_graph
+from speedysnn.files import ODD
 from speedysnn.files.atomic import exchange, left_beside, scratch_beside
-from speedysnn.files.safety import ODD
 from speedysnn.graph.ir import Graph, Node, map_outputs
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork

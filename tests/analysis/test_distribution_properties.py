@@ -11,7 +11,7 @@ from scipy import stats
 
 from speedysnn.analysis.noise import moments
 from speedysnn.analysis.noise.layer import LayerSums, row_of
-from speedysnn.analysis.report.data import detail_of
+from speedysnn.analysis.report import detail_of
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.neurons import IFNeuron
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from speedysnn import finetune
-from speedysnn.analysis.report.data import Advice, CommandNames, command_words, filled
+from speedysnn.analysis.report import Advice, CommandNames, command_words, filled
 from speedysnn.analysis.report.verdict import advise
 from speedysnn.analysis.sensitivity.changes import CHANGES
 from speedysnn.analysis.sensitivity.result import advise_on_layers

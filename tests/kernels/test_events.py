@@ -14,8 +14,9 @@ from torch import nn
 from speedysnn import convert, settings
 from speedysnn.execution import scheduling, sparse_conv
 from speedysnn.execution.sparse_conv import SparseConvContext
+from speedysnn.kernels import sparse_conv as by_events
 from speedysnn.kernels.jit import AVAILABLE
-from speedysnn.kernels.sparse_conv import autograd, forward
+from speedysnn.kernels.sparse_conv import autograd
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")
 
@@ -31,7 +32,7 @@ def _case(channels, outputs, kernel, stride, padding, size, share, seed, images=
 
 def _both(x, weight, bias, attrs):
     wanted = F.conv2d(x, weight, bias, attrs["stride"], attrs["padding"])
-    plan = forward.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3])
+    plan = by_events.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3])
     return wanted, plan.run(x)
 
 
@@ -59,7 +60,7 @@ def test_with_halved_weights_equals_the_convolution_of_theirs(channels, outputs,
     x, weight, bias, attrs = _case(channels, outputs, kernel, (1, 1), (1, 1), size, 0.3, seed)
     x, bias = x.to(kind), bias if biased else None
     wanted = F.conv2d(x.float(), weight.bfloat16().float(), bias, 1, 1)
-    plan = forward.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3], half=True)
+    plan = by_events.EventPlan(weight, bias, attrs["stride"], attrs["padding"], wanted.shape[3], half=True)
     got = plan.run(x)
     assert plan.half is (outputs > 8)  # few outputs share a block with those of the next pixels
     exact = wanted if plan.half else F.conv2d(x.float(), weight, bias, 1, 1)
@@ -68,11 +69,11 @@ def test_with_halved_weights_equals_the_convolution_of_theirs(channels, outputs,
 
 
 def test_halved_weights_are_torchs_bfloat16():
-    plan = forward.EventPlan(torch.randn(64, 8, 1, 1), None, (1, 1), (0, 0), 4, half=True)
+    plan = by_events.EventPlan(torch.randn(64, 8, 1, 1), None, (1, 1), (0, 0), 4, half=True)
     for value in (0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159, float("inf"), 1e-40, 3.4e38):
         bits = torch.full((32,), value)
         words = np.zeros(16, np.uint32)
-        forward.halve(bits.numpy().view(np.uint32), words)
+        by_events.halve(bits.numpy().view(np.uint32), words)
         wanted = torch.full((32,), value).bfloat16()
         assert words.view(np.uint16).tolist() == wanted.view(torch.int16).numpy().view(np.uint16).tolist()
     assert plan.half
@@ -81,9 +82,9 @@ def test_halved_weights_are_torchs_bfloat16():
 def test_many_channels_come_in_chunks_and_blocks():
     x, weight, bias, attrs = _case(200, 192, (3, 3), (1, 1), (1, 1), (6, 6), 0.2, 0, images=4)
     wanted, got = _both(x, weight, bias, attrs)
-    plan = forward.EventPlan(weight, bias, (1, 1), (1, 1), 6)
+    plan = by_events.EventPlan(weight, bias, (1, 1), (1, 1), 6)
     assert plan.chunk < 200
-    assert plan.width == max(w for w in range(8, forward.WIDEST + 1, 8) if 192 % w == 0)
+    assert plan.width == max(w for w in range(8, by_events.WIDEST + 1, 8) if 192 % w == 0)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-6
 
 
@@ -124,7 +125,7 @@ def test_what_it_takes(change, takes):
     x, weight, _, attrs = _case(4, change.get("outputs", 8), (3, 3), (1, 1), (1, 1), (6, 6), 0.3, 0)
     x = x.to(change.get("dtype", torch.float32)).contiguous(memory_format=change.get("layout", torch.channels_last))
     attrs |= {key: change[key] for key in ("groups", "dilation", "padding") if key in change}
-    assert forward.supports(x, weight, attrs) is takes
+    assert by_events.supports(x, weight, attrs) is takes
 
 
 def _network():
@@ -140,8 +141,8 @@ def _network():
 def test_a_network_says_the_same_both_ways(monkeypatch):
     snn, x = _network()
     seen = []
-    run = forward.EventPlan.run
-    monkeypatch.setattr(forward.EventPlan, "run", lambda self, x: seen.append(self) or run(self, x))
+    run = by_events.EventPlan.run
+    monkeypatch.setattr(by_events.EventPlan, "run", lambda self, x: seen.append(self) or run(self, x))
     with torch.no_grad():
         monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
         usual = snn(x)
@@ -159,8 +160,8 @@ def test_a_network_in_bfloat16_says_the_same_both_ways(monkeypatch):
     x = torch.rand(8, 3, 8, 8)
     snn = convert.to_spiking(ann, x, timesteps=8)
     halves = []
-    run = forward.EventPlan.run
-    monkeypatch.setattr(forward.EventPlan, "run", lambda self, x: halves.append(self.half) or run(self, x))
+    run = by_events.EventPlan.run
+    monkeypatch.setattr(by_events.EventPlan, "run", lambda self, x: halves.append(self.half) or run(self, x))
     with torch.no_grad():
         monkeypatch.setenv("SPEEDYSNN_EVENTS", "never")
         exact = snn(x)
@@ -202,8 +203,8 @@ def test_a_call_lays_out_before_its_passes_what_the_last_one_used(monkeypatch):
     snn = convert.to_spiking(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)).eval(), x, timesteps=4)
     snn.images_per_pass = 2
     made, before = [], []
-    start, run = forward.EventPlan.__init__, scheduling.run
-    monkeypatch.setattr(forward.EventPlan, "__init__", lambda self, *args: made.append(0) or start(self, *args))
+    start, run = by_events.EventPlan.__init__, scheduling.run
+    monkeypatch.setattr(by_events.EventPlan, "__init__", lambda self, *args: made.append(0) or start(self, *args))
     monkeypatch.setattr(scheduling, "run", lambda calls, parallel: before.append(len(made)) or run(calls, parallel=parallel))
     found = []
     with torch.no_grad():
@@ -323,7 +324,7 @@ def test_a_crossover_is_measured_once_and_kept(monkeypatch, tmp_path):
     x, weight, bias, _ = _case(16, 16, (3, 3), (1, 1), (1, 1), (8, 8), 0.2, 0)
 
     def measured():
-        plan = forward.EventPlan(weight, bias, (1, 1), (1, 1), 8)
+        plan = by_events.EventPlan(weight, bias, (1, 1), (1, 1), 8)
         return sparse_conv.crossover((16, 16, 3, 3), x, plan.run, lambda some: F.conv2d(some, weight, bias, 1, 1))
 
     first = measured()

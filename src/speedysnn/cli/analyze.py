@@ -9,7 +9,7 @@ import typer
 
 from speedysnn.analysis import NoiseReport, Sensitivity, measure_cost, measure_noise, measure_sensitivity, sweep
 from speedysnn.analysis.memory import DEFAULT_MIB
-from speedysnn.analysis.report.data import Advice, CommandNames, filled
+from speedysnn.analysis.report import Advice, CommandNames, filled
 from speedysnn.analysis.report.page import Extras
 from speedysnn.cli.options import (
     Data,

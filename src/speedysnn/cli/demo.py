@@ -10,7 +10,7 @@ import typer
 
 from speedysnn import artifact
 from speedysnn.analysis import NoiseReport, measure_noise
-from speedysnn.analysis.report.data import CommandNames, filled
+from speedysnn.analysis.report import CommandNames, filled
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.cli.analyze import say_advice
 from speedysnn.cli.options import Seed, seeded

@@ -15,7 +15,7 @@ from speedysnn.data.batches import iter_batches
 from speedysnn.data.images import ImageData
 from speedysnn.data.registry import HANDLERS, kinds_help, load
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import FILE, MODULE, kind_of
+from speedysnn.files import FILE, MODULE, kind_of
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons.parameters import Delay
 from speedysnn.sources import MODELS, Source, load_model

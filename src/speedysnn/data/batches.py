@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.files.safety import reason
+from speedysnn.files import reason
 
 INPUT_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speedysnn.data.images import Loaded
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import expanded, reason
+from speedysnn.files import expanded, reason
 from speedysnn.sources import import_torchvision
 
 _PACKED = 3000  # pixels that no format of photographs puts into one byte

@@ -27,8 +27,8 @@ from speedysnn.assets import DIGITS, asset_path
 from speedysnn.data.batches import steps_of
 from speedysnn.data.images import ArrayStore, Loaded, Store, as_events, as_labels, as_nchw
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import DAMAGED, PACKED, UserFunction, expanded, reason
-from speedysnn.files.safety import require_data_file as require_file
+from speedysnn.files import DAMAGED, PACKED, UserFunction, expanded, reason
+from speedysnn.files import require_data_file as require_file
 
 VARIABLE = settings.SETTINGS["data"].variable
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it

@@ -18,7 +18,7 @@ from speedysnn.data.image_folder import load_image_folder
 from speedysnn.data.images import ImageData, Loaded, parse_normalize
 from speedysnn.data.readers import from_function, load_cifar10, load_digits, load_fashion_mnist, load_npz
 from speedysnn.errors import DataError, InputError
-from speedysnn.files.safety import FILE, MODULE, closest, kind_of
+from speedysnn.files import FILE, MODULE, closest, kind_of
 
 SPLITS = ("train", "test")
 LoadData = Callable[[str, str], Loaded]

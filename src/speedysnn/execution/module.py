@@ -18,7 +18,7 @@ from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.graph.ir import Graph, GraphInfo, Node
 from speedysnn.graph.operators import OPERATORS
-from speedysnn.kernels.sparse_conv.forward import WeightBuffers
+from speedysnn.kernels.sparse_conv import WeightBuffers
 from speedysnn.neurons.layer import IFNeuron
 
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {

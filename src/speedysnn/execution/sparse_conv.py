@@ -36,13 +36,12 @@ from torch import Tensor
 
 from speedysnn import settings
 from speedysnn.files.atomic import replace_file
+from speedysnn.kernels import sparse_conv as events
 from speedysnn.kernels.dispatch import recorded, traced
 from speedysnn.kernels.elementwise import density
 from speedysnn.kernels.jit import cache_folder
-from speedysnn.kernels.sparse_conv import autograd, winograd
-from speedysnn.kernels.sparse_conv import forward as events
+from speedysnn.kernels.sparse_conv import WeightBuffers, autograd, winograd
 from speedysnn.kernels.sparse_conv.autograd import ConvMethods, ConvShape, convolve, forward
-from speedysnn.kernels.sparse_conv.forward import WeightBuffers
 
 # (fewest channels read or written, largest share of nonzero values)
 FORWARD = ((32, 0.3), (16, 0.22), (0, 0.15))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.errors import ArtifactError
+from speedysnn.files import reason
 from speedysnn.files.atomic import check_target, scratch_beside
-from speedysnn.files.safety import reason
 from speedysnn.kernels import using
 from speedysnn.network import SpikingNetwork
 

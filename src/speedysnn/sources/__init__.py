@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from speedysnn.errors import InputError, SourceError
-from speedysnn.files.safety import FILE, MODULE, UserFunction, closest, kind_of, reason
+from speedysnn.files import FILE, MODULE, UserFunction, closest, kind_of, reason
 from speedysnn.sources.checkpoint import open_checkpoint as open_checkpoint
 from speedysnn.sources.checkpoint import read_checkpoint as read_checkpoint
 from speedysnn.sources.exported import load_program as load_program

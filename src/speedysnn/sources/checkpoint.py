@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, checksum, expanded, require_file, require_unpacks, start_of
+from speedysnn.files import DOWNLOAD, checksum, expanded, require_file, require_unpacks, start_of
 
 NETWORKS = (".pt2", ".onnx")
 _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle as before torch 1.6

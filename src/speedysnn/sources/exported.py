@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import ODD, checksum, reason
+from speedysnn.files import ODD, checksum, reason
 from speedysnn.sources.exported_archive import DTYPES, Archive, read_archive
 
 Json = Mapping[str, Any]

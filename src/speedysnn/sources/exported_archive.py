@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, ODD, expanded, reason, require_file, require_unpacks, start_of
+from speedysnn.files import DOWNLOAD, ODD, expanded, reason, require_file, require_unpacks, start_of
 
 # Element types by the number the format gives them.
 DTYPES: dict[int, torch.dtype] = {

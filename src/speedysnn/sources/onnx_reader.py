@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from speedysnn.errors import SourceError
-from speedysnn.files.safety import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
+from speedysnn.files import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
 from speedysnn.sources.onnx_functions import FUNCTIONS, SHAPES, SIZES
 from speedysnn.sources.onnx_layers import LAYERS, PARTS, require_batches
 from speedysnn.sources.onnx_node import Node, Row, Unsupported

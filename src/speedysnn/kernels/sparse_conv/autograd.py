@@ -22,9 +22,8 @@ from speedysnn.errors import TrainingError
 from speedysnn.kernels.jit import VECTOR_LANES, WORKS, compiled
 from speedysnn.kernels.layout import flat
 from speedysnn.kernels.numba_backend import spread_over
-from speedysnn.kernels.sparse_conv import winograd
+from speedysnn.kernels.sparse_conv import EventPlan, Size, output_size, pair, winograd
 from speedysnn.kernels.sparse_conv.bitpack import Packed, pack
-from speedysnn.kernels.sparse_conv.forward import EventPlan, Size, output_size, pair
 from speedysnn.kernels.sparse_conv.llvm_events import lanes_of_masks
 
 Array = Any
@@ -203,7 +202,7 @@ def _torch(grad: Tensor, x: Tensor, weight: Tensor, shape: ConvShape, wanted: tu
 
 
 def supports_gradient(kernel: Size, stride: Size, padding: Size) -> bool:
-    """Tell whether `gradient_by_events` supports a convolution that `forward.supports`."""
+    """Tell whether `gradient_by_events` supports a convolution that `sparse_conv.supports`."""
     inside = all(p < k for p, k in zip(padding, kernel, strict=True))
     return WORKS and stride == (1, 1) and kernel[1] <= REGISTERS and inside
 

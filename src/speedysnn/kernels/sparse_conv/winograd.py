@@ -16,8 +16,8 @@ from torch import Tensor
 from speedysnn.kernels.jit import WORKS, compiled
 from speedysnn.kernels.layout import array
 from speedysnn.kernels.numba_backend import spread_over
+from speedysnn.kernels.sparse_conv import Size
 from speedysnn.kernels.sparse_conv.bitpack import Packed
-from speedysnn.kernels.sparse_conv.forward import Size
 from speedysnn.kernels.sparse_conv.winograd_code import ALIKE, TILE_LANES
 
 if WORKS:
