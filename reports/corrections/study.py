@@ -61,10 +61,10 @@ FEWER = tuple(kind for kind in ALL if kind not in ("potential", "bias+potential"
 PLANS = {
     "digits": Plan(256, 300, 597),
     "series": Plan(256, 300, 597),
-    "fashion-vgg": Plan(128, 200, 200, corrections=FEWER),
-    "fashion-resnet": Plan(128, 200, 200, corrections=FEWER),
-    "resnet20": Plan(128, 200, 200, corrections=FEWER),
-    "lite0": Plan(200, 100, 100, (4, 8), ("none", "moments", "bias"), (("full", "binary"), (1, "binary"))),
+    "fashion-vgg": Plan(128, 100, 150, corrections=FEWER),
+    "fashion-resnet": Plan(128, 100, 150, corrections=FEWER),
+    "resnet20": Plan(128, 100, 150, corrections=FEWER),
+    "lite0": Plan(128, 60, 100, (4, 8), ("none", "moments", "bias"), (("full", "binary"), (1, "binary"))),
 }
 
 
