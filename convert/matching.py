@@ -18,6 +18,7 @@ from speedysnn.neurons.parameters import Reading
 MAX_IMAGES = 256
 ENOUGH_IMAGES = 128  # where more would need longer blocks, whose layers are computed again and again
 MAX_BYTES = 2**31  # of the values that are kept where blocks meet
+MANY_VALUES, FEW_IMAGES = 2**18, 32  # a layer of so many values an image is measured on so many images of each half
 CHUNK_VALUES = 2**25  # T times images times the largest value, of what runs at once
 GAIN_BOUNDS = (0.3, 3.0)
 MATCHED = 1e-8  # a channel whose moments are nearer than this share of its drive's power is left alone
@@ -73,6 +74,11 @@ class Part:
     source: dict[str, Value]
     ours: dict[str, Value]
 
+    @property
+    def images(self) -> int:
+        """How many."""
+        return len(next(iter(self.source.values())).tensor)
+
 
 class Walk:
     """Images on their way through a graph, in the source and in ours, and what is put right in the layers they reach.
@@ -83,7 +89,7 @@ class Walk:
         reading: the one that is put right.
         parts: the images, with the values that enter at `here`.
         here: position of the next node.
-        fits: for every position whether the values that cross behind it may be kept.
+        sizes: elements of every value for one image.
     """
 
     def __init__(
@@ -93,10 +99,27 @@ class Walk:
         reading: Reading,
         parts: list[Part],
         here: int,
-        fits: Sequence[bool],
+        sizes: Mapping[str, int],
     ) -> None:
         self.snn, self.run, self.source_run = snn, Execution.of(snn), Execution.of(source)
-        self.reading, self.parts, self._here, self._fits = reading, parts, here, fits
+        self.reading, self.parts, self._here, self._sizes = reading, parts, here, sizes
+        self._live = [sum(sizes[name] for name in names) for names in live_values(snn.graph)]
+
+    @property
+    def steps(self) -> int:
+        """Values that a neuron layer's output has in time."""
+        return self.snn.timesteps if self.reading == "spiking" else 1
+
+    def parts_for(self, node: Node) -> list[Part]:
+        """The images that a layer is measured on: all, or `FEW_IMAGES` of each half where they have many places."""
+        if self._sizes[node.inputs[0]] < MANY_VALUES:
+            return self.parts
+        some, seen = [], {True: 0, False: 0}
+        for part in self.parts:
+            if seen[part.checks] < FEW_IMAGES:
+                some.append(part)
+                seen[part.checks] += part.images
+        return some
 
     def correct(self, block: Block, name: str, change: str) -> dict[str, float]:
         """Change one layer, keep the change in the channels that it makes better, and say what came of it."""
@@ -122,7 +145,7 @@ class Walk:
         """Sums of a layer's drives, or of its outputs, over the images that choose and over those that check."""
         neuron, position = self.snn.neurons[node.name], self.come_near(node)
         both = Sums(), Sums()
-        for part in self.parts:
+        for part in self.parts_for(node):
             source, ours = (
                 run.part(values, reading, self._here, position)[node.inputs[0]]
                 for run, values, reading in self._both(part)
@@ -139,8 +162,8 @@ class Walk:
 
     def come_near(self, node: Node) -> int:
         """Take all images to a node, where the values that cross there fit, and give its position."""
-        position = self.snn.graph.nodes.index(node)
-        if position and self._fits[position - 1]:
+        position, images = self.snn.graph.nodes.index(node), sum(part.images for part in self.parts)
+        if position and self._live[position - 1] * 4 * (self.steps + 1) * images <= MAX_BYTES:
             self._go(position)
         return position
 
@@ -198,17 +221,15 @@ class ImageWalk(Walk):
         source: SpikingNetwork | None = None,
     ) -> None:
         reading = reading or ("quantized" if snn.synchronous else "spiking")
-        super().__init__(snn, source or snn, reading, [], 0, [])
         device = next(snn.parameters()).device
         dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
         there = inputs[0].shape[dims[0]]
         sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
-        steps = snn.timesteps if reading == "spiking" else 1
-        self.blocks, self.images = _cut(snn, sizes, steps, there)
-        self._fits = fitting(snn, sizes, steps, self.images)
+        super().__init__(snn, source or snn, reading, [], 0, sizes)
+        self.blocks, self.images = _cut(snn, sizes, self.steps, there)
         both = halves(there, self.images)
         self.chosen, self.checked = map(len, both)
-        size = chunk(sizes, steps)
+        size = chunk(sizes, self.steps)
         for checks, half in zip((False, True), both, strict=True):
             for piece in torch.split(half, size):
                 some = (x.index_select(dim, piece.to(x.device)) for x, dim in zip(inputs, dims, strict=True))
@@ -351,12 +372,6 @@ def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int
     values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
     found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)
     return {name: value.tensor.numel() for name, value in found.items()}
-
-
-def fitting(snn: SpikingNetwork, sizes: Mapping[str, int], steps: int, images: int) -> list[bool]:
-    """For every position whether the values of so many images that cross behind it fit into `MAX_BYTES`."""
-    room = MAX_BYTES // (4 * (steps + 1) * images)
-    return [sum(sizes[name] for name in names) <= room for names in live_values(snn.graph)]
 
 
 def chunk(sizes: Mapping[str, int], steps: int) -> int:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, fitting, halves
+from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, halves
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.module import is_plain
@@ -94,7 +94,7 @@ def regress_block(
         for piece in torch.split(half, chunk(sizes, 1)):
             some = ({name: Value(x[piece]) for name, x in values.items()} for values in (clean, ours))
             parts.append(Part(checks, *some))
-    walk = Walk(snn, source, "quantized", parts, block.start, fitting(snn, sizes, 1, count))
+    walk = Walk(snn, source, "quantized", parts, block.start, sizes)
     with torch.no_grad():
         _fit_block(walk, block)
 
@@ -168,8 +168,9 @@ def _fit(walk: Walk, node: Node, layer: _Layer) -> float:
     weight = weight.view(groups, -1, weight.shape[1])  # (g, m, n)
     bias = cast(Tensor, layer.bias).detach().double().view(groups, -1)
     room = 4096 + 8 * weight.shape[2]
+    parts = walk.parts_for(node)
     chosen, checked = (
-        _Moments.of(_rows(walk, [part for part in walk.parts if part.checks == checks], node, position, layer, room))
+        _Moments.of(_rows(walk, [part for part in parts if part.checks == checks], node, position, layer, room))
         for checks in (False, True)
     )
     errors = {ridge: checked.error(*chosen.solve(weight, ridge)).sum() for ridge in RIDGES}
@@ -186,7 +187,7 @@ def _rows(
     walk: Walk, parts: Sequence[Part], node: Node, position: int, layer: _Layer, room: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the layer reads at some places of every image, and what it should give there, by group of channels."""
-    images = sum(next(iter(part.source.values())).tensor.shape[0] for part in parts)
+    images = sum(part.images for part in parts)
     each, generator = max(1, -(-room // images)), torch.Generator().manual_seed(0)
     for part in parts:
         ours, theirs = walk.around(part, node, position)

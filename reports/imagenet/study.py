@@ -39,7 +39,7 @@ from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
 SEED, BATCH, SIZE, SHORTER = 0, 25, 224, 256
-SETTINGS = (("binary", "full"), ("binary", 0), ("binary", 1), ("binary", 2), ("ternary", 0), ("ternary", 1))
+SETTINGS = (("binary", "full"), ("binary", 0), ("binary", 1), ("binary", 2), ("ternary", 0), ("ternary", 1), ("graded:3", 0))
 STEPS = (2, 4, 8, 16, 32)
 METHODS = ("none", "moments", "regression", "reconstruct")
 CLOSED = finetune.ReconstructConfig(epochs=0, output_epochs=0)
@@ -241,7 +241,7 @@ def main() -> None:
 
 COLOURS = {"none": "#999999", "moments": "#0072B2", "regression": "#009E73", "reconstruct": "#D55E00"}
 LINES = {"full": "-", "2": "-.", "1": "--", "0": ":"}
-MARKS = {"binary": "o", "ternary": "^"}
+MARKS = {"binary": "o", "ternary": "^", "graded:3": "s"}
 
 
 def figure(rows: pd.DataFrame) -> Figure:
