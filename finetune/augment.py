@@ -158,8 +158,35 @@ def _v2() -> Any:
     return v2
 
 
+def auto(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose by the shape: `flip_crop` for images of three colours, `shift` for grey ones, nothing for all else.
+
+    The teacher answers the changed image, so that one which never occurs does no harm beyond a wasted step.
+
+    Args:
+        x: inputs, (B, ...).
+        generator: draws the change of each image.
+
+    Returns:
+        The inputs, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.finetune.augment import auto, flip_crop
+        >>> images, vectors = torch.rand(4, 3, 8, 8), torch.rand(4, 8)
+        >>> draws = (torch.Generator().manual_seed(0) for _ in range(3))
+        >>> torch.equal(auto(images, next(draws)), flip_crop(images, next(draws)))
+        True
+        >>> auto(vectors, next(draws)) is vectors
+        True
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        return x
+    return flip_crop(x, generator) if x.shape[1] == 3 else shift(x, generator)
+
+
 AUGMENTATIONS: dict[str, Augment] = {
-    "none": none, "flip": flip, "shift": shift, "flip-crop": flip_crop, "affine": affine, "erase": erase,
+    "auto": auto, "none": none, "flip": flip, "shift": shift, "flip-crop": flip_crop, "affine": affine, "erase": erase,
     "trivial": trivial,
 }  # fmt: skip
 
@@ -179,7 +206,7 @@ def augmentation(name: str) -> Augment:
     Example:
         >>> from speedysnn.finetune.augment import AUGMENTATIONS, augmentation
         >>> list(AUGMENTATIONS)
-        ['none', 'flip', 'shift', 'flip-crop', 'affine', 'erase', 'trivial']
+        ['auto', 'none', 'flip', 'shift', 'flip-crop', 'affine', 'erase', 'trivial']
         >>> augmentation("flip").__name__
         'flip'
     """

@@ -6,7 +6,7 @@ only from a state of the same origin. Nothing is pickled.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,10 @@ from speedysnn.errors import TrainingError
 from speedysnn.files.atomic import claimed, take_away, try_writing
 from speedysnn.finetune.optimization import Average
 from speedysnn.network import SpikingNetwork
+from speedysnn.neurons.layer import IFNeuron
 
 FILE = "run.safetensors"
-SCHEMA = "speedysnn-run/5"
+SCHEMA = "speedysnn-run/6"
 CLOSE = 1e-4  # of a tensor's summed magnitudes; thresholds calibrated on another processor differ in their last bits
 
 
@@ -130,6 +131,8 @@ class RunState:
         optimizer: the optimizer's tensors, "index.name" -> tensor.
         layers: every layer's theta, amplitude, v_init and rate before the run.
         average: the running average of the state in the present stage, where one is kept.
+        scales: to which the rates of the present stage are relative, by parameter; see `optimization.scales_of`.
+        first_score: score of the network before the run at the last stage's settings, in a run of several stages.
     """
 
     stage: int = 0
@@ -141,6 +144,8 @@ class RunState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     average: Average = field(default_factory=Average)
+    scales: dict[str, float] = field(default_factory=dict)
+    first_score: float | None = None
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
@@ -153,6 +158,21 @@ def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
         Tensors by name.
     """
     return {name: value.detach().clone() for name, value in snn.state_dict().items()}
+
+
+def restore(snn: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network the tensors that `snapshot` copied, amplitudes and offsets that it has or lacks by now included.
+
+    Args:
+        snn: the network.
+        tensors: of a network of the same layers.
+    """
+    for name, module in snn.named_modules():
+        if isinstance(module, IFNeuron):
+            amplitude, offset = (tensors.get(f"{name}.{part}") for part in ("log_amplitude", "offset"))
+            module.set_amplitude(None if amplitude is None else amplitude.exp())
+            module.offset = None if offset is None else offset.clone().to(module.log_threshold)
+    snn.load_state_dict(dict(tensors))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -246,7 +266,8 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
     tensors.update({f"average:{name}": value for name, value in run.average.values.items()})
     document = {"schema": SCHEMA, "origin": origin.to_json(), "stage": run.stage, "epoch": run.epoch,
                 "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
-                "layers": run.layers, "average_steps": run.average.steps}  # fmt: skip
+                "layers": run.layers, "average_steps": run.average.steps, "scales": run.scales,
+                "first_score": run.first_score}  # fmt: skip
     scratch = folder / f".{FILE}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -256,13 +277,16 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
         raise TrainingError(f"{folder}: the run's state cannot be written ({err})") from None
 
 
-def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
+def read(
+    folder: Path, snn: SpikingNetwork, origin: Origin, unfold: Callable[[], SpikingNetwork] | None = None
+) -> RunState:
     """Load a run's state into its network.
 
     Args:
         folder: where the state is kept.
         snn: the network, which is given the tensors of the state.
         origin: what the run that goes on began with.
+        unfold: gives the network with batch-norm in place, for a state in the midst of a stage that trains so.
 
     Returns:
         Where the run stands.
@@ -292,9 +316,12 @@ def read(folder: Path, snn: SpikingNetwork, origin: Origin) -> RunState:
         for key, value in tensors.items():
             kind, name = key.split(":", 1)
             parts[kind][name] = value
-        snn.load_state_dict(parts["net"])
+        if unfold is not None and any(".batch_norm" in name and name not in snn.state_dict() for name in parts["net"]):
+            snn = unfold()
+        restore(snn, parts["net"])
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
-                        Average.restored(snn, parts["average"], document["average_steps"]))  # fmt: skip
+                        Average.restored(snn, parts["average"], document["average_steps"]), document["scales"],
+                        document["first_score"])  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

@@ -4,15 +4,15 @@ import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from speedysnn.errors import InputError
 from speedysnn.kernels import parse_spikes
 from speedysnn.neurons.parameters import THRESHOLD_GRADIENTS, Delay, Reading
 
-KINDS = ("quantized", "spiking", "blockwise")
+KINDS = ("quantized", "spiking", "blockwise", "reconstruct")
 GROUPS = ("thresholds", "v_init", "biases", "weights")
-RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}
+RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 5e-3, "weights": 5e-3}  # in own scales
 PRECISIONS = ("float32", "bfloat16")
 MONITORS = ("loss", "agreement", "accuracy", "last")
 BUDGETS = ("spikes", "synops")
@@ -25,8 +25,9 @@ class Stage:
     """One stage of a run; where a setting is None, the network keeps its own.
 
     Attributes:
-        kind: "quantized" (the twin, one pass an image), "spiking" (through time), or "blockwise" (every layer towards
-            the source's activations by itself, no gradient between layers: first in closed form, then Adam).
+        kind: "quantized" (the twin, one pass an image), "spiking" (through time), "blockwise" (every layer towards
+            the source's activations by itself, no gradient between layers: first in closed form, then Adam), or
+            "reconstruct" (block by block, as `finetune.reconstruct` does it, without its epochs on the whole).
         epochs: passes over the training data; 0 is allowed for "blockwise", which then is the closed form alone.
         timesteps: T of this stage; on the way from another T every theta is scaled by the ratio of the calibrated
             thetas at both.
@@ -67,7 +68,7 @@ class Stage:
 
     @property
     def reading(self) -> Reading:
-        """The reading that is trained and judged; for a blockwise stage the quantized one."""
+        """The reading that is trained and judged; for stages layer by layer or block by block the quantized one."""
         return "spiking" if self.kind == "spiking" else "quantized"
 
     def __str__(self) -> str:
@@ -199,7 +200,9 @@ class Config:
         train: which of "thresholds", "v_init", "biases", "weights" train; the rest stays as it is.
         threshold_gradient: gradient of theta in a spiking stage: "surrogate" (through time, amplitude and reset paths),
             "step" (the learned step size's, on the spike count) or "mixed" (their mean).
-        learning_rates: peak rate of each group (Adam); of thresholds it is relative, since log theta is trained.
+        learning_rates: peak rate of each group (Adam), the same for all of its parameters; of thresholds it is
+            relative, since log theta is trained. A group that is not named has a default rate relative to each
+            parameter's own scale, the root mean square of its values: `config.RATES`.
         spiking_rate: factor on all rates in the spiking stage.
         weight_decay: of the weights only, decoupled.
         objective: "kl" or "mse" to the teacher's logits, or "labels".
@@ -215,8 +218,12 @@ class Config:
         budget_weight: weight of the penalty spikes / budget, which acts while the spikes are above 97 % of the budget;
             it doubles after every epoch that ends above the budget.
         membrane: weight of the penalty on membranes that end outside [0, theta), the sign of temporal error.
-        batch_size: images a step; it runs in pieces that fit the caches and the memory, whose gradients add up.
-        augment: name of an augmentation, see `finetune.augment`.
+        batch_norm: whether quantized and spiking stages train with batch-norm in place: behind every weight layer that
+            leads to a neuron, with the statistics of the whole batch, folded at the end of the stage. Without it, and
+            where that cannot be (several processes, batches of one image, weights or biases that do not train), a batch
+            runs in pieces that fit the caches, whose gradients add up.
+        batch_size: images a step.
+        augment: name of an augmentation, see `finetune.augment`; "auto" chooses by the shape of the images.
         mixup: alpha of mixing pairs of images, 0 for none; the teacher labels the mixture, labels are mixed likewise.
         holdout: fraction of the training data kept for validation where none is given.
         clip: largest norm of the gradient, None for no limit.
@@ -240,24 +247,26 @@ class Config:
     spiking_rate: float = 1.0
     weight_decay: float = 0.0
     objective: str = "kl"
-    temperature: float = 1.0
+    temperature: float = 4.0
     label_weight: float = 0.0
     layer_match_weight: float = 1.0
     budget: float | None = None
     budget_of: str = "spikes"
     budget_weight: float = 1.0
     membrane: float = 0.0
-    batch_size: int = 50
-    augment: str = "none"
-    mixup: float = 0.0
+    batch_norm: bool = True
+    batch_size: int = 32
+    augment: str = "auto"
+    mixup: float = 0.2
     holdout: float = 0.1
     clip: float | None = 1.0
     warmup: float = 0.1
     monitor: str = "loss"
-    average: float = 0.0
+    average: float = 0.99
     patience: int | None = None
     precision: str = "float32"
     seed: int = 0
+    default_rates: ClassVar[Mapping[str, float]] = RATES
     match = _old_setting("match")
     keep = _old_setting("keep")
     threshold_rule = _old_setting("threshold_rule")
@@ -312,7 +321,7 @@ class Config:
             group: "thresholds", "v_init", "biases" or "weights".
 
         Returns:
-            The rate given, or the default of the group.
+            The rate given, or the default of the group, which may be relative.
 
         Example:
             >>> from speedysnn import finetune
@@ -320,7 +329,18 @@ class Config:
             >>> config.rate("weights"), config.rate("thresholds")
             (0.0003, 0.01)
         """
-        return float(self.learning_rates.get(group, RATES[group]))
+        return float(self.learning_rates.get(group, self.default_rates[group]))
+
+    def relative(self, group: str) -> bool:
+        """Say whether the rate of a group is relative to each parameter's own scale (`optimization.scale_of`).
+
+        Args:
+            group: one of GROUPS.
+
+        Returns:
+            True for the defaults of `fit`, False for rates that were given.
+        """
+        return group not in self.learning_rates and self.default_rates is RATES
 
     @property
     def plan(self) -> tuple[Stage, ...]:

@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import as_dataset, augmentation, hold_out
 from speedysnn.finetune.checkpoint import Origin, RunState
-from speedysnn.finetune.config import Config
+from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.result import Log, Result, changes, record, result_of
-from speedysnn.finetune.run import Report, Run, layer_table
+from speedysnn.finetune.run import Report, Run, put_batch_norm
 from speedysnn.finetune.step import Need
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
+
+_TABLE_IMAGES = 64
 
 
 class _Teacher(nn.Module):
@@ -156,20 +159,59 @@ def run_all(
         raise TrainingError("resume: expected the folder of the run to go on with")
     snn, engine = trainer.snn, trainer.engine
     place, logs = (None if path is None else Path(path) for path in (folder, log))
-    origin = Origin.of(snn, trainer.config)
+    origin, original = Origin.of(snn, trainer.config), checkpoint.snapshot(snn)
     with checkpoint.reserved_folders(place, logs) if engine.main else nullcontext():
         fresh = {} if resume else layer_table(trainer)
-        state = checkpoint.read(place, snn, origin) if resume and place is not None else RunState(layers=fresh)
-        save_state = None if place is None else (lambda: checkpoint.write(place, snn, state, origin))
+        state = _read(trainer, place, origin) if resume and place is not None else RunState(layers=fresh)
+        save_state = None if place is None else (lambda: checkpoint.write(place, trainer.snn, state, origin))
         if logs is not None and engine.main:
             trainer.log = Log(logs, len(state.history))
         try:
-            Run(trainer, state, save_state, on_epoch, **options).go()
+            Run(trainer, state, original, save_state, on_epoch, **options).go()
         finally:
             if trainer.log is not None:
                 trainer.log.close()
             engine.wait()
     return state, changes(state.layers, layer_table(trainer))
+
+
+def _read(trainer: Trainer, folder: Path, origin: Origin) -> RunState:
+    """Load a run's state into the trainer's network, with batch-norm in place where the run stands within a stage."""
+
+    def unfold() -> SpikingNetwork:
+        put_batch_norm(trainer, Stage("quantized", 1))
+        return trainer.snn
+
+    return checkpoint.read(folder, trainer.snn, origin, unfold)
+
+
+def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
+    """Describe every layer, with its spikes counted on up to 64 held-out images.
+
+    Args:
+        trainer: the network and the held-out images.
+
+    Returns:
+        By layer: log_theta, log_amplitude, v_init and spikes_per_neuron.
+    """
+    count = min(_TABLE_IMAGES, len(trainer.held_out))  # type: ignore[arg-type]
+    rates: dict[str, float] = {}
+
+    def count_spikes(tap: Any) -> None:
+        fired = tap.neuron.counts(tap.drive) if tap.static_output else tap.counts()
+        steps = 1 if tap.static_output else tap.neuron.timesteps
+        rates[tap.name] = float(fired.abs().sum()) * steps / max(1, fired.numel())
+
+    with torch.no_grad(), trainer.snn.reading("spiking"):
+        batch = trainer.batch(range(count), None)
+        if batch[2]:
+            trainer.snn(*batch[1], observer=count_spikes)
+    return {
+        name: {"log_theta": float(neuron.log_threshold.detach().mean()),
+               "log_amplitude": float(neuron.amplitude.detach().log().mean()),
+               "v_init": float(neuron.v_init.detach().mean()), "spikes_per_neuron": rates.get(name, float("nan"))}
+        for name, neuron in trainer.snn.neurons.items()
+    }  # fmt: skip
 
 
 def check_names(config: Config) -> None:

@@ -13,6 +13,7 @@ from speedysnn.data.batches import Batch
 from speedysnn.display import track
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune.augment import augmentation, gather, mix
+from speedysnn.finetune.blocks.whole import WholeStep
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
@@ -141,6 +142,9 @@ class Trainer:
         engine: the processes that share the work.
         log: writes the log files, or None.
         average: running average of the network's state.
+        whole: whether a batch runs in one piece, because batch-norm is in place and takes its statistics from it.
+        folded: the network that batch-norm was put into for the present stage, None where `snn` is the user's own.
+        how: why batch-norm is not in place, for `on_memory`.
     """
 
     snn: SpikingNetwork
@@ -155,6 +159,9 @@ class Trainer:
     engine: Engine = field(default_factory=Engine)
     log: Log | None = None
     average: Average = field(default_factory=Average)
+    whole: bool = False
+    folded: SpikingNetwork | None = None
+    how: str = ""
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
     _example: Tensor | None = field(default=None, init=False)
 
@@ -264,8 +271,9 @@ class Trainer:
         return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with its first input mixed, and with it the labels where they count; others are dropped."""
-        if not self.config.mixup:
+        """The batch with its first input mixed (no events), and the labels where they count; others are dropped."""
+        events = batch.inputs[0].ndim > len(self.snn.input_shapes[0]) + 1
+        if not self.config.mixup or events:
             return batch
         labels = batch.labels if self._labels_count else None
         classes = 0
@@ -301,7 +309,7 @@ class Trainer:
         config, stage, total = self.config, place.stage, 0.0
         count = len(self.train)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed_of(config.seed, place.index, place.epoch))
-        chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, self.min_images)
+        chunks = chunked(torch.randperm(count, generator=generator).tolist(), config.batch_size, 2 if self.whole else 1)
         chosen = [p for group in optimizer.param_groups for p in group["params"]]
         one = self.step(place, chosen)
         schedule = rate_schedule(optimizer, place.epoch, stage.epochs, len(chunks), config.warmup)
@@ -324,8 +332,6 @@ class Trainer:
         check_loss(self.snn, total / count, place, whole_epoch=True)
         return total / count
 
-    min_images = 1  # that a batch needs
-
     def step(
         self, place: Place, chosen: Sequence[nn.Parameter]
     ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
@@ -341,7 +347,9 @@ class Trainer:
         stage, config = place.stage, self.config
         local = stage.kind == "blockwise"
         on_memory = self.on_memory if place.epoch == 0 else None
-        one = Step(self.snn, config, stage.reading, chosen, on_memory, local, self.loss_fn, self.budget, self.engine)
+        kind = WholeStep if self.whole and not local else Step
+        one = kind(self.snn, config, stage.reading, chosen, on_memory, local, self.loss_fn, self.budget, self.engine,
+                   self.how)  # fmt: skip
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))

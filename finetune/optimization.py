@@ -12,7 +12,9 @@ from speedysnn.errors import TrainingError
 from speedysnn.finetune.config import GROUPS, Config
 from speedysnn.network import SpikingNetwork
 
+Groups = Mapping[str, Mapping[str, nn.Parameter]]
 _SMALLEST_SCALE = 1e-2  # of biases that are all zero
+
 
 def grouped(snn: SpikingNetwork) -> dict[str, dict[str, nn.Parameter]]:
     """Sort a network's parameters into the four groups that `Config.train` names.
@@ -104,27 +106,51 @@ def trainable(snn: SpikingNetwork, config: Config) -> Iterator[dict[str, dict[st
             parameter.grad = None
 
 
-def optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
-    """Make Adam with decoupled decay of the weights and a rate for each group.
+def scales_of(groups: Groups, config: Config) -> dict[str, float]:
+    """Measure the scales of the parameters whose learning rates are relative to them.
+
+    Args:
+        groups: parameters by group and name.
+        config: the settings, which say whose rates are relative.
+
+    Returns:
+        By parameter name what `scale_of` gives; parameters with an absolute rate are left out.
+    """
+    return {
+        name: scale_of(group, parameter)
+        for group, members in groups.items()
+        if config.relative(group)
+        for name, parameter in members.items()
+    }
+
+
+def optimizer(
+    groups: Groups, config: Config, factor: float, scales: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Make Adam with decoupled decay of the weights, and a rate for each group or for each parameter in its scale.
 
     Args:
         groups: parameters by group and name.
         config: the settings, which name the rates.
         factor: on all rates.
+        scales: what `scales_of` gave when the stage began; a parameter without one has the rate of its group.
 
     Returns:
         The optimizer, at the peak rates.
     """
+    alike: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for group in GROUPS:
+        for name, parameter in groups.get(group, {}).items():
+            alike.setdefault((group, (scales or {}).get(name, 1.0)), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
-                "params": list(groups[group].values()),
-                "lr": config.rate(group) * factor,
-                "initial_lr": config.rate(group) * factor,
+                "params": members,
+                "lr": config.rate(group) * factor * scale,
+                "initial_lr": config.rate(group) * factor * scale,
                 "weight_decay": config.weight_decay if group == "weights" else 0.0,
             }
-            for group in GROUPS
-            if group in groups
+            for (group, scale), members in alike.items()
         ]
     )
 

@@ -21,6 +21,7 @@ from speedysnn.network import SpikingNetwork
 EPOCHS, STEPS = "epochs.csv", "steps.csv"
 _STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
 
+
 @dataclass(frozen=True)
 class Result:
     """What a training run did.

@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from speedysnn.calibration.rules import CLIP
 from speedysnn.data.batches import drawn
-from speedysnn.errors import InputError, TrainingError
+from speedysnn.errors import InputError
 from speedysnn.finetune import checkpoint
+from speedysnn.finetune.augment import gather
+from speedysnn.finetune.batch_norm import fold_into, run_training, set_statistics, unfolded
+from speedysnn.finetune.blocks.config import ReconstructConfig
 from speedysnn.finetune.blocks.layerwise import fit_closed_form
+from speedysnn.finetune.blocks.reconstruct import reconstruct
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.objectives import outputs_and_layers
-from speedysnn.finetune.optimization import Average, optimizer, trainable
+from speedysnn.finetune.optimization import Average, Groups, optimizer, scales_of, trainable
 from speedysnn.network import SpikingNetwork
+from speedysnn.neurons.parameters import Reading
 
 Report = Callable[[dict[str, Any]], None]
-Groups = dict[str, dict[str, torch.nn.Parameter]]
+Rates = Callable[[Groups, Config, float, Mapping[str, float]], torch.optim.Optimizer]
 _CLOSED_FORM_IMAGES = 256
-_TABLE_IMAGES = 64
+_FEWEST_IMAGES, _PASS_VALUES = 16, 2**26  # images, and values of the widest layer, of one pass that gives statistics
 _EXCESS_WEIGHT = 100.0  # so that a state within the budget is better than any above it
 _TIE_WEIGHT = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
 
@@ -78,67 +84,129 @@ class Run:
     Attributes:
         trainer: network, teacher, data, settings.
         state: where it stands.
+        original: the network's tensors before the run.
         save_state: writes the state to its folder, or None.
         on_epoch: called with every new row.
-        make_optimizer: from the parameter groups and a factor on all rates.
+        make_optimizer: from the parameter groups, the settings, a factor on all rates, and the parameters' scales.
     """
 
     trainer: Trainer
     state: RunState
+    original: Mapping[str, Tensor]
     save_state: Callable[[], None] | None = None
     on_epoch: Report | None = None
-    make_optimizer: Callable[[Groups, Config, float], torch.optim.Optimizer] = optimizer
+    make_optimizer: Rates = optimizer
 
     def go(self) -> None:
         """Do the stages that are left; the network ends in the last one's best state, at its own T.
 
+        A run of several stages ends in the network that it began with where that is better at the last stage's
+        settings.
+
         Raises:
             TrainingError: the loss or a gradient goes wrong; the network then has the stage's best state.
         """
-        snn, plan = self.trainer.snn, self.trainer.config.plan
-        own = snn.timesteps
+        trainer, plan = self.trainer, self.trainer.config.plan
+        snn = trainer.folded or trainer.snn
+        own, last = snn.timesteps, plan[-1].timesteps or snn.timesteps
+        if len(plan) > 1 and not self.state.history:
+            with stage_settings(snn, plan[-1]):
+                carry_thresholds(snn, own, last)
+                self.state.first_score = self._found(plan[-1].reading, 0)[0]
+            checkpoint.restore(snn, self.original)
         for index in range(self.state.stage, len(plan)):
             before = own if index == 0 else plan[index - 1].timesteps or own
-            with stage_settings(snn, plan[index]), threshold_gradient(snn, self.trainer.config.threshold_gradient):
+            with stage_settings(snn, plan[index]), threshold_gradient(snn, trainer.config.threshold_gradient):
                 self._stage(index, before)
-        carry_thresholds(snn, plan[-1].timesteps or own, own)
+        first = self.state.first_score
+        if first is not None and trainer.config.monitor != "last" and first > self.state.best_score:
+            checkpoint.restore(snn, self.original)
+            self.state.best_score, self.state.best_epoch = first, 0
+        else:
+            carry_thresholds(snn, last, own)
 
     def _stage(self, index: int, before: int) -> None:
         """Run one stage, and leave the network in its best state."""
-        trainer, state = self.trainer, self.state
-        stage, config = trainer.config.plan[index], trainer.config
+        trainer, state, stage = self.trainer, self.state, self.trainer.config.plan[index]
+        fresh = state.epoch == 0 and not state.best
+        if fresh:
+            carry_thresholds(trainer.snn, before, trainer.snn.timesteps)
         try:
-            with torch.enable_grad(), trainable(trainer.snn, config) as groups:
-                steps = self.make_optimizer(groups, config, stage.rate)
-                trainer.average = state.average
-                if state.epoch == 0 and not state.best:
-                    self._enter(stage, index, before)
-                else:
-                    checkpoint.restore_optimizer(steps, state.optimizer)
-                while state.epoch < stage.epochs and not self._patience_is_over():
-                    self._epoch(stage, index, steps)
-        except (TrainingError, KeyboardInterrupt):
-            if state.best:
-                trainer.snn.load_state_dict(state.best)
-            raise
-        trainer.snn.load_state_dict(state.best)
-        state.stage, state.epoch, state.optimizer, state.average = index + 1, 0, {}, Average()
-        if index + 1 < len(config.plan):
+            with batch_norm_in_place(trainer, stage):
+                try:
+                    self._train(stage, index, fresh)
+                finally:
+                    if state.best:
+                        checkpoint.restore(trainer.snn, state.best)
+        finally:
+            trainer.average = Average()
+        done = index + 1 == len(trainer.config.plan)
+        state.stage, state.epoch, state.optimizer, state.average, state.scales = index + 1, 0, {}, Average(), {}
+        if done:
+            state.best = checkpoint.snapshot(trainer.snn)
+        else:
             state.best, state.best_score, state.best_epoch = {}, float("-inf"), 0
         self._save_state()
 
-    def _enter(self, stage: Stage, index: int, before: int) -> None:
-        """Bring the thetas to the stage's T and judge the state it begins with; a blockwise stage's closed form too."""
-        trainer = self.trainer
-        carry_thresholds(trainer.snn, before, trainer.snn.timesteps)
+    def _train(self, stage: Stage, index: int, fresh: bool) -> None:
+        """Judge the state that a stage begins with, then train; the network is left in the last state."""
+        trainer, state, config = self.trainer, self.state, self.trainer.config
+        if stage.kind == "reconstruct":
+            if fresh:
+                self._score(stage, index, 0, None)
+                self._reconstruct(stage, index)
+            return
+        if fresh:
+            self._enter(stage, index)
+        with torch.enable_grad(), trainable(trainer.snn, config) as groups:
+            state.scales = scales_of(groups, config) if fresh else state.scales
+            steps = self.make_optimizer(groups, config, stage.rate, state.scales)
+            trainer.average = state.average
+            checkpoint.restore_optimizer(steps, state.optimizer)
+            if fresh:
+                self._save_state()
+            while state.epoch < stage.epochs and not self._patience_is_over():
+                self._epoch(stage, index, steps)
+
+    def _enter(self, stage: Stage, index: int) -> None:
+        """Judge the state that a stage begins with, and better ones that are at hand without training."""
+        trainer, state = self.trainer, self.state
+        if trainer.folded is not None:
+            set_statistics(trainer.snn, self._first_images(stage), "analog" if index == 0 else stage.reading)
         self._score(stage, index, 0, None)
         if stage.kind == "blockwise":
-            inputs = trainer.batch(drawn(len(trainer.train), _CLOSED_FORM_IMAGES), _fixed_generator())[1]  # type: ignore[arg-type]
+            inputs = self._first_images(stage)
             with torch.no_grad():
                 fit_closed_form(trainer.snn, inputs, outputs_and_layers(trainer.matched(), inputs, "analog")[1])
             trainer.engine.same(trainer.snn)
             self._score(stage, index, 0, None)
-        self._save_state()
+        elif trainer.folded is not None and index == 0:
+            with torch.no_grad():
+                run_training(trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
+            found = self._found(stage.reading, 0)[0]
+            if found > state.best_score:
+                state.best, state.best_score = checkpoint.snapshot(trainer.snn), found
+            else:
+                checkpoint.restore(trainer.snn, state.best)
+                set_statistics(trainer.snn, self._first_images(stage), stage.reading)
+
+    def _reconstruct(self, stage: Stage, index: int) -> None:
+        """Reconstruct the network block by block from the training images, and judge it."""
+        trainer, config = self.trainer, self.trainer.config
+        begin = time.monotonic()
+        images = gather(trainer.train, range(len(trainer.train))).inputs  # type: ignore[arg-type]
+        first = "none" if index else "moments"
+        settings = ReconstructConfig(stage.epochs, 0, config.train, seed=config.seed, correct=first)
+        reconstruct(trainer.snn, [images], settings, teacher=trainer.matched(), progress=trainer.progress)
+        self._score(stage, index, stage.epochs, None, time.monotonic() - begin)
+
+    def _first_images(self, stage: Stage) -> list[Tensor]:
+        """Training images as they are, as many as one pass over a large network can hold."""
+        trainer = self.trainer
+        steps = trainer.snn.timesteps if stage.reading == "spiking" else 1
+        fits = max(_FEWEST_IMAGES, _PASS_VALUES // (steps * trainer.snn.width))
+        count = min(_CLOSED_FORM_IMAGES, len(trainer.train), fits)  # type: ignore[arg-type]
+        return [x.to(trainer.device) for x in gather(trainer.train, drawn(len(trainer.train), count)).inputs]  # type: ignore[arg-type]
 
     def _epoch(self, stage: Stage, index: int, steps: torch.optim.Optimizer) -> None:
         """Train for one epoch and judge the state after it."""
@@ -161,15 +229,20 @@ class Run:
         patience = self.trainer.config.patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
+    def _found(self, reading: Reading, epoch: int) -> tuple[float, dict[str, float | None]]:
+        """The score of the present state, and the figures it comes from."""
+        trainer = self.trainer
+        scores = trainer.evaluate(reading)
+        excess = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
+        return score(trainer.config.monitor, scores, epoch, excess), scores
+
     def _score(self, stage: Stage, index: int, epoch: int, loss: float | None, seconds: float = 0.0) -> None:
         """Judge the network on held-out images, add a row to the history, keep the state if it is the best so far."""
         trainer, state = self.trainer, self.state
         begin = time.monotonic()
         with trainer.average.applied(trainer.snn):
-            scores = trainer.evaluate(stage.reading)
+            found, scores = self._found(stage.reading, epoch)
             took = time.monotonic() - begin
-            excess = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
-            found = score(trainer.config.monitor, scores, epoch, excess)
             if found > state.best_score:
                 state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {
@@ -189,6 +262,61 @@ class Run:
         """Write the run's state, in the first process of several."""
         if self.save_state is not None and self.trainer.engine.main:
             self.save_state()
+
+
+def put_batch_norm(trainer: Trainer, stage: Stage) -> bool:
+    """Exchange a trainer's network for one with batch-norm in place, where this stage can train so.
+
+    Args:
+        trainer: its `folded` is then the network as it was; otherwise its `how` says why not.
+        stage: the stage.
+
+    Returns:
+        Whether it was exchanged.
+    """
+    config = trainer.config
+    if trainer.whole or stage.kind not in ("quantized", "spiking"):
+        trainer.how = ""
+        return False
+    why = ""
+    if not config.batch_norm:
+        why = "batch_norm is off"
+    elif trainer.engine.world > 1:
+        why = "several processes share a batch"
+    elif min(config.batch_size, len(trainer.train)) < 2:  # type: ignore[arg-type]
+        why = "a batch of one image has no statistics"
+    elif not {"weights", "biases"} <= set(config.train):
+        why = "weights or biases do not train"
+    else:
+        inputs = [x.to(trainer.device) for x in gather(trainer.train, [0]).inputs]
+        normed = unfolded(trainer.snn, inputs)
+        if normed is not None:
+            trainer.snn, trainer.folded, trainer.whole = normed, trainer.snn, True
+            return True
+        why = "no weight layer with a bias leads to a neuron"
+    trainer.how = f"batch-norm is not in place: {why}"
+    return False
+
+
+@contextmanager
+def batch_norm_in_place(trainer: Trainer, stage: Stage) -> Iterator[None]:
+    """Put batch-norm in place for a stage that can have it, and fold it into the same network afterwards.
+
+    Args:
+        trainer: its `snn` is the network with batch-norm inside the block, if it is not so before (a resumed run).
+        stage: the stage.
+    """
+    if trainer.folded is None and not put_batch_norm(trainer, stage):
+        yield
+        return
+    normed, own = trainer.snn, trainer.folded
+    assert own is not None
+    normed.timesteps = own.timesteps
+    try:
+        yield
+    finally:
+        fold_into(normed, own)
+        trainer.snn, trainer.folded, trainer.whole = own, None, False
 
 
 @contextmanager
@@ -250,36 +378,3 @@ def threshold_gradient(snn: SpikingNetwork, rule: str) -> Iterator[None]:
     finally:
         for name, neuron in snn.neurons.items():
             neuron.threshold_gradient = before[name]
-
-
-def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Describe every layer, with its spikes counted on up to 64 held-out images.
-
-    Args:
-        trainer: the network and the held-out images.
-
-    Returns:
-        By layer: log_theta, log_amplitude, v_init and spikes_per_neuron.
-    """
-    count = min(_TABLE_IMAGES, len(trainer.held_out))  # type: ignore[arg-type]
-    rates: dict[str, float] = {}
-
-    def count_spikes(tap: Any) -> None:
-        fired = tap.neuron.counts(tap.drive) if tap.static_output else tap.counts()
-        steps = 1 if tap.static_output else tap.neuron.timesteps
-        rates[tap.name] = float(fired.abs().sum()) * steps / max(1, fired.numel())
-
-    with torch.no_grad(), trainer.snn.reading("spiking"):
-        batch = trainer.batch(range(count), None)
-        if batch[2]:
-            trainer.snn(*batch[1], observer=count_spikes)
-    return {
-        name: {"log_theta": float(neuron.log_threshold.detach().mean()),
-               "log_amplitude": float(neuron.amplitude.detach().log().mean()),
-               "v_init": float(neuron.v_init.detach().mean()), "spikes_per_neuron": rates.get(name, float("nan"))}
-        for name, neuron in trainer.snn.neurons.items()
-    }  # fmt: skip
-
-
-def _fixed_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -27,7 +27,7 @@ from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 
 Gradients = Sequence[Tensor | None]
-_MEMORY_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
+MEMORY_SHARE = 0.7  # of what is free; the rest is for buffers that live shorter than the backward pass
 _PIECE_FACTOR = 2  # times the images of a plain pass: what is kept for the backward pass fits no cache anyway
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
@@ -42,6 +42,7 @@ class Need:
         state: gradients, the optimizer's two moments and the best state, for all trained parameters.
         images: images under way at once.
         free: bytes that were free before; None where that cannot be known.
+        how: whether batch-norm is in place, in words.
 
     Example:
         >>> from speedysnn.finetune.step import Need
@@ -53,6 +54,7 @@ class Need:
     state: int
     images: int
     free: int | None
+    how: str = ""
 
     @property
     def peak(self) -> int:
@@ -62,7 +64,8 @@ class Need:
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / 2**20:,.0f} MiB free"
         each = f"{self.images} images at once, {self.image / 2**20:.1f} MiB each"
-        return f"a step needs about {self.peak / 2**20:,.0f} MiB{free}: {each}"
+        how = self.how and f"; {self.how}"
+        return f"a step needs about {self.peak / 2**20:,.0f} MiB{free}: {each}{how}"
 
 
 def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:
@@ -141,7 +144,7 @@ def images_that_fit(need: int, state: int, free: int | None, workers: int) -> in
     """
     if free is None or need == 0:
         return None
-    return max(1, int(_MEMORY_SHARE * max(0, free - state)) // need // workers)
+    return max(1, int(MEMORY_SHARE * max(0, free - state)) // need // workers)
 
 
 def _container_left() -> int | None:
@@ -170,6 +173,7 @@ class Step:
         loss_fn: objective in place of the named one.
         budget: limit on the spikes, or None.
         engine: the processes that share the work.
+        how: why a batch runs in pieces, in words for `on_memory`.
     """
 
     snn: SpikingNetwork
@@ -181,6 +185,7 @@ class Step:
     loss_fn: Objective | None = None
     budget: Budget | None = None
     engine: Engine = field(default_factory=Engine)
+    how: str = ""
     _size: int = field(default=0, init=False)
 
     def run(
@@ -251,7 +256,7 @@ class Step:
             size = fits if self.snn.images_per_pass or images <= fits else min(_PIECE_FACTOR * fits, each)
             limit = images_that_fit(image, state, free, parts)
             self._size = size if limit is None else min(size, limit)
-            need = Need(image, state, min(images, self._size * parts), free)
+            need = Need(image, state, min(images, self._size * parts), free, self.how)
             if self.on_memory is not None:
                 self.on_memory(self.reading, need)
             if free is not None and need.peak > free and not self.local:
@@ -281,7 +286,7 @@ class Step:
 
         with self.engine.autocast(inputs[0].device):
             ours = self.snn(*inputs, observer=watch if recorder or rates else None)
-        loss = self._distance(_wide(ours), target) * share
+        loss = self._distance(wide(ours), target) * share
         if recorder is not None:
             loss = loss + config.layer_match_weight * layer_distance(recorder.outputs, source, total)
         if rates is not None and config.membrane:
@@ -299,7 +304,7 @@ class Step:
         """Compute one piece of a block-wise stage."""
         with torch.enable_grad(), self.engine.autocast(inputs[0].device):
             loss, gradients = local_gradients(
-                self.snn, inputs, source, total, self.parameters, lambda out: self._distance(_wide(out), target) * share
+                self.snn, inputs, source, total, self.parameters, lambda out: self._distance(wide(out), target) * share
             )
         return loss, gradients, loss.new_zeros(())
 
@@ -321,7 +326,7 @@ def logits(output: Any) -> Tensor:
     raise TrainingError(f"expected a network with one output tensor, got a {type(output).__name__}")
 
 
-def _wide(output: Any) -> Any:
+def wide(output: Any) -> Any:
     """Widen a bfloat16 output to float32, in which the loss is computed."""
     return output.float() if isinstance(output, Tensor) and output.dtype == torch.bfloat16 else output
 

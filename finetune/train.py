@@ -1,128 +1,32 @@
 """`train` trains a network as a spiking one from its first step, by labels or a teacher, with batch-norm in place."""
 
-import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from speedysnn.convert.spiking import to_spiking
-from speedysnn.data.batches import Batch, drawn
+from speedysnn.data.batches import drawn
 from speedysnn.errors import InputError
-from speedysnn.execution.interpreter import Execution
-from speedysnn.execution.module import own_tensors
-from speedysnn.execution.observers import Observer
-from speedysnn.execution.runner import accept
 from speedysnn.finetune.augment import as_dataset, gather, hold_out
+from speedysnn.finetune.batch_norm import fold_batch_norms, with_statistics
 from speedysnn.finetune.config import Config, with_old_names
 from speedysnn.finetune.fit import budget_of, check_names, run_all, teacher_of
-from speedysnn.finetune.loop import Place, Trainer
-from speedysnn.finetune.objectives import loss_of
-from speedysnn.finetune.optimization import optimizer
+from speedysnn.finetune.loop import Trainer
+from speedysnn.finetune.optimization import Groups, optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
-from speedysnn.finetune.step import logits
-from speedysnn.graph.ir import Node, fold_batch_norm, map_outputs
 from speedysnn.network import SpikingNetwork
-from speedysnn.neurons.parameters import Delay, Reading
+from speedysnn.neurons.parameters import Delay
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
 
 OPTIMIZERS = ("adamw", "sgd")
-MOMENTUM = 0.1  # of batch-norm's running statistics
-class TrainingExecution(Execution):
-    """A pass in which batch-norm takes its statistics over all images and steps, and updates the running ones."""
-
-    def affine(self, node: Node, args: Sequence[Tensor], sparse: bool) -> Tensor:
-        """Compute an affine node; batch-norm with the statistics of its own input.
-
-        Args:
-            node: the node.
-            args: its inputs, (T*B, ...) each.
-            sparse: whether they are spikes.
-
-        Returns:
-            The node's value.
-        """
-        module = self.layers(node.name)
-        if node.op != "batch_norm" or module is None:
-            return super().affine(node, args, sparse)
-        tensors = own_tensors(module, node.op)
-        return F.batch_norm(
-            args[0], tensors["mean"], tensors["var"], tensors.get("weight"), tensors.get("bias"), True, MOMENTUM,
-            node.attrs["eps"],
-        )  # fmt: skip
-
-
-def run_training(
-    snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading = "spiking", observer: Observer | None = None
-) -> Any:
-    """Run a whole batch with batch-norm's statistics taken from it.
-
-    Args:
-        snn: the network, not folded.
-        inputs: one batch, (B, ...) each, or (T, B, ...) for events.
-        reading: "spiking" or "quantized".
-        observer: called with what every layer received and emitted, or None.
-
-    Returns:
-        The outputs, averaged over T and nested as the source nests them.
-    """
-    run = TrainingExecution(snn.graph, snn.neurons, snn.layer, snn.timesteps, observer, graph_info=snn.graph_info)
-    ready = [accept(snn, x, i) for i, x in enumerate(inputs)]
-    if reading == "spiking":
-        values = run.spiking(ready, per_step=False)
-        outputs = {name: run.mean(values[name]) for name in snn.graph.output_names}
-    else:
-        outputs = run.static([run.mean(value) for value in ready], reading)
-    return map_outputs(snn.graph.outputs, outputs)
-
-
-def with_statistics(ann: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """Copy a network and give batch-norm layers that never saw data the statistics of these images.
-
-    Args:
-        ann: the network, which is left as it is.
-        inputs: one batch, (B, ...) each.
-
-    Returns:
-        The copy, in evaluation mode.
-    """
-    own = copy.deepcopy(ann).eval()
-    for module in own.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.running_mean.any():
-            module.momentum = None  # the plain average
-            module.train()
-    with torch.no_grad():
-        own(*inputs)
-    return own.eval()
-
-
-def fold_batch_norms(snn: SpikingNetwork) -> SpikingNetwork:
-    """Fold a trained network's batch-norm into the layers before it.
-
-    Args:
-        snn: the network; the new one takes over its neurons.
-
-    Returns:
-        A network that shares no weights with the given one.
-    """
-    own = {
-        node.name: {name: value.detach().clone() for name, value in snn.tensors(node.name).items()}
-        for node in snn.graph.nodes
-        if snn.tensors(node.name)
-    }
-    graph = fold_batch_norm(snn.graph, own)
-    device = next(snn.parameters()).device
-    return SpikingNetwork(
-        graph, own, snn.neurons, snn.timesteps, snn.input_shapes, snn.calibration, snn.provenance, copy=False
-    ).to(device)
+RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}
 
 
 @with_old_names
@@ -146,14 +50,20 @@ class TrainConfig(Config):
     epochs_quantized: int = 0
     epochs_spiking: int = 30
     objective: str = "labels"
+    temperature: float = 1.0
     layer_match_weight: float = 0.0
+    batch_size: int = 50
+    augment: str = "none"
+    mixup: float = 0.0
+    average: float = 0.0
     optimizer: str = "adamw"
     calibration: int = 256
+    default_rates: ClassVar[Mapping[str, float]] = RATES
 
     def __post_init__(self) -> None:
         """Refuse what could not train."""
         super().__post_init__()
-        others = any(stage.kind == "blockwise" for stage in self.plan)
+        others = any(stage.kind not in ("quantized", "spiking") for stage in self.plan)
         if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes":
             raise InputError(
                 "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of "
@@ -163,37 +73,6 @@ class TrainConfig(Config):
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.calibration < 2:
             raise InputError(f"calibration: expected at least 2 images, got {self.calibration}")
-
-
-class _WholeBatchTrainer(Trainer):
-    """A trainer that runs every batch in one piece, because batch-norm's statistics are those of the whole batch."""
-
-    min_images = 2  # one image has no statistics
-
-    def step(
-        self, place: Place, chosen: Sequence[nn.Parameter]
-    ) -> Callable[[Batch, Sequence[Tensor], Sequence[int], int], Tensor]:
-        """Prepare what computes the loss and the gradients of one batch, in one piece."""
-        loss_fn = loss_of(self.config, self.loss_fn)
-
-        def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
-            for parameter in chosen:
-                parameter.grad = None
-            target, _ = self.goals(indices, batch, inputs, layers=False)
-            rates = self.budget.rates() if self.budget is not None else None
-            observer = rates.take if rates is not None else None
-            with self.engine.autocast(self.device):
-                ours = logits(run_training(self.snn, inputs, place.stage.reading, observer))
-            loss = loss_fn(ours.float(), target, self.config.temperature)
-            total = loss
-            if rates is not None and self.budget is not None:
-                rate = rates.rate
-                total = loss + self.budget.factor * rate
-                self.budget.update(float(rate.detach()))
-            torch.autograd.backward(total)
-            return loss.detach()
-
-        return run
 
 
 @repeatable
@@ -272,7 +151,7 @@ def train(
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
     frozen = snn if teacher is None else teacher_of(snn, teacher, config)
     with evaluating(frozen):
-        trainer = _WholeBatchTrainer(snn, frozen, data, held, config, progress, budget=budget_of(config, None))
+        trainer = Trainer(snn, frozen, data, held, config, progress, budget=budget_of(config, None), whole=True)
         if trainer.engine.world > 1:
             raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
         state, layers = run_all(
@@ -291,9 +170,9 @@ def _start(ann: nn.Module, data: Any, timesteps: int, config: TrainConfig, **opt
     return to_spiking(ready, [tuple(images)] if len(images) > 1 else images[0], timesteps, fold_bn=False, **options)
 
 
-def _optimizer(groups: dict[str, dict[str, nn.Parameter]], config: Config, factor: float) -> torch.optim.Optimizer:
+def _optimizer(groups: Groups, config: Config, factor: float, scales: Mapping[str, float]) -> torch.optim.Optimizer:
     """Make the optimizer that the settings name, with the same groups and rates."""
-    adam = optimizer(groups, config, factor)
+    adam = optimizer(groups, config, factor, scales)
     if not isinstance(config, TrainConfig) or config.optimizer == "adamw":
         return adam
     kept = [{k: group[k] for k in ("params", "lr", "initial_lr", "weight_decay")} for group in adam.param_groups]

@@ -9,7 +9,8 @@ from torch import nn
 from speedysnn import finetune
 from speedysnn.data import load
 from speedysnn.errors import InputError
-from speedysnn.finetune.train import _start, fold_batch_norms, run_training
+from speedysnn.finetune.batch_norm import fold_batch_norms, run_training
+from speedysnn.finetune.train import _start
 from speedysnn.neurons import Reading
 
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     config = finetune.Config(
         stages=(Stage("blockwise", 1), Stage("quantized", 2, timesteps=4), Stage("spiking", 2)), layer_match_weight=1.0, batch_size=31,
-        augment="flip-crop", budget=0.6, membrane=0.1, average=0.9,
+        augment="flip-crop", budget=0.6, membrane=0.1, average=0.9, batch_norm=False,
     )  # fmt: skip
     snn = network()
 

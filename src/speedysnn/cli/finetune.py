@@ -53,24 +53,32 @@ ALL = ",".join(GROUPS)
 AUGMENTS = ", ".join(AUGMENTATIONS) + "."
 STAGE = (
     "One stage, in place of the two counts; repeat for more: KIND:EPOCHS[,T=N][,delay=N|full][,spikes=KIND][,rate=X], "
-    "KIND quantized, spiking or blockwise."
+    "KIND quantized, spiking, blockwise or reconstruct."
 )
+
+RATE = "Peak rate of weights, biases and v_init, ten times that for log thresholds; by default one in their own scales."
 
 
 def command(
     network: Network,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned network, by custom NAME.snn.")],
-    epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = 8,
-    epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = 2,
+    epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = (
+        Config.epochs_quantized
+    ),
+    epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = (
+        Config.epochs_spiking
+    ),
     stage: Annotated[list[str] | None, typer.Option(help=STAGE)] = None,
     train: Annotated[str, typer.Option(help=f"What trains: some of {ALL}.")] = ALL,
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
     layer_match_weight: Annotated[
         float, typer.Option("--layer-match-weight", "--match", help="Weight of matching every layer to the source's.")
     ] = Config.layer_match_weight,
-    temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = 1.0,
-    average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = Config.temperature,
+    average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = (
+        Config.average
+    ),
     label_weight: Annotated[float, typer.Option(help="Share of the labels' cross-entropy in the loss.")] = 0.0,
     threshold_gradient: Annotated[
         str,
@@ -83,10 +91,13 @@ def command(
         "spikes"
     ),
     membrane: Annotated[float, typer.Option(help="Weight of the penalty on membranes that end out of range.")] = 0.0,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Peak rate; ten times that for log thresholds.")] = 1e-3,
-    augment: Annotated[str, typer.Option(help=AUGMENTS)] = "none",
-    mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 50,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help=RATE)] = None,
+    batch_norm: Annotated[
+        bool, typer.Option(help="Whether batch-norm is in place while training, folded afterwards.")
+    ] = Config.batch_norm,
+    augment: Annotated[str, typer.Option(help=AUGMENTS)] = Config.augment,
+    mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = Config.mixup,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = Config.batch_size,
     more_data: Annotated[list[str] | None, typer.Option(help="Further inputs to train on, labels unused.")] = None,
     monitor: Monitor = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
@@ -118,12 +129,12 @@ def command(
     check_run(run_dir, output, resume, overwrite)
     seeded(seed)
     config = Config(
-        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates=rates_of(learning_rate),
+        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates={} if learning_rate is None else rates_of(learning_rate),
         mixup=mixup, seed=seed, stages=stages_of(stage), objective="labels" if labels else "kl",
         train=tuple(name.strip() for name in train.split(",") if name.strip()), temperature=temperature,
         label_weight=label_weight, average=average, threshold_gradient=threshold_gradient, monitor=monitor,
         layer_match_weight=layer_match_weight, budget=budget, budget_of=budget_of, membrane=membrane,
-        patience=patience, precision=precision, augment=augment, batch_size=batch_size,
+        patience=patience, precision=precision, augment=augment, batch_size=batch_size, batch_norm=batch_norm,
     )  # fmt: skip
     snn = network_of(network, device)
     configure(snn, timesteps, delay, spikes)
