@@ -52,7 +52,9 @@ class TrainingExecution(Execution):
         if node.op != "batch_norm" or module is None:
             return super().affine(node, args, sparse)
         tensors = own_tensors(module, node.op)
-        mean, var = (tensors["mean"], tensors["var"]) if self.momentum else (None, None)
+        mean, var = tensors["mean"], tensors["var"]
+        if not self.momentum:
+            mean, var = mean.clone(), var.clone()
         return F.batch_norm(
             args[0], mean, var, tensors.get("weight"), tensors.get("bias"), True, self.momentum, node.attrs["eps"]
         )

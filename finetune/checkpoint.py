@@ -316,7 +316,7 @@ def read(
         for key, value in tensors.items():
             kind, name = key.split(":", 1)
             parts[kind][name] = value
-        if unfold is not None and any(".batch_norm" in name and name not in snn.state_dict() for name in parts["net"]):
+        if unfold is not None and any("batch_norm" in name and name not in snn.state_dict() for name in parts["net"]):
             snn = unfold()
         restore(snn, parts["net"])
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],

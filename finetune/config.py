@@ -238,13 +238,13 @@ class Config:
             on one machine and on another of its kind (processor, number of threads, versions).
     """
 
-    epochs_quantized: int = 8
-    epochs_spiking: int = 2
+    epochs_quantized: int = 6
+    epochs_spiking: int = 1
     stages: tuple[Stage, ...] = ()
     train: tuple[str, ...] = GROUPS
     threshold_gradient: str = "surrogate"
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    spiking_rate: float = 1.0
+    spiking_rate: float = 0.3
     weight_decay: float = 0.0
     objective: str = "kl"
     temperature: float = 4.0

@@ -50,6 +50,7 @@ class TrainConfig(Config):
     epochs_quantized: int = 0
     epochs_spiking: int = 30
     objective: str = "labels"
+    spiking_rate: float = 1.0
     temperature: float = 1.0
     layer_match_weight: float = 0.0
     batch_size: int = 50

@@ -47,7 +47,8 @@ def test_a_run_keeps_the_average_and_trains_as_without() -> None:
 
     def run(average: float) -> tuple[dict[str, torch.Tensor], finetune.Result]:
         snn = _network()
-        options = {"epochs_quantized": 3, "epochs_spiking": 0, "monitor": "last", "average": average}
+        options = {"epochs_quantized": 3, "epochs_spiking": 0, "monitor": "last", "average": average,
+                   "batch_norm": False}  # fmt: skip
         result = finetune.fit(snn, _data()[0], config=_config(**options))
         return copy.deepcopy(snn.state_dict()), result
 

@@ -29,7 +29,7 @@ def gradients(snn: SpikingNetwork, reading: Any, match: float, pieces: int) -> t
     target = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
     source = outputs_and_layers(copy.deepcopy(snn), (X,), "analog")[1] if match else {}
     parameters = list(snn.parameters())
-    step = Step(snn, finetune.Config(layer_match_weight=match), reading, parameters)
+    step = Step(snn, finetune.Config(layer_match_weight=match, temperature=1.0), reading, parameters)
     loss = step.run((X,), Target(target), {name: x.detach() for name, x in source.items()})
     return float(loss), [p.grad.clone() for p in parameters if p.grad is not None]
 
@@ -105,8 +105,9 @@ def test_the_teacher_answers_once_where_images_come_unchanged() -> None:
     def asked(**options: Any) -> int:
         teacher = Counting()
         config = finetune.Config(
-            epochs_quantized=3, epochs_spiking=0, batch_size=8, holdout=0.2, layer_match_weight=0.0, **options
-        )
+            **{"epochs_quantized": 3, "epochs_spiking": 0, "batch_size": 8, "holdout": 0.2, "layer_match_weight": 0.0,
+               "augment": "none", "mixup": 0.0, "batch_norm": False, **options}
+        )  # fmt: skip
         finetune.fit(network(), X, teacher=teacher, config=config)
         return teacher.images
 
