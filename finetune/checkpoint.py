@@ -133,6 +133,8 @@ class RunState:
         average: the running average of the state in the present stage, where one is kept.
         scales: to which the rates of the present stage are relative, by parameter; see `optimization.scales_of`.
         first_score: score of the network before the run at the last stage's settings, in a run of several stages.
+        start: the network as the present stage got it, which it ends in bit for bit where nothing was better; empty
+            once something was.
     """
 
     stage: int = 0
@@ -146,6 +148,7 @@ class RunState:
     average: Average = field(default_factory=Average)
     scales: dict[str, float] = field(default_factory=dict)
     first_score: float | None = None
+    start: dict[str, Tensor] = field(default_factory=dict)
 
 
 def snapshot(snn: SpikingNetwork) -> dict[str, Tensor]:
@@ -263,6 +266,7 @@ def write(folder: Path, snn: SpikingNetwork, run: RunState, origin: Origin) -> N
     tensors = {f"net:{name}": value for name, value in snapshot(snn).items()}
     tensors.update({f"best:{name}": value for name, value in run.best.items()})
     tensors.update({f"opt:{name}": value for name, value in run.optimizer.items()})
+    tensors.update({f"start:{name}": value for name, value in run.start.items()})
     tensors.update({f"average:{name}": value for name, value in run.average.values.items()})
     document = {"schema": SCHEMA, "origin": origin.to_json(), "stage": run.stage, "epoch": run.epoch,
                 "history": run.history, "best_score": run.best_score, "best_epoch": run.best_epoch,
@@ -312,7 +316,7 @@ def read(
                 f"{path}: expected what the run there began with, got {difference}; resume with the same, or choose "
                 "another folder"
             )
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "opt": {}, "average": {}, "start": {}}
         for key, value in tensors.items():
             kind, name = key.split(":", 1)
             parts[kind][name] = value
@@ -322,6 +326,6 @@ def read(
         return RunState(document["stage"], document["epoch"], document["history"], parts["best"],
                         document["best_score"], document["best_epoch"], parts["opt"], document["layers"],
                         Average.restored(snn, parts["average"], document["average_steps"]), document["scales"],
-                        document["first_score"])  # fmt: skip
+                        document["first_score"], parts["start"])  # fmt: skip
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise TrainingError(f"{path}: damaged ({type(err).__name__}: {err}); start again without resume") from None

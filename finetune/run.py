@@ -131,6 +131,7 @@ class Run:
         fresh = state.epoch == 0 and not state.best
         if fresh:
             carry_thresholds(trainer.snn, before, trainer.snn.timesteps)
+            state.start = checkpoint.snapshot(trainer.snn)
         try:
             with batch_norm_in_place(trainer, stage):
                 try:
@@ -139,9 +140,12 @@ class Run:
                     if state.best:
                         checkpoint.restore(trainer.snn, state.best)
         finally:
+            if state.best_epoch == 0 and state.start:
+                checkpoint.restore(trainer.snn, state.start)
             trainer.average = Average()
         done = index + 1 == len(trainer.config.plan)
-        state.stage, state.epoch, state.optimizer, state.average, state.scales = index + 1, 0, {}, Average(), {}
+        state.stage, state.epoch, state.optimizer, state.average = index + 1, 0, {}, Average()
+        state.scales, state.start = {}, {}
         if done:
             state.best = checkpoint.snapshot(trainer.snn)
         else:
@@ -174,6 +178,7 @@ class Run:
         if trainer.folded is not None:
             set_statistics(trainer.snn, self._first_images(stage), "analog" if index == 0 else stage.reading)
         self._score(stage, index, 0, None)
+        first = state.best_score
         if stage.kind == "blockwise":
             inputs = self._first_images(stage)
             with torch.no_grad():
@@ -186,9 +191,11 @@ class Run:
             found = self._found(stage.reading, 0)[0]
             if found > state.best_score:
                 state.best, state.best_score = checkpoint.snapshot(trainer.snn), found
-            else:
+            elif state.best:
                 checkpoint.restore(trainer.snn, state.best)
                 set_statistics(trainer.snn, self._first_images(stage), stage.reading)
+        if state.best_score > first:
+            state.start = {}
 
     def _reconstruct(self, stage: Stage, index: int) -> None:
         """Reconstruct the network block by block from the training images, and judge it."""

@@ -51,7 +51,7 @@ def test_held_out_loss_never_ends_above_its_start(objective: str, options: dict[
 def test_tuning_the_quantized_reading_lowers_its_loss() -> None:
     snn = _network()
     x = _data()[0]
-    result = finetune.fit(snn, x, validation=x, config=_config(epochs_quantized=15, epochs_spiking=0))
+    result = finetune.fit(snn, x, validation=x, config=_config(epochs_quantized=15, epochs_spiking=0, mixup=0.0))
     history = result.history.held_out_loss
     assert history.iloc[-1] < 0.7 * history.iloc[0]
     assert result.best_epoch > 0
@@ -251,7 +251,8 @@ def test_a_second_tuning_needs_the_source_as_teacher() -> None:
     with pytest.raises(TrainingError, match="before tuning"):
         finetune.fit(snn, _data()[0], config=_config(epochs_spiking=0))
     x = _data()[0]
-    result = finetune.fit(snn, x, validation=x, teacher=source, config=_config(epochs_quantized=0, layer_match_weight=1.0))
+    result = finetune.fit(snn, x, validation=x, teacher=source,
+                          config=_config(epochs_quantized=0, layer_match_weight=1.0, temperature=1.0))  # fmt: skip
     with torch.no_grad(), source.reading("analog"):
         target = source(x)
     with torch.no_grad():
