@@ -14,7 +14,7 @@ from speedysnn.finetune.run import carry_thresholds, stage_settings
 from tests.finetune.test_fit import _config, _data, _network
 
 stages = st.builds(
-    Stage, st.sampled_from(("quantized", "spiking", "blockwise")), st.integers(1, 9), st.none() | st.integers(1, 64),
+    Stage, st.sampled_from(("quantized", "spiking", "blockwise", "reconstruct")), st.integers(1, 9), st.none() | st.integers(1, 64),
     st.none() | st.integers(0, 9) | st.just("full"), st.none() | st.sampled_from(("binary", "ternary", "graded:3")),
     st.sampled_from((1.0, 0.5, 0.125)),
 )  # fmt: skip
