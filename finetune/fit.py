@@ -63,9 +63,11 @@ def fit(
     """Train a spiking network in place until its noise is gone, and leave it in the best state of the last stage.
 
     By default stage one trains the quantized reading and stage two the spiking reading through time; `config.stages`
-    names others. Each stage keeps the state with the lowest held-out loss, and its starting state counts too. The same
-    call gives the same bits again. Under `accelerate launch` every process takes its part of each batch, and the result
-    is that of one process.
+    names others. Each stage keeps the state with the lowest held-out loss, and its starting state counts too; a run of
+    several stages also counts the network that it got, at the last stage's settings. Batch-norm is in place while a
+    stage trains and is folded into the same weights at its end (`Config.batch_norm`). The same call gives the same bits
+    again. Under `accelerate launch` every process takes its part of each batch, without batch-norm in place, and the
+    result is that of one process with `batch_norm=False`.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.

@@ -271,7 +271,7 @@ class Trainer:
         return Batch(tuple(inputs), labels), [x.to(self.device) for x in inputs], list(indices[own])
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with its first input mixed (no events), and the labels where they count; others are dropped."""
+        """The batch with its first input mixed (no events), and labels where they count; others are dropped."""
         events = batch.inputs[0].ndim > len(self.snn.input_shapes[0]) + 1
         if not self.config.mixup or events:
             return batch

@@ -12,6 +12,7 @@ from speedysnn.kernels.elementwise import nonzero
 
 _MARGIN = 0.97  # of the limit, above which the penalty acts
 
+
 def membrane_penalty(tap: LayerRecord) -> Tensor:
     """Penalise membranes that end outside [0, theta): the mean square of how far outside, in units of theta.
 

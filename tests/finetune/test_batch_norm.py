@@ -121,7 +121,9 @@ def step_of(snn: SpikingNetwork, reading: Reading, **options: Any) -> tuple[Tens
 
 
 @pytest.mark.parametrize("reading", ["quantized", "spiking"])
-def test_computed_twice_gradients_and_statistics_are_the_same(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computed_twice_gradients_and_statistics_are_the_same(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = {}
     for short in (False, True):
         ours = normed(network())

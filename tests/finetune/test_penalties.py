@@ -11,7 +11,6 @@ from speedysnn.finetune.penalties import Budget, Rates, membrane_penalty
 from speedysnn.neurons import IFNeuron
 from tests.finetune.test_fit import _config, _data, _network
 
-
 PLAIN = {"batch_norm": False, "mixup": 0.0, "augment": "none", "average": 0.0, "temperature": 1.0, "spiking_rate": 1.0,
          "learning_rates": {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}}  # fmt: skip
 

@@ -75,7 +75,9 @@ def command(
     layer_match_weight: Annotated[
         float, typer.Option("--layer-match-weight", "--match", help="Weight of matching every layer to the source's.")
     ] = Config.layer_match_weight,
-    temperature: Annotated[float, typer.Option(help="Of the softmax towards the source's logits.")] = Config.temperature,
+    temperature: Annotated[
+        float, typer.Option(help="Of the softmax towards the source's logits.")
+    ] = Config.temperature,
     average: Annotated[float, typer.Option(help="Decay of a running average that is kept, 0 for none.")] = (
         Config.average
     ),
