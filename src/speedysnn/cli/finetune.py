@@ -131,7 +131,7 @@ def command(
     check_run(run_dir, output, resume, overwrite)
     seeded(seed)
     config = Config(
-        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates={} if learning_rate is None else rates_of(learning_rate),
+        epochs_quantized=epochs_quantized, epochs_spiking=epochs_spiking, learning_rates=rates_of(learning_rate),
         mixup=mixup, seed=seed, stages=stages_of(stage), objective="labels" if labels else "kl",
         train=tuple(name.strip() for name in train.split(",") if name.strip()), temperature=temperature,
         label_weight=label_weight, average=average, threshold_gradient=threshold_gradient, monitor=monitor,
@@ -161,12 +161,14 @@ def command(
             say_saved(result, output, typed("speedysnn", "analyze", output, "--source", source or network) + " ...")
 
 
-def rates_of(learning_rate: float) -> dict[str, float]:
+def rates_of(learning_rate: float | None) -> dict[str, float]:
     """The peak rate of every group of parameters.
 
     Returns:
-        The given rate, and ten times that for the logarithms of thresholds.
+        The given rate, and ten times that for the logarithms of thresholds; nothing where none was given.
     """
+    if learning_rate is None:
+        return {}
     groups = ("weights", "biases", "v_init")
     return {**dict.fromkeys(groups, learning_rate), "thresholds": 10 * learning_rate}
 
