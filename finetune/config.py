@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -135,6 +135,21 @@ def stages_of(data: Mapping[str, Any]) -> tuple[Stage, ...]:
         The stages, none where the data names none.
     """
     return tuple(Stage(**stage) for stage in data.get("stages", ()))
+
+
+def check_groups(train: Sequence[str], learning_rates: Mapping[str, float]) -> None:
+    """Refuse groups of parameters that there are not.
+
+    Args:
+        train: the groups that train.
+        learning_rates: rates by group.
+
+    Raises:
+        InputError: a group is none of GROUPS, or none trains.
+    """
+    unknown = [name for name in (*train, *learning_rates) if name not in GROUPS]
+    if unknown or not train:
+        raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
 
 
 def _warn_of_old_name(old: str, new: str) -> None:
@@ -273,9 +288,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what could not train."""
-        unknown = [name for name in (*self.train, *self.learning_rates) if name not in GROUPS]
-        if unknown or not self.train:
-            raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
+        check_groups(self.train, self.learning_rates)
         if min(self.epochs_quantized, self.epochs_spiking) < 0 or not self.plan:
             raise InputError("epochs: expected at least one epoch in one of the stages, and none below zero")
         if self.batch_size < 1:

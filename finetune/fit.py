@@ -23,7 +23,7 @@ from speedysnn.finetune.objectives import objective as named_objective
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.result import Log, Result, changes, record, result_of
 from speedysnn.finetune.run import Report, Run, put_batch_norm
-from speedysnn.finetune.step import Need
+from speedysnn.finetune.step import Need, print_need
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
@@ -78,16 +78,17 @@ def fit(
         config: the settings.
         objective: (outputs, target, temperature) -> mean loss over images, in place of the one named in `config`; the
             target is always a `finetune.Target`, with the teacher's outputs in `target.logits` (None where the named
-            objective is "labels") and in `target.labels` the labels (None where that objective and `label_weight` use
-            none).
+            objective is "labels") and in `target.labels` the labels (probabilities of the classes where images are
+            mixed; None where that objective and `label_weight` use none).
         fan_out: synapses that a spike of each layer reaches, by neuron name (`analysis.spike_fan_out`), for
             `budget_of="synops"`.
         folder: where the state is kept after every epoch.
         resume: go on from the state in `folder`; gives the result of an uninterrupted run.
         log: folder for `epochs.csv`, `steps.csv` and, where it is installed, TensorBoard events.
-        progress: show progress.
+        progress: show progress, and before each stage the memory that its steps need.
         on_epoch: called with every new row of the history.
-        on_memory: called with the reading and the memory that its steps need, before the first is done.
+        on_memory: called with the reading and the memory that its steps need, before the first is done; without it
+            they are printed where progress is shown.
 
     Raises:
         TrainingError: NaN, infinity or a loss that runs away (the best state is kept), nothing to resume, or a folder
@@ -124,7 +125,9 @@ def fit(
     if engine.world > 1:
         snn.to(device), frozen.to(device)
     with evaluating(frozen):
-        trainer = Trainer(snn, frozen, tune, held, config, progress and engine.main, on_memory, objective,
+        shown = progress and engine.main
+        told = on_memory or (print_need if shown else None)
+        trainer = Trainer(snn, frozen, tune, held, config, shown, told, objective,
                           budget_of(config, fan_out), engine)  # fmt: skip
         state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
     record(snn, config, state)

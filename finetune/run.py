@@ -188,10 +188,8 @@ class Run:
         elif trainer.folded is not None and index == 0:
             with torch.no_grad():
                 run_training(trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
-            found = self._found(stage.reading, 0)[0]
-            if found > state.best_score:
-                state.best, state.best_score = checkpoint.snapshot(trainer.snn), found
-            elif state.best:
+            self._score(stage, index, 0, None, only_better=True)
+            if state.best and state.best_score <= first:
                 checkpoint.restore(trainer.snn, state.best)
                 set_statistics(trainer.snn, self._first_images(stage), stage.reading)
         if state.best_score > first:
@@ -201,10 +199,11 @@ class Run:
         """Reconstruct the network block by block from the training images, and judge it."""
         trainer, config = self.trainer, self.trainer.config
         begin = time.monotonic()
-        images = gather(trainer.train, range(len(trainer.train))).inputs  # type: ignore[arg-type]
-        first = "none" if index else "moments"
-        settings = ReconstructConfig(stage.epochs, 0, config.train, seed=config.seed, correct=first)
-        reconstruct(trainer.snn, [images], settings, teacher=trainer.matched(), progress=trainer.progress)
+        copies = 1 if config.augment == "none" else 2
+        settings = ReconstructConfig(stage.epochs, 0, config.train, augment=config.augment, copies=copies,
+                                     seed=config.seed, correct="none" if index else "moments")  # fmt: skip
+        reconstruct(trainer.snn, trainer.train, settings, validation=trainer.held_out, teacher=trainer.matched(),
+                    progress=trainer.progress, on_memory=trainer.on_memory)  # fmt: skip
         self._score(stage, index, stage.epochs, None, time.monotonic() - begin)
 
     def _first_images(self, stage: Stage) -> list[Tensor]:
@@ -243,13 +242,20 @@ class Run:
         excess = 0.0 if trainer.budget is None else trainer.budget.excess(scores["budget_rate"] or 0.0)
         return score(trainer.config.monitor, scores, epoch, excess), scores
 
-    def _score(self, stage: Stage, index: int, epoch: int, loss: float | None, seconds: float = 0.0) -> None:
-        """Judge the network on held-out images, add a row to the history, keep the state if it is the best so far."""
+    def _score(
+        self, stage: Stage, index: int, epoch: int, loss: float | None, seconds: float = 0.0, only_better: bool = False
+    ) -> None:
+        """Judge the network on held-out images, add a row to the history, keep the state if it is the best so far.
+
+        With `only_better` nothing is done with a state that is not.
+        """
         trainer, state = self.trainer, self.state
         begin = time.monotonic()
         with trainer.average.applied(trainer.snn):
             found, scores = self._found(stage.reading, epoch)
             took = time.monotonic() - begin
+            if only_better and found <= state.best_score:
+                return
             if found > state.best_score:
                 state.best, state.best_score, state.best_epoch = checkpoint.snapshot(trainer.snn), found, epoch
         row: dict[str, Any] = {

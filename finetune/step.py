@@ -4,6 +4,7 @@ On the CPU the pieces run in parallel. Objectives are means over images and the 
 the pieces' gradients add up to those of the whole batch, and so do those of several processes.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +43,8 @@ class Need:
         state: gradients, the optimizer's two moments and the best state, for all trained parameters.
         images: images under way at once.
         free: bytes that were free before; None where that cannot be known.
-        how: whether batch-norm is in place, in words.
+        how: in words, whether batch-norm is in place, or what is kept.
+        what: what needs it.
 
     Example:
         >>> from speedysnn.finetune.step import Need
@@ -55,6 +57,7 @@ class Need:
     images: int
     free: int | None
     how: str = ""
+    what: str = "a step"
 
     @property
     def peak(self) -> int:
@@ -65,7 +68,33 @@ class Need:
         free = "" if self.free is None else f" of {self.free / 2**20:,.0f} MiB free"
         each = f"{self.images} images at once, {self.image / 2**20:.1f} MiB each"
         how = self.how and f"; {self.how}"
-        return f"a step needs about {self.peak / 2**20:,.0f} MiB{free}: {each}{how}"
+        return f"{self.what} needs about {self.peak / 2**20:,.0f} MiB{free}: {each}{how}"
+
+
+def print_need(stage: str, need: Need) -> None:
+    """Print on stderr what a stage needs.
+
+    Args:
+        stage: its name.
+        need: the memory.
+    """
+    sys.stderr.write(f"{stage} stage: {need}\n")
+
+
+def require_memory(need: Need, on_memory: Callable[[str, Need], None] | None) -> None:
+    """Tell what a reconstruction needs, and refuse one that cannot have it.
+
+    Args:
+        need: the memory.
+        on_memory: told first.
+
+    Raises:
+        TrainingError: more is needed than is free.
+    """
+    if on_memory is not None:
+        on_memory("reconstruct", need)
+    if need.free is not None and need.peak > need.free:
+        raise TrainingError(f"reconstruct stage: {need}; use fewer images or copies, or a machine with more memory")
 
 
 def saved_bytes(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading) -> int:

@@ -20,6 +20,7 @@ from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.optimization import Groups, optimizer
 from speedysnn.finetune.result import Result, record, result_of
 from speedysnn.finetune.run import Report
+from speedysnn.finetune.step import print_need
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Delay
 from speedysnn.settings import repeatable
@@ -113,7 +114,7 @@ def train(
         resume: go on from the state in `folder`, with the same untrained network; gives the result of an
             uninterrupted run.
         log: folder for `epochs.csv`, `steps.csv` and, where it is installed, TensorBoard events.
-        progress: show progress.
+        progress: show progress, and before each stage the memory that its steps need.
         on_epoch: called with every new row of the history.
 
     Raises:
@@ -152,7 +153,8 @@ def train(
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
     frozen = snn if teacher is None else teacher_of(snn, teacher, config)
     with evaluating(frozen):
-        trainer = Trainer(snn, frozen, data, held, config, progress, budget=budget_of(config, None), whole=True)
+        told = print_need if progress else None
+        trainer = Trainer(snn, frozen, data, held, config, progress, told, budget=budget_of(config, None), whole=True)
         if trainer.engine.world > 1:
             raise InputError("train: expected one process: batch-norm takes its statistics over whole batches")
         state, layers = run_all(

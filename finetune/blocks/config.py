@@ -7,7 +7,7 @@ from typing import Any
 from speedysnn.convert.correct import check_kind
 from speedysnn.errors import InputError
 from speedysnn.finetune.augment import augmentation
-from speedysnn.finetune.config import GROUPS
+from speedysnn.finetune.config import GROUPS, check_groups
 
 RATES: Mapping[str, float] = {"thresholds": 5e-3, "v_init": 5e-4, "biases": 3e-3, "weights": 3e-3}
 
@@ -55,9 +55,7 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""
-        unknown = [name for name in (*self.train, *self.learning_rates) if name not in GROUPS]
-        if unknown or not self.train:
-            raise InputError(f"train: expected some of {', '.join(GROUPS)}, got {', '.join(unknown) or 'nothing'}")
+        check_groups(self.train, self.learning_rates)
         check_kind(self.correct)
         augmentation(self.augment)
         for name in ("epochs", "output_epochs"):

@@ -21,10 +21,11 @@ import pandas as pd
 from speedysnn.display import track
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.augment import gather, hold_out
+from speedysnn.finetune.augment import as_dataset, gather, hold_out
 from speedysnn.finetune.blocks.config import ReconstructConfig
-from speedysnn.finetune.blocks.training import BlockTrainer, put_back, settings_of
+from speedysnn.finetune.blocks.training import BlockTrainer, put_back, settings_of, worse
 from speedysnn.finetune.checkpoint import RunState
+from speedysnn.finetune.step import Need, print_need
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.settings import repeatable
 
@@ -61,10 +62,12 @@ def reconstruct(
     images: Any,
     config: ReconstructConfig | None = None,
     *,
+    validation: Any = None,
     teacher: SpikingNetwork | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    on_memory: Callable[[str, Need], None] | None = None,
 ) -> Reconstructed:
     """Train a network in place towards its source, block by block and then as a whole, from a few hundred images.
 
@@ -77,17 +80,19 @@ def reconstruct(
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
         images: a dataset, a loader, tensors or batches; labels are not used.
         config: the settings.
+        validation: images that judge; without them `config.holdout` of the given ones are kept for that.
         teacher: the network before any tuning, read analog; by default `snn` itself as it is now.
         folder: where the state is kept after every block.
         resume: go on from the state in `folder`.
-        progress: show progress.
+        progress: show progress, and before it the memory that is needed.
+        on_memory: called with "reconstruct" and the memory that is needed, before anything is done.
 
     Returns:
         What came of each block and of the whole; `snn.provenance["reconstructed"]` holds it too.
 
     Raises:
-        TrainingError: nothing to resume, a folder that cannot be written to, or no teacher beside a network whose
-            weights were tuned before.
+        TrainingError: nothing to resume, a folder that cannot be written to, too little memory, or no teacher beside a
+            network whose weights were tuned before.
         DataError: no data, NaN, or the wrong shape.
 
     Reference: li2021brecq, wei2022
@@ -114,9 +119,12 @@ def reconstruct(
             "the network before tuning (teacher=)"
         )
     origin = checkpoint.Origin.of(snn, config)
-    train, held = hold_out(images, config.holdout, config.seed)
+    train, held = (as_dataset(images), as_dataset(validation)) if validation is not None else hold_out(
+        images, config.holdout, config.seed
+    )  # fmt: skip
     parts = [gather(data, range(len(data))).inputs for data in (train, held)]  # type: ignore[arg-type]
-    work = BlockTrainer(snn, copy.deepcopy(teacher or snn).requires_grad_(False), parts, config)
+    source = copy.deepcopy(teacher or snn).requires_grad_(False)
+    work = BlockTrainer(snn, source, parts, config, on_memory or (print_need if progress else None))
     before, original = work.scores(), settings_of(snn)
     closed = before
     if config.trains or work.own_reading == "quantized":
@@ -132,15 +140,16 @@ def reconstruct(
     work.train_whole(progress)
     work.correct_spiking(progress)
     after, own = work.scores(), work.own_reading
-    worse = _worse(before[own], after[own])
-    if worse:
+    taken_back = worse(before[own], after[own])
+    if taken_back:
         put_back(snn, original)
         after = before
     snn.reset()
     output = {"before": before, "closed_form": closed, "blocks": middle, "after": after}
-    entry = {"config": config.to_json(), "timesteps": snn.timesteps, "output": output, "taken_back": worse}
+    entry = {"config": config.to_json(), "timesteps": snn.timesteps, "output": output, "taken_back": taken_back}
     snn.provenance = {**snn.provenance, "reconstructed": [*snn.provenance.get("reconstructed", []), entry]}
-    return Reconstructed(pd.DataFrame(state.history, columns=list(COLUMNS)), output, worse, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    return Reconstructed(pd.DataFrame(state.history, columns=list(COLUMNS)), output, taken_back, seconds)
 
 
 def _blocks(work: BlockTrainer, state: RunState, save: Callable[[], None] | None, progress: bool) -> None:
@@ -154,9 +163,3 @@ def _blocks(work: BlockTrainer, state: RunState, save: Callable[[], None] | None
         state.stage = index + 1
         if save is not None:
             save()
-
-
-def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Whether fewer held-out images are answered as the source does or, where as many are, the loss rose."""
-    fewer = after.get("agreement", 0.0) - before.get("agreement", 0.0)
-    return fewer < 0 or (fewer == 0 and not after["loss"] <= before["loss"])

@@ -19,13 +19,15 @@ from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.blocks.config import ReconstructConfig
 from speedysnn.finetune.blocks.regression import regress, regress_block
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
+from speedysnn.finetune.step import Need, free_bytes, require_memory, saved_bytes, state_bytes
 from speedysnn.graph.blocks import Block, blocks
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
+from speedysnn.torch_utils import compare_outputs
 
 Values = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Tensor]
-_FISHER_IMAGES = 64
+_FISHER_IMAGES, _FISHER_BATCH = 64, 16
 _EVALUATION_BATCH = 25
 
 
@@ -33,8 +35,9 @@ class BlockTrainer:
     """The images between two blocks, in the source and in ours, and the training of the next block."""
 
     def __init__(
-        self, snn: SpikingNetwork, source: SpikingNetwork, data: Sequence[Sequence[Tensor]], config: ReconstructConfig
-    ) -> None:
+        self, snn: SpikingNetwork, source: SpikingNetwork, data: Sequence[Sequence[Tensor]], config: ReconstructConfig,
+        on_memory: Callable[[str, Need], None] | None = None,
+    ) -> None:  # fmt: skip
         self.snn, self.source, self.config = snn, source, config
         self.run, self.source_run = Execution.of(snn), Execution.of(source)
         device = next(snn.parameters()).device
@@ -45,6 +48,7 @@ class BlockTrainer:
         with torch.no_grad():
             self.sizes = value_sizes(snn, [x[:1] for x in self.train])
             self.blocks = blocks(snn.graph, self.sizes, config.neurons)
+            require_memory(self._need(), on_memory)
             self.goals = [self._outputs(source, "analog", part) for part in (self.train, self.held)]
         self.clean = [self._entering(part) for part in (self.train, self.held)]  # by data, then by name
         self.noisy = [dict(values) for values in self.clean]
@@ -56,12 +60,30 @@ class BlockTrainer:
             name: self.run.mean(accept(self.snn, x, i)) for i, (name, x) in enumerate(zip(names, inputs, strict=True))
         }
 
+    def _need(self) -> Need:
+        """What a reconstruction keeps: values between two blocks of all images, ours and the source's, and a step."""
+        images, bytes_each, most = self.count + self.held[0].shape[0], self.train[0].element_size(), 0
+        for block in self.blocks:
+            entering, leaving = (sum(self.sizes[name] for name in names) for names in (block.inputs, block.outputs))
+            most = max(most, 2 * entering + 2 * leaving, entering + 3 * leaving)
+        at_once = max(_FISHER_BATCH, self.config.batch_size if self.config.output_epochs else 0)
+        step = at_once * saved_bytes(self.snn, self.train, "quantized") + state_bytes(self.snn.parameters(), 1)
+        return Need(most * bytes_each, step, images, free_bytes(self.train[0].device),
+                    "what crosses between two blocks", "reconstruction")  # fmt: skip
+
     def _sensitivity(self) -> dict[str, Tensor]:
         """By channel of each value that leaves a block, the mean squared gradient of the source's answer."""
         names = {name for block in self.blocks[:-1] for name in block.outputs}
-        if not names:
-            return {}
-        values = {name: Value(x[:_FISHER_IMAGES]) for name, x in self.clean[0].items()}
+        sums: dict[str, Tensor] = {}
+        first = {name: x[:_FISHER_IMAGES] for name, x in self.clean[0].items()}
+        for piece in _pieces(first, _FISHER_BATCH) if names else ():
+            for name, power in self._squared_gradients(piece, names).items():
+                sums[name] = sums[name] + power if name in sums else power
+        return {name: power / power.mean().clamp_min(1e-30) + 0.1 for name, power in sums.items()}
+
+    def _squared_gradients(self, inputs: Values, names: set[str]) -> Values:
+        """By channel of these values, the squared gradient of the source's answers, summed over some images."""
+        values = {name: Value(x) for name, x in inputs.items()}
         found: dict[str, Tensor] = {}
         with torch.enable_grad():
             for block in self.blocks:
@@ -78,10 +100,8 @@ class BlockTrainer:
         out = {}
         for (name, x), gradient in zip(found.items(), gradients, strict=True):
             power = torch.ones_like(x) if gradient is None else gradient.square()
-            by_channel = (
-                power.mean([dim for dim in range(x.ndim) if dim != 1], keepdim=True) if x.ndim > 1 else power.mean()
-            )
-            out[name] = by_channel / by_channel.mean().clamp_min(1e-30) + 0.1
+            others = [dim for dim in range(x.ndim) if dim != 1]
+            out[name] = power.sum(others, keepdim=True) if x.ndim > 1 else power.sum()
         return out
 
     def correct_quantized(self, progress: bool) -> None:
@@ -288,10 +308,31 @@ def compared(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> dict[str, float
     Returns:
         "loss", and for classes "agreement".
     """
-    out = {"loss": float(_distance(ours, goals))}
-    if _is_classes(goals):
-        out["agreement"] = float((ours[0].argmax(1) == goals[0].argmax(1)).float().mean())
-    return out
+    found = compare_outputs([ours], [goals])
+    loss, agreement = found["error"] if found["kl"] is None else found["kl"], found["agreement"]
+    assert loss is not None
+    return {"loss": loss} if agreement is None else {"loss": loss, "agreement": agreement}
+
+
+def worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Say whether fewer images are answered as the source does or, where as many are, the loss rose.
+
+    Args:
+        before: what `compared` gave for a network.
+        after: the same for the network that would take its place.
+
+    Returns:
+        True where the loss is no number, too.
+
+    Example:
+        >>> from speedysnn.finetune.blocks.training import worse
+        >>> worse({"loss": 0.2, "agreement": 0.9}, {"loss": 0.3, "agreement": 0.95})
+        False
+        >>> worse({"loss": 0.2}, {"loss": 0.3})
+        True
+    """
+    gained = after.get("agreement", 0.0) - before.get("agreement", 0.0)
+    return gained < 0 or (gained == 0 and not after["loss"] <= before["loss"])
 
 
 def _is_classes(outputs: Sequence[Tensor]) -> bool:
@@ -321,7 +362,7 @@ def _augmented(inputs: Sequence[Tensor], config: ReconstructConfig) -> list[Tens
     return [torch.cat(parts) for parts in zip(inputs, *further, strict=True)]
 
 
-def _pieces(values: Mapping[str, Tensor]) -> list[Values]:
+def _pieces(values: Mapping[str, Tensor], images: int = _EVALUATION_BATCH) -> list[Values]:
     """Values of many images in parts."""
-    split = zip(*(torch.split(x, _EVALUATION_BATCH) for x in values.values()), strict=True)
+    split = zip(*(torch.split(x, images) for x in values.values()), strict=True)
     return [dict(zip(values, piece, strict=True)) for piece in split]

@@ -187,10 +187,11 @@ def test_the_state_that_is_asked_for_is_kept(keep) -> None:
     rows = result.history
     column = {"loss": -rows.held_out_loss, "agreement": rows.held_out_agreement, "accuracy": rows.held_out_accuracy,
               "last": rows.epoch}[keep]  # fmt: skip
-    assert column.iloc[result.best_epoch] == column.max()
+    kept = rows[rows.epoch == result.best_epoch].index[-1]  # two rows of epoch 0 where other statistics were better
+    assert column[kept] == column.max()
     with torch.no_grad():
         agreement = (snn.read("quantized", x[:40]).argmax(1) == y[:40]).double().mean().item()
-    assert agreement == pytest.approx(rows.held_out_agreement.iloc[result.best_epoch])
+    assert agreement == pytest.approx(rows.held_out_agreement[kept])
 
 
 def test_a_figure_that_is_not_there_keeps_no_state() -> None:
@@ -239,7 +240,7 @@ def test_any_callable_serves_as_objective() -> None:
     def own(ours, target, temperature):
         calls.append(ours.shape)
         assert target.logits.shape == ours.shape
-        assert target.labels is None or target.labels.shape == ours.shape[:1]
+        assert target.labels is None or target.labels.shape in (ours.shape[:1], ours.shape)  # classes, or mixtures
         return (ours - target.logits).abs().mean()
 
     finetune.fit(_network(), _data()[0], config=_config(), objective=own)
