@@ -186,8 +186,7 @@ class Run:
             trainer.engine.same(trainer.snn)
             self._score(stage, index, 0, None)
         elif trainer.folded is not None and index == 0:
-            with torch.no_grad():
-                run_training(trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
+            self._normalise(stage)
             self._score(stage, index, 0, None, only_better=True)
             if state.best and state.best_score <= first:
                 checkpoint.restore(trainer.snn, state.best)
@@ -213,6 +212,11 @@ class Run:
         fits = max(_FEWEST_IMAGES, _PASS_VALUES // (steps * trainer.snn.width))
         count = min(_CLOSED_FORM_IMAGES, len(trainer.train), fits)  # type: ignore[arg-type]
         return [x.to(trainer.device) for x in gather(trainer.train, drawn(len(trainer.train), count)).inputs]  # type: ignore[arg-type]
+
+    def _normalise(self, stage: Stage) -> None:
+        """Give batch-norm the statistics of training images as they are: neither mixed nor changed, in one pass."""
+        with torch.no_grad():
+            run_training(self.trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
 
     def _epoch(self, stage: Stage, index: int, steps: torch.optim.Optimizer) -> None:
         """Train for one epoch and judge the state after it."""
@@ -252,6 +256,8 @@ class Run:
         trainer, state = self.trainer, self.state
         begin = time.monotonic()
         with trainer.average.applied(trainer.snn):
+            if trainer.folded is not None and epoch:
+                self._normalise(stage)
             found, scores = self._found(stage.reading, epoch)
             took = time.monotonic() - begin
             if only_better and found <= state.best_score:

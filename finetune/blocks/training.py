@@ -63,9 +63,10 @@ class BlockTrainer:
     def _need(self) -> Need:
         """What a reconstruction keeps: values between two blocks of all images, ours and the source's, and a step."""
         images, bytes_each, most = self.count + self.held[0].shape[0], self.train[0].element_size(), 0
+        entering = sum(self.sizes[node.name] for node in self.snn.graph.inputs)
         for block in self.blocks:
-            entering, leaving = (sum(self.sizes[name] for name in names) for names in (block.inputs, block.outputs))
-            most = max(most, 2 * entering + 2 * leaving, entering + 3 * leaving)
+            leaving = sum(self.sizes[name] for name in block.outputs)
+            most, entering = max(most, 2 * entering + 2 * leaving, entering + 3 * leaving), leaving
         at_once = max(_FISHER_BATCH, self.config.batch_size if self.config.output_epochs else 0)
         step = at_once * saved_bytes(self.snn, self.train, "quantized") + state_bytes(self.snn.parameters(), 1)
         return Need(most * bytes_each, step, images, free_bytes(self.train[0].device),

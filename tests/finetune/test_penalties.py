@@ -11,10 +11,6 @@ from speedysnn.finetune.penalties import Budget, Rates, membrane_penalty
 from speedysnn.neurons import IFNeuron
 from tests.finetune.test_fit import _config, _data, _network
 
-PLAIN = {"batch_norm": False, "mixup": 0.0, "augment": "none", "average": 0.0, "temperature": 1.0, "spiking_rate": 1.0,
-         "learning_rates": {"thresholds": 1e-2, "v_init": 1e-3, "biases": 1e-3, "weights": 1e-3}}  # fmt: skip
-
-
 def _tap(neuron: IFNeuron, x: torch.Tensor) -> LayerRecord:
     return LayerRecord("n", neuron, x, neuron.spiking(x), False, False)
 
@@ -30,8 +26,8 @@ def _rate(snn, x) -> float:
 def test_the_budget_is_met(reading) -> None:
     snn, x = _network(), _data()[0]
     limit = 0.5 * _rate(snn, x)
-    epochs = {"epochs_quantized": 15 * (reading == "quantized"), "epochs_spiking": 15 * (reading == "spiking")}
-    result = finetune.fit(snn, x, validation=x, config=_config(**PLAIN, budget=limit, layer_match_weight=1.0, **epochs))
+    epochs = {"epochs_quantized": 30 * (reading == "quantized"), "epochs_spiking": 30 * (reading == "spiking")}
+    result = finetune.fit(snn, x, validation=x, config=_config(budget=limit, spiking_rate=1.0, **epochs))
     best = result.history[result.history.best].iloc[-1]
     assert best.budget_rate <= limit
     assert result.history.budget_rate.iloc[0] > 1.5 * limit
@@ -73,7 +69,7 @@ def test_the_membrane_penalty_lowers_the_temporal_error() -> None:
     plain, damped = _network(), _network()
     for snn, weight in ((plain, 0.0), (damped, 10.0)):
         x = _data()[0]
-        config = _config(epochs_quantized=0, epochs_spiking=8, membrane=weight, layer_match_weight=1.0, **PLAIN)
+        config = _config(epochs_quantized=0, epochs_spiking=20, membrane=weight, spiking_rate=1.0)
         finetune.fit(snn, x, validation=x, config=config)
     assert outside(damped) < outside(plain)
 

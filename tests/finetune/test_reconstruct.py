@@ -13,6 +13,7 @@ from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import ReconstructConfig
 from speedysnn.finetune.augment import hold_out
 from speedysnn.finetune.blocks.training import BlockTrainer
+from speedysnn.finetune.step import Need
 from speedysnn.network import SpikingNetwork, weights_tuned
 
 SHORT = ReconstructConfig(epochs=3, output_epochs=3)
@@ -163,6 +164,39 @@ def test_a_second_run_needs_the_source() -> None:
         finetune.reconstruct(snn, x, SHORT)
     done = finetune.reconstruct(snn, x, SHORT, teacher=source)
     assert done.output["after"]["quantized"]["loss"] <= done.output["before"]["quantized"]["loss"]
+
+
+def test_images_of_ones_own_judge() -> None:
+    snn, x = made(delay="full")
+    with torch.no_grad():
+        goal, ours = (snn.read(reading, x[60:]).log_softmax(1) for reading in ("analog", "quantized"))
+    done = finetune.reconstruct(snn, x[:60], SHORT, validation=x[60:])
+    expected = float((goal.exp() * (goal - ours)).sum(1).mean())
+    assert done.output["before"]["quantized"]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_memory_is_told_before_anything_is_done(monkeypatch) -> None:
+    snn, x = made(delay="full")
+    told: list[tuple[str, Need]] = []
+    finetune.reconstruct(snn, x, SHORT, on_memory=lambda stage, need: told.append((stage, need)))
+    (stage, need), = told  # fmt: skip
+    assert (stage, need.images) == ("reconstruct", len(x))
+    assert need.image == 4 * (6 * 6 + 3 * 6 * 6 * 6)  # bytes that enter the first block, and thrice what leaves it
+    before = {name: value.clone() for name, value in snn.state_dict().items()}
+    monkeypatch.setattr("speedysnn.finetune.blocks.training.free_bytes", lambda device: need.peak - 1)
+    with pytest.raises(TrainingError, match=r"reconstruct stage: reconstruction needs about .* use fewer images"):
+        finetune.reconstruct(snn, x, SHORT, teacher=made(delay="full")[0])
+    assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
+
+
+def test_progress_begins_with_the_memory_and_the_closed_form(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("speedysnn.display._EVERY_S", 0.0)
+    snn, x = made(delay="full")
+    finetune.reconstruct(snn, x, SHORT, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("reconstruct stage: reconstruction needs about")
+    assert lines[1].startswith("correct (moments): 1/")
+    assert any(line.startswith("reconstruct: 1/") for line in lines)
 
 
 def test_what_is_refused() -> None:
