@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
+from speedysnn.finetune.optimization import grouped
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.result import Log, Result, changes, record, result_of
 from speedysnn.finetune.run import Report, Run, put_batch_norm
@@ -29,6 +31,8 @@ from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
 
 _TABLE_IMAGES = 64
+_IMAGES_SHOWN, _FEWEST_EPOCHS, _MOST_EPOCHS = 50_000, 3, 20  # of the quantized stage
+_PARAMETERS_AN_IMAGE = 1000  # above which a reconstruction comes first
 
 
 class _Teacher(nn.Module):
@@ -62,12 +66,13 @@ def fit(
 ) -> Result:
     """Train a spiking network in place until its noise is gone, and leave it in the best state of the last stage.
 
-    By default stage one trains the quantized reading and stage two the spiking reading through time; `config.stages`
-    names others. Each stage keeps the state with the lowest held-out loss, and its starting state counts too; a run of
-    several stages also counts the network that it got, at the last stage's settings. Batch-norm is in place while a
-    stage trains and is folded into the same weights at its end (`Config.batch_norm`). The same call gives the same bits
-    again. Under `accelerate launch` every process takes its part of each batch, without batch-norm in place, and the
-    result is that of one process with `batch_norm=False`.
+    By default stage one trains the quantized reading and stage two, where it is another, the spiking reading through
+    time (`fit.planned` says how long, and when a reconstruction comes first); `config.stages` names others. Each stage
+    keeps the state with the lowest held-out loss, and its starting state counts too; a run of several stages also
+    counts the network that it got, at the last stage's settings. Batch-norm is in place while a stage trains and is
+    folded into the same weights at its end (`Config.batch_norm`). The same call gives the same bits again. Under
+    `accelerate launch` every process takes its part of each batch, without batch-norm in place, and the result is that
+    of one process with `batch_norm=False`.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
@@ -102,13 +107,14 @@ def fit(
     Example:
         >>> import torch
         >>> from speedysnn import convert, finetune
-        >>> seed, images = torch.manual_seed(0), torch.rand(64, 8)
+        >>> seed, images = torch.manual_seed(0), torch.rand(200, 8)
         >>> ann = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> _ = ann[2].weight.data.mul_(20)  # answers that differ from image to image
         >>> snn = convert.to_spiking(ann, images, timesteps=2)
-        >>> config = finetune.Config(epochs_quantized=3, epochs_spiking=1)
+        >>> config = finetune.Config(epochs_quantized=8, epochs_spiking=1, temperature=1.0)
         >>> result = finetune.fit(snn, images, config=config)  # no labels: towards the source's outputs
-        >>> result.history.stage.tolist()
-        ['quantized', 'quantized', 'quantized', 'quantized', 'spiking', 'spiking']
+        >>> result.history.stage.value_counts().to_dict()
+        {'quantized': 9, 'spiking': 2}
         >>> loss = result.history[result.history.stage == "quantized"].held_out_loss
         >>> bool(loss.min() < loss.iloc[0])
         True
@@ -119,8 +125,8 @@ def fit(
     tune, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
         train, config.holdout, config.seed
     )  # fmt: skip
-    frozen = teacher_of(snn, teacher, config)
-    engine = Engine(config.precision)
+    frozen, engine = teacher_of(snn, teacher, config), Engine(config.precision)
+    config = planned(config, len(tune), _trained(snn, config, frozen, engine), snn.synchronous)  # type: ignore[arg-type]
     device = engine.device(next(snn.parameters()).device)
     if engine.world > 1:
         snn.to(device), frozen.to(device)
@@ -132,6 +138,53 @@ def fit(
         state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
     record(snn, config, state)
     return result_of(state, config, table, time.monotonic() - begin)
+
+
+def planned(config: Config, images: int, parameters: int, synchronous: bool) -> Config:
+    """Fill in what the settings leave open: how many epochs, and whether a reconstruction comes first.
+
+    The quantized stage shows the network about 50,000 images, in 3 to 20 epochs, and one epoch through time follows,
+    unless the spiking reading is the quantized one. Where more than 1,000 parameters train for every image, too few
+    answers are there to learn from: the network is then first reconstructed block by block, where every value that
+    leaves a block is something to learn from, and the quantized stage has 4 epochs.
+
+    Args:
+        config: the settings.
+        images: how many train.
+        parameters: how many train; 0 where a reconstruction cannot be.
+        synchronous: whether every layer waits for its whole input (`SpikingNetwork.synchronous`).
+
+    Returns:
+        Settings with numbers, the same where nothing was open.
+
+    Example:
+        >>> from speedysnn.finetune import Config
+        >>> from speedysnn.finetune.fit import planned
+        >>> [str(stage) for stage in planned(Config(), 5000, 300_000, synchronous=False).plan]
+        ['quantized:10', 'spiking:1,rate=0.3']
+        >>> [str(stage) for stage in planned(Config(), 500, 5_000_000, synchronous=True).plan]
+        ['reconstruct:4', 'quantized:4']
+    """
+    quantized, spiking = config.epochs_quantized, config.epochs_spiking
+    if config.stages or None not in (quantized, spiking):
+        return config
+    few = quantized is None and parameters > _PARAMETERS_AN_IMAGE * images
+    if quantized is None:
+        quantized = 4 if few else min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_IMAGES_SHOWN / images)))
+    if spiking is None:
+        spiking = 0 if synchronous and quantized else 1
+    full = replace(config, epochs_quantized=quantized, epochs_spiking=spiking)
+    return replace(full, stages=(Stage("reconstruct", 4), *full.plan)) if few else full
+
+
+def _trained(snn: SpikingNetwork, config: Config, teacher: nn.Module, engine: Engine) -> int:
+    """How many parameters train; 0 where no reconstruction can be: of another teacher's, or in several processes."""
+    source = getattr(teacher, "snn", None)
+    alike = isinstance(source, SpikingNetwork) and source.neurons.keys() == snn.neurons.keys()
+    if config.objective == "labels" or not alike or engine.world > 1:
+        return 0
+    groups = grouped(snn)
+    return sum(parameter.numel() for group in config.train for parameter in groups[group].values())
 
 
 def run_all(

@@ -12,13 +12,15 @@ import pandas as pd
 import torch
 
 from speedysnn.display import block
-from speedysnn.errors import TrainingError
+from speedysnn.errors import InputError, TrainingError
 from speedysnn.files.atomic import replace_file
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.config import Config
 from speedysnn.network import SpikingNetwork
 
 EPOCHS, STEPS = "epochs.csv", "steps.csv"
+_EXCESS_WEIGHT = 100.0  # so that a state within the budget is better than any above it
+_TIE_WEIGHT = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
 _STEP_COLUMNS = ("stage", "epoch", "step", "loss", "learning_rate")
 
 
@@ -132,6 +134,49 @@ def result_of(state: RunState, config: Config, layers: pd.DataFrame, seconds: fl
         What the caller of `fit` or `train` gets.
     """
     return Result(pd.DataFrame(state.history), state.best_epoch, state.best_score, seconds, config, layers)
+
+
+def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, excess: float) -> float:
+    """Score a state, higher being better: minus the held-out loss, the agreement, the accuracy, or the epoch.
+
+    100 times the excess over the budget is subtracted, so that a state within the budget beats any above it.
+
+    Args:
+        monitor: one of MONITORS.
+        held_out: held_out_loss, held_out_agreement and held_out_accuracy.
+        epoch: its number.
+        excess: share by which the spikes exceed their budget.
+
+    Returns:
+        The figure that decides which state is kept.
+
+    Raises:
+        InputError: accuracy without labels in the held-out part, agreement without a teacher.
+
+    Example:
+        >>> from speedysnn.finetune.result import score
+        >>> held_out = {"held_out_loss": 0.5, "held_out_agreement": 0.9, "held_out_accuracy": None}
+        >>> score("loss", held_out, epoch=3, excess=0.0), score("last", held_out, epoch=3, excess=0.0)
+        (-0.5, 3.0)
+        >>> score("loss", held_out, epoch=3, excess=0.1)
+        -10.5
+    """
+    loss = held_out["held_out_loss"]
+    assert loss is not None
+    figure: float | None
+    if monitor == "loss":
+        figure = -loss
+    elif monitor == "last":
+        figure = float(epoch)
+    else:
+        figure = held_out[f"held_out_{monitor}"]
+        if figure is None:
+            lack = (
+                "the held-out images have no labels" if monitor == "accuracy" else "the objective is labels, no teacher"
+            )
+            raise InputError(f"monitor: expected 'loss' or 'last', got {monitor!r}: {lack}")
+        figure -= _TIE_WEIGHT * loss
+    return figure - _EXCESS_WEIGHT * excess
 
 
 class Log:

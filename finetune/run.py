@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from speedysnn.calibration.rules import CLIP
 from speedysnn.data.batches import drawn
-from speedysnn.errors import InputError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import gather
 from speedysnn.finetune.batch_norm import fold_into, run_training, set_statistics, unfolded
@@ -23,58 +23,14 @@ from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.loop import Place, Trainer
 from speedysnn.finetune.objectives import outputs_and_layers
 from speedysnn.finetune.optimization import Average, Groups, optimizer, scales_of, trainable
+from speedysnn.finetune.result import score as score
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 
 Report = Callable[[dict[str, Any]], None]
 Rates = Callable[[Groups, Config, float, Mapping[str, float]], torch.optim.Optimizer]
-_CLOSED_FORM_IMAGES = 256
+_CLOSED_FORM_IMAGES, _RECONSTRUCT_IMAGES = 256, 512
 _FEWEST_IMAGES, _PASS_VALUES = 16, 2**26  # images, and values of the widest layer, of one pass that gives statistics
-_EXCESS_WEIGHT = 100.0  # so that a state within the budget is better than any above it
-_TIE_WEIGHT = 1e-6  # of the loss, which decides between states of equal agreement or accuracy
-
-
-def score(monitor: str, held_out: Mapping[str, float | None], epoch: int, excess: float) -> float:
-    """Score a state, higher being better: minus the held-out loss, the agreement, the accuracy, or the epoch.
-
-    100 times the excess over the budget is subtracted, so that a state within the budget beats any above it.
-
-    Args:
-        monitor: one of MONITORS.
-        held_out: held_out_loss, held_out_agreement and held_out_accuracy.
-        epoch: its number.
-        excess: share by which the spikes exceed their budget.
-
-    Returns:
-        The figure that decides which state is kept.
-
-    Raises:
-        InputError: accuracy without labels in the held-out part, agreement without a teacher.
-
-    Example:
-        >>> from speedysnn.finetune.run import score
-        >>> held_out = {"held_out_loss": 0.5, "held_out_agreement": 0.9, "held_out_accuracy": None}
-        >>> score("loss", held_out, epoch=3, excess=0.0), score("last", held_out, epoch=3, excess=0.0)
-        (-0.5, 3.0)
-        >>> score("loss", held_out, epoch=3, excess=0.1)
-        -10.5
-    """
-    loss = held_out["held_out_loss"]
-    assert loss is not None
-    figure: float | None
-    if monitor == "loss":
-        figure = -loss
-    elif monitor == "last":
-        figure = float(epoch)
-    else:
-        figure = held_out[f"held_out_{monitor}"]
-        if figure is None:
-            lack = (
-                "the held-out images have no labels" if monitor == "accuracy" else "the objective is labels, no teacher"
-            )
-            raise InputError(f"monitor: expected 'loss' or 'last', got {monitor!r}: {lack}")
-        figure -= _TIE_WEIGHT * loss
-    return figure - _EXCESS_WEIGHT * excess
 
 
 @dataclass
@@ -201,7 +157,8 @@ class Run:
         copies = 1 if config.augment == "none" else 2
         settings = ReconstructConfig(stage.epochs, 0, config.train, augment=config.augment, copies=copies,
                                      seed=config.seed, correct="none" if index else "moments")  # fmt: skip
-        reconstruct(trainer.snn, trainer.train, settings, validation=trainer.held_out, teacher=trainer.matched(),
+        some = Subset(trainer.train, drawn(len(trainer.train), _RECONSTRUCT_IMAGES))  # type: ignore[arg-type]
+        reconstruct(trainer.snn, some, settings, validation=trainer.held_out, teacher=trainer.matched(),
                     progress=trainer.progress, on_memory=trainer.on_memory)  # fmt: skip
         self._score(stage, index, stage.epochs, None, time.monotonic() - begin)
 

@@ -8,6 +8,7 @@ from speedysnn import finetune
 from speedysnn.cli.finetune import command
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import OLD_NAMES
+from speedysnn.finetune.fit import planned
 from tests.finetune.test_fit import _network
 
 GIVEN = {"match": 0.0, "keep": "last", "threshold_rule": "step"}
@@ -40,7 +41,19 @@ def test_the_command_line_begins_with_the_same_settings() -> None:
     names = ("layer_match_weight", "monitor", "threshold_gradient", "epochs_quantized", "epochs_spiking", "temperature",
              "average", "label_weight", "membrane", "batch_size", "mixup", "augment", "precision")  # fmt: skip
     assert {name: given[name].default for name in names} == {name: getattr(config, name) for name in names}
-    assert config.layer_match_weight == 1.0
+
+
+def test_open_epochs_follow_from_images_and_parameters() -> None:
+    def stages(images: int, parameters: int, synchronous: bool = False, **given: int) -> list[str]:
+        return [str(stage) for stage in planned(finetune.Config(**given), images, parameters, synchronous).plan]
+
+    assert stages(5_000, 300_000) == ["quantized:10", "spiking:1,rate=0.3"]
+    assert stages(500_000, 10**8) == ["quantized:3", "spiking:1,rate=0.3"]
+    assert stages(500, 300_000, synchronous=True) == ["quantized:20"]
+    assert stages(500, 500_001) == ["reconstruct:4", "quantized:4", "spiking:1,rate=0.3"]
+    assert stages(500, 10**7, epochs_quantized=2) == ["quantized:2", "spiking:1,rate=0.3"]
+    assert stages(500, 100, synchronous=True, epochs_quantized=0) == ["spiking:1,rate=0.3"]
+    assert stages(500, 10**7, epochs_quantized=1, epochs_spiking=2) == ["quantized:1", "spiking:2,rate=0.3"]
 
 
 def test_a_neuron_knows_its_gradient_under_the_old_name() -> None:

@@ -11,6 +11,7 @@ from speedysnn.finetune.penalties import Budget, Rates, membrane_penalty
 from speedysnn.neurons import IFNeuron
 from tests.finetune.test_fit import _config, _data, _network
 
+
 def _tap(neuron: IFNeuron, x: torch.Tensor) -> LayerRecord:
     return LayerRecord("n", neuron, x, neuron.spiking(x), False, False)
 

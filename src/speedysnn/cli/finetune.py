@@ -55,7 +55,8 @@ STAGE = (
     "One stage, in place of the two counts; repeat for more: KIND:EPOCHS[,T=N][,delay=N|full][,spikes=KIND][,rate=X], "
     "KIND quantized, spiking, blockwise or reconstruct."
 )
-
+QUANTIZED = "Epochs on the quantized reading, one pass an image; by default 3 to 20, as few images ask for more."
+SPIKING = "Epochs on the spiking reading, through time; by default 1, none where look-ahead makes both readings one."
 RATE = "Peak rate of weights, biases and v_init, ten times that for log thresholds; by default one in their own scales."
 
 
@@ -63,12 +64,8 @@ def command(
     network: Network,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tuned network, by custom NAME.snn.")],
-    epochs_quantized: Annotated[int, typer.Option(help="Epochs on the quantized reading: one pass an image.")] = (
-        Config.epochs_quantized
-    ),
-    epochs_spiking: Annotated[int, typer.Option(help="Epochs on the spiking reading: through time.")] = (
-        Config.epochs_spiking
-    ),
+    epochs_quantized: Annotated[int | None, typer.Option(help=QUANTIZED)] = None,
+    epochs_spiking: Annotated[int | None, typer.Option(help=SPIKING)] = None,
     stage: Annotated[list[str] | None, typer.Option(help=STAGE)] = None,
     train: Annotated[str, typer.Option(help=f"What trains: some of {ALL}.")] = ALL,
     labels: Annotated[bool, typer.Option("--labels", help="Train towards labels, not the source's logits.")] = False,
