@@ -11,6 +11,8 @@ from speedysnn.kernels import parse_spikes
 from speedysnn.neurons.parameters import THRESHOLD_GRADIENTS, Delay, Reading
 
 KINDS = ("quantized", "spiking", "blockwise", "reconstruct")
+_CLOSED_FORMS = ("blockwise", "reconstruct")
+_CLOSED = " and ".join(_CLOSED_FORMS)
 GROUPS = ("thresholds", "v_init", "biases", "weights")
 RATES: Mapping[str, float] = {"thresholds": 1e-2, "v_init": 1e-3, "biases": 5e-3, "weights": 5e-3}  # in own scales
 PRECISIONS = ("float32", "bfloat16")
@@ -28,7 +30,8 @@ class Stage:
         kind: "quantized" (the twin, one pass an image), "spiking" (through time), "blockwise" (every layer towards
             the source's activations by itself, no gradient between layers: first in closed form, then Adam), or
             "reconstruct" (block by block, as `finetune.reconstruct` does it, without its epochs on the whole).
-        epochs: passes over the training data; 0 is allowed for "blockwise", which then is the closed form alone.
+        epochs: passes over the training data; 0 is allowed for "blockwise" and "reconstruct", which then are the closed
+            form alone.
         timesteps: T of this stage; on the way from another T every theta is scaled by the ratio of the calibrated
             thetas at both.
         delay: look-ahead in steps, or "full".
@@ -55,8 +58,8 @@ class Stage:
         """Refuse what could not run."""
         if self.kind not in KINDS:
             raise InputError(f"stage: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.epochs < (0 if self.kind == "blockwise" else 1):
-            raise InputError(f"stage {self.kind}: epochs: expected at least 1 (0 in blockwise), got {self.epochs}")
+        if self.epochs < (0 if self.kind in _CLOSED_FORMS else 1):
+            raise InputError(f"stage {self.kind}: epochs: expected at least 1 (0 in {_CLOSED}), got {self.epochs}")
         if self.timesteps is not None and self.timesteps < 1:
             raise InputError(f"stage {self.kind}: T: expected at least 1, got {self.timesteps}")
         if self.delay is not None and self.delay != "full" and self.delay < 0:

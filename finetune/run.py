@@ -114,7 +114,9 @@ class Run:
         if stage.kind == "reconstruct":
             if fresh:
                 self._score(stage, index, 0, None)
+                first = state.best_score
                 self._reconstruct(stage, index)
+                state.start = {} if state.best_score > first else state.start
             return
         if fresh:
             self._enter(stage, index)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from speedysnn import finetune
 from speedysnn.errors import InputError
 from speedysnn.finetune.config import Stage
+from speedysnn.finetune.objectives import Target, kl
 from speedysnn.finetune.run import carry_thresholds, stage_settings
 from tests.finetune.test_fit import _config, _data, _network
 
@@ -108,3 +110,28 @@ def test_a_curriculum_resumes_to_the_same_weights(tmp_path) -> None:
 def test_config_with_stages_survives_json() -> None:
     config = _config(stages=(Stage("blockwise", 0), Stage("spiking", 2, 8, "full", "ternary", 0.5)), budget=0.3)
     assert finetune.Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_reconstruction_is_a_stage(epochs: int) -> None:
+    snn, x = _network(delay="full"), _data()[0]
+    result = finetune.fit(snn, x[:120], x[120:], config=_config(stages=(Stage("reconstruct", epochs),), temperature=1.0))
+    rows = result.history
+    assert rows.epoch.tolist() == [0, epochs]
+    assert rows.held_out_loss.iloc[1] < rows.held_out_loss.iloc[0]
+    with torch.no_grad():
+        ours, theirs = (_network(delay="full").read("analog", x[120:]), snn.read("quantized", x[120:]))
+        kept = float(kl(theirs, Target(ours), 1.0))
+    assert kept == pytest.approx(rows.held_out_loss.iloc[1], rel=1e-4)
+
+
+def test_a_reconstruction_comes_first_where_parameters_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speedysnn.finetune.fit._PARAMETERS_AN_IMAGE", 1)
+    told = []
+    config = finetune.Config(batch_size=40, epochs_spiking=0)
+    result = finetune.fit(_network(), _data(80)[0], config=config, on_memory=lambda stage, need: told.append(stage))
+    assert result.history.stage.unique().tolist() == ["reconstruct", "quantized"]
+    assert told == ["reconstruct", "quantized"]
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    result = finetune.fit(_network(), _data(80)[0], teacher=other, config=config)
+    assert result.history.stage.unique().tolist() == ["quantized"]
