@@ -64,10 +64,10 @@ def test_the_figures_are_the_networks_own() -> None:
     _, held = hold_out(x, SHORT.holdout, SHORT.seed)
     images = torch.cat([held[i][0][None] for i in range(len(held))])  # type: ignore[arg-type]
     with torch.no_grad(), snn.reading("analog"):
-        goal = snn(images).log_softmax(1)
+        goal = snn(images).double().log_softmax(1)
     done = finetune.reconstruct(snn, x, SHORT)
     with torch.no_grad(), snn.reading("quantized"):
-        ours = snn(images).log_softmax(1)
+        ours = snn(images).double().log_softmax(1)
     expected = float((goal.exp() * (goal - ours)).sum(1).mean())
     assert done.output["after"]["quantized"]["loss"] == pytest.approx(expected, rel=1e-3)
 
@@ -195,7 +195,7 @@ def test_progress_begins_with_the_memory_and_the_closed_form(monkeypatch, capsys
     finetune.reconstruct(snn, x, SHORT, progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("reconstruct stage: reconstruction needs about")
-    assert lines[1].startswith("correct (moments): 1/")
+    assert lines[1].startswith("regress weights: 1/")
     assert any(line.startswith("reconstruct: 1/") for line in lines)
 
 

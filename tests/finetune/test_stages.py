@@ -1,6 +1,7 @@
 """Stages: written and read as text, composed into curricula, the network's own setting back at the end."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_reconstruction_is_a_stage(epochs: int) -> None:
 
 
 def test_a_reconstruction_comes_first_where_parameters_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speedysnn.finetune.fit._PARAMETERS_AN_IMAGE", 1)
+    monkeypatch.setattr(sys.modules["speedysnn.finetune.fit"], "_PARAMETERS_AN_IMAGE", 1)
     told = []
     config = finetune.Config(batch_size=40, epochs_spiking=0)
     result = finetune.fit(_network(), _data(80)[0], config=config, on_memory=lambda stage, need: told.append(stage))
