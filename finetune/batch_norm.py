@@ -335,7 +335,7 @@ def _pieces(snn: SpikingNetwork, inputs: Sequence[Tensor], steps: int) -> list[t
     """The images in parts that fit the caches."""
     size = max(2, images_at_once(snn, steps, inputs[0]))
     dims = [x.ndim - len(shape) - 1 for x, shape in zip(inputs, snn.input_shapes, strict=True)]
-    return list(zip(*(x.split(size, dim) for x, dim in zip(inputs, dims, strict=True)), strict=True))
+    return list(zip(*(torch.split(x, size, dim) for x, dim in zip(inputs, dims, strict=True)), strict=True))
 
 
 def fold_into(normed: SpikingNetwork, snn: SpikingNetwork) -> None:

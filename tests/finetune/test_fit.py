@@ -53,7 +53,7 @@ def test_tuning_the_quantized_reading_lowers_its_loss() -> None:
     x = _data()[0]
     result = finetune.fit(snn, x, validation=x, config=_config(epochs_quantized=15, epochs_spiking=0, mixup=0.0))
     history = result.history.held_out_loss
-    assert history.iloc[-1] < 0.7 * history.iloc[0]
+    assert history.iloc[-1] < 0.8 * history.iloc[0]
     assert result.best_epoch > 0
 
 
