@@ -7,9 +7,10 @@ import numpy as np
 
 from speedysnn.errors import ConversionError
 from speedysnn.graph.ir import Node
+from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.operators import HANDLERS
 from speedysnn.integer.program import Input, Operation, Program, Readout, Total
-from speedysnn.integer.scales import Options, Scales
+from speedysnn.integer.scales import Options, Scales, neuron_values
 from speedysnn.integer.signals import Signal, UnfitError, fitted, settled
 from speedysnn.network import SpikingNetwork
 
@@ -65,9 +66,7 @@ class _Lowering:
 
     def spikes(self, node: Node) -> Signal:
         """What a neuron layer gives, which depends on no scale."""
-        from speedysnn.integer.scales import neuron_values
-
-        shape = tuple(int(size) for size in node.attrs["shape"])
+        shape = self.scales.shapes[node.name]
         return Signal(node.name, neuron_values(self.snn, node, "amplitude", len(shape)), np.zeros((1,) * len(shape)),
                       shape, "steps")  # fmt: skip
 
@@ -172,8 +171,6 @@ def _refuse_unknown(snn: SpikingNetwork) -> None:
 
 
 def _why_unknown(node: Node) -> str:
-    from speedysnn.graph.operators import OPERATORS
-
     if OPERATORS[node.op].hybrid:
         return "it needs an analog unit; use an activation that becomes neurons (ReLU), or keep this part off the chip"
     return "it has no integer form"

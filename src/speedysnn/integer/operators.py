@@ -55,7 +55,7 @@ def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     own["weight"] = torch.from_numpy(np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns)))
     if x.timing == "total" and "bias" in own:
         own["bias"] = own["bias"] * low.snn.timesteps
-    constant = torch.from_numpy(np.ascontiguousarray(x.full_offset()))[None]
+    constant = torch.from_numpy(np.array(x.full_offset()))[None]
     offset = settled(OPERATORS[node.op].run([constant], node.attrs, own)[0].numpy())
     shape = tuple(OPERATORS[node.op].run([constant], node.attrs, own).shape[1:])
     out = Signal(node.name, fitted(scale.unit, shape), offset, shape, x.timing)
@@ -228,13 +228,14 @@ def sum_pool(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     """Sums over the windows; what an average divides by goes into the unit."""
     x = low.counted(node, inputs[0])
     windows = pool_windows(node, x.shape)
+    axes = tuple(axis for axis, window in enumerate(windows) if window is not None)
+    if np.ptp(np.asarray(x.unit), axis=axes).any() and 0 not in axes:
+        x = even(low, node, x, node.op)
+    if np.ptp(np.asarray(x.unit), axis=axes).any():
+        raise UnfitError('the values in a window have several scales; convert with granularity="layer"')
     kept = tuple(size if window is None else len(window) for size, window in zip(x.shape, windows, strict=True))
     shape = output_shape(node, x.shape)
     unit, offset = (_averaged(node, values) for values in (x.full_unit(), x.full_offset()))
-    axes = tuple(axis for axis, window in enumerate(windows) if window is not None)
-    alike = not np.ptp(np.asarray(x.unit), axis=axes).any() if axes else True
-    if not alike:
-        raise UnfitError('the values in a window have several scales; convert with granularity="layer"')
     counts = _counts(windows, x.shape).reshape(shape)
     out = Signal(None, settled(unit / counts), settled(offset), shape, x.timing)
     if x.source is None:
@@ -247,7 +248,7 @@ def sum_pool(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
 
 
 def _averaged(node: Node, values: Floats) -> Floats:
-    given = torch.from_numpy(np.ascontiguousarray(values))[None]
+    given = torch.from_numpy(np.array(values))[None]
     return np.asarray(OPERATORS[node.op].run([given], node.attrs, {})[0].numpy())
 
 

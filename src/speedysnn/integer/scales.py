@@ -15,11 +15,12 @@ from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Floats, Timing
 from speedysnn.integer.signals import Signal, along, placed
+from speedysnn.integer.windows import node_shapes
 from speedysnn.network import SpikingNetwork
 
 SUMS = ("add", "sub")
 FINE = 64  # a threshold in integers below which a start of half of it, and a bias, round too coarsely
-FINEST = 2**14  # a threshold above which finer weights no longer matter, for inputs of size one
+FINEST = 2**14  # a threshold above which weights of 8 bits or fewer no longer gain, for inputs of size one
 MOST_SHIFT = 14
 _WIDER = tuple(1 + 0.05 * step for step in range(21))  # thresholds tried, in units of the one that clips no weight
 
@@ -81,6 +82,7 @@ class Scales:
         self.snn, self.options, self.predicted = snn, options, predicted
         self.nodes = {node.name: node for node in snn.graph.nodes}
         self.clusters = _clusters(snn.graph)
+        self.shapes = node_shapes(snn)
         self._known: dict[tuple[str, ...], Scale] = {}
 
     def of(self, name: str) -> Scale:
@@ -91,7 +93,7 @@ class Scales:
         return self._known[members]
 
     def _found(self, members: tuple[str, ...]) -> Scale:
-        shape = self._shape(members[-1])
+        shape = self.shapes[members[-1]]
         axes = {self.axis(self.nodes[name]) for name in members if weighted(self.nodes[name])}
         axis = axes.pop() if len(axes) == 1 else None if axes else 0
         theta = self._threshold(members, shape, axis)
@@ -99,15 +101,6 @@ class Scales:
         per = np.ones(1 if axis is None else shape[axis]) if theta is None else theta
         unit, shift = self._chosen(leaves, per, theta is not None)
         return Scale(placed(unit, len(shape), 0 if axis is None else axis) if shape else unit.reshape(()), shift)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        node = self.nodes[name]
-        while node.op in SUMS:  # all that is added has the shape of the sum, or broadcasts against it
-            shapes = [self.predicted(each).shape for each in node.inputs if self._apart(each, self.clusters[name])]
-            if shapes:
-                return max(shapes, key=lambda shape: int(np.prod(shape)))
-            node = self.nodes[node.inputs[0]]
-        return self.predicted(node.name).shape if not weighted(node) else _out_shape(self.snn, node, self.predicted)
 
     def _apart(self, name: str, members: tuple[str, ...]) -> bool:
         return self._resolved(name) not in members
@@ -182,7 +175,7 @@ class Scales:
         bias = sum((leaf.bias for leaf in leaves if leaf.bias is not None), start=np.zeros(len(theta)))
         fits = np.floor((2.0 ** (self.options.state_bits - 1) - 1) / (2 * np.maximum(1.0, bias / theta)))
         constant = any(leaf.timing == "constant" for leaf in leaves)
-        cap = np.maximum(fits if constant else np.minimum(fits, FINEST), 1.0)
+        cap = np.maximum(fits if constant else np.minimum(fits, max(FINEST, 2 ** (self.options.weight_bits + 6))), 1.0)
         return cap if self.options.granularity == "channel" else np.full_like(cap, cap.min())
 
 
@@ -252,10 +245,3 @@ def _clusters(graph: Graph) -> dict[str, tuple[str, ...]]:
         groups.setdefault(root(name), []).append(name)
     return {name: tuple(members) for members in groups.values() for name in members}
 
-
-def _out_shape(snn: SpikingNetwork, node: Node, predicted: Callable[[str], Signal]) -> tuple[int, ...]:
-    import torch
-
-    own = {name: value.detach().cpu().to("meta") for name, value in snn.tensors(node.name).items()}
-    x = torch.empty(1, *predicted(node.inputs[0]).shape, device="meta", dtype=own["weight"].dtype)
-    return tuple(OPERATORS[node.op].run([x], node.attrs, own).shape[1:])

@@ -20,10 +20,10 @@ class _Layer:
         if drive is not None:
             self.cells.arrive(drive)
             self.arrived += 1
-        whole = self.arrived == self.timesteps
-        if self.emitted == self.timesteps or not (whole or self.arrived - self.op.lookahead > self.emitted):
+        late = drive is None and self.arrived == self.timesteps  # all is there, and the rest follows tick by tick
+        if self.emitted == self.timesteps or not (late or self.arrived - self.op.lookahead > self.emitted):
             return None
-        if drive is None and not whole:
+        if drive is None and not late:
             return None
         self.emitted += 1
         return self.cells.emit(self.emitted)

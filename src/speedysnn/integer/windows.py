@@ -6,9 +6,39 @@ from typing import Any
 import numpy as np
 import torch
 
+from speedysnn.execution.interpreter import run_graph
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Ints, Windows
+from speedysnn.network import SpikingNetwork
+
+
+class _Shapes:
+    """What a node gives on torch's "meta" device: shapes alone."""
+
+    def __init__(self, snn: SpikingNetwork) -> None:
+        self.snn = snn
+
+    def neuron(self, node: Node, drive: torch.Tensor) -> torch.Tensor:
+        """As it comes."""
+        return drive
+
+    def operator(self, node: Node, args: list[torch.Tensor]) -> torch.Tensor:
+        """The operator's shape."""
+        own = {name: value.detach().to("meta", torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype)
+               for name, value in self.snn.tensors(node.name).items()}  # fmt: skip
+        return OPERATORS[node.op].run(args, node.attrs, own)
+
+
+def node_shapes(snn: SpikingNetwork) -> dict[str, tuple[int, ...]]:
+    """The shape of every node's result, without the batch.
+
+    Args:
+        snn: the network.
+    """
+    given = [torch.empty(1, *shape, device="meta") for shape in snn.input_shapes]
+    values = run_graph(snn.graph, given, _Shapes(snn))
+    return {name: tuple(value.shape[1:]) for name, value in values.items()}
 
 
 def output_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
