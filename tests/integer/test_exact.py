@@ -40,6 +40,6 @@ def test_where_integers_hold_the_weights_every_spike_is_the_networks_own(seed) -
         theirs[record.name] = torch.round(record.output / amplitude)
 
     with torch.no_grad():
-        snn.read("spiking", x.float(), observer=keep, at_once=True)
+        snn.read("spiking", x.float(), per_step=True, observer=keep, at_once=True)
     for name, spikes in theirs.items():
         assert torch.equal(ours[name].flatten(0, 1), spikes.to(torch.int64)), name

@@ -14,7 +14,7 @@ import numpy as np
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Floats, Timing
-from speedysnn.integer.signals import Signal, along, placed
+from speedysnn.integer.signals import SAME, Signal, along, placed
 from speedysnn.integer.windows import node_shapes
 from speedysnn.network import SpikingNetwork
 
@@ -159,7 +159,7 @@ class Scales:
             units = _least_error(rows, np.maximum(largest, 1e-30) / self.options.largest, self.options)
             return units * theta, 0
         cap = self._cap(leaves, theta)
-        reach = self.options.largest / np.maximum(largest, 1e-30)
+        reach = (1 + SAME) * self.options.largest / np.maximum(largest, 1e-30)  # 64 is not to become 63.999...
         shift = 0
         if self.options.shifts:
             coarsest = min(float(reach.min()), float(cap.min()))
