@@ -93,11 +93,11 @@ class Text:
     def _stage(self, number: int, stage: Stage) -> str:
         steps, cells = self.program.timesteps, stage.cells
         calls = [line for call in stage.calls for line in self._call(call, stage.timed)]
-        begins = [f"    memset({_at(buffer)}, 0, sizeof(int32_t) * {buffer.size});"
+        begins = [f"    clear({_at(buffer)}, {buffer.size});"
                   for call in stage.calls for key, buffer in call.extra.items() if key in ("summed", "before")]  # fmt: skip
         lines = [f"static void stage_{number}(void)", "{", *(["    int32_t t;"] if stage.timed else [])]
         if stage.kept is not None and stage.kept.kind == "total":
-            lines.append(f"    memset({_at(stage.kept.out)}, 0, sizeof(int32_t) * {stage.kept.out.size});")
+            lines.append(f"    clear({_at(stage.kept.out)}, {stage.kept.out.size});")
         if cells is not None:
             shape, kind = self._cells(cells)
             state, count = (_at(cells.extra["state"]), _at(cells.extra["count"]) if cells.extra["count"] else "NULL")

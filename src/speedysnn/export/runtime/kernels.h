@@ -1,8 +1,8 @@
 /* What all networks share: whole numbers alone, no memory but what the caller gives. */
 #ifndef KERNELS_H
 #define KERNELS_H
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 typedef struct {
     int32_t channels, height, width;                /* of the input */
@@ -38,16 +38,16 @@ static inline int64_t between(int64_t value, int64_t low, int64_t high)
     return value < low ? low : value > high ? high : value;
 }
 
+static inline void clear(int32_t *values, int32_t size)
+{
+    int32_t i;
+    for (i = 0; i < size; i++) values[i] = 0;
+}
+
 static inline void scale_up(int32_t *values, int32_t size, int32_t shift)
 {
     int32_t i, factor = (int32_t)1 << shift;
     for (i = 0; i < size; i++) values[i] *= factor;
-}
-
-static inline void add_to(int32_t *sum, const int32_t *values, int32_t size, int32_t sign)
-{
-    int32_t i;
-    for (i = 0; i < size; i++) sum[i] += sign * values[i];
 }
 
 static inline void negate(int32_t *values, int32_t size)

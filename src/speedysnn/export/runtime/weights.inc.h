@@ -4,7 +4,7 @@ static inline void WEIGHTED(conv)(const conv_shape *s, const SOURCE *input, cons
 {
     int32_t in_group = s->channels / s->groups, out_group = s->out_channels / s->groups;
     int32_t y, x, c, ky, kx, o;
-    memset(sums, 0, sizeof(*sums) * (size_t)(s->out_channels * s->out_height * s->out_width));
+    clear(sums, s->out_channels * s->out_height * s->out_width);
     for (y = 0; y < s->height; y++) {
         for (x = 0; x < s->width; x++) {
             for (c = 0; c < s->channels; c++) {
@@ -35,7 +35,7 @@ static inline void WEIGHTED(linear)(int32_t rows, int32_t in, int32_t out, int32
                                     const WEIGHT *weights, int32_t *sums)
 {
     int32_t r, i, o;
-    memset(sums, 0, sizeof(*sums) * (size_t)(rows * out));
+    clear(sums, rows * out);
     for (r = 0; r < rows; r++) {
         for (i = 0; i < in; i++) {
             int32_t value = (int32_t)input[r * in + i];
