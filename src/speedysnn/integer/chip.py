@@ -13,6 +13,7 @@ from speedysnn.data.images import parse_normalize
 from speedysnn.errors import InputError
 from speedysnn.integer.bounds import Range, ranges, state_range
 from speedysnn.integer.lower import Pixels, lower
+from speedysnn.integer.profiles import find_profile, require_fits
 from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
 from speedysnn.integer.scales import Options
 from speedysnn.integer.simulate import Seen, run
@@ -164,7 +165,7 @@ def to_integer(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     *,
-    granularity: str = "channel",
+    granularity: str | None = None,
     events: bool = False,
     images: Tensor | NDArray[Any] | None = None,
 ) -> Chip:
@@ -179,7 +180,7 @@ def to_integer(
         profile: a key of `PROFILES`, whose limits the result has to keep.
         mean: of a pixel in 0..1, a number or one a channel; by default what the network was converted with.
         std: likewise.
-        granularity: one scale a "channel", or one a "layer".
+        granularity: one scale a "channel", or one a "layer"; by default what the profile needs.
         events: the input is counts of events at every step, (T, B, ...), which are not normalised.
         images: run once, so that the report shows measured ranges; uint8 as a chip takes them.
 
@@ -199,9 +200,13 @@ def to_integer(
         >>> chip(torch.tensor([[0, 64, 128, 255]], dtype=torch.uint8)).shape
         torch.Size([1, 2])
     """
-    _check(weight_bits, state_bits, granularity)
+    made = find_profile(profile)
+    chosen = granularity or ("layer" if made.one_scale else "channel")
+    _check(weight_bits, state_bits, chosen)
     given = _pixels(snn, mean, std, events)
-    program = lower(snn, given, Options(weight_bits, state_bits, granularity), {})
+    facts = {"profile": profile, "granularity": chosen, "latency": snn.latency}
+    program = lower(snn, given, Options(weight_bits, state_bits, chosen, made.shifts), facts)
+    require_fits(program, profile)
     chip = Chip(program)
     if images is not None:
         chip.measure(images)
