@@ -36,7 +36,13 @@ def answers(program: Path, given: bytes) -> str:
 
 def has_32_bits() -> bool:
     command = ["gcc", "-m32", "-x", "c", "-", "-o", "/dev/null"]
-    return bool(shutil.which("gcc")) and subprocess.run(command, input=b"#include <stdio.h>\nint main(void){return 0;}", capture_output=True).returncode == 0
+    return (
+        bool(shutil.which("gcc"))
+        and subprocess.run(
+            command, input=b"#include <stdio.h>\nint main(void){return 0;}", capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def agrees(seed: int, folder: Path, compiler: str = COMPILERS[0] if COMPILERS else "", flags: str = "-O1") -> None:
@@ -67,7 +73,9 @@ def test_a_thousand_random_networks_compile_and_agree(part, tmp_path) -> None:
 def test_every_logit_of_the_digits(pool, delay, spikes, state, tmp_path) -> None:
     test = data.load("digits", "test")
     x = torch.stack([(test[i][0] * 255).round().to(torch.uint8) for i in range(len(test))])
-    snn = convert.to_spiking(load_digits_net(pool), data.load("digits", "train"), timesteps=4, delay=delay, spikes=spikes)
+    snn = convert.to_spiking(
+        load_digits_net(pool), data.load("digits", "train"), timesteps=4, delay=delay, spikes=spikes
+    )
     chip = to_integer(snn, state_bits=state)
     program = built(to_c(chip, tmp_path / "c"), flags="-O2")
     assert answers(program, raw_bytes(chip, x)) == lines_of(chip(x))

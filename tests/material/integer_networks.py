@@ -31,7 +31,9 @@ class Maker:
         self.tensors: dict[str, dict[str, torch.Tensor]] = {}
         self.neurons: dict[str, IFNeuron] = {}
 
-    def add(self, op: str, inputs: tuple[str, ...], attrs: dict[str, Any] | None = None, **tensors: torch.Tensor) -> str:
+    def add(
+        self, op: str, inputs: tuple[str, ...], attrs: dict[str, Any] | None = None, **tensors: torch.Tensor
+    ) -> str:
         name = f"{op}{len(self.nodes)}"
         self.nodes.append(Node(name, op, inputs, attrs or {}))
         if tensors:
@@ -46,7 +48,10 @@ class Maker:
         return whole / 64
 
     def conv(self, x: str, shape: tuple[int, ...], out: int, **options: Any) -> tuple[str, tuple[int, ...]]:
-        kernel, stride = options.get("kernel", self.random.choice((1, 2, 3))), options.get("stride", self.random.choice((1, 1, 2)))
+        kernel, stride = (
+            options.get("kernel", self.random.choice((1, 2, 3))),
+            options.get("stride", self.random.choice((1, 1, 2))),
+        )
         padding, dilation = options.get("padding", self.random.choice((0, 1))), options.get("dilation", 1)
         kernel = min(kernel, *(size + 2 * padding for size in shape[1:]))
         groups = self.random.choice([g for g in (1, 1, 2, shape[0]) if shape[0] % g == 0 and out % g == 0])

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from speedysnn.errors import InputError
-from speedysnn.export.c import check_c, to_c, verify_c
+from speedysnn.export.c import check_c, to_c, to_chip, verify_c
 from speedysnn.export.nir import check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
 from speedysnn.files.atomic import ExportWarning as ExportWarning
 from speedysnn.integer.chip import Chip
+from speedysnn.integer.store import check_chip
 from speedysnn.network import SpikingNetwork
 
 __all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_c", "to_nir", "to_pt2"]
@@ -82,6 +83,7 @@ EXPORTERS: dict[str, Exporter] = {
     "pt2": Exporter(to_pt2, "torch.export", check_pt2, {"torch": verify_pt2}, "torch.export.load({!r}).module()"),
     "nir": Exporter(to_nir, "neuromorphic intermediate representation", check_nir, {}, "nir.read({!r})"),
     "c": Exporter(to_c, "C99 in whole numbers, a folder", check_c, {"c": verify_c}, "make -C {!r}", chips=True),
+    "chip": Exporter(to_chip, "whole numbers, a folder", check_chip, {}, "speedysnn.integer.load({!r})", chips=True),
 }
 
 
@@ -120,7 +122,7 @@ def export(
     """
     exporter, target = find_exporter(to, verify), Path(path)
     if isinstance(snn, Chip) and not exporter.chips:
-        raise InputError(f"export: the format {to!r} takes the spiking network, got a chip in whole numbers; use to=\"c\"")
+        raise InputError(f'export: the format {to!r} takes the spiking network, got a chip; use to="c" for chips')
     exporter.check(target, overwrite)
     exporter.write(snn, target, overwrite=overwrite)
     if verify is not None:

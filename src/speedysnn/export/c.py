@@ -15,6 +15,8 @@ from speedysnn.export.c_layout import BYTES, Layout
 from speedysnn.export.c_text import Text
 from speedysnn.files.atomic import replace_set
 from speedysnn.integer.chip import Chip, to_integer
+from speedysnn.integer.program import Conv, Linear
+from speedysnn.integer.store import save
 from speedysnn.network import SpikingNetwork
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -25,12 +27,16 @@ VECTORS = 8
 
 
 def to_c(
-    chip: Chip | SpikingNetwork, path: str | Path, *, overwrite: bool = False, images: Tensor | NDArray[Any] | None = None
+    chip: Chip | SpikingNetwork,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    images: Tensor | NDArray[Any] | None = None,
 ) -> Path:
     """Write a chip as C99 that needs no library and no malloc.
 
-    `make` in the folder builds `./net`, which reads raw images from standard input, uint8 (channels, height, width) and as
-    many as come, and prints one line of integer logits for each; `make test` compares it with the test vectors.
+    `make` in the folder builds `./net`, which reads raw images from standard input, uint8 (channels, height, width) and
+    as many as come, and prints one line of integer logits for each; `make test` compares it with the test vectors.
 
     Args:
         chip: the chip; a spiking network is first made one by `to_integer` with its defaults.
@@ -64,6 +70,11 @@ def to_c(
     except OSError as err:
         raise ArtifactError(f"{target}: cannot be written ({err.strerror or err})") from None
     return target
+
+
+def to_chip(chip: Chip | SpikingNetwork, path: Path, *, overwrite: bool = False) -> Path:
+    """Save a chip; a spiking network is first made one by `to_integer` with its defaults; see `integer.save`."""
+    return save(chip if isinstance(chip, Chip) else to_integer(chip), path, overwrite=overwrite)
 
 
 def check_c(target: Path, overwrite: bool) -> None:
@@ -130,7 +141,9 @@ def verify_c(chip: Chip | SpikingNetwork, target: Path) -> None:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise ArtifactError("verify: there is no C compiler `cc`; install gcc or clang, or run make test yourself") from None
+            raise ArtifactError(
+                "verify: there is no C compiler `cc`; install gcc or clang, or run make test yourself"
+            ) from None
         except subprocess.CalledProcessError as err:
             raise ArtifactError(f"{target}: it does not build: {err.stderr.strip()[:500]}") from None
         given = (target / "vectors.bin").read_bytes()
@@ -179,8 +192,6 @@ A state that would leave its {program.state_bits} bits stays at the end of its r
 
 def operations(chip: Chip) -> int:
     """Multiply-adds for an image, were every input to fire at every step."""
-    from speedysnn.integer.program import Conv, Linear
-
     total = 0
     for op in chip.program.operations:
         if isinstance(op, Conv | Linear):

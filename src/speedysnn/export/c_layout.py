@@ -270,7 +270,11 @@ class Layout:
         for stage in self.stages:
             begin, end = position, position + len(stage.calls) + 1
             for here, buffer, lasting in _touched(stage):
-                span = (begin, end) if lasting or buffer.steps > 1 or buffer in self.buffers.values() else [begin + here] * 2
+                span = (
+                    (begin, end)
+                    if lasting or buffer.steps > 1 or buffer in self.buffers.values()
+                    else [begin + here] * 2
+                )
                 buffer.first, buffer.last = min(buffer.first, span[0]), max(buffer.last, span[1])
             position = end + 1
         self.buffers[self.program.input.name].first = 0

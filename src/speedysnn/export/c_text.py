@@ -32,8 +32,8 @@ class Text:
 
     def tables(self) -> str:
         """tables.h."""
-        return "\n".join(["/* Made by speedysnn: the numbers of the network. */", "#ifndef TABLES_H", "#define TABLES_H",
-                          "#include <stdint.h>", "#include \"kernels.h\"", "", *self._tables, "#endif", ""])  # fmt: skip
+        head = "/* Made by speedysnn: the numbers of the network. */\n#ifndef TABLES_H\n#define TABLES_H\n"
+        return "\n".join([head + '#include <stdint.h>\n#include "kernels.h"\n', *self._tables, "#endif", ""])
 
     def header(self) -> str:
         """net.h."""
@@ -58,8 +58,9 @@ class Text:
         answer = f"{_at(out)}[{index}[i]]" if index else f"{_at(out)}[i]"
         body = [f"    stage_{number}();" for number in names]
         return "\n".join([
-            "/* Made by speedysnn: one function a stage, called in order. */", '#include "net.h"', '#include "kernels.h"',
-            '#include "tables.h"', "", *self._included(), "", *arrays, "", *self._functions,
+            "/* Made by speedysnn: one function a stage, called in order. */",
+            '#include "net.h"\n#include "kernels.h"\n#include "tables.h"\n',
+            *self._included(), "", *arrays, "", *self._functions,
             "void net_run(const uint8_t *image, int32_t *logits)", "{", "    int32_t i;", *self._taken(), *body,
             f"    for (i = 0; i < NET_OUTPUTS; i++) logits[i] = {answer};", "}", "",
         ])  # fmt: skip
@@ -93,8 +94,8 @@ class Text:
     def _stage(self, number: int, stage: Stage) -> str:
         steps, cells = self.program.timesteps, stage.cells
         calls = [line for call in stage.calls for line in self._call(call, stage.timed)]
-        begins = [f"    clear({_at(buffer)}, {buffer.size});"
-                  for call in stage.calls for key, buffer in call.extra.items() if key in ("summed", "before")]  # fmt: skip
+        kept = [buffer for call in stage.calls for key, buffer in call.extra.items() if key in ("summed", "before")]
+        begins = [f"    clear({_at(buffer)}, {buffer.size});" for buffer in kept]
         lines = [f"static void stage_{number}(void)", "{", *(["    int32_t t;"] if stage.timed else [])]
         if stage.kept is not None and stage.kept.kind == "total":
             lines.append(f"    clear({_at(stage.kept.out)}, {stage.kept.out.size});")
@@ -124,7 +125,8 @@ class Text:
     def _kept(self, call: Call, timed: bool) -> str:
         source = self._read(call.sources[0], timed, "moves")
         if call.kind == "total":
-            return f"total_{SHORT[call.sources[0].kind]}({source}, {_at(call.out)}, {call.out.size}, {call.extra['times']});"
+            numbers = f"{call.out.size}, {call.extra['times']}"
+            return f"total_{SHORT[call.sources[0].kind]}({source}, {_at(call.out)}, {numbers});"
         out = f"{_at(call.out)} + t * {call.out.size}"
         return f"{{ int32_t i; for (i = 0; i < {call.out.size}; i++) ({out})[i] = ({call.out.kind})({source})[i]; }}"
 
@@ -177,13 +179,26 @@ class Text:
         inner, outer = two(call.extra["shape"][1:], 1), two(op.shape[1:], 1)
         kernel, stride = two(op.weight.shape[2:], 1), two(op.stride, 1)
         padding, dilation = two(op.padding, 0), two(op.dilation, 1)
-        values = (call.extra["shape"][0], *inner, op.shape[0], *outer, *kernel, *stride, *padding, *dilation, op.groups, op.shift)
+        values = (
+            call.extra["shape"][0],
+            *inner,
+            op.shape[0],
+            *outer,
+            *kernel,
+            *stride,
+            *padding,
+            *dilation,
+            op.groups,
+            op.shift,
+        )
         return self._struct("conv_shape", ", ".join(map(str, values)))
 
     def _added(self, call: Call, timed: bool) -> list[str]:
         op, out, size = call.op, _at(call.out), call.out.size
         if isinstance(op, Readout):
-            lines = [] if call.out is call.sources[0] else [f"widen_{SHORT[call.sources[0].kind]}({self._read(call.sources[0], timed, 'moves')}, {out}, {size});"]
+            first = call.sources[0]
+            read = self._read(first, timed, "moves")
+            lines = [] if call.out is first else [f"widen_{SHORT[first.kind]}({read}, {out}, {size});"]
             bias, period = self._periodic(op.bias, op.shape, call.out.order, "int32_t")
             return [*lines, f"{{ int32_t i; for (i = 0; i < {size}; i++) ({out})[i] += {bias}[i % {period}]; }}"]
         assert isinstance(op, Add)
@@ -207,7 +222,10 @@ class Text:
         for source, shape in zip(call.sources, call.extra["shapes"], strict=True):
             length = shape[op.axis] * inner
             read = self._read(source, timed, "moves")
-            lines.append(f"place_{SHORT[source.kind]}({read}, {_at(call.out)} + {before}, {blocks}, {length}, {whole[axis] * inner});")
+            lines.append(
+                f"place_{SHORT[source.kind]}({read}, {_at(call.out)} + {before}, {blocks}, {length}, "
+                f"{whole[axis] * inner});"
+            )
             before += length
         return lines
 
@@ -219,7 +237,8 @@ class Text:
             return [f"pool_{short}(&{shape}, {source}, {out}, {int(isinstance(op, MaxPool))});"]
         summed, before = call.extra["summed"], call.extra["before"]
         self._uses["moves"].add(("int32_t",))
-        return [f"total_{short}({source}, {_at(summed)}, {summed.size}, 1);", f"pool_i32(&{shape}, {_at(summed)}, {out}, 1);",
+        return [f"total_{short}({source}, {_at(summed)}, {summed.size}, 1);",
+                f"pool_i32(&{shape}, {_at(summed)}, {out}, 1);",
                 f"increase({out}, {_at(before)}, {before.size});"]  # fmt: skip
 
     def _pool_shape(self, op: SumPool | MaxPool, call: Call) -> str:
@@ -229,16 +248,36 @@ class Text:
         rows = [(1, 1, None, 1)] * (3 - len(rows)) + rows
         first = ["NULL" if w is None else self._table(np.array([f for f, _ in w]), "int32_t") for _, _, w, _ in rows]
         stop = ["NULL" if w is None else self._table(np.array([s for _, s in w]), "int32_t") for _, _, w, _ in rows]
-        columns = ([str(row[0]) for row in rows], [str(row[1]) for row in rows], first, stop, [str(row[3]) for row in rows])
+        columns = (
+            [str(row[0]) for row in rows],
+            [str(row[1]) for row in rows],
+            first,
+            stop,
+            [str(row[3]) for row in rows],
+        )
         return self._struct("pool_shape", ", ".join("{" + ", ".join(column) + "}" for column in columns))
 
     def _cells(self, call: Call) -> tuple[str, str]:
         op = call.op
         assert isinstance(op, Neuron)
         least, most = self.program.state_range
-        tables = [self._periodic(values, op.shape, call.out.order, "int32_t") for values in (op.threshold, op.start, op.bias)]
-        numbers = (op.size, 1, self.program.timesteps, op.lookahead, op.highest, least, most, int(op.signed), int(op.ternary))
-        text = [_number(value) for value in numbers] + [name for name, _ in tables] + [str(period) for _, period in tables]
+        tables = [
+            self._periodic(values, op.shape, call.out.order, "int32_t") for values in (op.threshold, op.start, op.bias)
+        ]
+        numbers = (
+            op.size,
+            1,
+            self.program.timesteps,
+            op.lookahead,
+            op.highest,
+            least,
+            most,
+            int(op.signed),
+            int(op.ternary),
+        )
+        text = (
+            [_number(value) for value in numbers] + [name for name, _ in tables] + [str(period) for _, period in tables]
+        )
         kinds = (call.extra["state"].kind, call.out.kind)
         self._uses["cells"].add(kinds)
         return self._struct("cell_shape", ", ".join(text)), "_".join(SHORT[kind] for kind in kinds)

@@ -7,5 +7,6 @@ from speedysnn.integer.profiles import Misfit as Misfit
 from speedysnn.integer.profiles import Profile as Profile
 from speedysnn.integer.profiles import misfits as misfits
 from speedysnn.integer.program import Program as Program
+from speedysnn.integer.store import is_chip as is_chip
 from speedysnn.integer.store import load as load
 from speedysnn.integer.store import save as save

@@ -104,8 +104,14 @@ def _range(program: Program, op: Operation, sources: Sequence[Range]) -> Range:
         ends = [apply(op, [value[None]])[0] for value in (first.low, first.high)]
         return Range(torch.minimum(*ends), torch.maximum(*ends))
     if isinstance(op, Add):
-        low = sum((r.low if sign > 0 else -r.high for sign, r in zip(op.signs, sources, strict=True)), start=torch.zeros((), dtype=torch.int64))
-        high = sum((r.high if sign > 0 else -r.low for sign, r in zip(op.signs, sources, strict=True)), start=torch.zeros((), dtype=torch.int64))
+        low = sum(
+            (r.low if sign > 0 else -r.high for sign, r in zip(op.signs, sources, strict=True)),
+            start=torch.zeros((), dtype=torch.int64),
+        )
+        high = sum(
+            (r.high if sign > 0 else -r.low for sign, r in zip(op.signs, sources, strict=True)),
+            start=torch.zeros((), dtype=torch.int64),
+        )
         return Range(torch.as_tensor(low), torch.as_tensor(high))
     if isinstance(op, Total):
         return Range(first.low * program.timesteps, first.high * program.timesteps)

@@ -108,7 +108,9 @@ class Chip:
                 "reads pixels as they are stored, so give them before they are divided by 255 and normalised"
             )
         if x.numel() and (int(x.min()) < given.low or int(x.max()) > given.high):
-            raise InputError(f"chip: expected numbers of {given.low} to {given.high}, got {int(x.min())} to {int(x.max())}")
+            raise InputError(
+                f"chip: expected numbers of {given.low} to {given.high}, got {int(x.min())} to {int(x.max())}"
+            )
         return x
 
     @property
@@ -145,7 +147,8 @@ class Chip:
     def __repr__(self) -> str:
         """T, layers and bits in one line."""
         made = self.program
-        return f"Chip(T={made.timesteps}, {len(made.neurons)} neuron layers, {made.weight_bits}-bit weights, {made.state_bits}-bit states)"
+        bits = f"{made.weight_bits}-bit weights, {made.state_bits}-bit states"
+        return f"Chip(T={made.timesteps}, {len(made.neurons)} neuron layers, {bits})"
 
 
 def feeders(program: Program, op: Neuron) -> list[Operation]:

@@ -1,4 +1,4 @@
-"""A spiking network as an integer program: walk the graph, let each node's handler emit operations, collect problems."""
+"""A spiking network as an integer program: walk the graph, let each node's handler emit operations, list problems."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,7 +148,9 @@ def _readout(low: _Lowering) -> Any:
     """Append the read-out; returns what 1 of each logit stands for."""
     out = low.total(low.signals[low.snn.graph.output_names[0]])
     if out.source is None:
-        raise ConversionError("to_integer: the network's output does not depend on its input; nothing is to be computed")
+        raise ConversionError(
+            "to_integer: the network's output does not depend on its input; nothing is to be computed"
+        )
     bias = settled(np.asarray(np.broadcast_to(np.round(out.offset / out.unit), out.shape))).astype(np.int64)
     low.emit(Readout(name=low.fresh("logits"), sources=(out.source,), shape=out.shape, timing="total", bias=bias))
     return np.array(np.broadcast_to(out.unit / low.snn.timesteps, out.shape))

@@ -12,8 +12,8 @@ import torch
 
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
-from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
 from speedysnn.integer.program import Add as AddOperation
+from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
 from speedysnn.integer.scales import FINE, Scales, neuron_values
 from speedysnn.integer.signals import Signal, UnfitError, along, fitted, meeting, placed, settled
 from speedysnn.integer.windows import dilations, moved, output_shape, per_axis, pool_windows
@@ -52,7 +52,9 @@ def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     step = rows * 2.0**scale.shift
     largest = low.scales.options.largest
     weight = np.clip(np.round(own["weight"].numpy() * columns / step), -largest, largest)
-    own["weight"] = torch.from_numpy(np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns)))
+    own["weight"] = torch.from_numpy(
+        np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns))
+    )
     if x.timing == "total" and "bias" in own:
         own["bias"] = own["bias"] * low.snn.timesteps
     constant = torch.from_numpy(np.array(x.full_offset()))[None]
@@ -214,7 +216,10 @@ def max_pool(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     x = positive(low, node, inputs[0])
     windows, shape = pool_windows(node, x.shape), output_shape(node, x.shape)
     axes = tuple(axis for axis, window in enumerate(windows) if window is not None)
-    if any(np.ptp(values, axis=axes).any() for values in (np.asarray(settled(x.full_unit())), np.asarray(settled(x.full_offset())))):
+    if any(
+        np.ptp(values, axis=axes).any()
+        for values in (np.asarray(settled(x.full_unit())), np.asarray(settled(x.full_offset())))
+    ):
         raise UnfitError("the values in a window have several scales or biases; put a neuron before the pooling")
     if x.source is None:
         raise UnfitError("it pools a constant of the network; leave it out of the source network")

@@ -75,7 +75,8 @@ PROFILES: dict[str, Profile] = {
         "spinnaker2",
         ("py-spinnaker2: spinnaker2/s2_nir.py (weights in -127..127, subtractive reset, bias as i_offset, one step of "
          "delay a connection, average pooling as layers of its own)",),
-        weight_bits=8, state_bits=32, shifts=False, lookahead=False, spikes=1, negative=False, maxima=False, pixels=False,
+        weight_bits=8, state_bits=32, shifts=False, lookahead=False, spikes=1, negative=False, maxima=False,
+        pixels=False,
     ),
     "xylo": Profile(
         "xylo",
@@ -161,7 +162,9 @@ def _bits(program: Program, made: Profile) -> Iterator[Misfit]:
                      f"convert with state_bits={made.state_bits}")  # fmt: skip
     for op, _, shift in weights_of(program.operations):
         if shift and not made.shifts:
-            yield Misfit(op.name, f"weights with an exponent of {shift}", "convert with this profile, which allows none")
+            yield Misfit(
+                op.name, f"weights with an exponent of {shift}", "convert with this profile, which allows none"
+            )
 
 
 def _input(program: Program, made: Profile) -> Iterator[Misfit]:
@@ -178,19 +181,25 @@ def _neurons(program: Program, made: Profile) -> Iterator[Misfit]:
                          "tune at delay=0 with a spiking stage (finetune.fit)")  # fmt: skip
         if op.threshold.size > 1 and np.ptp(op.threshold) and made.one_scale:
             yield Misfit(op.name, f"{len(np.unique(op.threshold))} thresholds in a layer",
-                         'convert with to_spiking(granularity="layer") and to_integer(granularity="layer")')  # fmt: skip
+                         'use granularity="layer" in to_spiking and in to_integer')  # fmt: skip
         if np.any(op.bias) and not made.biases:
             yield Misfit(op.name, "biases", "train the source network with bias=False, or merge biases")
         if made.spikes is not None and op.highest > made.spikes:
-            yield Misfit(op.name, f"up to {op.highest} spikes in a step, of {made.spikes}", f'use spikes="graded:{made.spikes}"'
-                         if made.spikes > 1 else 'use spikes="binary"')  # fmt: skip
+            kind = "binary" if made.spikes == 1 else f"graded:{made.spikes}"
+            yield Misfit(op.name, f"up to {op.highest} spikes in a step, of {made.spikes}", f'use spikes="{kind}"')
         if op.lowest < 0 and not made.negative:
-            yield Misfit(op.name, "negative spikes", 'use spikes="binary", and ReLU where a signed neuron re-encodes a value')
+            yield Misfit(
+                op.name, "negative spikes", 'use spikes="binary", and ReLU where a signed neuron re-encodes a value'
+            )
     hidden = sum(op.size for op in program.neurons)
     if made.neurons is not None and hidden > made.neurons:
         yield Misfit("network", f"{hidden:,} hidden neurons, of {made.neurons:,}", "use narrower layers")
     if made.outputs is not None and program.operations[-1].size > made.outputs:
-        yield Misfit(program.operations[-1].name, f"{program.operations[-1].size} outputs, of {made.outputs}", "use fewer classes")
+        yield Misfit(
+            program.operations[-1].name,
+            f"{program.operations[-1].size} outputs, of {made.outputs}",
+            "use fewer classes",
+        )
 
 
 def _layers(program: Program, made: Profile) -> Iterator[Misfit]:
@@ -223,11 +232,13 @@ def _cores(program: Program, made: Profile) -> Iterator[Misfit]:
     layers = [op for op in program.operations if isinstance(op, Conv | Linear)]
     if made.cores is not None:
         if len(layers) > len(made.cores):
-            yield Misfit("network", f"{len(layers)} weight layers, of {len(made.cores)}", "use fewer layers, one a core")
+            yield Misfit(
+                "network", f"{len(layers)} weight layers, of {len(made.cores)}", "use fewer layers, one a core"
+            )
         for op in layers:
             if not any(op.weight.size <= weights and op.size <= neurons for weights, neurons in made.cores):
                 most = f"{max(w for w, _ in made.cores):,} and {max(n for _, n in made.cores):,}"
-                yield Misfit(op.name, f"{op.weight.size:,} weights and {op.size:,} neurons, of at most {most} on a core",
+                yield Misfit(op.name, f"{op.weight.size:,} weights and {op.size:,} neurons, of {most} on a core",
                              "use fewer channels or smaller maps")  # fmt: skip
     if made.destinations is not None:
         readers = Counter(name for op in program.operations for name in op.sources)

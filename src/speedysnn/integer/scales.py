@@ -1,8 +1,8 @@
 """Scales: what an integer stands for, one a channel, shared by all layers whose outputs meet in one sum.
 
 A neuron is homogeneous: weights, bias, threshold and start of a channel times one factor change no spike. So the
-threshold of a channel is an integer TH, one of the drive stands for theta/TH, and a weight W between spikes of amplitude
-A and the neuron is round(W A TH / (2^f theta)): only this rounding costs accuracy. TH is the largest one with which no
+threshold of a channel is an integer TH, one of the drive stands for theta/TH, and a weight W that meets spikes of
+amplitude A is round(W A TH / (2^f theta)): only this rounding costs accuracy. TH is the largest one with which no
 weight is clipped, or a larger one where that leaves a smaller squared error.
 """
 
@@ -244,4 +244,3 @@ def _clusters(graph: Graph) -> dict[str, tuple[str, ...]]:
     for name in parent:
         groups.setdefault(root(name), []).append(name)
     return {name: tuple(members) for members in groups.values() for name in members}
-

@@ -112,7 +112,9 @@ class Cells:
         if op.highest == 1 and not op.signed:
             spikes = (level >= threshold).to(torch.int64)
         else:
-            spikes = torch.div(level, threshold, rounding_mode="floor").clamp(-op.highest if op.signed else 0, op.highest)
+            spikes = torch.div(level, threshold, rounding_mode="floor").clamp(
+                -op.highest if op.signed else 0, op.highest
+            )
         if op.ternary:
             assert self.count is not None
             spikes = spikes - ((level < 0) & (self.count > 0)).to(torch.int64)
@@ -163,7 +165,11 @@ def _value(program: Program, op: Operation, args: Sequence[tuple[Tensor, bool]],
         return apply(op, [value for value, _ in args])
     steps = program.timesteps
     flat = [value.flatten(0, 1) if varies else value.repeat(steps, *[1] * (value.ndim - 1)) for value, varies in args]
-    return apply(op, flat).unflatten(0, (steps, -1)) if flat[0].numel() else torch.zeros(steps, 0, *op.shape, dtype=torch.int64)
+    return (
+        apply(op, flat).unflatten(0, (steps, -1))
+        if flat[0].numel()
+        else torch.zeros(steps, 0, *op.shape, dtype=torch.int64)
+    )
 
 
 def _neurons(program: Program, op: Neuron, drive: Tensor, timed: bool, seen: dict[str, Seen]) -> Tensor:

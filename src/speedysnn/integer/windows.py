@@ -25,8 +25,8 @@ class _Shapes:
 
     def operator(self, node: Node, args: list[torch.Tensor]) -> torch.Tensor:
         """The operator's shape."""
-        own = {name: value.detach().to("meta", torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype)
-               for name, value in self.snn.tensors(node.name).items()}  # fmt: skip
+        given = {name: value.detach().to("meta") for name, value in self.snn.tensors(node.name).items()}
+        own = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
         return OPERATORS[node.op].run(args, node.attrs, own)
 
 
