@@ -140,9 +140,8 @@ def state_range(program: Program, op: Neuron, drive: Range) -> Range:
     most, least = start + torch.zeros_like(high), start + torch.zeros_like(low)
     top, bottom = most.clone(), least.clone()
     for _ in range(program.timesteps):
-        most, least = most + high, torch.minimum(least, torch.zeros_like(least)) + low
+        most, least = most + high, least + low
         top, bottom = torch.maximum(top, most), torch.minimum(bottom, least)
         most = torch.maximum(torch.minimum(most, threshold - 1), most - op.highest * threshold)
-        if op.signed:
-            least = torch.minimum(least + op.highest * threshold, torch.zeros_like(least))
+        least = torch.minimum(least + op.highest * threshold if op.signed else least, torch.zeros_like(least))
     return Range(bottom, top)
