@@ -27,7 +27,7 @@ Verify = Callable[[Any, Path], None]
 class Write(Protocol):
     """Writes the network to a path; whatever it returns is ignored."""
 
-    def __call__(self, snn: Any, path: Path, *, overwrite: bool) -> Any:
+    def __call__(self, snn: Any, path: Path, /, *, overwrite: bool) -> Any:
         """Write, or raise an error of `speedysnn.errors` that says why not."""
 
 

@@ -72,7 +72,7 @@ class Chip:
     def _run(self, images: Tensor, seen: dict[str, Seen], step_by_step: bool) -> Tensor:
         batch = int(self.program.input.timing == "steps")
         widest = max(op.size * (self.timesteps if op.timing == "steps" else 1) for op in self.program.operations)
-        parts = images.split(max(1, AT_ONCE // widest), batch)
+        parts = torch.split(images, max(1, AT_ONCE // widest), batch)
         if not step_by_step:
             return torch.cat([run(self.program, part, seen) for part in parts])
         return torch.cat([Stream(self.program, seen).answer(part) for part in parts])

@@ -132,7 +132,7 @@ def misfits(program: Program, profile: Profile | str) -> list[Misfit]:
         >>> for found in integer.misfits(speedysnn.to_integer(snn).program, "xylo"):
         ...     print(found.layer, "|", found.what)
         network | states of 32 bits, of 16
-        x | an image as a constant current
+        input | an image as a constant current
         1 | a look-ahead of 1 steps
     """
     made = find_profile(profile) if isinstance(profile, str) else profile

@@ -221,7 +221,8 @@ def _least_error(rows: Floats, units: Floats, options: Options, shift: int = 0) 
     errors = np.stack(tried)
     if options.granularity == "layer":
         errors = np.broadcast_to(errors.sum(1, keepdims=True), errors.shape)
-    return units / np.asarray(_WIDER)[errors.argmin(0)]
+    wider = np.asarray(_WIDER, dtype=np.float64)[errors.argmin(0)]
+    return np.asarray(units / wider)
 
 
 def _clusters(graph: Graph) -> dict[str, tuple[str, ...]]:

@@ -159,17 +159,13 @@ def _value(program: Program, op: Operation, args: Sequence[tuple[Tensor, bool]],
     if isinstance(op, Total):
         return first.sum(0) if timed else first * program.timesteps
     if isinstance(op, MaxPool) and timed:
-        reached = max_pool(op, first.cumsum(0).flatten(0, 1)).unflatten(0, first.shape[:2])
+        reached = max_pool(op, first.cumsum(0).flatten(0, 1)).reshape(*first.shape[:2], *op.shape)
         return torch.cat([reached[:1], reached.diff(dim=0)])
     if not any(varies for _, varies in args):
         return apply(op, [value for value, _ in args])
     steps = program.timesteps
     flat = [value.flatten(0, 1) if varies else value.repeat(steps, *[1] * (value.ndim - 1)) for value, varies in args]
-    return (
-        apply(op, flat).unflatten(0, (steps, -1))
-        if flat[0].numel()
-        else torch.zeros(steps, 0, *op.shape, dtype=torch.int64)
-    )
+    return apply(op, flat).reshape(steps, -1, *op.shape) if len(flat[0]) else flat[0].new_zeros(steps, 0, *op.shape)
 
 
 def _neurons(program: Program, op: Neuron, drive: Tensor, timed: bool, seen: dict[str, Seen]) -> Tensor:
@@ -190,9 +186,9 @@ def apply(op: Operation, args: Sequence[Tensor]) -> Tensor:
         return _conv(op, x)
     if isinstance(op, Linear):
         weight = array(op.weight).to(torch.float64)
-        return (x.to(torch.float64) @ weight.T).to(torch.int64) * 2**op.shift
+        return (x.to(torch.float64) @ weight.T).to(torch.int64) * (1 << op.shift)
     if isinstance(op, Gain):
-        return x * (array(op.factor) * 2**op.shift)
+        return x * (array(op.factor) * (1 << op.shift))
     if isinstance(op, SumPool):
         return _sum_pool(op.windows, x)
     if isinstance(op, MaxPool):
@@ -215,7 +211,7 @@ def _conv(op: Conv, x: Tensor) -> Tensor:
     wide = F.pad(x.to(torch.float64), pads)
     weight = array(op.weight).to(torch.float64)
     out = _CONVOLUTIONS[len(op.stride)](wide, weight, None, op.stride, 0, op.dilation, op.groups)
-    return out.to(torch.int64) * 2**op.shift
+    return out.to(torch.int64) * (1 << op.shift)
 
 
 def _sum_pool(windows: Windows, x: Tensor) -> Tensor:

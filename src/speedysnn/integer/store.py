@@ -129,7 +129,8 @@ def _built(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Chip:
     numbers = [document[name] for name in ("timesteps", "weight_bits", "state_bits")]
     if not all(isinstance(n, int) and 1 <= n <= most for n, most in zip(numbers, (2**16, 16, 32), strict=True)):
         raise ArtifactError(f"timesteps, weight_bits and state_bits are {numbers}, expected whole numbers")
-    chip = Chip(Program(operations, *numbers, arrays["scale"], dict(document["facts"])))
+    steps, weight_bits, state_bits = numbers
+    chip = Chip(Program(operations, steps, weight_bits, state_bits, arrays["scale"], dict(document["facts"])))
     given = chip.program.input
     lead = (chip.timesteps, 1) if given.timing == "steps" else (1,)
     for op in chip.program.neurons:
