@@ -14,7 +14,7 @@ import speedysnn
 
 ROOT = Path(speedysnn.__file__).resolve().parent
 PUBLIC: dict[str, str] = {
-    "speedysnn": "IFNeuron SpeedySNNError SpikingNetwork load save",
+    "speedysnn": "IFNeuron SpeedySNNError SpikingNetwork load save to_integer",
     "speedysnn.analysis": "Advice COLUMNS Column Comparison Confidence CostReport DelayChoice Evaluation LayerDetail "
     "NoiseReport NoiseSums OUTPUTS Sensitivity choose_confidence choose_delay compare delayed_readout early_exit "
     "evaluate figure_activation_density figure_membrane figure_noise_distribution figure_raster figure_staircase "
@@ -29,12 +29,13 @@ PUBLIC: dict[str, str] = {
     "speedysnn.data": "load loader split_holdout",
     "speedysnn.encoders": "ENCODERS EncodedImages Encoder constant encode",
     "speedysnn.errors": "ArtifactError ConversionError DataError InputError SourceError SpeedySNNError TrainingError",
-    "speedysnn.export": "to_nir to_pt2",
+    "speedysnn.export": "to_c to_nir to_pt2",
     "speedysnn.finetune": "Config OBJECTIVES Result Stage TrainConfig fit train",
     "speedysnn.kernels": "BACKENDS Backend KernelWarning Rule multistep over_time parse_spikes using with_total",
     "speedysnn.network": "SpikingNetwork",
     "speedysnn.neurons": "IFNeuron",
     "speedysnn.graph.operators": "Operator",
+    "speedysnn.integer": "Chip Misfit PROFILES Profile Program load misfits save to_integer",
     "speedysnn.display": "track",
     "speedysnn.sources": "MODELS Source load_model read_checkpoint",
     "speedysnn.surrogate": "atan rectangle sigmoid slope triangle",

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from speedysnn.artifact import load as load
     from speedysnn.artifact import save as save
     from speedysnn.errors import SpeedySNNError as SpeedySNNError
+    from speedysnn.integer.chip import to_integer as to_integer
     from speedysnn.network import SpikingNetwork as SpikingNetwork
     from speedysnn.neurons import IFNeuron as IFNeuron
 else:  # at first use: torch takes seconds to import, and the command line must be able to stop it
     _HOMES = {"load": "artifact", "save": "artifact", "SpeedySNNError": "errors", "SpikingNetwork": "network",
-              "IFNeuron": "neurons"}  # fmt: skip
+              "IFNeuron": "neurons", "to_integer": "integer.chip"}  # fmt: skip
 
     def __getattr__(name: str) -> object:
         """A public name, or a module of this package."""

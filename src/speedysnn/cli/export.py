@@ -6,10 +6,26 @@ from typing import Annotated
 
 import typer
 
-from speedysnn.cli.options import DelayText, Overwrite, Spikes, configure, listing, network_of
+from speedysnn.cli.options import (
+    DelayText,
+    Granularity,
+    Normalize,
+    Overwrite,
+    ProfileName,
+    Spikes,
+    StateBits,
+    WeightBits,
+    chip_of,
+    configure,
+    listing,
+    network_of,
+)
 from speedysnn.cli.output import note, say
 from speedysnn.errors import InputError
-from speedysnn.export import EXPORTERS, ExportWarning, export, find_exporter
+from speedysnn.export import EXPORTERS, Exporter, ExportWarning, export, find_exporter
+from speedysnn.integer import is_chip, load
+from speedysnn.integer.chip import Chip
+from speedysnn.network import SpikingNetwork
 
 
 def _formats_help() -> str:
@@ -18,32 +34,58 @@ def _formats_help() -> str:
 
 
 def command(
-    network: Annotated[Path, typer.Argument(help="A network saved by convert or finetune.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    network: Annotated[Path, typer.Argument(help="A network saved by convert or finetune, or a chip (--to chip).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file or folder to write.")],
     to: Annotated[str, listing(_formats_help, "--to")] = "pt2",
     verify: Annotated[
-        str | None, typer.Option("--verify", help="Open the result with this reader and compare; torch for pt2.")
+        str | None,
+        typer.Option("--verify", help="Open the result with this reader and compare: torch for pt2, c for c."),
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
+    weight_bits: WeightBits = 8,
+    state_bits: StateBits = 32,
+    granularity: Granularity = None,
+    profile: ProfileName = "generic",
+    normalize: Normalize = None,
+    events: Annotated[bool, typer.Option("--events", help="c, chip: the input is counts of events a step.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a spiking network for a program that does not know speedysnn.
 
+    For c and chip the network is first brought to whole numbers, in the bits given.
+
+    \b
     Example: speedysnn export digits.snn --to pt2 -o digits.pt2
-    """
+             speedysnn export digits.snn --to c --weight-bits 8 -o digits_c
+    """  # noqa: D301 - \b keeps the lines apart
     if to not in EXPORTERS:
         raise InputError(f"--to: expected one of {', '.join(EXPORTERS)}, got {to!r}")
     exporter = find_exporter(to, verify)
     exporter.check(output, overwrite)
-    snn = network_of(network)
-    configure(snn, timesteps, delay, spikes)
+    made: SpikingNetwork | Chip
+    if is_chip(network):
+        made = load(network)
+    else:
+        made = network_of(network)
+        configure(made, timesteps, delay, spikes)
+        if exporter.chips:
+            bits = (weight_bits, state_bits, granularity)
+            made = chip_of(made, bits, profile, normalize, events)
+    _written(made, output, to, overwrite, verify, exporter)
+
+
+def _written(
+    made: SpikingNetwork | Chip, output: Path, to: str, overwrite: bool, verify: str | None, exporter: Exporter
+) -> None:
+    """Export, and say what a reader must know."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExportWarning)
-        export(snn, output, to, overwrite=overwrite, verify=verify)
+        export(made, output, to, overwrite=overwrite, verify=verify)
     for warning in caught:
         if issubclass(warning.category, ExportWarning):
             note(f"note: {warning.message}")
+    latency = made.program.latency if isinstance(made, Chip) else made.latency
     opened = f"; {exporter.read_hint.format(str(output))}" if exporter.read_hint else ""
-    say(f"saved {output}: T={snn.timesteps}, latency {snn.latency} steps{opened}")
+    say(f"saved {output}: T={made.timesteps}, latency {latency} steps{opened}")

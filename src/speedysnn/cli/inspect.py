@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,14 +18,19 @@ from speedysnn.cli.options import (
     Model,
     Normalize,
     Overwrite,
+    chip_of,
     data_of,
     model_of,
+    network_of,
 )
 from speedysnn.cli.output import check_json, say, table, write_json
-from speedysnn.convert import Report, Row
+from speedysnn.convert import Report, Row, to_spiking
 from speedysnn.convert import inspect as inspect_network
 from speedysnn.data.batches import iter_batches
 from speedysnn.errors import InputError
+from speedysnn.integer import PROFILES, Program, is_chip, misfits
+from speedysnn.integer import load as load_chip
+from speedysnn.integer.profiles import find_profile
 
 COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}
 
@@ -40,6 +46,12 @@ def command(
     ] = None,
     allow_hybrid: AllowHybrid = False,
     keep_analog: KeepAnalog = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help=f"List what does not fit a platform instead: {', '.join(PROFILES)}; also NET.snn."
+        ),
+    ] = None,
     problems: Annotated[bool, typer.Option("--problems", help="List only what cannot be converted.")] = False,
     overwrite: Overwrite = False,
     json: JsonFile = None,
@@ -52,18 +64,49 @@ def command(
     Example: speedysnn inspect torchvision:resnet18 --input-shape 3,64,64
              speedysnn inspect net.py:make -c net.pth -d npz:images.npz --problems
              speedysnn inspect net.py:make --input-shape 3,32,32 --json report.json
+             speedysnn inspect digits.snn --profile speck
     """  # noqa: D301 - \b keeps the lines apart
     check_json(json, overwrite)
+    if profile is not None and Path(model).is_dir():
+        return _platform(_program_of(Path(model), profile), profile, json)
     if (data is None) == (input_shape is None):
         raise InputError("give the example input: either --data, or --input-shape such as 3,32,32")
     example = torch.randn(2, *_shape(input_shape)) if input_shape else _images(str(data), normalize)
     source = model_of(model, checkpoint, num_classes)
     kept = tuple(keep_analog or ())
+    if profile is not None:
+        snn = to_spiking(source.model, example, timesteps=4, keep_analog=kept)
+        find_profile(profile)
+        return _platform(chip_of(snn, (8, 16, None), "generic", normalize).program, profile, json)
     report = inspect_network(source.model, example, allow_hybrid=allow_hybrid, keep_analog=kept)
     write_json(json, report.to_json())
     if json != "-":
         _show(report, problems)
     return 0 if report.supported else 1
+
+
+def _program_of(folder: Path, profile: str) -> Program:
+    """The integer network in a folder: a chip, or a spiking network in the bits of the profile."""
+    made = find_profile(profile)
+    if is_chip(folder):
+        return load_chip(folder).program
+    bits = (min(8, made.weight_bits), min(32, made.state_bits), "layer" if made.one_scale else "channel")
+    return chip_of(network_of(folder), bits, "generic", None).program
+
+
+def _platform(program: Program, profile: str, json: str | None) -> int:
+    """Say what of an integer network does not fit a platform; the exit code."""
+    found = misfits(program, profile)
+    rows: list[dict[str, Any]] = [vars(item) for item in found]
+    write_json(json, {"profile": profile, "sources": list(find_profile(profile).sources), "misfits": rows})
+    if json != "-":
+        for item in found:
+            say(escape(f"{item.layer}: {item.what}; {item.advice}"))
+        for source in find_profile(profile).sources:
+            say(escape(f"limits from {source}"))
+        verdict = f"{len(found)} things do not fit {profile}" if found else f"it fits {profile}"
+        say(verdict, "bold red" if found else "bold green")
+    return 1 if found else 0
 
 
 def _shape(text: str) -> list[int]:

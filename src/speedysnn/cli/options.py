@@ -12,10 +12,11 @@ from speedysnn import artifact
 from speedysnn.analysis.reference import leaves, run
 from speedysnn.cli.output import note
 from speedysnn.data.batches import iter_batches
-from speedysnn.data.images import ImageData
+from speedysnn.data.images import ImageData, parse_normalize
 from speedysnn.data.registry import HANDLERS, kinds_help, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.files import FILE, MODULE, kind_of
+from speedysnn.integer import PROFILES, Chip, to_integer
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons.parameters import Delay
 from speedysnn.sources import MODELS, Source, load_model
@@ -109,6 +110,14 @@ KeepAnalog = Annotated[
 ]
 DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
 Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
+WeightBits = Annotated[int, typer.Option("--weight-bits", help="c, chip: bits of a weight, 2 to 16.")]
+StateBits = Annotated[int, typer.Option("--state-bits", help="c, chip: bits of a neuron's state, 8 to 32.")]
+Granularity = Annotated[
+    str | None, typer.Option("--granularity", help="c, chip: one scale a channel or layer; by default the profile's.")
+]
+ProfileName = Annotated[
+    str, listing(lambda: f"The platform whose limits the chip must keep: {', '.join(PROFILES)}.", "--profile")
+]
 
 T = TypeVar("T")
 
@@ -168,6 +177,20 @@ def network_of(path: Path, device: str = "cpu") -> SpikingNetwork:
     """
     place = device_of(device)
     return artifact.load(path).to(place)
+
+
+def chip_of(
+    snn: SpikingNetwork, bits: tuple[int, int, str | None], profile: str, normalize: str | None, events: bool = False
+) -> Chip:
+    """The network in whole numbers; bits of weights and states, and the granularity.
+
+    Returns:
+        The chip.
+    """
+    given = None if events else parse_normalize(normalize_of(snn, normalize))
+    mean, std = (None, None) if given is None else (given.mean, given.std)
+    weight_bits, state_bits, granularity = bits
+    return to_integer(snn, weight_bits, state_bits, profile, mean, std, granularity=granularity, events=events)
 
 
 def reference_of(source: Path | None, snn: SpikingNetwork, device: str = "cpu") -> SpikingNetwork | None:

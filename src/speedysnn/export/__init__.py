@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from speedysnn.errors import InputError
+from speedysnn.export.c import check_c, to_c, to_chip, verify_c
 from speedysnn.export.nir import check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
 from speedysnn.files.atomic import ExportWarning as ExportWarning
+from speedysnn.integer.chip import Chip
+from speedysnn.integer.store import check_chip
 from speedysnn.network import SpikingNetwork
 
-__all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_nir", "to_pt2"]
+__all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_c", "to_nir", "to_pt2"]
 
 Check = Callable[[Path, bool], None]
-Verify = Callable[[SpikingNetwork, Path], None]
+Verify = Callable[[Any, Path], None]
 
 
 class Write(Protocol):
     """Writes the network to a path; whatever it returns is ignored."""
 
-    def __call__(self, snn: SpikingNetwork, path: Path, *, overwrite: bool) -> Any:
+    def __call__(self, snn: Any, path: Path, /, *, overwrite: bool) -> Any:
         """Write, or raise an error of `speedysnn.errors` that says why not."""
 
 
@@ -49,6 +52,7 @@ class Exporter:
         verify: readers of the format by name, called as verify[name](snn, path) after writing; each raises where what
             it reads does not answer as the network does.
         read_hint: how the file is opened, "{!r}" where its path belongs.
+        chips: whether it takes a `Chip`, an integer network, too.
 
     Example:
         >>> import tempfile, torch
@@ -71,33 +75,36 @@ class Exporter:
     check: Check = _writable_anywhere
     verify: Mapping[str, Verify] = field(default_factory=dict)
     read_hint: str = ""
+    chips: bool = False
 
 
 # One row a format. A new one is its module and its row here.
 EXPORTERS: dict[str, Exporter] = {
     "pt2": Exporter(to_pt2, "torch.export", check_pt2, {"torch": verify_pt2}, "torch.export.load({!r}).module()"),
     "nir": Exporter(to_nir, "neuromorphic intermediate representation", check_nir, {}, "nir.read({!r})"),
+    "c": Exporter(to_c, "C99 in whole numbers, a folder", check_c, {"c": verify_c}, "make -C {!r}", chips=True),
+    "chip": Exporter(to_chip, "whole numbers, a folder", check_chip, {}, "speedysnn.integer.load({!r})", chips=True),
 }
 
 
 def export(
-    snn: SpikingNetwork, path: str | Path, to: str = "pt2", *, overwrite: bool = False, verify: str | None = None
+    snn: SpikingNetwork | Chip, path: str | Path, to: str = "pt2", *, overwrite: bool = False, verify: str | None = None
 ) -> Path:
     """Write a network in a format of `EXPORTERS`.
 
     Args:
-        snn: the network.
+        snn: the network, or for "c" a chip that `to_integer` made of it.
         path: the file or folder to write.
-        to: the format: "pt2" (torch.export), "nir", or one of the user's.
+        to: the format: "pt2" (torch.export), "nir", "c", or one of the user's.
         overwrite: replace what is there.
-        verify: a reader of the format that opens the result and compares it with the network, "torch" for pt2. What
-            was written stays where it differs, so that it can be looked into.
+        verify: a reader of the format that opens the result and compares it with the network, "torch" for pt2 and
+            "c" (the system's compiler) for c. What was written stays where it differs, so that it can be looked into.
 
     Returns:
         The path that was written.
 
     Raises:
-        InputError: an unknown format or reader.
+        InputError: an unknown format or reader, or a chip for a format of float networks.
         ArtifactError: the path cannot be written, or what the reader makes of it differs.
         ConversionError: the format cannot say what the network does.
 
@@ -114,6 +121,8 @@ def export(
         torch.Size([3, 2])
     """
     exporter, target = find_exporter(to, verify), Path(path)
+    if isinstance(snn, Chip) and not exporter.chips:
+        raise InputError(f'export: the format {to!r} takes the spiking network, got a chip; use to="c" for chips')
     exporter.check(target, overwrite)
     exporter.write(snn, target, overwrite=overwrite)
     if verify is not None:
