@@ -12,6 +12,7 @@ MAY = {
     ("train.py", "speedysnn.convert.spiking"),  # training from scratch begins with a conversion
     ("config.py", "speedysnn.convert.correct"),  # a reconstruction begins with a correction in closed form
     ("training.py", "speedysnn.convert.correct"),
+    ("whole.py", "speedysnn.convert.correct"),
     ("regression.py", "speedysnn.convert.matching"),  # its images walk through the graph as a correction's do
 }
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from speedysnn.convert.matching import value_sizes
+from speedysnn.convert.correct import value_sizes
 from speedysnn.errors import TrainingError
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.observers import LayerRecord
