@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -39,7 +40,15 @@ from speedysnn.sources import load_model
 
 HERE = Path(__file__).resolve().parent
 SEED, BATCH, SIZE, SHORTER = 0, 25, 224, 256
-SETTINGS = (("binary", "full"), ("binary", 0), ("binary", 1), ("binary", 2), ("ternary", 0), ("ternary", 1), ("graded:3", 0))
+SETTINGS = (
+    ("binary", "full"),
+    ("binary", 0),
+    ("binary", 1),
+    ("binary", 2),
+    ("ternary", 0),
+    ("ternary", 1),
+    ("graded:3", 0),
+)
 STEPS = (2, 4, 8, 16, 32)
 METHODS = ("none", "moments", "regression", "reconstruct")
 CLOSED = finetune.ReconstructConfig(epochs=0, output_epochs=0)
@@ -182,9 +191,7 @@ def network(
     return snn
 
 
-def measure(
-    snn: SpikingNetwork, ann: nn.Module, test: Images, cell: Cell, seconds: float
-) -> dict[str, object]:
+def measure(snn: SpikingNetwork, ann: nn.Module, test: Images, cell: Cell, seconds: float) -> dict[str, object]:
     """One row: what a network answers on the test images, what it cost to make, and the memory used so far."""
     batches = list(zip(test[0].split(BATCH), test[1].split(BATCH), strict=True))
     found = asdict(analysis.evaluate(snn, batches, source=ann))
@@ -239,70 +246,111 @@ def main() -> None:
     print(f"written to {out}")
 
 
+NAMES = {"lite0": "EfficientNet-Lite0", "resnet20": "ResNet-20, CIFAR-10"}
 COLOURS = {"none": "#999999", "moments": "#0072B2", "regression": "#009E73", "reconstruct": "#D55E00"}
 LINES = {"full": "-", "2": "-.", "1": "--", "0": ":"}
 MARKS = {"binary": "o", "ternary": "^", "graded:3": "s"}
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy against T: colour by method, line by look-ahead, mark by spike kind."""
-    made = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = made.add_subplot()
-    axes.set_title(
-        f"EfficientNet-Lite0, {int(rows.images.iloc[0])} test images, no labels used", loc="left", fontsize=10
-    )
-    for (method, spikes, delay), group in rows.groupby(["method", "spikes", "delay"], sort=False):
-        group = group.sort_values("timesteps")
-        axes.plot(group.timesteps, 100 * group.accuracy, LINES[str(delay)], color=COLOURS[str(method)], markersize=5,
-                  marker=MARKS[str(spikes)], linewidth=1.4, label=f"{method}, {spikes}, look-ahead {delay}")  # fmt: skip
-    source = 100 * rows.analog_accuracy.iloc[0]
-    axes.axhline(source, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=f"ideal: source, {source:.1f} %")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.set_xlabel("time steps T")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 100)
-    axes.grid(color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
-    made.legend(fontsize=7, frameon=False, loc="outside right upper")
+    """Accuracy against T, a panel a network: colour by method, line by look-ahead, mark by spike kind."""
+    networks = list(dict.fromkeys(rows.network))
+    made = Figure(figsize=(4.2 * len(networks) + 2.4, 4.4), layout="constrained")
+    for axes, network in zip(np.atleast_1d(made.subplots(1, len(networks), sharey=True)), networks, strict=True):
+        of = rows[rows.network == network]
+        axes.set_title(f"{NAMES[network]}, {int(of.images.iloc[0])} test images", loc="left", fontsize=10)
+        for (method, spikes, delay), group in of.groupby(["method", "spikes", "delay"], sort=False):
+            group = group.sort_values("timesteps")
+            axes.plot(group.timesteps, 100 * group.accuracy, LINES[str(delay)], color=COLOURS[str(method)],
+                      markersize=5, marker=MARKS[str(spikes)], linewidth=1.4)  # fmt: skip
+        source = 100 * of.analog_accuracy.iloc[0]
+        axes.axhline(source, color="black", linestyle=(0, (5, 2)), linewidth=1.2)
+        axes.annotate(f"ideal: source, {source:.1f} %", (of.timesteps.min(), source), (0, 3), textcoords="offset points",
+                      fontsize=8)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(of.timesteps)))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.minorticks_off()
+        axes.set_xlabel("time steps T")
+        axes.set_ylim(0, 100)
+        axes.grid(color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        if network == networks[0]:
+            axes.set_ylabel("accuracy (%)")
+    made.legend(handles=_keys(rows), fontsize=8, frameon=False, loc="outside right upper")
     return made
+
+
+def _keys(rows: pd.DataFrame) -> list[Line2D]:
+    """What colours, lines and marks mean, of those that are there."""
+    return [
+        *(Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items() if name in set(rows.method)),
+        *(Line2D([], [], color="#444444", linestyle=line, label=f"look-ahead {name}")
+          for name, line in LINES.items() if name in set(rows.delay)),
+        *(Line2D([], [], color="#444444", linestyle="", marker=mark, label=f"{name} spikes")
+          for name, mark in MARKS.items() if name in set(rows.spikes)),
+    ]  # fmt: skip
+
+
+def table(rows: pd.DataFrame) -> str:
+    """The rows of one network, by T and then as the grid has them."""
+    lines = ["| T | spikes | look-ahead | method | accuracy % | agreement % | output SQNR dB | latency | spikes per neuron"
+             " | synaptic operations per source MAC | energy, share of the source's | seconds | peak GiB |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    order = {name: i for i, name in enumerate(METHODS)}
+    for row in rows.sort_values(["timesteps", "delay", "spikes"], kind="stable").sort_values(
+        ["timesteps", "method"], key=lambda c: c.map(order) if c.name == "method" else c, kind="stable"
+    ).itertuples():  # fmt: skip
+        trained = row.reconstruct_seconds
+        method = row.method
+        if method == "reconstruct":
+            method = f"reconstruct, {row.reconstruct_epochs:.0f} epochs, {row.reconstruct_copies:.0f} of each image"
+        seconds = row.seconds_to_make + (0 if np.isnan(trained) or row.seconds_to_make > trained else trained)
+        lines.append(
+            f"| {row.timesteps} | {row.spikes} | {row.delay} | {method} | {100 * row.accuracy:.1f} | "
+            f"{100 * row.agreement:.1f} | {row.sqnr_db:.1f} | {row.latency} | {row.spikes_per_neuron:.2f} | "
+            f"{row.synops_per_mac:.2f} | {row.energy_ratio:.2f} | {seconds:.0f} | {row.peak_gib:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def write(out: Path) -> None:
     """README.md and accuracy.png, from cells.csv alone."""
     rows = pd.read_csv(out / "cells.csv", dtype={"delay": str})
     figure(rows).savefig(out / "accuracy.png", dpi=150)
-    lines = ["| T | spikes | look-ahead | method | accuracy % | agreement % | output SQNR dB | latency | spikes per neuron |"
-             " seconds to make | peak GiB |", "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in rows.itertuples():
-        epochs, copies, trained = row.reconstruct_epochs, row.reconstruct_copies, row.reconstruct_seconds
-        method = row.method
-        if method == "reconstruct":
-            method = f"reconstruct, {epochs:.0f} epochs, {1 if np.isnan(copies) else copies:.0f} of each image"
-        seconds = row.seconds_to_make + (0 if np.isnan(trained) or row.seconds_to_make > trained else trained)
-        lines.append(
-            f"| {row.timesteps} | {row.spikes} | {row.delay} | {method} | {100 * row.accuracy:.1f} | "
-            f"{100 * row.agreement:.1f} | {row.sqnr_db:.1f} | {row.latency} | {row.spikes_per_neuron:.2f} | "
-            f"{seconds:.0f} | {row.peak_gib:.1f} |"
-        )
-    text = TEXT.format(table="\n".join(lines), version=__version__, torch=torch.__version__, images=int(rows.images.max()),
-                       source=100 * rows.analog_accuracy.iloc[0], machine=platform.machine())  # fmt: skip
+    tables = "\n\n".join(
+        f"### {NAMES[network]}\n\n{table(rows[rows.network == network])}" for network in dict.fromkeys(rows.network)
+    )
+    photographs = rows[rows.network == "lite0"]
+    of = photographs if len(photographs) else rows
+    text = TEXT.format(table=tables, version=__version__, torch=torch.__version__, images=int(of.images.max()),
+                       source=100 * of.analog_accuracy.iloc[0], machine=platform.machine())  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
 TEXT = """# An ImageNet network in few steps
 
-EfficientNet-Lite0 (ReLU6, 49 neuron layers, 0.4 G multiplications), published weights, converted without labels. Made
-by `python reports/imagenet/study.py --data ../shared/data`, seed 0, speedysnn {version}, torch {torch}, 2 cores of one
-CPU ({machine}), no GPU; seconds were taken beside other work on the same cores.
+EfficientNet-Lite0 (ReLU6, 49 neuron layers, 0.4 G multiplications), published weights, converted without labels; beside
+it the published ResNet-20 of CIFAR-10. Made by `python reports/imagenet/study.py --data ../shared/data`, for ResNet-20 with
+`--network resnet20`, in parts (`--only`, `--timesteps`, `--settings`, `--epochs 2 --copies 2 --output-epochs 0`), seed 0,
+speedysnn {version}, torch {torch}, 2 cores of one CPU ({machine}), no GPU. Seconds were taken beside other work on the same
+cores: quiet ones take about half. Cells that are not in the tables were not measured.
 
 The photographs are one of each of 750 classes from ImageNet's training set, so a source is right more often on them than
 on the validation set ({source:.1f} % of {images} test images here, about 75 % there): compare with the source on the
-same images, never with a published validation accuracy. Thresholds, corrections and reconstruction see 500 other images,
-without labels. The standard error of an accuracy is about 2 points.
+same images, never with a published validation accuracy. Thresholds, closed forms and reconstruction see 500 other images,
+without labels; of ResNet-20 512 of the subset's training images. The standard error of an accuracy is 2 to 3 points on Lite0
+and about 1 point on ResNet-20 (846 test images).
 
-Look-ahead "full" is the quantized reading: every layer waits for all T steps. `moments` is the closed form
-(`correct="moments"`), `reconstruct` is `finetune.reconstruct` of the quantized reading, then moments for each look-ahead.
+- `none`: thresholds alone.
+- `moments`: mean and spread of every channel's drive in closed form (`correct="moments"`); weights stay.
+- `regression`: weights and moments in closed form (`finetune.reconstruct` with no epochs), for the reading that runs.
+- `reconstruct`: `finetune.reconstruct` of the quantized reading, block by block; where the look-ahead is shorter than T,
+  the regression once more for the spikes.
+
+Look-ahead "full" is the quantized reading: every layer waits for all T steps. Binary spikes take one bit, ternary (signed) and
+graded:3 (0 to 3 at once) two. Energy is that of `analysis.measure_cost` with memory, 45 nm, 32-bit integers, over the dense
+source's under the same table, from 25 test images.
 
 ![accuracy against T](accuracy.png)
 
