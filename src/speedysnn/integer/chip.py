@@ -16,8 +16,7 @@ from speedysnn.integer.lower import Pixels, lower
 from speedysnn.integer.profiles import find_profile, require_fits
 from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
 from speedysnn.integer.scales import Options
-from speedysnn.integer.simulate import Seen, run
-from speedysnn.integer.stream import Stream
+from speedysnn.integer.simulate import Seen, Stream, run
 from speedysnn.network import SpikingNetwork
 
 AT_ONCE = 2**25  # values of the widest buffer that are held at once

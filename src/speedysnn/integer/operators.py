@@ -14,9 +14,21 @@ from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Add as AddOperation
 from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
-from speedysnn.integer.scales import FINE, Scales, neuron_values
-from speedysnn.integer.signals import Signal, UnfitError, along, fitted, meeting, placed, settled
-from speedysnn.integer.windows import dilations, moved, output_shape, per_axis, pool_windows
+from speedysnn.integer.scales import Scales, neuron_values
+from speedysnn.integer.signals import (
+    Signal,
+    UnfitError,
+    along,
+    dilations,
+    fitted,
+    meeting,
+    moved,
+    output_shape,
+    per_axis,
+    placed,
+    pool_windows,
+    settled,
+)
 from speedysnn.network import SpikingNetwork
 
 
@@ -173,7 +185,7 @@ def neuron(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     layer, x = low.snn.neurons[node.name], positive(low, node, inputs[0])
     ndim = len(x.shape)
     theta = neuron_values(low.snn, node, "threshold", ndim)
-    if bool((theta / x.unit).min() < FINE) and not _whole(theta / x.unit):
+    if bool((theta / x.unit).min() < low.scales.options.fine / 2) and not _whole(theta / x.unit):
         x = _refined(low, node, x, theta)
     threshold = np.maximum(np.round(theta / x.unit), 1)
     start = np.round(neuron_values(low.snn, node, "v_init", ndim) * threshold)
@@ -200,9 +212,10 @@ def _whole(ratio: Floats) -> bool:
 def _refined(low: Lowering, node: Node, x: Signal, theta: Floats) -> Signal:
     """The drive in a unit of which the threshold is nearly a whole number, by factors of few bits."""
     ratio = settled(np.broadcast_to(theta / x.unit, x.shape))
-    factor = np.clip(np.floor(2 * FINE / ratio), 1, low.scales.options.largest)
+    fine = low.scales.options.fine
+    factor = np.clip(np.floor(2 * fine / ratio), 1, low.scales.options.largest)
     shift = 0
-    while bool((ratio * factor * 2**shift).min() < FINE) and low.scales.options.shifts and shift < 14:
+    while bool((ratio * factor * 2**shift).min() < fine) and low.scales.options.shifts and shift < 14:
         shift += 1
     return gained(low, node, x, factor, x.unit / (factor * 2.0**shift), shift)
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from speedysnn.errors import ArtifactError, SpeedySNNError
+from speedysnn.files import ODD
 from speedysnn.files.atomic import replace_set
-from speedysnn.files.safety import ODD
 from speedysnn.integer.chip import Chip
 from speedysnn.integer.program import KINDS, Operation, Program
 
