@@ -14,6 +14,7 @@ from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Add as AddOperation
 from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
+from speedysnn.integer.rounding import reconstructed
 from speedysnn.integer.scales import Scales, neuron_values
 from speedysnn.integer.signals import (
     Signal,
@@ -37,6 +38,7 @@ class Lowering(Protocol):
 
     snn: SpikingNetwork
     scales: Scales
+    dry: bool  # only signals are wanted, no operations
 
     def emit(self, operation: Operation) -> None:
         """Append an operation."""
@@ -63,7 +65,8 @@ def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     rows = placed(scale.unit.reshape(-1), own["weight"].ndim, 0) if scale.unit.size > 1 else scale.unit.reshape(())
     step = rows * 2.0**scale.shift
     largest = low.scales.options.largest
-    weight = np.clip(np.round(own["weight"].numpy() * columns / step), -largest, largest)
+    products = {} if low.dry else low.scales.options.products
+    weight = reconstructed(own["weight"].numpy() * columns / step, products, node.name, largest)
     own["weight"] = torch.from_numpy(
         np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns))
     )

@@ -6,8 +6,8 @@ amplitude A is round(W A TH / (2^f theta)): only this rounding costs accuracy. T
 weight is clipped, or a larger one where that leaves a smaller squared error.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,12 +34,14 @@ class Options:
         state_bits: of a state.
         granularity: one scale a "channel" or "layer".
         shifts: whether weights may have a common exponent.
+        products: of `rounding.input_products`, for rounding by reconstruction; empty for the nearest whole numbers.
     """
 
     weight_bits: int
     state_bits: int
     granularity: str = "channel"
     shifts: bool = True
+    products: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def fine(self) -> int:
