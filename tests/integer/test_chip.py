@@ -11,6 +11,7 @@ from speedysnn.assets.digits import load_digits_net
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.integer.bounds import state_range
 from speedysnn.integer.program import Conv, Input, Neuron, Program, Readout, Total
+from speedysnn.integer.rounding import reconstructed
 from tests.integer.reference import logits
 from tests.material.integer_networks import Maker, images
 
@@ -192,3 +193,24 @@ def test_more_weight_bits_come_closer() -> None:
     errors = [float((chip(x) * chip.scale - wanted).norm() / wanted.norm()) for chip in chips]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.06
+
+
+def test_reconstruction_keeps_drives_that_the_nearest_numbers_do_not() -> None:
+    snn, (x, _) = digits(delay="full"), pixels(200)
+    train = data.load("digits", "train")
+    given = torch.stack([(train[i][0] * 255).round().to(torch.uint8) for i in range(200)])
+    with torch.no_grad():
+        wanted = snn(x / 255)
+    near, made = (speedysnn.to_integer(snn, 3, rounding=kind, images=given) for kind in ("nearest", "reconstruct"))
+    errors = [float((chip(x) * chip.scale - wanted).norm() / wanted.norm()) for chip in (near, made)]
+    assert errors[1] < 0.9 * errors[0]
+    with pytest.raises(InputError, match="together with images"):
+        speedysnn.to_integer(snn, rounding="reconstruct")
+
+
+def test_rounding_without_correlated_inputs_is_to_the_nearest() -> None:
+    weights = np.array([[1.4, -2.6, 0.2], [3.7, 9.0, -0.5]])
+    apart = reconstructed(weights, {"a": np.eye(3)[None]}, "a", 4)
+    assert np.array_equal(apart, np.clip(np.round(weights), -4, 4))
+    alike = reconstructed(np.full((1, 8), 0.4), {"a": np.ones((1, 8, 8)) + 1e-3 * np.eye(8)}, "a", 4)
+    assert alike.sum() == round(8 * 0.4)  # inputs that are always the same: their weights' sum is kept

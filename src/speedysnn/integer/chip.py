@@ -1,6 +1,7 @@
 """to_integer: a spiking network in whole numbers, and the chip that it returns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from speedysnn.integer.bounds import Range, ranges, state_range
 from speedysnn.integer.lower import Pixels, lower
 from speedysnn.integer.profiles import find_profile, require_fits
 from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
+from speedysnn.integer.rounding import input_products
 from speedysnn.integer.scales import Options
-from speedysnn.integer.simulate import Seen, run
-from speedysnn.integer.stream import Stream
+from speedysnn.integer.simulate import Seen, Stream, run
 from speedysnn.network import SpikingNetwork
 
 AT_ONCE = 2**25  # values of the widest buffer that are held at once
@@ -170,6 +171,7 @@ def to_integer(
     *,
     granularity: str | None = None,
     events: bool = False,
+    rounding: str = "nearest",
     images: Tensor | NDArray[Any] | None = None,
 ) -> Chip:
     """The network in whole numbers: weights, thresholds, biases, starts and states.
@@ -185,6 +187,8 @@ def to_integer(
         std: likewise.
         granularity: one scale a "channel", or one a "layer"; by default what the profile needs.
         events: the input is counts of events at every step, (T, B, ...), which are not normalised.
+        rounding: "nearest", or "reconstruct": weights are rounded so that each layer's drive on `images` stays, which
+            takes a few hundred of them and is worth it below 6 bits.
         images: run once, so that the report shows measured ranges; uint8 as a chip takes them.
 
     Returns:
@@ -206,10 +210,18 @@ def to_integer(
     made = find_profile(profile)
     chosen = granularity or ("layer" if made.one_scale else "channel")
     _check(weight_bits, state_bits, chosen)
+    if rounding not in ("nearest", "reconstruct") or (rounding == "reconstruct" and images is None):
+        raise InputError(
+            f'to_integer: rounding: expected "nearest", or "reconstruct" together with images, got {rounding!r}'
+        )
     given = _pixels(snn, mean, std, events)
     facts = {"profile": profile, "granularity": chosen, "latency": snn.latency}
-    program = lower(snn, given, Options(weight_bits, state_bits, chosen, made.shifts), facts)
+    options = Options(weight_bits, state_bits, chosen, made.shifts)
+    program = lower(snn, given, options, facts)
     require_fits(program, profile)
+    if rounding == "reconstruct" and images is not None:
+        products = input_products(program, Chip(program).accepted(images))
+        program = lower(snn, given, replace(options, products=products), facts)
     chip = Chip(program)
     if images is not None:
         chip.measure(images)

@@ -14,9 +14,22 @@ from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Add as AddOperation
 from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
-from speedysnn.integer.scales import FINE, Scales, neuron_values
-from speedysnn.integer.signals import Signal, UnfitError, along, fitted, meeting, placed, settled
-from speedysnn.integer.windows import dilations, moved, output_shape, per_axis, pool_windows
+from speedysnn.integer.rounding import reconstructed
+from speedysnn.integer.scales import Scales, neuron_values
+from speedysnn.integer.signals import (
+    Signal,
+    UnfitError,
+    along,
+    dilations,
+    fitted,
+    meeting,
+    moved,
+    output_shape,
+    per_axis,
+    placed,
+    pool_windows,
+    settled,
+)
 from speedysnn.network import SpikingNetwork
 
 
@@ -25,6 +38,7 @@ class Lowering(Protocol):
 
     snn: SpikingNetwork
     scales: Scales
+    dry: bool  # only signals are wanted, no operations
 
     def emit(self, operation: Operation) -> None:
         """Append an operation."""
@@ -51,7 +65,8 @@ def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     rows = placed(scale.unit.reshape(-1), own["weight"].ndim, 0) if scale.unit.size > 1 else scale.unit.reshape(())
     step = rows * 2.0**scale.shift
     largest = low.scales.options.largest
-    weight = np.clip(np.round(own["weight"].numpy() * columns / step), -largest, largest)
+    products = {} if low.dry else low.scales.options.products
+    weight = reconstructed(own["weight"].numpy() * columns / step, products, node.name, largest)
     own["weight"] = torch.from_numpy(
         np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns))
     )
@@ -173,7 +188,7 @@ def neuron(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     layer, x = low.snn.neurons[node.name], positive(low, node, inputs[0])
     ndim = len(x.shape)
     theta = neuron_values(low.snn, node, "threshold", ndim)
-    if bool((theta / x.unit).min() < FINE) and not _whole(theta / x.unit):
+    if bool((theta / x.unit).min() < low.scales.options.fine / 2) and not _whole(theta / x.unit):
         x = _refined(low, node, x, theta)
     threshold = np.maximum(np.round(theta / x.unit), 1)
     start = np.round(neuron_values(low.snn, node, "v_init", ndim) * threshold)
@@ -200,9 +215,10 @@ def _whole(ratio: Floats) -> bool:
 def _refined(low: Lowering, node: Node, x: Signal, theta: Floats) -> Signal:
     """The drive in a unit of which the threshold is nearly a whole number, by factors of few bits."""
     ratio = settled(np.broadcast_to(theta / x.unit, x.shape))
-    factor = np.clip(np.floor(2 * FINE / ratio), 1, low.scales.options.largest)
+    fine = low.scales.options.fine
+    factor = np.clip(np.floor(2 * fine / ratio), 1, low.scales.options.largest)
     shift = 0
-    while bool((ratio * factor * 2**shift).min() < FINE) and low.scales.options.shifts and shift < 14:
+    while bool((ratio * factor * 2**shift).min() < fine) and low.scales.options.shifts and shift < 14:
         shift += 1
     return gained(low, node, x, factor, x.unit / (factor * 2.0**shift), shift)
 

@@ -6,20 +6,20 @@ amplitude A is round(W A TH / (2^f theta)): only this rounding costs accuracy. T
 weight is clipped, or a larger one where that leaves a smaller squared error.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Floats, Timing
-from speedysnn.integer.signals import SAME, Signal, along, placed
-from speedysnn.integer.windows import node_shapes
+from speedysnn.integer.signals import SAME, Signal, along, node_shapes, placed
 from speedysnn.network import SpikingNetwork
 
 SUMS = ("add", "sub")
 FINE = 64  # a threshold in integers below which a start of half of it, and a bias, round too coarsely
+FINER = 256  # the same where states have room for it
 FINEST = 2**14  # a threshold above which weights of 8 bits or fewer no longer gain, for inputs of size one
 MOST_SHIFT = 14
 _WIDER = tuple(1 + 0.05 * step for step in range(21))  # thresholds tried, in units of the one that clips no weight
@@ -34,12 +34,19 @@ class Options:
         state_bits: of a state.
         granularity: one scale a "channel" or "layer".
         shifts: whether weights may have a common exponent.
+        products: of `rounding.input_products`, for rounding by reconstruction; empty for the nearest whole numbers.
     """
 
     weight_bits: int
     state_bits: int
     granularity: str = "channel"
     shifts: bool = True
+    products: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def fine(self) -> int:
+        """The threshold in integers that is wanted at least."""
+        return FINER if self.state_bits > 16 else FINE
 
     @property
     def largest(self) -> int:
@@ -163,7 +170,8 @@ class Scales:
         shift = 0
         if self.options.shifts:
             coarsest = min(float(reach.min()), float(cap.min()))
-            while shift < MOST_SHIFT and coarsest * 2**shift < FINE <= float(cap.min()):
+            fine = self.options.fine
+            while shift < MOST_SHIFT and coarsest * 2**shift < fine <= float(cap.min()):
                 shift += 1
         base = np.clip(np.floor(2.0**shift * reach), 1, cap)
         exact = 1 / _least_error(rows, 2.0**shift / base, self.options, shift)
