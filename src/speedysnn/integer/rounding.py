@@ -7,6 +7,7 @@ Reference: frantar2023
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ def _patches(op: Conv, x: Tensor) -> Tensor:
     taps = []
     for tap in np.ndindex(*op.weight.shape[2:]):
         each = zip(tap, op.dilation, op.stride, op.shape[1:], strict=True)
-        taps.append(wide[(..., *(slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, s, n in each))])
+        at: list[Any] = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, s, n in each]
+        taps.append(wide[(..., *at)])
     stacked = torch.stack(taps, 2).flatten(3).transpose(2, 3).transpose(1, 2)  # images, places, channels, taps
     grouped = stacked.reshape(*stacked.shape[:2], op.groups, -1)
     return grouped.flatten(0, 1).transpose(0, 1)
