@@ -191,7 +191,7 @@ def test_an_export_target_in_python(snn: SpikingNetwork, tmp_path: Path, monkeyp
     assert json.loads(file.read_text())["timesteps"] == 2
     with pytest.raises(InputError, match="verify='norse' is not known for the format 'thetas'; expected one of json"):
         export(snn, file, to="thetas", overwrite=True, verify="norse")
-    with pytest.raises(InputError, match="expected one of the formats pt2, nir, thetas, got 'theta'"):
+    with pytest.raises(InputError, match="expected one of the formats pt2, nir, c, chip, thetas, got 'theta'"):
         export(snn, file, to="theta")
 
 
@@ -219,7 +219,7 @@ def test_an_export_target_on_the_command_line(
     speedysnn.save(snn, tmp_path / "net.snn")
     monkeypatch.chdir(tmp_path)
     assert run(["export", "net.snn", "--to", "thetas", "-o", "net.json"]) == 2
-    assert "--to: expected one of pt2, nir, got 'thetas'" in capfd.readouterr().err
+    assert "--to: expected one of pt2, nir, c, chip, got 'thetas'" in capfd.readouterr().err
     monkeypatch.setitem(EXPORTERS, "thetas", THETAS)
     assert "thetas (thresholds as JSON)" in helps("export", capfd)
     assert run(["export", "net.snn", "--to", "thetas", "-T", "3", "-o", "net.json", "--verify", "json"]) == 0
