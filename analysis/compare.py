@@ -148,7 +148,7 @@ def compare(
     if isinstance(data, Iterator):
         data = list(data)
     reports = {name: one if isinstance(one, NoiseReport)
-               else measure_noise(one, data, source=source, limit=limit, progress=progress)
+               else measure_noise(one, data, source=source, limit=limit, progress=progress, try_settings=0)
                for name, one in networks.items()}  # fmt: skip
     counts = {name: report.outputs["images"] for name, report in reports.items()}
     if len(set(counts.values())) > 1:
@@ -182,7 +182,8 @@ def _joined(reports: Mapping[str, NoiseReport]) -> Comparison:
             cells = {str(column): value for column, value in row.items()}
             layers.append({"network": name, **cells, **_removed(before.get(row["layer"]), _powers(row))})
         gone = _gone(_noise(first.outputs["sqnr_db"]), _noise(report.outputs["sqnr_db"]))
-        outputs.append({"network": name, **report.outputs, "removed": gone})
+        figures = {field: value for field, value in report.outputs.items() if field != "tried"}
+        outputs.append({"network": name, **figures, "removed": gone})
     columns = ["network", *first.layers.columns, *REMOVED]
     return Comparison(pd.DataFrame(layers, columns=columns), pd.DataFrame(outputs))
 

@@ -54,6 +54,7 @@ OUTPUTS: dict[str, Column] = {
     "precision": Column("name", "Of the spiking reading's arithmetic."),
     "float32_accuracy": Column("fraction", "The same in float32, where the precision is another.", True),
     "float32_agreement": Column("fraction", "Images that get the class of float32, likewise.", True, "1"),
+    "tried": Column("rows", "Settings tried on some of the images: first the present one, then those that may help."),
     "execution": Column("settings", "What decides in which order numbers were summed; see speedysnn.settings."),
 }  # fmt: skip
 

@@ -1,23 +1,37 @@
 """measure_noise: read every image analog, quantized and spiking, and say layer by layer where they differ and why.
 
-`NoiseSums` holds the running sums behind it: over some of the images, or in some of the processes.
+`NoiseSums` holds the running sums behind it: over some of the images, or in some of the processes. What the verdict
+may recommend is tried on some of the images that were measured, each setting on a copy that shares the weights.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from speedysnn.analysis.memory import Memory, check, planned
+from speedysnn.analysis.memory import MIB, Memory, check, planned
 from speedysnn.analysis.noise.layer import LayerSums, row_of, table_columns
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
 from speedysnn.analysis.output_metrics import OutputSums, settings
-from speedysnn.analysis.reference import Reference, device_of, pass_size, passes
+from speedysnn.analysis.reference import (
+    Passes,
+    Reference,
+    batch_dims,
+    device_of,
+    images_in,
+    part,
+    pass_size,
+    passes,
+    run,
+)
 from speedysnn.analysis.report import detail_of
-from speedysnn.analysis.report.verdict import advise
+from speedysnn.analysis.report.verdict import PRESENT, Setting, advise, settings_to_try
+from speedysnn.convert.correct import Sample, correct_on
+from speedysnn.data.batches import Batch
 from speedysnn.display import counting
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
@@ -26,6 +40,10 @@ from speedysnn.settings import execution, repeatable
 
 DETAILS = ("standard", "full")
 _LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
+MOST_TRIED = 4  # settings that are tried at most
+_KEPT_MIB, _KEPT_SHARE = 128.0, 0.25  # of the images kept for it: at most so much, and that share of `memory_mib`
+_FEWEST = 16  # images that a correction is chosen on at least
+TRIED = ("setting", "images", "agreement", "sqnr_db", "latency", "spikes_per_neuron")  # what each row tells
 
 
 class NoiseSums:
@@ -110,8 +128,10 @@ class NoiseSums:
         Raises:
             DataError: no data, NaN in it, or the wrong shape.
         """
+        return self._read(passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit), progress)
+
+    def _read(self, chunks: Passes, progress: bool, kept: "_Kept | None" = None) -> "NoiseSums":
         self._execution = execution()
-        chunks = passes(self.snn, data, pass_size(self.snn), batch_size=batch_size, limit=limit)
         readings: SideBySide | None = None
         with torch.no_grad(), counting("measuring noise", total=chunks.images, enabled=progress) as done:
             for batch in chunks:
@@ -120,6 +140,8 @@ class NoiseSums:
                 assert self.memory is not None
                 readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers)
                 readings.read(batch, done)
+                if kept is not None:
+                    kept.add(batch)
         if readings is not None:
             readings.put_together(self.layers, self.outputs)
         return self
@@ -178,11 +200,14 @@ class NoiseSums:
         return self._follow()
 
     def report(self) -> NoiseReport:
-        """Compute the figures of the images so far.
+        """Compute the figures of the images so far; no setting is tried, since no images are kept.
 
         Returns:
             The report.
         """
+        return self._report(None)
+
+    def _report(self, kept: "_Kept | None") -> NoiseReport:
         reads = direct_inputs(self.snn.graph)
         found = {name: layer.found(reads[name]) for name, layer in self.layers.items()}
         columns = table_columns()
@@ -194,8 +219,97 @@ class NoiseSums:
             **self.outputs.figures(),
             "execution": self._execution or execution(),
         }
+        wanted = () if kept is None else settings_to_try(layers, figures)
+        figures["tried"] = kept.tried(self.reference, wanted, self.memory) if kept and wanted and self.memory else []
         details = {name: detail_of(layer) for name, layer in found.items()}
         return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)
+
+
+class _Kept:
+    """Some of the images that are measured, without labels: every image is as likely to be among them as any other.
+
+    Args:
+        snn: the network.
+        count: images that settings are tried on; as many again are kept for a correction to be chosen on.
+        limit_mib: what the measurement may take.
+    """
+
+    def __init__(self, snn: SpikingNetwork, count: int, limit_mib: float | None) -> None:
+        self._snn, self._count, self._sample = snn, count, Sample(0)
+        self._most = MIB * min(_KEPT_MIB, _KEPT_SHARE * (limit_mib or 4 * _KEPT_MIB))
+
+    def add(self, batch: Batch) -> None:
+        """Keep some of a batch's images."""
+        if not self._count:
+            return
+        if not self._sample.there:
+            image = sum(x.nbytes for x in part(self._snn, batch, 0, 1).inputs)
+            self._count = min(self._count, int(self._most // (2 * image)))
+            self._sample = Sample(2 * self._count)
+        self._sample.add(batch, batch_dims(self._snn, batch.inputs))
+
+    @torch.no_grad()
+    def tried(self, reference: Reference, wanted: Sequence[Setting], memory: Memory) -> list[dict[str, Any]]:
+        """Run copies of the network with other settings.
+
+        Args:
+            reference: what outputs are compared with.
+            wanted: the settings, most important first; the first `MOST_TRIED` of them that the network takes are tried.
+            memory: what a pass of the measurement takes.
+
+        Returns:
+            Rows as `outputs["tried"]` has them, the network as it is first; none where nothing could be tried.
+        """
+        there = min(2 * self._count, self._sample.there)
+        if not there or not wanted:
+            return []
+        whole = Batch(tuple(self._sample.inputs()))
+        cut = min(self._count, images_in(self._snn, whole.inputs))
+        used, others = (part(self._snn, whole, *ends) for ends in ((0, cut), (cut, images_in(self._snn, whole.inputs))))
+        source, rows = reference.analog(used.inputs), []
+        for setting in (Setting(PRESENT, "", ""), *wanted):
+            changed = _changed(self._snn, setting, others)
+            if changed is not None and len(rows) <= MOST_TRIED:
+                if memory.tight:
+                    changed.images_per_pass = max(1, memory.images * memory.at_once // torch.get_num_threads())
+                rows.append(_scored(setting.words, changed, used, source))
+        return rows if len(rows) > 1 else []
+
+
+def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNetwork | None:
+    """A copy of a network with another setting; None where it does not take it.
+
+    The copy shares weights and histograms, which no setting changes; neurons and provenance are its own.
+    """
+    events = any(batch_dims(snn, others.inputs))
+    if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
+        return None
+    out = copy.deepcopy(snn, {id(shared): shared for shared in (snn.layers, snn.calibration)})
+    try:
+        if setting.delay is not None:
+            out.set_delay(setting.delay)
+        if setting.spikes is not None:
+            out.set_spikes(setting.spikes)
+        if setting.timesteps is not None:
+            out.timesteps = setting.timesteps
+            out.recalibrate()
+        if setting.scaled is not None:
+            out.neurons[setting.scaled[0]].scale(setting.scaled[1])
+        if setting.correct is not None:
+            correct_on(out, others.inputs, setting.correct)
+    except InputError:  # no histograms, or a rule that was a function and is not known any more
+        return None
+    out.reset()
+    return out
+
+
+def _scored(words: str, snn: SpikingNetwork, images: Batch, source: Any) -> dict[str, Any]:
+    """One row of `outputs["tried"]`."""
+    sums = OutputSums()
+    ours = run(snn, "spiking", images.inputs, sums.count)
+    sums.update(source, ours, ours, None)
+    figures = {**sums.figures(), "setting": words, "latency": snn.latency}
+    return {name: figures[name] for name in TRIED}
 
 
 @repeatable
@@ -210,6 +324,7 @@ def measure_noise(
     detail: str = "standard",
     memory_mib: float | None = None,
     seed: int = 0,
+    try_settings: int = 64,
 ) -> NoiseReport:
     """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
 
@@ -241,6 +356,10 @@ def measure_noise(
             a quarter of the machine's memory. Where it is short fewer images are read at once, then dead and saturated
             neurons are looked for in a sample of the largest layers; every sum over elements stays whole.
         seed: of that sample.
+        try_settings: on how many of the images the settings that may help are tried, 4 at most: more look-ahead,
+            "ternary" spikes, matched moments, another theta of a layer, twice the steps. The images are drawn from
+            all, kept without labels (128 MiB at most), and a correction is chosen on as many others. What came of it
+            stands in `outputs["tried"]`, and the verdict recommends what was better. 0 to try nothing.
 
     Returns:
         The report: one row a layer, the whole network's figures, and advice.
@@ -260,6 +379,13 @@ def measure_noise(
         >>> shares = noise.layers[["share_clip", "share_round", "share_propagated", "share_temporal"]].sum(axis=1)
         >>> bool((abs(shares - 1) < 1e-6).all())
         True
+        >>> [(row["setting"], row["images"]) for row in noise.outputs["tried"]][:2]
+        [('as it is', 40), ('look-ahead 1', 40)]
     """
-    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
-    return sums.add(data, batch_size=batch_size, limit=limit, progress=progress).report()
+    if not isinstance(try_settings, int) or isinstance(try_settings, bool) or try_settings < 0:
+        raise InputError(f"try_settings: expected a whole number of images, 0 to try nothing, got {try_settings!r}")
+    sums, kept = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed), None
+    if try_settings:
+        kept = _Kept(snn, try_settings, memory_mib)
+    chunks = passes(snn, data, pass_size(snn), batch_size=batch_size, limit=limit)
+    return sums._read(chunks, progress, kept)._report(kept)

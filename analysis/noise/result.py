@@ -17,6 +17,7 @@ from speedysnn.analysis.report import Advice, LayerDetail, SensitivityTables, re
 from speedysnn.display import plain
 
 SCHEMA = "speedysnn-noise/1"
+_ZERO = "the reference output is zero throughout"
 _NOT_MEASURED = "not measured: no labels, or an output that is not (B, classes)"
 
 
@@ -101,7 +102,11 @@ class NoiseReport:
             if value is None:
                 out[f"outputs.{name}"] = _NOT_MEASURED
             elif isinstance(value, float) and math.isnan(value):
-                out[f"outputs.{name}"] = "the reference output is zero throughout"
+                out[f"outputs.{name}"] = _ZERO
+        for index, row in enumerate(self.outputs.get("tried", ())):
+            for name, value in row.items():
+                if value is None or plain(value) is None:
+                    out[f"outputs.tried[{index}].{name}"] = _NOT_MEASURED if value is None else _ZERO
         for index, row in enumerate(self.layers.to_dict("records")):
             for column, figure in row.items():
                 if figure is None or (isinstance(figure, float) and math.isnan(figure)):

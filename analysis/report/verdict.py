@@ -1,23 +1,31 @@
-"""The verdict of a noise report: what was found, which layer and cause it comes from, and what to do about it.
+"""The verdict of a noise report: what was found, which layer and cause it comes from, and what was measured to help.
 
-`advise` puts the findings in order. `recommend_for_timing` and `recommend_for_layer` say what to do, as advice with a
-Python call and a command.
+`advise` puts the findings in order. `settings_to_try` names the settings that may help: `measure_noise` tries them on
+some of its images, and those that were better there are recommended. What was not tried is named as a possibility.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from speedysnn.analysis.noise.layer import PARTS
 from speedysnn.analysis.report import Advice, command_words, db, percent, rendered, steps
+from speedysnn.neurons.parameters import Delay
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
 CONSTANT = 0.5  # share of the squared error above which correcting a constant for each channel suffices
 AFFINE = 0.1  # share of the squared error from which on lost gain and offset are named, with what restores them
 SHRUNK = 0.8  # the same for the slope of a drive on the source's, up to which they are named
 GOOD_AGREEMENT, GOOD_DB = 0.99, 20.0  # nothing needs doing above both
+WORTH_DB = 0.1  # what a setting must gain at the output where agreement is the same
+PRESENT = "as it is"  # in `outputs["tried"]`, the row of the network as it was measured
+FIGURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("agreement", "agreement", percent), ("sqnr_db", "output SQNR", db), ("latency", "latency", steps),
+    ("spikes_per_neuron", "spikes per neuron", "{:.2f}".format),
+)  # fmt: skip
 OWN = ("clip", "round", "temporal")
 CAUSES = {
     "clip": "its range is too small (clipping)",
@@ -28,142 +36,173 @@ CAUSES = {
 UNUSED = 0.001  # a saturated fraction below it tells a threshold that is too high
 
 
-def recommend_for_layer(cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> list[Advice]:
-    """Say what to do about a layer whose error has this cause.
+@dataclass(frozen=True)
+class Setting:
+    """A change of settings alone, which can be tried without training.
 
-    Args:
-        cause: "clip", "round" or "temporal".
-        row: of the layer, from `NoiseReport.layers`.
-        outputs: `NoiseReport.outputs`.
-
-    Returns:
-        Advice, the simplest first; the others are alternatives.
+    Attributes:
+        words: its name in tables, such as "look-ahead 1".
+        deed: what to do, as a clause that begins with a verb in lower case.
+        python: the call that makes it.
+        argv: the command that evaluates it, as in `Advice`; empty where there is none.
+        delay: of all neurons; None where it stays.
+        spikes: kind of all neurons; None where it stays.
+        timesteps: T, with every theta chosen again; None where it stays.
+        correct: kind of correction; None where it stays.
+        scaled: a layer and the factor of its theta; None for none.
     """
-    if row["bias_share"] > CONSTANT:
-        return [_correct_biases(row)]
-    if cause == "temporal":
-        if outputs["temporal_gap_db"] >= GAP_DB:
-            return [Advice("What is recommended for timing above helps here too; a threshold does not help.")]
-        first, *others = recommend_for_timing(outputs)
-        return [first.after("A threshold does not help."), *others]
-    if cause == "clip":
-        fact = f"{percent(row['saturated'])} of its elements fire all they can, so raise theta."
-        return [Advice(fact, _scaled_threshold(row, 1.25)), _train_thresholds()]
-    if row["saturated"] < UNUSED:
-        fact = "Hardly any element uses the whole range, so lower theta, or take more steps."
-        return [Advice(fact, _scaled_threshold(row, 0.8)), _train_thresholds()]
-    more = 2 * int(outputs["timesteps"])
-    fact = (
-        f"Its theta is in balance ({percent(row['saturated'])} of the elements fire all they can), so take more steps."
-    )
-    return [
-        Advice(
-            fact,
-            f"snn.timesteps = {more}; snn.recalibrate()",
-            command_words("evaluate", "-T", str(more), "--recalibrate"),
-        ),
-        Advice(
-            "Or tune the quantized reading.",
-            "finetune.fit(snn, train, config=finetune.Config(epochs_quantized=8, epochs_spiking=0))",
-            command_words("finetune", "--stage", "quantized:8", "-o", "tuned.snn"),
-        ),
-    ]
+
+    words: str
+    deed: str
+    python: str
+    argv: tuple[str, ...] = ()
+    delay: Delay | None = None
+    spikes: str | None = None
+    timesteps: int | None = None
+    correct: str | None = None
+    scaled: tuple[str, float] | None = None
 
 
-def recommend_for_timing(outputs: Mapping[str, Any]) -> list[Advice]:
-    """Say what to do about the timing error of uneven spikes.
+@dataclass
+class _Findings:
+    """Facts in order, the settings that may help against them, and the training that may."""
 
-    Args:
-        outputs: `NoiseReport.outputs`.
-
-    Returns:
-        The next measure that the network does not have yet, then alternatives.
-
-    Example:
-        >>> from speedysnn.analysis.report.verdict import recommend_for_timing
-        >>> for advice in recommend_for_timing({"delay": 0, "timesteps": 4, "latency": 4, "depth": 3}):
-        ...     print(advice.python)
-        snn.set_delay(1)
-        finetune.fit(snn, train, config=finetune.Config(epochs_quantized=8, epochs_spiking=0))
-        snn.set_spikes("ternary")
-    """
-    delay, times, depth = outputs["delay"], outputs["timesteps"], outputs["depth"]
-    if delay == 0:
-        return [
-            Advice(
-                f"Let every neuron look one step ahead: latency {steps(times + depth)} instead of "
-                f"{steps(outputs['latency'])}, no training, no more spikes.",
-                "snn.set_delay(1)",
-                command_words("evaluate", "--delay", "0,1"),
-            ),
-            Advice(
-                "Then tune the quantized reading with that look-ahead.",
-                "finetune.fit(snn, train, config=finetune.Config(epochs_quantized=8, epochs_spiking=0))",
-                command_words("finetune", "--delay", "1", "--stage", "quantized:8", "-o", "tuned.snn"),
-            ),
-            Advice(
-                "Where latency counts, let neurons take spikes back.",
-                'snn.set_spikes("ternary")',
-                command_words("evaluate", "--spikes", "ternary"),
-            ),
-        ]
-    if isinstance(delay, int) and delay + 1 < times:
-        return [Advice("Look further ahead.", f"snn.set_delay({delay + 1})",
-                       command_words("evaluate", "--delay", str(delay + 1))), _train_through_time()]  # fmt: skip
-    return [Advice("Let every neuron see its whole input.", 'snn.set_delay("full")',
-                   command_words("evaluate", "--delay", "full")), _train_through_time()]  # fmt: skip
+    facts: list[str] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
+    training: list[Advice] = field(default_factory=list)
 
 
-def _correct_biases(row: "pd.Series[Any]") -> Advice:
-    return Advice(
-        f"{percent(row['bias_share'])} of that error is constant in each channel, so correcting biases and the "
-        "initial membrane suffices.",
-        'finetune.fit(snn, train, config=finetune.Config(train=("biases", "v_init")))',
-        command_words("finetune", "--train", "biases,v_init", "-o", "tuned.snn"),
-    )
+def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Name the settings that may help against what was found; the verdict names no others.
 
-
-def _match_moments(row: "pd.Series[Any]") -> Advice:
-    return Advice(
-        f"Gain and offset lost with depth: {percent(row['affine_share'])} of the error of {row['layer']}; a "
-        'per-channel affine correction removes it (`correct="moments"`). The drive follows the source\'s with the '
-        f"slope {row['drive_gain']:.2f}.",
-        'convert.apply_correction(snn, calibration, "moments")',
-    )
-
-
-def _train_thresholds() -> Advice:
-    return Advice(
-        "Or train the thresholds of all layers.",
-        'finetune.fit(snn, train, config=finetune.Config(train=("thresholds",)))',
-        command_words("finetune", "--train", "thresholds", "-o", "tuned.snn"),
-    )
-
-
-def _train_through_time() -> Advice:
-    return Advice(
-        "Or train through time.",
-        "finetune.fit(snn, train, config=finetune.Config(epochs_quantized=0, epochs_spiking=4))",
-        command_words("finetune", "--stage", "spiking:4", "-o", "tuned.snn"),
-    )
-
-
-def _scaled_threshold(row: "pd.Series[Any]", factor: float) -> str:
-    neuron = f"snn.neurons[{row['layer']!r}]"
-    return f"{neuron}.scale({factor:g})"
-
-
-def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ...]:
-    """Say how far off the network is, what timing costs, and which layer is worst, with its cause and what to do.
-
-    The gap between quantized reading and spikes comes before any advice on a layer, since no threshold removes it.
+    Against timing: more look-ahead, "ternary" spikes where all are binary, and both. Against gain lost with depth: the
+    matching of moments. Against a layer's own noise: another theta of it, or twice the steps.
 
     Args:
         layers: `NoiseReport.layers`.
         outputs: `NoiseReport.outputs`.
 
     Returns:
-        Advice, most important first.
+        The settings, most important first.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from speedysnn import analysis, convert
+        >>> from speedysnn.analysis.report.verdict import settings_to_try
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> images = torch.rand(64, 4)
+        >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images, try_settings=0)
+        >>> [setting.words for setting in settings_to_try(noise.layers, noise.outputs)]
+        ['look-ahead 1', 'ternary spikes', 'look-ahead 1, ternary spikes']
+    """
+    return tuple(_findings(layers, outputs).settings)
+
+
+def _settings_for_timing(outputs: Mapping[str, Any]) -> list[Setting]:
+    """Against the timing error of uneven spikes: those that the network does not have yet."""
+    ahead, ternary = _more_look_ahead(outputs["delay"], outputs["timesteps"]), outputs.get("spikes") == "binary"
+    out = [] if ahead is None else [_looking_ahead(ahead)]
+    if ternary:
+        out.append(Setting("ternary spikes", "let neurons take spikes back", 'snn.set_spikes("ternary")',
+                           command_words("evaluate", "--spikes", "ternary"), spikes="ternary"))  # fmt: skip
+    if ternary and ahead is not None:
+        one = _looking_ahead(ahead)
+        out.append(Setting(f"{one.words}, ternary spikes", f"{one.deed} and take spikes back",
+                           f'{one.python}; snn.set_spikes("ternary")', (*one.argv, "--spikes", "ternary"),
+                           delay=ahead, spikes="ternary"))  # fmt: skip
+    return out
+
+
+def _more_look_ahead(delay: Delay, timesteps: int) -> Delay | None:
+    """One step more within T, else all; None where neurons see their whole input already."""
+    if delay == "full" or (isinstance(delay, int) and delay >= timesteps):
+        return None
+    return delay + 1 if isinstance(delay, int) and delay + 1 < timesteps else "full"
+
+
+def _looking_ahead(delay: Delay) -> Setting:
+    deed = "let every neuron see its whole input" if delay == "full" else f"let every neuron look {steps(delay)} ahead"
+    call = f"snn.set_delay({delay})" if isinstance(delay, int) else f'snn.set_delay("{delay}")'
+    return Setting(f"look-ahead {delay}", deed, call, command_words("evaluate", "--delay", str(delay)), delay=delay)
+
+
+def _matching_moments() -> Setting:
+    return Setting("moments matched", 'match the moments of every channel\'s drive (`correct="moments"`)',
+                   'convert.apply_correction(snn, calibration, "moments")', correct="moments")  # fmt: skip
+
+
+def _scaling(row: "pd.Series[Any]", factor: float) -> Setting:
+    name, deed = str(row["layer"]), "raise" if factor > 1 else "lower"
+    return Setting(f"theta of {name} x {factor:g}", f"{deed} theta of {name} to {factor:g} times it",
+                   f"snn.neurons[{name!r}].scale({factor:g})", scaled=(name, factor))  # fmt: skip
+
+
+def _twice_the_steps(timesteps: int) -> Setting:
+    more = 2 * timesteps
+    return Setting(f"T = {more}, theta chosen again", f"take more steps, T = {more}, with theta chosen again",
+                   f"snn.timesteps = {more}; snn.recalibrate()",
+                   command_words("evaluate", "-T", str(more), "--recalibrate"), timesteps=more)  # fmt: skip
+
+
+def _training(what: str, config: str, *options: str) -> Advice:
+    """Name a training as a possibility: nothing of it was measured."""
+    return Advice(
+        f"Possible, but not measured here: {what}.",
+        f"finetune.fit(snn, train, config=finetune.Config({config}))",
+        command_words("finetune", *options, "-o", "tuned.snn"),
+    )
+
+
+def _training_for_timing(outputs: Mapping[str, Any]) -> Advice:
+    if outputs["delay"] == 0:
+        return _training("tuning of the quantized reading, with look-ahead 1", "epochs_quantized=8, epochs_spiking=0",
+                         "--delay", "1", "--stage", "quantized:8")  # fmt: skip
+    return _training("training through time", "epochs_quantized=0, epochs_spiking=4", "--stage", "spiking:4")
+
+
+def _add_layer(found: _Findings, fact: str, cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> None:
+    """Add a layer whose error has this cause, "clip", "round" or "temporal", and what may help against it."""
+    saturated = percent(row["saturated"])
+    if row["bias_share"] > CONSTANT:
+        fact += f" {percent(row['bias_share'])} of that error is constant in each channel."
+        found.training.append(_training("correcting biases and the initial membrane, which remove it",
+                                        'train=("biases", "v_init")', "--train", "biases,v_init"))  # fmt: skip
+    elif cause == "temporal" and outputs["temporal_gap_db"] >= GAP_DB:
+        fact += " What may help against timing applies to it; a threshold does not help."
+    elif cause == "temporal":
+        fact += " A threshold does not help."
+        found.settings += _settings_for_timing(outputs)
+        found.training.append(_training_for_timing(outputs))
+    elif cause == "clip" or row["saturated"] < UNUSED:
+        clipped = cause == "clip"
+        fact += (f" {saturated} of its elements fire all they can." if clipped
+                 else " Hardly any element uses the whole range.")  # fmt: skip
+        found.settings.append(_scaling(row, 1.25 if clipped else 0.8))
+        found.training.append(_training("training of the thresholds of all layers", 'train=("thresholds",)',
+                                        "--train", "thresholds"))  # fmt: skip
+    else:
+        fact += f" Its theta is in balance ({saturated} of the elements fire all they can)."
+        found.settings.append(_twice_the_steps(int(outputs["timesteps"])))
+        found.training.append(_training("tuning of the quantized reading", "epochs_quantized=8, epochs_spiking=0",
+                                        "--stage", "quantized:8"))  # fmt: skip
+    found.facts.append(fact)
+
+
+def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ...]:
+    """Say how far off the network is, what timing costs, which layer is worst and why, and what was measured to help.
+
+    The gap between quantized reading and spikes comes before any layer, since no threshold removes it. Settings that
+    were better where they were tried (`outputs["tried"]`) are recommended with their figures, best first; those that
+    were no better are listed; what was not tried, and all training, is named as a possibility.
+
+    Args:
+        layers: `NoiseReport.layers`.
+        outputs: `NoiseReport.outputs`.
+
+    Returns:
+        Advice: facts, settings, training.
 
     Example:
         >>> import torch
@@ -174,19 +213,15 @@ def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ..
         >>> images = torch.rand(64, 4)
         >>> snn = convert.to_spiking(net, images, timesteps=4)
         >>> noise = analysis.measure_noise(snn, images)
-        >>> noise.advice[2].python
-        'snn.set_delay(1)'
-        >>> noise.advice[2].argv
-        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '--delay', '0,1')
+        >>> best = next(one for one in noise.advice if one.python)
+        >>> best.python
+        'snn.set_delay(1); snn.set_spikes("ternary")'
+        >>> best.argv
+        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '--delay', '1', '--spikes', 'ternary')
     """
-    found = [Advice(_headline(outputs))]
-    if _good(outputs):
-        found.append(Advice(f"Nothing needs to be done: {_standing(outputs)}. What is left, in case more is wanted:"))
-    found += _timing(outputs)
-    if _quantized_is_good(outputs) and not _good(outputs):
-        found.append(Advice("Quantization is not the problem: the quantized reading alone would be good enough."))
-    found += _worst(layers, outputs)
-    return tuple(found)
+    found = _findings(layers, outputs)
+    settings = _on_settings(found.settings, outputs.get("tried", ()))
+    return (*map(Advice, found.facts), *settings, *dict.fromkeys(found.training))
 
 
 def verdict(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -196,6 +231,59 @@ def verdict(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[str, ...]
         One paragraph an advice.
     """
     return rendered(advise(layers, outputs))
+
+
+def _on_settings(settings: Iterable[Setting], tried: Iterable[Mapping[str, Any]]) -> list[Advice]:
+    """Recommend what was better than the present setting; name what was not, and what was not tried."""
+    rows = {row["setting"]: row for row in tried}
+    now = rows.get(PRESENT, {})
+    there = [one for one in settings if one.words in rows]
+    better = sorted((one for one in there if _better(rows[one.words], now)), key=lambda one: _rank(rows[one.words]))
+    out = [Advice(f"{one.deed[0].upper()}{one.deed[1:]}: {_beside(rows[one.words], now)}.", one.python, one.argv)
+           for one in better]  # fmt: skip
+    if out:
+        order = ", best first" if len(out) > 1 else ""
+        out[0] = out[0].after(f"Recommended, as measured on {now['images']} of the images{order}.")
+    if rest := [f"{one.words} ({_figures(rows[one.words])})" for one in there if one not in better]:
+        out.append(Advice(f"Tried on {now['images']} of the images and no better than as it is ({_figures(now)}): "
+                          f"{'; '.join(rest)}."))  # fmt: skip
+    return out + [Advice(f"Possible, but not tried here: {one.deed}.", one.python, one.argv)
+                  for one in settings if one not in there]  # fmt: skip
+
+
+def _better(row: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether more images get the source's class; where as many do or there are no classes, by the output's SQNR."""
+    if row["agreement"] != now["agreement"]:
+        return bool(row["agreement"] > now["agreement"])
+    return bool(row["sqnr_db"] > now["sqnr_db"] + WORTH_DB)
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the best row has least of, in order."""
+    return -(row["agreement"] or 0.0), -row["sqnr_db"], row["latency"], row["spikes_per_neuron"] or 0.0
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    agreement = "" if row["agreement"] is None else f"agreement {percent(row['agreement'])}, "
+    return f"{agreement}output SQNR {db(row['sqnr_db'])}"
+
+
+def _beside(row: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The figures and the price of a setting beside the present ones."""
+    shown = [(label, write(row[name]), write(now[name])) for name, label, write in FIGURES if row[name] is not None]
+    return ", ".join(f"{label} {new} {'as now' if new == old else f'instead of {old}'}" for label, new, old in shown)
+
+
+def _findings(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> _Findings:
+    found = _Findings([_headline(outputs)])
+    good = _enough(outputs["agreement"], outputs["sqnr_db"])
+    if good:
+        found.facts.append(f"Nothing needs to be done: {_standing(outputs)}. What is left, in case more is wanted:")
+    _add_timing(found, outputs)
+    if _enough(outputs["twin_agreement"], outputs["twin_sqnr_db"]) and not good:
+        found.facts.append("Quantization is not the problem: the quantized reading alone would be good enough.")
+    _add_worst(found, layers, outputs)
+    return found
 
 
 def _headline(outputs: Mapping[str, Any]) -> str:
@@ -213,14 +301,6 @@ def _headline(outputs: Mapping[str, Any]) -> str:
     return f"{head} {'; it '.join(facts)}."
 
 
-def _good(outputs: Mapping[str, Any]) -> bool:
-    return _enough(outputs["agreement"], outputs["sqnr_db"])
-
-
-def _quantized_is_good(outputs: Mapping[str, Any]) -> bool:
-    return _enough(outputs["twin_agreement"], outputs["twin_sqnr_db"])
-
-
 def _enough(agreement: float | None, sqnr: float) -> bool:
     return sqnr >= GOOD_DB if agreement is None else agreement >= GOOD_AGREEMENT and sqnr >= GOOD_DB / 2
 
@@ -231,29 +311,30 @@ def _standing(outputs: Mapping[str, Any]) -> str:
     return f"it agrees with its source on {percent(outputs['agreement'])} of the images"
 
 
-def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
+def _add_timing(found: _Findings, outputs: Mapping[str, Any]) -> None:
     gap = outputs["temporal_gap_db"]
     if math.isnan(gap):
-        return []
+        return
     if gap < GAP_DB:
-        return [Advice(f"Spike timing costs {db(max(gap, 0.0))} at the output, which is little.")]
+        found.facts.append(f"Spike timing costs {db(max(gap, 0.0))} at the output, which is little.")
+        return
     lost = ""
     if outputs["accuracy"] is not None:
         points = 100 * (outputs["twin_accuracy"] - outputs["accuracy"])
         lost = f" and {points:.1f} points of accuracy" if points > 0 else ""
-    fact = (
+    found.facts.append(
         f"Spike timing costs {db(gap)}{lost} at the output: the quantized reading, which has the same thresholds and "
         f"no timing error, reaches {db(outputs['twin_sqnr_db'])}. No threshold removes this."
     )
-    first, *others = recommend_for_timing(outputs)
-    return [first.after(fact), *others]
+    found.settings += _settings_for_timing(outputs)
+    found.training.append(_training_for_timing(outputs))
 
 
-def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
-    """Advice on the layer with the lowest SQNR, and on where its error starts if that is not in the layer itself."""
+def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any]) -> None:
+    """Add the layer with the lowest SQNR, and where its error starts if that is not in the layer itself."""
     measured = layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]
     if measured.empty:
-        return []
+        return
     worst = measured.nsmallest(1, "sqnr_db").iloc[0]
     cause = max(PARTS, key=lambda part: worst[f"share_{part}"])
     fact = (
@@ -263,33 +344,35 @@ def _worst(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> list[Advice]:
     if worst["silent"] == 1:
         cause, fact = "round", f"Worst layer: {worst['layer']} never fires."
     if cause != "propagated":
-        return _led_by(fact, recommend_for_layer(cause, worst, outputs))
-    if not (worst["affine_share"] >= AFFINE or worst["drive_gain"] <= SHRUNK):
-        return [Advice(fact), *_origin(layers, measured, worst, outputs)]
-    affine, rest = percent(worst["affine_share"]), percent(worst["share_propagated"] - worst["affine_share"])
-    fact = f"{fact[:-1]}, {affine} as gain and offset lost with depth, {rest} as noise."
-    return [Advice(fact), _match_moments(worst), *_origin(layers, measured, worst, outputs)]
+        _add_layer(found, fact, cause, worst, outputs)
+        return
+    if worst["affine_share"] >= AFFINE or worst["drive_gain"] <= SHRUNK:
+        affine, rest = percent(worst["affine_share"]), percent(worst["share_propagated"] - worst["affine_share"])
+        found.facts += [
+            f"{fact[:-1]}, {affine} as gain and offset lost with depth, {rest} as noise.",
+            f"Gain and offset lost with depth: {affine} of the error of {worst['layer']}, which an affine map of each "
+            f"channel's drive would remove. The drive follows the source's with the slope {worst['drive_gain']:.2f}.",
+        ]
+        found.settings.append(_matching_moments())
+    else:
+        found.facts.append(fact)
+    _add_origin(found, layers, measured, worst, outputs)
 
 
-def _origin(
-    layers: pd.DataFrame, measured: pd.DataFrame, worst: "pd.Series[Any]", outputs: Mapping[str, Any]
-) -> list[Advice]:
-    """Advice on the layer before the worst one that adds most noise of its own; none where there is no such layer."""
+def _add_origin(
+    found: _Findings, layers: pd.DataFrame, measured: pd.DataFrame, worst: "pd.Series[Any]", outputs: Mapping[str, Any]
+) -> None:
+    """Add the layer before the worst one that adds most noise of its own, where there is such a layer."""
     upstream = measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]
     if upstream.empty:
-        return []
+        return
     origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
     own = max(OWN, key=lambda part: origin[f"share_{part}"])
     start = (
         f"Of the layers before it, {origin['layer']} adds most of its own: "
         f"{percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}."
     )
-    return _led_by(start, recommend_for_layer(own, origin, outputs))
-
-
-def _led_by(fact: str, advice: list[Advice]) -> list[Advice]:
-    first, *others = advice
-    return [first.after(fact), *others]
+    _add_layer(found, start, own, origin, outputs)
 
 
 def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":

@@ -59,13 +59,13 @@ def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
     return [
         head,
         Advice(
-            "Spike timing comes before any layer: the isolated figures and quantized gains do not see it. Compare with "
-            "one more step of look-ahead.",
+            "Spike timing comes before any layer: the isolated figures and quantized gains do not see it. One more step "
+            "of look-ahead may help; it was not measured here, so compare.",
             f"snn.set_delay({outputs['delay'] + 1})",
             command_words("evaluate", "--delay", f"{outputs['delay']},{outputs['delay'] + 1}"),
         ),
         Advice(
-            "Or train through time.",
+            "Or train through time, which was not measured either.",
             "finetune.fit(snn, train, config=finetune.Config(epochs_quantized=0, epochs_spiking=4))",
             command_words("finetune", "--stage", "spiking:4", "-o", "tuned.snn"),
         ),

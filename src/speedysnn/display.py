@@ -173,7 +173,14 @@ def block(title: str, sentences: Sequence[str], table: pd.DataFrame, most: int =
 
 
 def plain(value: Any) -> Any:
-    """A figure as JSON data: infinities as the words "inf" and "-inf", NaN and what was not measured as None."""
+    """A figure as JSON data: infinities as the words "inf" and "-inf", NaN and what was not measured as None.
+
+    Rows of figures are taken figure by figure.
+    """
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
     if hasattr(value, "item"):
         value = value.item()
     if not isinstance(value, float) or math.isfinite(value):
