@@ -219,8 +219,9 @@ class NoiseSums:
             **self.outputs.figures(),
             "execution": self._execution or execution(),
         }
-        wanted = () if kept is None else settings_to_try(layers, figures)
-        figures["tried"] = kept.tried(self.reference, wanted, self.memory) if kept and wanted and self.memory else []
+        figures["tried"] = []
+        if kept is not None and self.memory is not None:
+            figures["tried"] = kept.tried(self.reference, settings_to_try(layers, figures), self.memory)
         details = {name: detail_of(layer) for name, layer in found.items()}
         return NoiseReport(layers, figures, advise(layers, figures), details, self.memory, columns)
 
@@ -240,13 +241,12 @@ class _Kept:
 
     def add(self, batch: Batch) -> None:
         """Keep some of a batch's images."""
-        if not self._count:
-            return
-        if not self._sample.there:
+        if self._count and not self._sample.there:
             image = sum(x.nbytes for x in part(self._snn, batch, 0, 1).inputs)
             self._count = min(self._count, int(self._most // (2 * image)))
             self._sample = Sample(2 * self._count)
-        self._sample.add(batch, batch_dims(self._snn, batch.inputs))
+        if self._count:
+            self._sample.add(batch, batch_dims(self._snn, batch.inputs))
 
     @torch.no_grad()
     def tried(self, reference: Reference, wanted: Sequence[Setting], memory: Memory) -> list[dict[str, Any]]:
@@ -260,16 +260,16 @@ class _Kept:
         Returns:
             Rows as `outputs["tried"]` has them, the network as it is first; none where nothing could be tried.
         """
-        there = min(2 * self._count, self._sample.there)
-        if not there or not wanted:
+        if not self._count or not wanted:
             return []
         whole = Batch(tuple(self._sample.inputs()))
-        cut = min(self._count, images_in(self._snn, whole.inputs))
-        used, others = (part(self._snn, whole, *ends) for ends in ((0, cut), (cut, images_in(self._snn, whole.inputs))))
+        there = images_in(self._snn, whole.inputs)
+        cut = min(self._count, there)
+        used, others = part(self._snn, whole, 0, cut), part(self._snn, whole, cut, there)
         source, rows = reference.analog(used.inputs), []
         for setting in (Setting(PRESENT, "", ""), *wanted):
-            changed = _changed(self._snn, setting, others)
-            if changed is not None and len(rows) <= MOST_TRIED:
+            changed = None if len(rows) > MOST_TRIED else _changed(self._snn, setting, others)
+            if changed is not None:
                 if memory.tight:
                     changed.images_per_pass = max(1, memory.images * memory.at_once // torch.get_num_threads())
                 rows.append(_scored(setting.words, changed, used, source))
@@ -279,12 +279,15 @@ class _Kept:
 def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNetwork | None:
     """A copy of a network with another setting; None where it does not take it.
 
-    The copy shares weights and histograms, which no setting changes; neurons and provenance are its own.
+    The copy shares weights and histograms, which no setting changes; neurons and provenance are its own, and it forgets
+    what the network streams.
     """
     events = any(batch_dims(snn, others.inputs))
     if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
         return None
-    out = copy.deepcopy(snn, {id(shared): shared for shared in (snn.layers, snn.calibration)})
+    shared = (snn.layers, snn.calibration, snn._stream, *(neuron._state for neuron in snn.neurons.values()))
+    out = copy.deepcopy(snn, {id(one): one for one in shared})
+    out.reset()
     try:
         if setting.delay is not None:
             out.set_delay(setting.delay)
@@ -299,7 +302,6 @@ def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNet
             correct_on(out, others.inputs, setting.correct)
     except InputError:  # no histograms, or a rule that was a function and is not known any more
         return None
-    out.reset()
     return out
 
 
@@ -384,8 +386,7 @@ def measure_noise(
     """
     if not isinstance(try_settings, int) or isinstance(try_settings, bool) or try_settings < 0:
         raise InputError(f"try_settings: expected a whole number of images, 0 to try nothing, got {try_settings!r}")
-    sums, kept = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed), None
-    if try_settings:
-        kept = _Kept(snn, try_settings, memory_mib)
+    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
+    kept = _Kept(snn, try_settings, memory_mib)
     chunks = passes(snn, data, pass_size(snn), batch_size=batch_size, limit=limit)
     return sums._read(chunks, progress, kept)._report(kept)

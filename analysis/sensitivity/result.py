@@ -59,8 +59,8 @@ def _timing(outputs: Mapping[str, Any]) -> list[Advice]:
     return [
         head,
         Advice(
-            "Spike timing comes before any layer: the isolated figures and quantized gains do not see it. One more step "
-            "of look-ahead may help; it was not measured here, so compare.",
+            "Spike timing comes before any layer: the isolated figures and quantized gains do not see it. One more "
+            "step of look-ahead may help; it was not measured here, so compare.",
             f"snn.set_delay({outputs['delay'] + 1})",
             command_words("evaluate", "--delay", f"{outputs['delay']},{outputs['delay'] + 1}"),
         ),

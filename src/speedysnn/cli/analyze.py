@@ -69,6 +69,10 @@ def command(
             "neurons and --sensitivity's images are sampled by the seed. Freed memory is then handed back at once.",
         ),
     ] = None,
+    tried: Annotated[
+        int,
+        typer.Option("--try", help="Images on which settings that may help are tried; 0 to try nothing.", min=0),
+    ] = 64,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -99,8 +103,9 @@ def command(
     if memory is not None:
         hand_freed_memory_back()
     noise = measure_noise(
-        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True
-    )
+        snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True,
+        try_settings=tried,
+    )  # fmt: skip
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
     options = {key: str(value) for key, value in given.items() if value is not None}
     names = CommandNames(str(network), data, None if source is None else str(source), options)
