@@ -95,7 +95,7 @@ def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[S
         >>> images = torch.rand(64, 4)
         >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images, try_settings=0)
         >>> [setting.words for setting in settings_to_try(noise.layers, noise.outputs)]
-        ['look-ahead 1', 'ternary spikes', 'look-ahead 1, ternary spikes']
+        ['look-ahead 1', 'ternary spikes', 'look-ahead 1, ternary spikes', 'T = 8, theta chosen again']
     """
     return tuple(_findings(layers, outputs).settings)
 
@@ -215,9 +215,9 @@ def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ..
         >>> noise = analysis.measure_noise(snn, images)
         >>> best = next(one for one in noise.advice if one.python)
         >>> best.python
-        'snn.set_delay(1); snn.set_spikes("ternary")'
+        'snn.timesteps = 8; snn.recalibrate()'
         >>> best.argv
-        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '--delay', '1', '--spikes', 'ternary')
+        ('speedysnn', 'evaluate', 'NET.snn', '-d', 'DATA', '-T', '8', '--recalibrate')
     """
     found = _findings(layers, outputs)
     settings = _on_settings(found.settings, outputs.get("tried", ()))
