@@ -266,7 +266,7 @@ class _Kept:
         there = images_in(self._snn, whole.inputs)
         cut = min(self._count, there)
         used, others = part(self._snn, whole, 0, cut), part(self._snn, whole, cut, there)
-        source, rows = reference.analog(used.inputs), []
+        source, rows = reference.analog(used.inputs), list[dict[str, Any]]()
         for setting in (Setting(PRESENT, "", ""), *wanted):
             changed = None if len(rows) > MOST_TRIED else _changed(self._snn, setting, others)
             if changed is not None:

@@ -39,7 +39,8 @@ def test_tables_are_those_of_the_reports(reports):
         own = found.layers[found.layers["network"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(own[list(COLUMNS)], report.layers, check_dtype=False)
         row = found.outputs.set_index("network").loc[name]
-        assert all(row[field] == value for field, value in report.outputs.items())
+        assert all(row[field] == value for field, value in report.outputs.items() if field != "tried")
+        assert "tried" not in row  # what one network may do better is its own report's
 
 
 def test_networks_and_their_reports_compare_alike(build, reports, images):

@@ -122,8 +122,11 @@ def test_one_pass_whatever_the_number_of_layers(network):
             seen.append(len(inputs))
             return self.inner(inputs)
 
-    analysis.measure_noise(snn, x, Counted())
+    analysis.measure_noise(snn, x, Counted(), try_settings=0)
     assert sum(seen) == len(x)
+    seen.clear()
+    tried = analysis.measure_noise(snn, x, Counted()).outputs["tried"]
+    assert sum(seen) == len(x) + tried[0]["images"]  # once more for the images that settings are tried on, not for each
 
 
 def test_decibels_say_so_in_their_name():
