@@ -13,6 +13,7 @@ MAY = {
     ("config.py", "speedysnn.convert.correct"),  # a reconstruction begins with a correction in closed form
     ("training.py", "speedysnn.convert.correct"),
     ("whole.py", "speedysnn.convert.correct"),
+    ("measure.py", "speedysnn.convert.correct"),  # a verdict recommends moments only where it has tried them
     ("regression.py", "speedysnn.convert.matching"),  # its images walk through the graph as a correction's do
 }
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
