@@ -213,7 +213,7 @@ class Config:
 
     Attributes:
         epochs_quantized: epochs on the quantized reading: one pass an image, the gradient of a learned step size. None
-            leaves them to `fit`: as many as show the network about 75,000 images, at least 3 and at most 20.
+            leaves them to `fit`: as many as show the network about 50,000 images, at least 3 and at most 20.
         epochs_spiking: epochs on the spiking reading, through time, at the network's own look-ahead and spike kind.
             None leaves them to `fit`: 1, or none where every layer waits for its whole input and both readings are one.
         stages: the stages one by one, in place of the two counts above; a curriculum over T, look-ahead or spikes.

@@ -31,7 +31,7 @@ from speedysnn.settings import repeatable
 from speedysnn.torch_utils import evaluating
 
 _TABLE_IMAGES = 64
-_IMAGES_SHOWN, _FEWEST_EPOCHS, _MOST_EPOCHS = 75_000, 3, 20  # of the quantized stage
+_IMAGES_SHOWN, _FEWEST_EPOCHS, _MOST_EPOCHS = 50_000, 3, 20  # of the quantized stage
 _PARAMETERS_AN_IMAGE = 1000  # above which a reconstruction comes first
 
 
@@ -143,7 +143,7 @@ def fit(
 def planned(config: Config, images: int, parameters: int, synchronous: bool) -> Config:
     """Fill in what the settings leave open: how many epochs, and whether a reconstruction comes first.
 
-    The quantized stage shows the network about 75,000 images, in 3 to 20 epochs, and one epoch through time follows,
+    The quantized stage shows the network about 50,000 images, in 3 to 20 epochs, and one epoch through time follows,
     unless the spiking reading is the quantized one. Where more than 1,000 parameters train for every image, too few
     answers are there to learn from: the network is then first reconstructed block by block, where every value that
     leaves a block is something to learn from, and the quantized stage has 4 epochs.
@@ -161,7 +161,7 @@ def planned(config: Config, images: int, parameters: int, synchronous: bool) -> 
         >>> from speedysnn.finetune import Config
         >>> from speedysnn.finetune.fit import planned
         >>> [str(stage) for stage in planned(Config(), 5000, 300_000, synchronous=False).plan]
-        ['quantized:15', 'spiking:1,rate=0.3']
+        ['quantized:10', 'spiking:1,rate=0.3']
         >>> [str(stage) for stage in planned(Config(), 500, 5_000_000, synchronous=True).plan]
         ['reconstruct:4', 'quantized:4']
     """

@@ -47,7 +47,7 @@ def test_open_epochs_follow_from_images_and_parameters() -> None:
     def stages(images: int, parameters: int, synchronous: bool = False, **given: int) -> list[str]:
         return [str(stage) for stage in planned(finetune.Config(**given), images, parameters, synchronous).plan]
 
-    assert stages(5_000, 300_000) == ["quantized:15", "spiking:1,rate=0.3"]
+    assert stages(5_000, 300_000) == ["quantized:10", "spiking:1,rate=0.3"]
     assert stages(500_000, 10**8) == ["quantized:3", "spiking:1,rate=0.3"]
     assert stages(500, 300_000, synchronous=True) == ["quantized:20"]
     assert stages(500, 500_001) == ["reconstruct:4", "quantized:4", "spiking:1,rate=0.3"]
