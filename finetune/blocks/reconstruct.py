@@ -72,9 +72,9 @@ def reconstruct(
     """Train a network in place towards its source, block by block and then as a whole, from a few hundred images.
 
     A block's loss is sum_c w_c (r_c - a_c)^2 over its output's channels c: r from the quantized reading, a the
-    source's, w_c the mean squared gradient of the source's log-probability of its own answer. After the blocks the
-    whole network learns the source's outputs, and a network with less than full look-ahead is corrected by moments for
-    its spiking reading. The same call gives the same bits again.
+    source's, w_c the mean squared gradient of the source's log-probability of its own answer. Before it the weights are
+    fitted in closed form, after the blocks the whole network learns the source's outputs, and a network with less than
+    full look-ahead is fitted in closed form once more, for its spiking reading. The same call gives the same bits again.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
