@@ -74,7 +74,7 @@ def reconstruct(
     A block's loss is sum_c w_c (r_c - a_c)^2 over its output's channels c: r from the quantized reading, a the
     source's, w_c the mean squared gradient of the source's log-probability of its own answer. Before it the weights are
     fitted in closed form, after the blocks the whole network learns the source's outputs, and a network with less than
-    full look-ahead is fitted in closed form once more, for its spiking reading. The same call gives the same bits again.
+    full look-ahead is fitted in closed form once more, for its spiking reading. The same call gives the same bits.
 
     Args:
         snn: the network; its parameters change, its T, spikes and look-ahead do not.
