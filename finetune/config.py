@@ -207,7 +207,7 @@ class Config:
         >>> from speedysnn import finetune
         >>> config = finetune.Config(stages=(finetune.Stage.parse("quantized:8"), finetune.Stage.parse("spiking:2")))
         >>> config.layer_match_weight, config.monitor
-        (1.0, 'loss')
+        (0.0, 'loss')
         >>> finetune.Config.from_json(config.to_json()) == config
         True
 

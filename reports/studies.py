@@ -144,7 +144,8 @@ def cifar10_resnet20(folder: Path) -> str:
 
 def imagenet(folder: Path) -> str:
     """The quantized reading by method, for every T."""
-    rows, parts = table(folder, "cells.csv"), []
+    every, parts = table(folder, "cells.csv"), []
+    rows = every[every.network == "lite0"]
     for steps, group in rows[(rows.delay == "full") & (rows.spikes == "binary")].groupby("timesteps"):
         found = ", ".join(f"{row.method} {percent(row.accuracy)}" for row in group.itertuples())
         parts.append(f"T = {steps}: {found}")

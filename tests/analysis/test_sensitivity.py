@@ -58,7 +58,7 @@ def test_the_network_is_left_as_it_is(build, digits, monkeypatch):
     with pytest.raises(DataError, match="gone"):
         measure_sensitivity(snn, broken())
     assert state(snn) == before
-    for place in ("changes.channel_sums", "branches.flat", "mixed.MixedRun.outputs"):
+    for place in ("changes.channel_sums", "branches.flat", "MixedRun.outputs"):
         with monkeypatch.context() as patch:
             patch.setattr(f"speedysnn.analysis.sensitivity.{place}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
