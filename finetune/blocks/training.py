@@ -119,10 +119,10 @@ class BlockTrainer:
     def _closed_form(self, reading: Reading, kind: str, progress: bool) -> None:
         """Fit the weights or, where the held-out images lose by it, correct without them."""
         if self.regresses:
-            state, before = settings_of(self.snn), self.scores()[reading]["loss"]
+            state, before = settings_of(self.snn), self.score(reading)["loss"]
             self.snn.provenance.pop("correction", None)
             regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
-            if self.scores()[reading]["loss"] < before:
+            if self.score(reading)["loss"] < before:
                 return
             put_back(self.snn, state)
         if kind != "none":
@@ -171,11 +171,11 @@ class BlockTrainer:
         parameters = list({id(parameter): (parameter, rate) for parameter, rate in every}.values())
         if not epochs or not parameters:
             return
-        best, state = self.scores()["quantized"]["loss"], [p.detach().clone() for p, _ in parameters]
+        best, state = self.score("quantized")["loss"], [p.detach().clone() for p, _ in parameters]
 
         def judge() -> None:
             nonlocal best, state
-            now = self.scores()["quantized"]["loss"]
+            now = self.score("quantized")["loss"]
             if now < best:
                 best, state = now, [p.detach().clone() for p, _ in parameters]
 
@@ -278,9 +278,12 @@ class BlockTrainer:
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Held-out figures of the quantized reading and of the network's own."""
+        return {reading: self.score(reading) for reading in dict.fromkeys(("quantized", self.own_reading))}
+
+    def score(self, reading: Reading) -> dict[str, float]:
+        """Held-out figures of one reading."""
         with torch.no_grad():
-            return {reading: compared(self._outputs(self.snn, reading, self.held), self.goals[1])
-                    for reading in dict.fromkeys(("quantized", self.own_reading))}  # fmt: skip
+            return compared(self._outputs(self.snn, reading, self.held), self.goals[1])
 
 
 def settings_of(snn: SpikingNetwork) -> dict[str, Any]:
