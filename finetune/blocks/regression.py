@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TypeGuard, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, halves
@@ -28,6 +27,7 @@ from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
+from speedysnn.torch_utils import windows
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 MOST_UNKNOWNS = 4608  # values of one output of a layer, above which its covariance costs more than it gives
@@ -200,10 +200,7 @@ def _patches(layer: _Layer, x: Tensor, z: Tensor, each: int, generator: torch.Ge
         x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
         drawn = _drawn(x.shape[1], each, generator).to(x.device)
         return x[:, drawn].flatten(0, 1)[None], z[:, drawn].flatten(0, 1)[None]
-    sizes = layer.kernel_size
-    x = F.pad(x, [side for pads in reversed(_padding(layer)) for side in pads])
-    for dim, (size, stride, step) in enumerate(zip(sizes, layer.stride, layer.dilation, strict=True), 2):
-        x = x.unfold(dim, step * (size - 1) + 1, stride)[..., ::step]
+    x = windows(x, layer.kernel_size, layer.stride, layer.dilation, _padding(layer))
     channels = x.shape[1] // layer.groups
     places = _drawn(z[0, 0].numel(), each, generator).to(x.device)
     index = torch.unravel_index(places, z.shape[2:])

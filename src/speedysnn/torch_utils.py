@@ -1,7 +1,7 @@
 """What the rooms share of torch: a network's modes, given back as they were; freed memory; outputs compared.
 
 `evaluating` gives modes back. `compare_outputs` says how near a network's outputs are to its source's, and `worse`
-whether a change made them worse.
+whether a change made them worse. `windows` shows what each output place of a convolution multiplies.
 
 Freed memory is handed back to the system where a limit binds, by whatever the program at hand has installed for it. How
 a process keeps freed memory is its program's to decide: the command line installs `malloc_trim`, a library installs
@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -65,6 +66,33 @@ def glibc() -> Any:
     except (OSError, AttributeError):
         return None
     return library
+
+
+def windows(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Show what each output place of a convolution multiplies, without a copy but for the padding.
+
+    Args:
+        x: (B, C, *sizes).
+        kernel: its size in every dimension.
+        stride: likewise.
+        dilation: likewise.
+        pads: zeros before and behind every dimension.
+
+    Returns:
+        (B, C, *places, *kernel), a view of the padded input.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.torch_utils import windows
+        >>> windows(torch.arange(4.0).view(1, 1, 4), [2], [1], [2], [(0, 1)])[0, 0].tolist()
+        [[0.0, 2.0], [1.0, 3.0], [2.0, 0.0]]
+    """
+    x = F.pad(x, [side for both in reversed(pads) for side in both])
+    for dim, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
+        x = x.unfold(dim, apart * (size - 1) + 1, step)[..., ::apart]
+    return x
 
 
 def compare_outputs(

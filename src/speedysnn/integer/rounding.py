@@ -7,15 +7,14 @@ Reference: frantar2023
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from speedysnn.integer.program import Conv, Floats, Linear, Operation, Program
 from speedysnn.integer.simulate import run
+from speedysnn.torch_utils import windows
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 
@@ -54,18 +53,13 @@ def _products(op: Conv | Linear, x: Tensor) -> Floats:
 
 def _patches(op: Conv, x: Tensor) -> Tensor:
     """What each output place multiplies, (groups, places, weights of a channel)."""
-    pads: list[int] = []
-    for axis in reversed(range(len(op.stride))):
-        reach = (op.shape[axis + 1] - 1) * op.stride[axis] + op.dilation[axis] * (op.weight.shape[axis + 2] - 1) + 1
-        pads += [op.padding[axis], reach - x.shape[axis + 2] - op.padding[axis]]
-    wide = F.pad(x, pads)
-    taps = []
-    for tap in np.ndindex(*op.weight.shape[2:]):
-        each = zip(tap, op.dilation, op.stride, op.shape[1:], strict=True)
-        at: list[Any] = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, s, n in each]
-        taps.append(wide[(..., *at)])
-    stacked = torch.stack(taps, 2).flatten(3).transpose(2, 3).transpose(1, 2)  # images, places, channels, taps
-    grouped = stacked.reshape(*stacked.shape[:2], op.groups, -1)
+    pads, taps = [], op.weight.shape[2:]
+    for axis, (tap, step, apart) in enumerate(zip(taps, op.stride, op.dilation, strict=True)):
+        reach = (op.shape[axis + 1] - 1) * step + apart * (tap - 1) + 1
+        pads.append((op.padding[axis], reach - x.shape[axis + 2] - op.padding[axis]))
+    seen = windows(x, taps, op.stride, op.dilation, pads)  # images, channels, *places, *taps
+    flat = seen.flatten(2, 1 + len(taps)).flatten(3).transpose(1, 2)  # images, places, channels, taps
+    grouped = flat.reshape(*flat.shape[:2], op.groups, -1)
     return grouped.flatten(0, 1).transpose(0, 1)
 
 
