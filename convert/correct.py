@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from speedysnn.convert.matching import MAX_IMAGES, ImageWalk
-from speedysnn.convert.matching import value_sizes as value_sizes
 from speedysnn.data.batches import Batch, drawn, iter_batches
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError

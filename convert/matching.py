@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from speedysnn.execution.interpreter import Execution, Value, wide
-from speedysnn.execution.runner import accept
+from speedysnn.execution.runner import accept, value_sizes
 from speedysnn.graph.blocks import Block, blocks, every_layer, live_values
 from speedysnn.graph.ir import Node, map_outputs
 from speedysnn.network import SpikingNetwork
@@ -355,23 +355,6 @@ def channel_sums(x: Tensor, channel_dim: int) -> Tensor:
     if x.ndim < 2:
         return x.sum(dtype=torch.float64)
     return x.sum([dim for dim in range(x.ndim) if dim != channel_dim % x.ndim], dtype=torch.float64)
-
-
-def value_sizes(snn: SpikingNetwork, example: Sequence[Tensor]) -> dict[str, int]:
-    """Count the elements of every value of a network for one image.
-
-    Args:
-        snn: the network.
-        example: one image, (1, ...) or events (T, 1, ...) an input.
-
-    Returns:
-        Elements by node name.
-    """
-    run = Execution.of(snn)
-    ready = [Value(run.mean(accept(snn, x, i))) for i, x in enumerate(example)]
-    values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
-    found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)
-    return {name: value.tensor.numel() for name, value in found.items()}
 
 
 def chunk(sizes: Mapping[str, int], steps: int) -> int:

@@ -12,7 +12,6 @@ MAY = {
     ("train.py", "speedysnn.convert.spiking"),  # training from scratch begins with a conversion
     ("config.py", "speedysnn.convert.correct"),  # a reconstruction begins with a correction in closed form
     ("training.py", "speedysnn.convert.correct"),
-    ("whole.py", "speedysnn.convert.correct"),
     ("measure.py", "speedysnn.convert.correct"),  # a verdict recommends moments only where it has tried them
     ("regression.py", "speedysnn.convert.matching"),  # its images walk through the graph as a correction's do
 }

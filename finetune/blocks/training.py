@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from speedysnn.convert.correct import correct_on, value_sizes
+from speedysnn.convert.correct import correct_on
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
-from speedysnn.execution.runner import accept
+from speedysnn.execution.runner import accept, value_sizes
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
 from speedysnn.finetune.blocks.config import ReconstructConfig

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from speedysnn.convert.correct import value_sizes
 from speedysnn.errors import TrainingError
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.observers import LayerRecord
+from speedysnn.execution.runner import value_sizes
 from speedysnn.finetune.batch_norm import MOMENTUM, TrainingExecution, execution
 from speedysnn.finetune.objectives import Target, powers
 from speedysnn.finetune.penalties import Rates

@@ -116,6 +116,23 @@ def accept(snn: NetworkModule, x: Tensor, position: int) -> Value:
     return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
 
 
+def value_sizes(snn: NetworkModule, example: Sequence[Tensor]) -> dict[str, int]:
+    """Count the elements of every value of a network for one image.
+
+    Args:
+        snn: the network.
+        example: one image, (1, ...) or events (T, 1, ...) an input.
+
+    Returns:
+        Elements by node name.
+    """
+    run = Execution.of(snn)
+    ready = [Value(run.mean(accept(snn, x, i))) for i, x in enumerate(example)]
+    values = dict(zip((node.name for node in snn.graph.inputs), ready, strict=True))
+    found = run.part(values, "analog", 0, len(snn.graph.nodes), keep=True)
+    return {name: value.tensor.numel() for name, value in found.items()}
+
+
 def is_events(snn: NetworkModule, x: Tensor, position: int) -> bool:
     """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
 
