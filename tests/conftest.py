@@ -14,6 +14,11 @@ torch.set_num_threads(1)
 style.STYLE["savefig.dpi"] = 30  # what figures show does not depend on it, and drawing them takes longest
 
 
+def pytest_collectstart() -> None:
+    """Seed before each module is imported, so that what it draws then does not follow from the modules before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
