@@ -1,6 +1,6 @@
 """Train a spiking network's thresholds, and whatever else is asked, until its noise is gone."""
 
-from speedysnn.finetune.blocks.config import ReconstructConfig as ReconstructConfig
+from speedysnn.finetune.blocks import ReconstructConfig as ReconstructConfig
 from speedysnn.finetune.blocks.reconstruct import Reconstructed as Reconstructed
 from speedysnn.finetune.blocks.reconstruct import reconstruct as reconstruct
 from speedysnn.finetune.config import Config as Config

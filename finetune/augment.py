@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from speedysnn.data import split_holdout
 from speedysnn.data.batches import Batch, iter_batches, steps_of
-from speedysnn.data.registry import split_holdout
 from speedysnn.errors import DataError, InputError
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]

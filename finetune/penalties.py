@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speedysnn.execution.observers import LayerRecord, any_order, needs_input
-from speedysnn.kernels.elementwise import nonzero
+from speedysnn.kernels.numba_backend import nonzero
 
 _MARGIN = 0.97  # of the limit, above which the penalty acts
 

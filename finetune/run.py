@@ -15,7 +15,7 @@ from speedysnn.data.batches import drawn
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import gather
 from speedysnn.finetune.batch_norm import fold_into, run_training, set_statistics, unfolded
-from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.blocks import ReconstructConfig
 from speedysnn.finetune.blocks.layerwise import fit_closed_form
 from speedysnn.finetune.blocks.reconstruct import reconstruct
 from speedysnn.finetune.checkpoint import RunState

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from speedysnn.analysis.noise.schema import FOLDER, indices
-from speedysnn.kernels.elementwise import tally
 from speedysnn.kernels.jit import together
+from speedysnn.kernels.numba_backend import tally
 
 Array = Any
 BLOCK = 4096

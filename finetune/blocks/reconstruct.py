@@ -22,7 +22,7 @@ from speedysnn.display import track
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import as_dataset, gather, hold_out
-from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.blocks import ReconstructConfig
 from speedysnn.finetune.blocks.training import BlockTrainer, put_back, settings_of, worse
 from speedysnn.finetune.checkpoint import RunState
 from speedysnn.finetune.step import Need, print_need

@@ -16,7 +16,7 @@ from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept, value_sizes
 from speedysnn.finetune import checkpoint
 from speedysnn.finetune.augment import augmentation
-from speedysnn.finetune.blocks.config import ReconstructConfig
+from speedysnn.finetune.blocks import ReconstructConfig
 from speedysnn.finetune.blocks.regression import regress, regress_block
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.finetune.step import Need, free_bytes, require_memory, saved_bytes, state_bytes

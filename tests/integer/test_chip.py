@@ -9,9 +9,9 @@ import speedysnn
 from speedysnn import convert, data, integer
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.errors import ArtifactError, ConversionError, InputError
-from speedysnn.integer.bounds import state_range
+from speedysnn.integer.lower import state_range
 from speedysnn.integer.program import Conv, Input, Neuron, Program, Readout, Total
-from speedysnn.integer.rounding import reconstructed
+from speedysnn.integer.scales import reconstructed
 from tests.integer.reference import logits
 from tests.material.integer_networks import Maker, images
 

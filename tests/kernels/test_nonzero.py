@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedysnn.kernels import elementwise as module
-from speedysnn.kernels.elementwise import density, nonzero
+from speedysnn.kernels import numba_backend as module
 from speedysnn.kernels.layout import dense
+from speedysnn.kernels.numba_backend import density, nonzero
 
 SIZES = st.integers(0, 5)
 

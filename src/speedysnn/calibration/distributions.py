@@ -256,7 +256,7 @@ def least_squares(
         >>> [round(least_squares(hist, torch.tensor([0.5]), T).item(), 2) for T in (1, 4, 64)]
         [0.67, 0.89, 0.99]
     """
-    from speedysnn.kernels import elementwise  # numba takes half a second to import, which --help need not spend
+    from speedysnn.kernels import histogram  # numba takes half a second to import, which --help need not spend
 
     sides = 2 if signed else 1
     edges, starts = hist.edges(), torch.cat([v_init, 1 - v_init]) if signed else v_init
@@ -267,7 +267,7 @@ def least_squares(
     def best(exponents: Tensor) -> Tensor:
         """Return the best exponent e of every channel; the full scale is N theta = top 2^e for every kind of spikes."""
         theta = (top[:, None] * 2**exponents / max_spikes).clamp_min(1e-30).repeat(sides, 1)
-        errors = elementwise.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
+        errors = histogram.squared_error(edges, density, theta, starts.to(torch.float64), timesteps, max_spikes)
         return exponents.gather(1, errors.view(sides, len(top), -1).sum(0).argmin(1, keepdim=True)).squeeze(1)
 
     ratio = -_LOWEST / (_COARSE - 1)

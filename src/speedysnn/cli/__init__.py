@@ -1,4 +1,7 @@
-"""The command line: one file a command, thin; every mistake ends in one clear line and exit code 2."""
+"""The command line, thin: a file for a command or for two that share their options.
+
+Every mistake ends in one clear line and exit code 2.
+"""
 
 from speedysnn.cli.process import leaving_at_once
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from speedysnn import artifact
+from speedysnn import artifact, data
 from speedysnn.analysis import NoiseReport, measure_noise
 from speedysnn.analysis.report import CommandNames, filled
 from speedysnn.assets.digits import load_digits_net
@@ -16,7 +16,6 @@ from speedysnn.cli.analyze import say_advice
 from speedysnn.cli.options import Seed, seeded
 from speedysnn.cli.output import cell, check_report, note, percent, say, table
 from speedysnn.convert import to_spiking
-from speedysnn.data import registry
 from speedysnn.errors import InputError
 from speedysnn.finetune import Config, fit
 
@@ -38,7 +37,7 @@ def command(
     seeded(seed)
     folder, begin = _free(output), time.monotonic()
     check_report(folder, overwrite=False)
-    train, test = registry.load("digits", "train"), registry.load("digits", "test")
+    train, test = data.load("digits", "train"), data.load("digits", "test")
     note(f"1/4 converting the bundled {pool}-pool network at T={T}: thresholds from {len(train)} training images")
     origin = {"model": f"digits, {pool}-pool", "data": "digits"}
     snn = to_spiking(load_digits_net(pool), train, timesteps=T, provenance=origin, progress=True)

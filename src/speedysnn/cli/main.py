@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from speedysnn import settings
-from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune, inspect, train
+from speedysnn.cli import analyze, bench, convert, demo, evaluate, export, finetune
 from speedysnn.cli.options import refresh_listings
 from speedysnn.cli.output import fail, release
 from speedysnn.cli.process import INTERRUPTED, coming_again, keep_freed_memory, leave_at_once, own_process
@@ -23,8 +23,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Convert trained networks to spiking networks, measure their noise, tune it away.",
 )
-for module in (demo, inspect, convert, analyze, finetune, train, evaluate, export, bench):
-    app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
+COMMANDS = {
+    "demo": demo.command,
+    "inspect": convert.inspect_command,
+    "convert": convert.command,
+    "analyze": analyze.command,
+    "finetune": finetune.command,
+    "train": finetune.train_command,
+    "evaluate": evaluate.command,
+    "export": export.command,
+    "bench": bench.command,
+}  # in the order of --help
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _version(wanted: bool) -> None:

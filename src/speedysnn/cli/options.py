@@ -11,9 +11,9 @@ from rich.markup import escape
 from speedysnn import artifact
 from speedysnn.analysis.reference import leaves, run
 from speedysnn.cli.output import note
+from speedysnn.data import HANDLERS, kinds_help, load
 from speedysnn.data.batches import iter_batches
 from speedysnn.data.images import ImageData, parse_normalize
-from speedysnn.data.registry import HANDLERS, kinds_help, load
 from speedysnn.errors import DataError, InputError
 from speedysnn.files import FILE, MODULE, kind_of
 from speedysnn.integer import PROFILES, Chip, to_integer

@@ -1,7 +1,7 @@
 """One reader a kind of data: .npz files, digits, Fashion-MNIST, CIFAR-10, and functions of the user's.
 
 A reader is called with what stands after the colon of 'npz:FILE' and with the split, and returns a `Loaded`;
-`speedysnn.data.registry.HANDLERS` names them. Nothing is downloaded, no pickle is opened, and what a file claims of its
+`speedysnn.data.HANDLERS` names them. Nothing is downloaded, no pickle is opened, and what a file claims of its
 size is checked before memory is taken for it.
 """
 

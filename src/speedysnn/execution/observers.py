@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from speedysnn.kernels.elementwise import nonzero
+from speedysnn.kernels.numba_backend import nonzero
 from speedysnn.neurons.layer import IFNeuron
 
 

@@ -38,8 +38,8 @@ from speedysnn import settings
 from speedysnn.files.atomic import replace_file
 from speedysnn.kernels import sparse_conv as events
 from speedysnn.kernels.dispatch import recorded, traced
-from speedysnn.kernels.elementwise import density
 from speedysnn.kernels.jit import cache_folder
+from speedysnn.kernels.numba_backend import density
 from speedysnn.kernels.sparse_conv import WeightBuffers, autograd, winograd
 from speedysnn.kernels.sparse_conv.autograd import ConvMethods, ConvShape, convolve, forward
 

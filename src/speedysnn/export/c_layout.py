@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speedysnn.errors import ConversionError
-from speedysnn.integer.bounds import Range
+from speedysnn.integer.lower import Range
 from speedysnn.integer.program import (
     Add,
     Concat,

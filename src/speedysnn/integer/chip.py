@@ -12,12 +12,10 @@ from torch import Tensor
 
 from speedysnn.data.images import parse_normalize
 from speedysnn.errors import InputError
-from speedysnn.integer.bounds import Range, ranges, state_range
-from speedysnn.integer.lower import Pixels, lower
+from speedysnn.integer.lower import Pixels, Range, lower, ranges, state_range
 from speedysnn.integer.profiles import find_profile, require_fits
 from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
-from speedysnn.integer.rounding import input_products
-from speedysnn.integer.scales import Options
+from speedysnn.integer.scales import Options, input_products
 from speedysnn.integer.simulate import Seen, Stream, run
 from speedysnn.network import SpikingNetwork
 

@@ -14,8 +14,7 @@ from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Add as AddOperation
 from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
-from speedysnn.integer.rounding import reconstructed
-from speedysnn.integer.scales import Scales, neuron_values
+from speedysnn.integer.scales import Scales, neuron_values, reconstructed
 from speedysnn.integer.signals import (
     Signal,
     UnfitError,

@@ -3,8 +3,12 @@
 A code is the exponent of a positive float32 and the first four bits of its mantissa. `Table` counts values on the CPU
 in memory order, and its range of codes grows with the values; `DeviceTable` counts them on a GPU, where the counts stay
 until all values have come. Both give `Counted`, from which `speedysnn.calibration.histogram` makes its histograms.
+
+`squared_error` sums the quantizer's error over such a histogram: the inner loop of the search for thresholds.
+`speedysnn.calibration.distributions.squared_error` defines it in plain torch, and a test compares both.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -279,3 +283,66 @@ def _matches_torch(device: str) -> bool:
         and np.array_equal(expected[:, 0], found.table[:, 0])
         and np.array_equal(both.amax(1).numpy(), found.largest)
     )
+
+
+@compiled
+def _errors(
+    edges: Array, density: Array, theta: Array, start: Array, steps: int, max_count: int, out: Array
+) -> None:  # pragma: no cover - compiled
+    """Write for every row and theta the sum over filled bins of density times the error's integral across the bin."""
+    rows, bins = density.shape
+    for row in range(rows):
+        v = start[row]
+        v3 = v * v * v
+        cells = (v3 + (1 - v) ** 3) / 3
+        for j in range(theta.shape[1]):
+            step = theta[row, j] / steps
+            inverse = 1.0 / step
+            total = 0.0
+            last, before = -1, 0.0
+            for b in range(bins):
+                if density[row, b] == 0.0:
+                    continue
+                if last != b:
+                    w = edges[row, b] * inverse + v
+                    n = min(np.floor(w), max_count)
+                    before = n * cells + (v3 - (v - (w - n)) ** 3) / 3
+                w = edges[row, b + 1] * inverse + v
+                n = min(np.floor(w), max_count)
+                after = n * cells + (v3 - (v - (w - n)) ** 3) / 3
+                total += (after - before) * density[row, b]
+                last, before = b + 1, after
+            out[row, j] = total * step * step * step
+
+
+def squared_error(
+    edges: Tensor, density: Tensor, theta: Tensor, v_init: Tensor, timesteps: int, max_spikes: int = 1
+) -> Tensor:
+    """Sum the quantizer's squared error over a histogram for every candidate theta, in as many threads as torch uses.
+
+    Args:
+        edges: the bins' edges, (C, bins + 1) float64.
+        density: count over width of every bin, (C, bins) float64.
+        theta: J candidates a channel, (C, J) float64.
+        v_init: (C,) float64.
+        timesteps: T.
+        max_spikes: N.
+
+    Returns:
+        The errors (C, J), in the activation's unit squared.
+    """
+    out = np.zeros(tuple(theta.shape))
+    arrays = [np.ascontiguousarray(x.numpy()) for x in (edges, density, theta, v_init)]
+    workers = max(1, min(torch.get_num_threads(), len(out)))
+    bounds = np.linspace(0, len(out), workers + 1).astype(int)
+
+    def work(i: int) -> None:
+        rows = slice(bounds[i], bounds[i + 1])
+        _errors(*(x[rows] for x in arrays), timesteps, timesteps * max_spikes, out[rows])
+
+    if workers == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+    return torch.from_numpy(out)

@@ -1,7 +1,7 @@
-"""The "cpu" backend of the multi-step neuron: compiled with numba, in as many threads as torch uses.
+"""The "cpu" backend of the multi-step neuron, and counts of values that are not zero, in as many threads as torch uses.
 
-The sequence is read once and written once. `share` and `spread_over` also divide the work of other kernels among
-threads.
+Both are compiled with numba. The sequence is read once and written once; `nonzero` and `density` read memory once and
+compare several values at a time. `share` and `spread_over` also divide the work of other kernels among threads.
 """
 
 import os
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from speedysnn.kernels import numba_neuron, numba_sequence
-from speedysnn.kernels.jit import AVAILABLE
-from speedysnn.kernels.layout import Layout, array, channel_dim, laid_out, like, plan, reduced, values
+from speedysnn.kernels.jit import AVAILABLE, compiled
+from speedysnn.kernels.layout import Layout, array, channel_dim, dense, laid_out, like, plan, reduced, values
 from speedysnn.kernels.llvm_neuron import flags_of
 from speedysnn.kernels.numba_sequence import backward as back
 from speedysnn.kernels.reference import Rule
 from speedysnn.surrogate import SURROGATES, atan, rectangle, sigmoid, triangle
 
+Array = Any
 _SLOPES = {
     "rectangle": (numba_neuron.RECTANGLE, rectangle),
     "triangle": (numba_neuron.TRIANGLE, triangle),
@@ -29,7 +30,9 @@ _SLOPES = {
     "atan": (numba_neuron.ATAN, atan),
 }
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_HALVES = (torch.bfloat16, torch.float16)
 _SHARE = 65536  # values from which another thread pays
+NONZERO_BLOCK = 1 << 20  # values that a 32-bit counter counts: a register holds twice as many of those as of 64 bits
 
 
 def refuses(drive: Tensor, theta: Tensor, v_init: Tensor, rule: Rule, amplitude: Tensor | None = None) -> str:
@@ -196,3 +199,84 @@ def _run_parallel(bounds: list[int], work: Callable[[int, int, int], Any]) -> No
     work(bounds[0], bounds[1], 0)
     for other in others:
         other.result()
+
+
+@compiled
+def tally(row: Array) -> int:  # pragma: no cover - compiled
+    """Count the elements of a row that are not zero."""
+    total = 0
+    for first in range(0, row.size, NONZERO_BLOCK):
+        found: Any = np.int32(0)
+        part = row[first : first + NONZERO_BLOCK]
+        for j in range(part.size):  # an index from 0 on is never negative, so that the loop is vectorized
+            found = np.int32(found + np.int32(part[j] != 0))
+        total += found
+    return total
+
+
+@compiled
+def tally_some(values: Array, size: int, every: int) -> int:  # pragma: no cover - compiled
+    """Count the elements that are not zero in every `every`-th piece of `size` elements."""
+    total = 0
+    for first in range(0, values.size, size * every):
+        total += tally(values[first : first + size])
+    return total
+
+
+def density(x: Tensor, samples: int = 8) -> float:
+    """Estimate the share of values that are not zero.
+
+    Args:
+        x: a batch (B, ...).
+        samples: at least so many samples, spread over the batch, are looked at.
+
+    Returns:
+        The share in these samples, 0 for an empty tensor.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.numba_backend import density
+        >>> density(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        0.25
+    """
+    batch = x.shape[0]
+    every = max(1, batch // samples)
+    size = x.numel() // batch if batch else 0
+    counted = size * -(-batch // every)
+    if counted == 0:
+        return 0.0
+    if _supports(x, _HALVES) and (batch == 1 or x.stride(0) == size):  # samples lie one after the other
+        return int(tally_some(array(x), size, every)) / counted  # as bits: spikes have no negative zero
+    some = x[::every]
+    return nonzero(some.float() if some.dtype in _HALVES else some) / counted
+
+
+def _supports(x: Tensor, further: tuple[torch.dtype, ...] = ()) -> bool:
+    """Tell whether the compiled count supports a tensor of float32 or of a further type."""
+    return AVAILABLE and x.device.type == "cpu" and x.dtype in (torch.float32, *further) and dense(x)
+
+
+def nonzero(x: Tensor) -> int:
+    """Count the values of a tensor that are not zero; dense float32 on the CPU is counted by compiled code.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        The number of values that are not zero; NaN is one of them.
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.kernels.numba_backend import nonzero
+        >>> nonzero(torch.tensor([0.0, 1.0, -0.0, 2.0]))
+        2
+    """
+    if x.numel() == 0 or not _supports(x):
+        return int(torch.count_nonzero(x))
+    values, found = array(x), dict[int, int]()
+
+    def work(begin: int, end: int, i: int) -> None:
+        found[i] = int(tally(values[begin:end]))
+
+    share(values.size, 1, work)
+    return sum(found.values())
