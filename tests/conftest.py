@@ -1,5 +1,6 @@
 """Shared fixtures: one thread a worker, fixed seeds, and data that may be absent."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ style.STYLE["savefig.dpi"] = 30  # what figures show does not depend on it, and 
 def pytest_collectstart() -> None:
     """Seed before each module is imported, so that what it draws then does not follow from the modules before it."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """Keep a million objects of imports and collected tests from every later search for garbage: they stay anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,17 @@ from speedysnn.bench import paired, peak_bytes, scaling, simulators
 from speedysnn.cli.main import run
 
 
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants are called once a round, however short they are."""
+    monkeypatch.setattr(pairs, "LEAST", 0.0)
+
+
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize(("short", "turns"), [(0.0, ["a", "b"] * 3), (9.0, ["a", "a", "b", "b"] * 3)])
 def test_contestants_take_turns_and_ratios_are_taken_round_by_round(
     monkeypatch: pytest.MonkeyPatch, short: float, turns: list[str]
 ) -> None:
-    monkeypatch.setattr(pairs, "LEAST", 0.0)
     monkeypatch.setattr(pairs, "SHORT", short)
     order: list[str] = []
     timings = paired({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, "a", rounds=3)
@@ -48,6 +54,7 @@ def test_peak_memory_of_a_call() -> None:
     assert 2**26 * 0.9 <= found <= 2**26 * 1.5
 
 
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("case", ["inference", "training", "measuring"])
 def test_a_small_network_is_timed(case: str, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
@@ -67,10 +74,12 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected one of digits" in capsys.readouterr().err
 
 
-def test_scaling_leaves_the_network_as_it_was() -> None:
+@pytest.mark.usefixtures("once")
+def test_scaling_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "FEW", 6)
     snn, x = scaling.make("digits", 2, 4)
     case = scaling.scaling(snn, x, 1, batches=(2, 4))
-    assert {"T=2, batch 4", "T=32, full look-ahead, batch 64"} <= {row["name"] for row in case.rows}
+    assert {"T=2, batch 4", "T=32, full look-ahead, batch 6"} <= {row["name"] for row in case.rows}
     assert snn.timesteps == 2
     assert {neuron.delay for neuron in snn.neurons.values()} == {0}
     batches = [row for row in case.rows if row["along"] == "images"]
@@ -79,6 +88,7 @@ def test_scaling_leaves_the_network_as_it_was() -> None:
         assert row["us_per_image_step"] == pytest.approx(1e6 * row["median_s"] / row["images"] / row["steps"])
 
 
+@pytest.mark.usefixtures("once")
 def test_sizes_grow_along_depth_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "CHANNELS", 4)
     monkeypatch.setattr(scaling, "LAYERS", 8)
@@ -104,6 +114,7 @@ def test_a_figure_has_bars_and_lines(tmp_path: Path) -> None:
     assert png(made, scaling.DPI).startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("once")
 def test_a_figure_is_written_and_not_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.png"
     words = ["bench", "neuron", "--neurons", "100", "-T", "2", "--rounds", "1", "--figure", str(out)]

@@ -255,7 +255,7 @@ def test_the_normalisation_of_convert_is_used_later(there, capfd):
 
 def test_demo(there, capfd, monkeypatch):
     load = data.load
-    monkeypatch.setattr(demo.registry, "load", lambda spec, split: load(spec, split, limit=48))
+    monkeypatch.setattr(demo.data, "load", lambda spec, split: load(spec, split, limit=48))
     short = Config(epochs_quantized=1, epochs_spiking=1)
     monkeypatch.setattr(demo, "Config", lambda **_: short)
     assert run(["demo", "-o", "out"]) == 0
