@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import speedysnn
@@ -201,8 +202,9 @@ def test_analyze_within_memory_and_with_finalists(there, capfd):
 
 
 def test_finetune_in_stages_with_a_budget(there, capfd):
+    np.savez("more.npz", x=np.random.default_rng(0).random((40, 1, 8, 8), np.float32), y=np.arange(40) % 10)
     line = words("finetune net.snn -d digits --limit 64 --stage blockwise:0 --stage quantized:1,T=4 --stage spiking:1 "
-                 "--budget 0.4 --budget-of synops --membrane 0.1 --more-data digits --threshold-gradient mixed --log log "
+                 "--budget 0.4 --budget-of synops --membrane 0.1 --more-data npz:more.npz --threshold-gradient mixed --log log "
                  "--augment trivial --patience 3 -o staged.snn --json -")  # fmt: skip
     assert run(line) == 0
     said = strict(capfd.readouterr().out)
@@ -210,7 +212,7 @@ def test_finetune_in_stages_with_a_budget(there, capfd):
     assert {row["timesteps"] for row in said["history"] if row["stage"] == "quantized"} == {4}
     assert [row["layer"] for row in said["layers"]] == list(artifact.load("staged.snn").neurons)
     assert (there / "log" / "steps.csv").is_file()
-    assert artifact.load("staged.snn").provenance["finetuned"][0]["more_data"] == ["digits"]
+    assert artifact.load("staged.snn").provenance["finetuned"][0]["more_data"] == ["npz:more.npz"]
 
 
 def test_finetune_and_resume(there, capfd):
