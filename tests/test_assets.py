@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import nn
 
 from speedysnn import assets, data
-from speedysnn.assets import make
+from speedysnn.assets import digits as make
 from speedysnn.assets.digits import NETWORKS, avg_net, load_digits_net, max_net
 from speedysnn.errors import InputError, SpeedySNNError
 
@@ -47,7 +47,7 @@ def test_trained_networks_reach_the_accuracy_their_file_states(pool):
     assert count == int(metadata["test_images"])
     assert correct / count == pytest.approx(float(metadata["test_accuracy"]), abs=0.002)
     assert correct / count > 0.985
-    assert metadata["script"] == "python -m speedysnn.assets.make"
+    assert metadata["script"] == "python -m speedysnn.assets.digits"
     assert {"seed", "torch", "epochs"} <= metadata.keys()
 
 

@@ -54,7 +54,7 @@ MOVED_PATHS = {
     "convert.encode": "convert.lower", "convert.handlers": "convert.ops", "convert.verify": "convert.read",
     "convert.ops.attention": "convert.ops.modules", "convert.ops.layers": "convert.ops.functions",
     "execution.streaming": "execution.runner", "sources.registry": "sources", "data.registry": "data",
-    "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
+    "assets.make": "assets.digits", "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
     "integer.rounding": "integer.scales", "kernels.elementwise": "kernels.numba_backend",
 }  # fmt: skip
 

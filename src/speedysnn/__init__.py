@@ -43,7 +43,7 @@ else:  # at first use: torch takes seconds to import, and the command line must 
         "convert.handlers": "convert.ops", "convert.ops.attention": "convert.ops.modules",
         "convert.ops.layers": "convert.ops.functions", "convert.verify": "convert.read",
         "execution.streaming": "execution.runner", "sources.registry": "sources", "data.registry": "data",
-        "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
+        "assets.make": "assets.digits", "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
         "integer.rounding": "integer.scales", "kernels.elementwise": "kernels.numba_backend",
     }  # fmt: skip
 

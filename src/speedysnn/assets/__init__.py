@@ -1,4 +1,4 @@
-"""Files that come with the package: the digits images and two networks trained on them (made by `assets.make`)."""
+"""Files that come with the package: the digits images and two networks trained on them (made by `assets.digits`)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def asset_path(name: str) -> Path:
     if not path.is_file():
         raise SpeedySNNError(
             f"the bundled file {name!r} is missing from this installation; reinstall speedysnn, "
-            "or make the file again with `python -m speedysnn.assets.make` (needs scikit-learn)"
+            "or make the file again with `python -m speedysnn.assets.digits` (needs scikit-learn)"
         )
     return path
