@@ -80,5 +80,5 @@ def found(case: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[2]))
-    print(json.dumps(found(sys.argv[1])))
+    torch.set_num_threads(int(sys.argv[1]))
+    print(json.dumps({case: found(case) for case in sys.argv[2:]}))
