@@ -2,8 +2,9 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Convert trained networks to spiking networks, measure their noise, tune it away.",
 )
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo.command,
     "inspect": convert.inspect_command,
     "convert": convert.command,
