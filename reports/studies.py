@@ -254,7 +254,7 @@ From the project's root, with the package installed (`pip install -e ".[test,ben
 ```
 python -m reports list                     # names, questions, minutes
 python -m reports run peers                # makes a study again, in its folder
-python -m reports run peers --smoke        # the same path on a few images, in a temporary folder, one to four minutes
+python -m reports run peers --smoke        # the same path on a few images, in a temporary folder, one to four minutes of a free core
 python -m reports run noise --data DIR     # DIR holds cifar10-subset.npz and resnet20-12fca82f.th
 ```
 
