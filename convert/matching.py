@@ -169,9 +169,21 @@ class Walk:
 
     def around(self, part: Part, node: Node, position: int) -> tuple[Tensor, Tensor]:
         """What a layer reads in our network, its mean over time, and what it gives in the source."""
-        ours = self.run.part(part.ours, self.reading, self._here, position)[node.inputs[0]]
-        theirs = self.source_run.part(part.source, "analog", self._here, position + 1)[node.name]
-        return self.run.mean(ours), theirs.tensor
+        ours = self.run.part(part.ours, self.reading, self._here, position)
+        theirs = self.source_run.part(part.source, "analog", self._here, position + 1)
+        goal = theirs[node.name].tensor
+        other = self._added_to(node)
+        if other in ours and other in theirs:
+            goal = goal + theirs[other].tensor - self.run.mean(ours[other])
+        return self.run.mean(ours[node.inputs[0]]), goal
+
+    def _added_to(self, node: Node) -> str | None:
+        """What a sum adds to a layer's output, where nothing else reads that."""
+        readers = [reader for reader in self.snn.graph.nodes if node.name in reader.inputs]
+        if len(readers) != 1 or readers[0].op != "add" or node.name in self.snn.graph.output_names:
+            return None
+        others = [name for name in readers[0].inputs if name != node.name]
+        return others[0] if others else None
 
     def _both(self, part: Part) -> tuple[tuple[Execution, dict[str, Value], Reading], ...]:
         """The source's values and ours, each with its run and reading."""
