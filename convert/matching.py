@@ -219,6 +219,7 @@ class ImageWalk(Walk):
         reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
             the same counts, else "spiking".
         source: the network whose analog reading is matched; None for `snn` itself.
+        most: images that are used.
 
     Attributes:
         blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
@@ -231,6 +232,7 @@ class ImageWalk(Walk):
         inputs: Sequence[Tensor],
         reading: Reading | None = None,
         source: SpikingNetwork | None = None,
+        most: int = MAX_IMAGES,
     ) -> None:
         reading = reading or ("quantized" if snn.synchronous else "spiking")
         device = next(snn.parameters()).device
@@ -238,7 +240,7 @@ class ImageWalk(Walk):
         there = inputs[0].shape[dims[0]]
         sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
         super().__init__(snn, source or snn, reading, [], 0, sizes)
-        self.blocks, self.images = _cut(snn, sizes, self.steps, there)
+        self.blocks, self.images = _cut(snn, sizes, self.steps, min(there, most))
         both = halves(there, self.images)
         self.chosen, self.checked = map(len, both)
         size = chunk(sizes, self.steps)
@@ -374,9 +376,9 @@ def chunk(sizes: Mapping[str, int], steps: int) -> int:
     return max(1, CHUNK_VALUES // (steps * max(sizes.values())))
 
 
-def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, there: int) -> tuple[list[Block], int]:
+def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, wanted: int) -> tuple[list[Block], int]:
     """Blocks of as few layers as hold enough images at their borders, which cost least, and how many they hold."""
-    wanted, best = min(there, MAX_IMAGES), (list[Block](), 0)
+    best = list[Block](), 0
     for layers in (0, 1, 2, 3, 4, 6):
         found = blocks(snn.graph, sizes, layers) if layers else every_layer(snn.graph)
         crossing = max(sum(sizes[name] for name in block.outputs) for block in found)

@@ -25,7 +25,7 @@ from typing import TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, halves
+from speedysnn.convert.matching import MAX_IMAGES, ImageWalk, Part, Walk, chunk, halves
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.module import is_plain
@@ -51,6 +51,7 @@ def regress(
     inputs: Sequence[Tensor],
     *,
     reading: Reading | None = None,
+    images: int = MAX_IMAGES,
     progress: bool = False,
 ) -> dict[str, float]:
     """Fit weights and biases to the source in graph order, layer by layer, and match the moments of each neuron layer.
@@ -60,8 +61,9 @@ def regress(
     Args:
         snn: the network; its weights, biases, thresholds, amplitudes and offsets change.
         source: the network before any tuning, read analog.
-        inputs: images that choose and check, (B, ...) an input; at most 256 are used.
+        inputs: images that choose and check, (B, ...) an input.
         reading: the one that is fitted, None for the network's own.
+        images: at most so many are used.
         progress: show progress.
 
     Returns:
@@ -69,7 +71,7 @@ def regress(
 
     Reference: he2017channel
     """
-    walk = ImageWalk(snn, inputs, reading, source)
+    walk = ImageWalk(snn, inputs, reading, source, images)
     taken: dict[str, float] = {}
     with torch.no_grad():
         for block in track(walk.blocks, "regress weights", enabled=progress, total=len(walk.blocks)):
