@@ -169,9 +169,21 @@ class Walk:
 
     def around(self, part: Part, node: Node, position: int) -> tuple[Tensor, Tensor]:
         """What a layer reads in our network, its mean over time, and what it gives in the source."""
-        ours = self.run.part(part.ours, self.reading, self._here, position)[node.inputs[0]]
-        theirs = self.source_run.part(part.source, "analog", self._here, position + 1)[node.name]
-        return self.run.mean(ours), theirs.tensor
+        ours = self.run.part(part.ours, self.reading, self._here, position)
+        theirs = self.source_run.part(part.source, "analog", self._here, position + 1)
+        goal = theirs[node.name].tensor
+        other = self._added_to(node)
+        if other in ours and other in theirs:
+            goal = goal + theirs[other].tensor - self.run.mean(ours[other])
+        return self.run.mean(ours[node.inputs[0]]), goal
+
+    def _added_to(self, node: Node) -> str | None:
+        """What a sum adds to a layer's output, where nothing else reads that."""
+        readers = [reader for reader in self.snn.graph.nodes if node.name in reader.inputs]
+        if len(readers) != 1 or readers[0].op != "add" or node.name in self.snn.graph.output_names:
+            return None
+        others = [name for name in readers[0].inputs if name != node.name]
+        return others[0] if others else None
 
     def _both(self, part: Part) -> tuple[tuple[Execution, dict[str, Value], Reading], ...]:
         """The source's values and ours, each with its run and reading."""
@@ -207,6 +219,7 @@ class ImageWalk(Walk):
         reading: the one that is corrected; None for "quantized" where every layer looks ahead to the end, which gives
             the same counts, else "spiking".
         source: the network whose analog reading is matched; None for `snn` itself.
+        most: images that are used.
 
     Attributes:
         blocks: of the graph; walk them in order, `correct` the layers of each, then `advance`.
@@ -219,6 +232,7 @@ class ImageWalk(Walk):
         inputs: Sequence[Tensor],
         reading: Reading | None = None,
         source: SpikingNetwork | None = None,
+        most: int = MAX_IMAGES,
     ) -> None:
         reading = reading or ("quantized" if snn.synchronous else "spiking")
         device = next(snn.parameters()).device
@@ -226,7 +240,7 @@ class ImageWalk(Walk):
         there = inputs[0].shape[dims[0]]
         sizes = value_sizes(snn, [x.narrow(dim, 0, 1).to(device) for x, dim in zip(inputs, dims, strict=True)])
         super().__init__(snn, source or snn, reading, [], 0, sizes)
-        self.blocks, self.images = _cut(snn, sizes, self.steps, there)
+        self.blocks, self.images = _cut(snn, sizes, self.steps, min(there, most))
         both = halves(there, self.images)
         self.chosen, self.checked = map(len, both)
         size = chunk(sizes, self.steps)
@@ -362,9 +376,9 @@ def chunk(sizes: Mapping[str, int], steps: int) -> int:
     return max(1, CHUNK_VALUES // (steps * max(sizes.values())))
 
 
-def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, there: int) -> tuple[list[Block], int]:
+def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, wanted: int) -> tuple[list[Block], int]:
     """Blocks of as few layers as hold enough images at their borders, which cost least, and how many they hold."""
-    wanted, best = min(there, MAX_IMAGES), (list[Block](), 0)
+    best = list[Block](), 0
     for layers in (0, 1, 2, 3, 4, 6):
         found = blocks(snn.graph, sizes, layers) if layers else every_layer(snn.graph)
         crossing = max(sum(sizes[name] for name in block.outputs) for block in found)

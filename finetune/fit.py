@@ -143,10 +143,11 @@ def fit(
 def planned(config: Config, images: int, parameters: int, synchronous: bool) -> Config:
     """Fill in what the settings leave open: how many epochs, and whether a reconstruction comes first.
 
-    The quantized stage shows the network about 50,000 images, in 3 to 20 epochs, and one epoch through time follows,
-    unless the spiking reading is the quantized one. Where more than 1,000 parameters train for every image, too few
-    answers are there to learn from: the network is then first reconstructed block by block, where every value that
-    leaves a block is something to learn from, and the quantized stage has 4 epochs.
+    The weights are first fitted in closed form. The quantized stage shows the network about 50,000 images, in 3 to 20
+    epochs, and one epoch through time follows, unless the spiking reading is the quantized one. Where more than 1,000
+    parameters train for every image, too few answers are there to learn from: the closed form then becomes a
+    reconstruction block by block, where every value that leaves a block is something to learn from, and the quantized
+    stage has 4 epochs.
 
     Args:
         config: the settings.
@@ -161,20 +162,20 @@ def planned(config: Config, images: int, parameters: int, synchronous: bool) -> 
         >>> from speedysnn.finetune import Config
         >>> from speedysnn.finetune.fit import planned
         >>> [str(stage) for stage in planned(Config(), 5000, 300_000, synchronous=False).plan]
-        ['quantized:10', 'spiking:1,rate=0.3']
+        ['reconstruct:0', 'quantized:10', 'spiking:1,rate=0.3']
         >>> [str(stage) for stage in planned(Config(), 500, 5_000_000, synchronous=True).plan]
         ['reconstruct:4', 'quantized:4']
     """
     quantized, spiking = config.epochs_quantized, config.epochs_spiking
     if config.stages or None not in (quantized, spiking):
         return config
-    few = quantized is None and parameters > _PARAMETERS_AN_IMAGE * images
+    few, closed = parameters > _PARAMETERS_AN_IMAGE * images, quantized is None and parameters > 0
     if quantized is None:
         quantized = 4 if few else min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_IMAGES_SHOWN / images)))
     if spiking is None:
         spiking = 0 if synchronous and quantized else 1
     full = replace(config, epochs_quantized=quantized, epochs_spiking=spiking)
-    return replace(full, stages=(Stage("reconstruct", 4), *full.plan)) if few else full
+    return replace(full, stages=(Stage("reconstruct", 4 if few else 0), *full.plan)) if closed else full
 
 
 def _trained(snn: SpikingNetwork, config: Config, teacher: nn.Module, engine: Engine) -> int:

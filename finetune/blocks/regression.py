@@ -5,20 +5,27 @@ With x' what a layer reads in our network (its mean over time) and z what it giv
     W, b = argmin sum |W x' + b - z|^2 + r tr(G) / n |W - W0|^2
 
 over images and places, G the covariance of the n values x' that make up one output and W0 the present weights. The
-errors of the layers before are partly a linear mixture of their outputs, and this takes that part off. The ridge r of a
-layer is the one of `RIDGES` with the least error on images that did not choose the weights, and a layer that none of
-them makes better there is left alone. Least squares shrinks the drive; matching the moments of the neurons that follow
-gives back its spread.
+errors of the layers before are partly a linear mixture of their outputs, and this takes that part off. Where a sum adds
+the output to a stream, z is what our stream lacks of the source's sum, so that the layer takes the stream's errors off
+too. Where neurons without negative spikes read the output, they answer alike for all drives below 0 and for all above
+the largest output h, so errors there are none:
+
+    W, b = argmin sum |c(W x' + b) - c(z)|^2 + ...,  c(z) = min(max(z, 0), h)
+
+is found by rounds of the first, each with the goal W x' + b in place of z where both lie on the same flat side, and the
+side's end where only z does, which bounds the second from above. The ridge r of a layer is the one of `RIDGES` with the
+least error on images that did not choose the weights, and a layer that none of them makes better there is left alone.
+Least squares shrinks the drive; matching the moments of the neurons that follow gives back its spread.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
-from speedysnn.convert.matching import ImageWalk, Part, Walk, chunk, halves
+from speedysnn.convert.matching import MAX_IMAGES, ImageWalk, Part, Walk, chunk, halves
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.module import is_plain
@@ -29,8 +36,10 @@ from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import windows
 
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+ROUNDS = 6  # of goals that follow the neurons
 MOST_UNKNOWNS = 4608  # values of one output of a layer, above which its covariance costs more than it gives
+MOST_VALUES = 2**25  # of the rows of one half of the images
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -42,6 +51,7 @@ def regress(
     inputs: Sequence[Tensor],
     *,
     reading: Reading | None = None,
+    images: int = MAX_IMAGES,
     progress: bool = False,
 ) -> dict[str, float]:
     """Fit weights and biases to the source in graph order, layer by layer, and match the moments of each neuron layer.
@@ -51,8 +61,9 @@ def regress(
     Args:
         snn: the network; its weights, biases, thresholds, amplitudes and offsets change.
         source: the network before any tuning, read analog.
-        inputs: images that choose and check, (B, ...) an input; at most 256 are used.
+        inputs: images that choose and check, (B, ...) an input.
         reading: the one that is fitted, None for the network's own.
+        images: at most so many are used.
         progress: show progress.
 
     Returns:
@@ -60,7 +71,7 @@ def regress(
 
     Reference: he2017channel
     """
-    walk = ImageWalk(snn, inputs, reading, source)
+    walk = ImageWalk(snn, inputs, reading, source, images)
     taken: dict[str, float] = {}
     with torch.no_grad():
         for block in track(walk.blocks, "regress weights", enabled=progress, total=len(walk.blocks)):
@@ -112,45 +123,68 @@ def _fit_block(walk: Walk, block: Block) -> dict[str, float]:
 
 
 @dataclass
-class _Moments:
-    """Sums over images and places for each group of channels: of inputs x, (g, n), goals z, (g, m), and products."""
+class _Rows:
+    """Inputs x (g, rows, n) and goals z (g, rows, m) of one half of the images, for each group of channels."""
 
-    count: int
     x: Tensor
     z: Tensor
-    xx: Tensor  # (g, n, n)
-    xz: Tensor  # (g, n, m)
-    zz: Tensor  # (g, m)
 
-    @classmethod
-    def of(cls, rows: Iterator[tuple[Tensor, Tensor]]) -> "_Moments":
-        """Sums of rows: inputs (g, rows, n) and goals (g, rows, m)."""
-        total: _Moments | None = None
-        for x, z in rows:
-            x, z = x.double(), z.double()
-            found = cls(x.shape[1], x.sum(1), z.sum(1), x.mT @ x, x.mT @ z, z.square().sum(1))
-            total = found if total is None else total + found
-        assert total is not None
-        return total
+    def __add__(self, other: "_Rows") -> "_Rows":
+        return _Rows(torch.cat([self.x, other.x], 1), torch.cat([self.z, other.z], 1))
 
-    def __add__(self, other: "_Moments") -> "_Moments":
-        return _Moments(self.count + other.count, *(getattr(self, name) + getattr(other, name)
-                                                    for name in ("x", "z", "xx", "xz", "zz")))  # fmt: skip
+    def drive(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """W x + b, (g, rows, m)."""
+        return torch.baddbmm(bias[:, None].to(self.x), self.x, weight.mT.to(self.x))
 
-    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+
+@dataclass
+class _Flat:
+    """Drives on which a layer's neurons answer alike: below 0, and above the largest output (m,) by group."""
+
+    top: Tensor
+
+    def answer(self, drive: Tensor) -> Tensor:
+        """c(z), what the neurons would answer with steps without number."""
+        return torch.minimum(drive.clamp(min=0), self.top[:, None].to(drive))
+
+    def goal(self, drive: Tensor, z: Tensor) -> Tensor:
+        """The nearest drives to the present ones that the neurons answer as they would answer z."""
+        top = self.top[:, None].to(z)
+        return torch.where(z <= 0, drive.clamp(max=0), torch.where(z >= top, torch.maximum(drive, top), z))
+
+
+class _Ridge:
+    """Ridge regression of one layer on some rows, with the covariance of the inputs factored once for each ridge."""
+
+    def __init__(self, rows: _Rows, weight: Tensor, flat: _Flat | None) -> None:
+        self._rows, self._weight, self._flat = rows, weight, flat
+        x = rows.x.double()
+        self._mean = x.mean(1)
+        self._gram = x.mT @ x / x.shape[1] - self._mean[:, :, None] * self._mean[:, None]
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weights (g, m, n) and biases (g, m) of least error with this ridge towards the present weights."""
-        x, z = self.x / self.count, self.z / self.count
-        xx = self.xx / self.count - x[:, :, None] * x[:, None]
-        xz = self.xz / self.count - x[:, :, None] * z[:, None]
-        strength = ridge * xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-        found = torch.linalg.solve(xx + strength * torch.eye(xx.shape[1]).to(xx), xz + strength * weight.mT).mT
-        return found, z - (found @ x[:, :, None])[:, :, 0]
+        strength = ridge * self._gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
+        factor = torch.linalg.cholesky(self._gram + strength * torch.eye(self._gram.shape[1]).to(self._gram))
+        weight, bias = self._least(self._rows.z, factor, strength)
+        for _ in range(0 if self._flat is None else ROUNDS):
+            assert self._flat is not None
+            goal = self._flat.goal(self._rows.drive(weight, bias), self._rows.z)
+            weight, bias = self._least(goal, factor, strength)
+        return weight, bias
 
-    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Sum of (W x + b - z)^2, (g, m)."""
-        quadratic = ((weight @ self.xx) * weight).sum(2) - 2 * (weight * self.xz.mT).sum(2) + self.zz
-        linear = (weight @ self.x[:, :, None])[:, :, 0] - self.z
-        return quadratic + 2 * bias * linear + self.count * bias.square()
+    def _least(self, goal: Tensor, factor: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        mean = goal.mean(1, dtype=torch.float64)
+        product = (self._rows.x.mT @ (goal - mean[:, None].to(goal))).double() / goal.shape[1]
+        weight = torch.cholesky_solve(product + strength * self._weight.mT, factor).mT
+        return weight, mean - (weight @ self._mean[:, :, None])[:, :, 0]
+
+
+def _error(rows: _Rows, weight: Tensor, bias: Tensor, flat: _Flat | None) -> float:
+    """Squared error of the drives, or of the answers of the neurons."""
+    given = rows.drive(weight, bias), rows.z
+    ours, theirs = given if flat is None else map(flat.answer, given)
+    return float((ours - theirs).square().sum(dtype=torch.float64))
 
 
 def _can_be_fitted(layer: nn.Module) -> TypeGuard[_Layer]:
@@ -163,35 +197,59 @@ def _can_be_fitted(layer: nn.Module) -> TypeGuard[_Layer]:
 
 def _fit(walk: Walk, node: Node, layer: _Layer) -> float:
     """Fit one layer, and give the ridge that was taken."""
-    position, groups = walk.come_near(node), 1 if isinstance(layer, nn.Linear) else layer.groups
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     weight = layer.weight.detach().double().flatten(1)
     weight = weight.view(groups, -1, weight.shape[1])  # (g, m, n)
     bias = cast(Tensor, layer.bias).detach().double().view(groups, -1)
-    room = 4096 + 8 * weight.shape[2]
-    parts = walk.parts_for(node)
-    chosen, checked = (
-        _Moments.of(_rows(walk, [part for part in parts if part.checks == checks], node, position, layer, room))
-        for checks in (False, True)
-    )
-    errors = {ridge: checked.error(*chosen.solve(weight, ridge)).sum() for ridge in RIDGES}
-    best = min(errors, key=lambda ridge: float(errors[ridge]))
-    if not errors[best] < checked.error(weight, bias).sum():
+    chosen, checked = _both_halves(walk, node, layer)
+    flat = _flat(walk, node, bias.shape)
+    ridges = _Ridge(chosen, weight, flat)
+    best, error = _lowest(lambda ridge: _error(checked, *ridges.solve(ridge), flat))
+    if not error < _error(checked, weight, bias, flat):
         return 0.0
-    new, shift = (chosen + checked).solve(weight, best)
+    new, shift = _Ridge(chosen + checked, weight, flat).solve(best)
     layer.weight.data.copy_(new.reshape(layer.weight.shape))
     cast(Tensor, layer.bias).data.copy_(shift.flatten())
     return best
 
 
-def _rows(
-    walk: Walk, parts: Sequence[Part], node: Node, position: int, layer: _Layer, room: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the layer reads at some places of every image, and what it should give there, by group of channels."""
-    images = sum(part.images for part in parts)
-    each, generator = max(1, -(-room // images)), torch.Generator().manual_seed(0)
-    for part in parts:
-        ours, theirs = walk.around(part, node, position)
-        yield _patches(layer, ours, theirs, each, generator)
+def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
+    """The ridge from which the error rises to both sides, and its error, by steps from the middle of `RIDGES`."""
+    middle = len(RIDGES) // 2 - 1
+    known = {middle: error(RIDGES[middle])}
+    for step in (-1, 1):
+        while 0 <= (here := min(known, key=known.__getitem__) + step) < len(RIDGES) and here not in known:
+            known[here] = error(RIDGES[here])
+            if known[here] > known[here - step]:
+                break
+    best = min(known, key=known.__getitem__)
+    return RIDGES[best], known[best]
+
+
+def _flat(walk: Walk, node: Node, shape: torch.Size) -> _Flat | None:
+    """Where the neurons that alone read a layer are flat; None for other readers, and for signed neurons."""
+    readers = [reader for reader in walk.snn.graph.nodes if node.name in reader.inputs]
+    if len(readers) != 1 or readers[0].op != "neuron" or node.name in walk.snn.graph.output_names:
+        return None
+    neuron = walk.snn.neurons[readers[0].name]
+    if neuron.signed:
+        return None
+    top = neuron.levels_per_step * neuron.amplitude.detach()
+    return _Flat(top.expand(shape.numel()).reshape(shape))
+
+
+def _both_halves(walk: Walk, node: Node, layer: _Layer) -> tuple[_Rows, _Rows]:
+    """Rows at some places of the images that choose, and of those that check."""
+    position, parts = walk.come_near(node), walk.parts_for(node)
+    unknowns, groups = layer.weight[0].numel(), 1 if isinstance(layer, nn.Linear) else layer.groups
+    room = max(256, min(4096 + 8 * unknowns, MOST_VALUES // (groups * unknowns)))
+    halves = []
+    for checks in (False, True):
+        some = [part for part in parts if part.checks == checks]
+        each, generator = max(1, -(-room // sum(part.images for part in some))), torch.Generator().manual_seed(0)
+        rows = [_patches(layer, *walk.around(part, node, position), each, generator) for part in some]
+        halves.append(_Rows(*(torch.cat(values, 1) for values in zip(*rows, strict=True))))
+    return halves[0], halves[1]
 
 
 def _patches(layer: _Layer, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

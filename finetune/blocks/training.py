@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from speedysnn.convert.correct import correct_on
+from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept, value_sizes
@@ -29,6 +30,7 @@ Values = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 _FISHER_IMAGES, _FISHER_BATCH = 64, 16
 _EVALUATION_BATCH = 25
+_MANY_IMAGES = 512  # of the closed form, where training takes much longer than it in any case
 
 
 class BlockTrainer:
@@ -121,7 +123,8 @@ class BlockTrainer:
         if self.regresses:
             state, before = settings_of(self.snn), self.score(reading)["loss"]
             self.snn.provenance.pop("correction", None)
-            regress(self.snn, self.source, self.originals, reading=reading, progress=progress)
+            images = _MANY_IMAGES if self.config.trains else MAX_IMAGES
+            regress(self.snn, self.source, self.originals, reading=reading, images=images, progress=progress)
             if self.score(reading)["loss"] < before:
                 return
             put_back(self.snn, state)

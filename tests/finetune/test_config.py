@@ -47,9 +47,10 @@ def test_open_epochs_follow_from_images_and_parameters() -> None:
     def stages(images: int, parameters: int, synchronous: bool = False, **given: int) -> list[str]:
         return [str(stage) for stage in planned(finetune.Config(**given), images, parameters, synchronous).plan]
 
-    assert stages(5_000, 300_000) == ["quantized:10", "spiking:1,rate=0.3"]
-    assert stages(500_000, 10**8) == ["quantized:3", "spiking:1,rate=0.3"]
-    assert stages(500, 300_000, synchronous=True) == ["quantized:20"]
+    assert stages(5_000, 300_000) == ["reconstruct:0", "quantized:10", "spiking:1,rate=0.3"]
+    assert stages(500_000, 10**8) == ["reconstruct:0", "quantized:3", "spiking:1,rate=0.3"]
+    assert stages(500, 300_000, synchronous=True) == ["reconstruct:0", "quantized:20"]
+    assert stages(5_000, 0) == ["quantized:10", "spiking:1,rate=0.3"]
     assert stages(500, 500_001) == ["reconstruct:4", "quantized:4", "spiking:1,rate=0.3"]
     assert stages(500, 10**7, epochs_quantized=2) == ["quantized:2", "spiking:1,rate=0.3"]
     assert stages(500, 100, synchronous=True, epochs_quantized=0) == ["spiking:1,rate=0.3"]

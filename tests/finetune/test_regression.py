@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn import convert, finetune
-from speedysnn.finetune.blocks.regression import _Moments, _patches, regress
+from speedysnn.convert.matching import ImageWalk
+from speedysnn.finetune.blocks.regression import (
+    RIDGES,
+    ROUNDS,
+    _error,
+    _Flat,
+    _lowest,
+    _patches,
+    _Ridge,
+    _Rows,
+    regress,
+)
 from speedysnn.network import SpikingNetwork
 
 LAYERS = [
@@ -38,9 +49,8 @@ def test_patches_times_weights_are_what_the_layer_gives(layer: nn.Module, shape:
 def test_the_ridge_is_that_of_numpy() -> None:
     rng = np.random.default_rng(0)
     x, z, weight = rng.normal(size=(40, 6)) + 1, rng.normal(size=(40, 2)), rng.normal(size=(2, 6))
-    found, bias = _Moments.of(iter([(torch.tensor(x[None]), torch.tensor(z[None]))])).solve(
-        torch.tensor(weight[None]), 0.5
-    )
+    rows = _Rows(torch.tensor(x[None]), torch.tensor(z[None]))
+    found, bias = _Ridge(rows, torch.tensor(weight[None]), None).solve(0.5)
     strength = 0.5 * np.trace(np.cov(x.T, bias=True)) / 6
     centred, goal = x - x.mean(0), z - z.mean(0)
     tall = np.vstack([centred / np.sqrt(40), np.sqrt(strength) * np.eye(6)])
@@ -49,13 +59,82 @@ def test_the_ridge_is_that_of_numpy() -> None:
     np.testing.assert_allclose(bias[0].numpy(), z.mean(0) - expected @ x.mean(0), rtol=1e-9)
 
 
-def test_the_error_is_that_of_the_rows() -> None:
+def clipped(x: Tensor, top: float) -> Tensor:
+    return x.clamp(0, top)
+
+
+def test_the_error_is_that_of_the_answers() -> None:
+    """Below 0 and above the top nothing counts, and what ends on another side than its goal is off by the difference."""
     x, z, weight, bias = (
         torch.randn(shape, dtype=torch.float64) for shape in ((2, 9, 4), (2, 9, 3), (2, 3, 4), (2, 3))
     )
-    sums = _Moments.of(iter([(x[:, :5], z[:, :5]), (x[:, 5:], z[:, 5:])]))
-    expected = (x @ weight.mT + bias[:, None] - z).square().sum(1)
-    torch.testing.assert_close(sums.error(weight, bias), expected)
+    drive = x @ weight.mT + bias[:, None]
+    assert _error(_Rows(x, z), weight, bias, None) == pytest.approx(float((drive - z).square().sum()))
+    flat = _Flat(torch.full((2, 3), 0.7))
+    goal = flat.goal(drive, z)
+    expected = float((clipped(drive, 0.7) - clipped(z, 0.7)).square().sum())
+    assert _error(_Rows(x, z), weight, bias, flat) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(clipped(goal, 0.7), clipped(z, 0.7), rtol=0, atol=1e-6)
+    outside = (z <= 0) & (drive <= 0) | (z >= 0.7) & (drive >= 0.7)
+    assert torch.equal(goal[outside], drive[outside])
+    assert torch.equal(goal[(z > 0) & (z < 0.7)], z[(z > 0) & (z < 0.7)])
+    assert bool(((drive - goal).abs() + 1e-6 >= (clipped(drive, 0.7) - clipped(z, 0.7)).abs()).all())
+
+
+def test_rounds_bring_answers_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, start = torch.randn(1, 300, 6), torch.randn(1, 4, 6, dtype=torch.float64)
+    z = (x @ torch.randn(6, 4)).pow(3) / 3 - 0.5  # which no weights give
+    rows, flat, errors = _Rows(x, z), _Flat(torch.ones(1, 4)), []
+    for rounds in (0, 1, ROUNDS, 40):
+        monkeypatch.setattr("speedysnn.finetune.blocks.regression.ROUNDS", rounds)
+        weight, bias = _Ridge(rows, start, flat).solve(1e-4)
+        errors.append(float((clipped(rows.drive(weight, bias), 1.0) - clipped(z, 1.0)).square().sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("lowest", range(len(RIDGES)))
+def test_the_ridge_of_least_error_is_found(lowest: int) -> None:
+    asked: list[float] = []
+
+    def error(ridge: float) -> float:
+        asked.append(ridge)
+        return abs(RIDGES.index(ridge) - lowest)
+
+    assert _lowest(error) == (RIDGES[lowest], 0)
+    assert len(asked) == len(set(asked))
+
+
+class Stream(nn.Module):
+    """A sum of a stream and what two layers make of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 24), nn.Linear(24, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(x).relu()
+        return self.head((stream + self.outer(self.inner(stream).relu())).relu())
+
+
+def test_a_layer_takes_off_the_errors_of_the_stream_it_is_added_to() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(200, 6)
+    snn = convert.to_spiking(Stream(), x, 2, correct="none", delay="full")
+    source = copy.deepcopy(snn)
+    walk = ImageWalk(snn, [x], "quantized", source)
+    node = next(node for node in snn.graph.nodes if node.name == "outer")
+    other = next(name for add in snn.graph.nodes if add.op == "add" for name in add.inputs if name != "outer")
+    position = walk.come_near(node)
+    for part in walk.parts:
+        read, goal = walk.around(part, node, position)
+        theirs, ours = part.source, part.ours
+        with torch.no_grad():
+            own = source.layer("outer")(theirs[node.inputs[0]].tensor)
+        torch.testing.assert_close(goal, own + theirs[other].tensor - ours[other].tensor)
+        assert torch.equal(read, ours[node.inputs[0]].tensor)
+        assert not torch.allclose(theirs[other].tensor, ours[other].tensor)
 
 
 def made(model: nn.Module, **options: object) -> tuple[SpikingNetwork, Tensor]:
