@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from speedysnn.convert.correct import correct_on
-from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept, value_sizes
@@ -30,7 +29,6 @@ Values = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 _FISHER_IMAGES, _FISHER_BATCH = 64, 16
 _EVALUATION_BATCH = 25
-_MANY_IMAGES = 512  # of the closed form, where training takes much longer than it in any case
 
 
 class BlockTrainer:
@@ -123,8 +121,8 @@ class BlockTrainer:
         if self.regresses:
             state, before = settings_of(self.snn), self.score(reading)["loss"]
             self.snn.provenance.pop("correction", None)
-            images = _MANY_IMAGES if self.config.trains else MAX_IMAGES
-            regress(self.snn, self.source, self.originals, reading=reading, images=images, progress=progress)
+            many = self.config.trains  # which takes much longer in any case
+            regress(self.snn, self.source, self.originals, reading=reading, many=many, progress=progress)
             if self.score(reading)["loss"] < before:
                 return
             put_back(self.snn, state)
