@@ -311,16 +311,19 @@ def compared(ours: Sequence[Tensor], goals: Sequence[Tensor]) -> dict[str, float
         goals: the source's.
 
     Returns:
-        "loss", and for classes "agreement".
+        "loss", and for classes "agreement" and "images", over how many.
     """
     found = compare_outputs([ours], [goals])
     loss, agreement = found["error"] if found["kl"] is None else found["kl"], found["agreement"]
     assert loss is not None
-    return {"loss": loss} if agreement is None else {"loss": loss, "agreement": agreement}
+    return {"loss": loss} if agreement is None else {"loss": loss, "agreement": agreement, "images": len(ours[0])}
 
 
 def worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Say whether fewer images are answered as the source does or, where as many are, the loss rose.
+    """Say whether the loss rose or, where more images than chance moves changed sides, whether agreement fell.
+
+    An image more or less says little: the divergence from the source's answers judges where agreement moved by no more
+    than its standard error sqrt(p (1 - p) / n), or by one image.
 
     Args:
         before: what `compared` gave for a network.
@@ -331,13 +334,19 @@ def worse(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
 
     Example:
         >>> from speedysnn.finetune.blocks.training import worse
-        >>> worse({"loss": 0.2, "agreement": 0.9}, {"loss": 0.3, "agreement": 0.95})
+        >>> worse({"loss": 0.2, "agreement": 0.5, "images": 100}, {"loss": 0.3, "agreement": 0.56, "images": 100})
+        False
+        >>> worse({"loss": 0.2, "agreement": 0.99, "images": 100}, {"loss": 0.1, "agreement": 0.98, "images": 100})
         False
         >>> worse({"loss": 0.2}, {"loss": 0.3})
         True
     """
-    gained = after.get("agreement", 0.0) - before.get("agreement", 0.0)
-    return gained < 0 or (gained == 0 and not after["loss"] <= before["loss"])
+    share, images = before.get("agreement", 0.0), before.get("images", 1)
+    gained = after.get("agreement", 0.0) - share
+    chance = max(1 / images, (share * (1 - share) / images) ** 0.5) * (1 + 1e-9)
+    if abs(gained) > chance:
+        return gained < 0
+    return not after["loss"] <= before["loss"]
 
 
 def _is_classes(outputs: Sequence[Tensor]) -> bool:

@@ -12,7 +12,7 @@ from speedysnn import convert, finetune
 from speedysnn.errors import InputError, TrainingError
 from speedysnn.finetune import ReconstructConfig
 from speedysnn.finetune.augment import hold_out
-from speedysnn.finetune.blocks.training import BlockTrainer
+from speedysnn.finetune.blocks.training import BlockTrainer, worse
 from speedysnn.finetune.step import Need
 from speedysnn.network import SpikingNetwork, weights_tuned
 
@@ -128,6 +128,19 @@ def test_a_network_that_became_worse_is_given_back_as_it_was(delay, monkeypatch)
     assert not weights_tuned(snn)
     assert snn.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    ((0.05, 101 / 102), (0.03, 100 / 102), False),  # one image
+    ((0.05, 101 / 102), (0.06, 101 / 102), True),
+    ((0.05, 0.90), (0.03, 0.86), True),  # a standard error is 0.03
+    ((0.05, 0.90), (0.03, 0.88), False),
+    ((0.05, 0.86), (0.09, 0.90), False),
+    ((0.05, 0.90), (float("nan"), 0.90), True),
+])  # fmt: skip
+def test_the_loss_judges_where_chance_explains_the_answers(before, after, expected) -> None:
+    given = ({"loss": loss, "agreement": share, "images": 102} for loss, share in (before, after))
+    assert worse(*given) is expected
 
 
 def test_a_network_of_a_single_block() -> None:
