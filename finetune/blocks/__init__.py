@@ -29,6 +29,7 @@ class ReconstructConfig:
         regress: whether the weights and biases of every layer, where both train, are fitted in closed form before the
             blocks, and once more for the spiking reading after them. With `epochs` and `output_epochs` 0 this closed
             form is all that is done, for the network's own reading alone.
+        images: most images that the closed form uses; its time grows with them.
         neurons: most neuron layers of a block; a residual sum may span more.
         batch_size: images a step.
         augment: name of an augmentation, see `finetune.augment`, that makes further images of the given ones.
@@ -49,6 +50,7 @@ class ReconstructConfig:
     source_share: float = 0.5
     correct: str = "moments"
     regress: bool = True
+    images: int = 512
     neurons: int = 3
     batch_size: int = 16
     augment: str = "none"
@@ -64,7 +66,7 @@ class ReconstructConfig:
         for name in ("epochs", "output_epochs"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("neurons", "batch_size", "copies"):
+        for name in ("images", "neurons", "batch_size", "copies"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.source_share <= 1:

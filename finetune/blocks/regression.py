@@ -39,7 +39,6 @@ from speedysnn.torch_utils import windows
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ROUNDS = 6  # of goals that follow the neurons
 MOST_UNKNOWNS = 4608  # values of one output of a layer, above which its covariance costs more than it gives
-MANY_IMAGES = 512
 MOST_VALUES = 2**25  # of the rows of one half of the images
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -52,7 +51,7 @@ def regress(
     inputs: Sequence[Tensor],
     *,
     reading: Reading | None = None,
-    many: bool = False,
+    images: int = MAX_IMAGES,
     progress: bool = False,
 ) -> dict[str, float]:
     """Fit weights and biases to the source in graph order, layer by layer, and match the moments of each neuron layer.
@@ -64,7 +63,7 @@ def regress(
         source: the network before any tuning, read analog.
         inputs: images that choose and check, (B, ...) an input.
         reading: the one that is fitted, None for the network's own.
-        many: up to 512 images are used in place of 256.
+        images: at most so many are used.
         progress: show progress.
 
     Returns:
@@ -72,7 +71,7 @@ def regress(
 
     Reference: he2017channel
     """
-    walk = ImageWalk(snn, inputs, reading, source, MANY_IMAGES if many else MAX_IMAGES)
+    walk = ImageWalk(snn, inputs, reading, source, images)
     taken: dict[str, float] = {}
     with torch.no_grad():
         for block in track(walk.blocks, "regress weights", enabled=progress, total=len(walk.blocks)):

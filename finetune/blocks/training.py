@@ -121,8 +121,8 @@ class BlockTrainer:
         if self.regresses:
             state, before = settings_of(self.snn), self.score(reading)["loss"]
             self.snn.provenance.pop("correction", None)
-            many = self.config.trains  # which takes much longer in any case
-            regress(self.snn, self.source, self.originals, reading=reading, many=many, progress=progress)
+            most = self.config.images
+            regress(self.snn, self.source, self.originals, reading=reading, images=most, progress=progress)
             if self.score(reading)["loss"] < before:
                 return
             put_back(self.snn, state)
