@@ -50,8 +50,11 @@ SETTINGS = (
     ("graded:3", 0),
 )
 STEPS = (2, 4, 8, 16, 32)
-METHODS = ("none", "moments", "regression", "reconstruct")
-CLOSED = finetune.ReconstructConfig(epochs=0, output_epochs=0)
+METHODS = ("none", "moments", "regression", "regression-512", "reconstruct")
+CLOSED = {
+    name: finetune.ReconstructConfig(epochs=0, output_epochs=0, images=images)
+    for name, images in (("regression", 256), ("regression-512", 512))
+}
 COST_IMAGES = 25
 Images = tuple[Tensor, Tensor]
 
@@ -178,8 +181,8 @@ def network(
     if cell.method in ("none", "moments"):
         return convert.to_spiking(ann, data, cell.timesteps, correct=cell.method, spikes=cell.spikes, delay=delay)
     source = convert.to_spiking(ann, data, cell.timesteps, correct="none", spikes=cell.spikes, delay=delay)
-    if cell.method == "regression":
-        finetune.reconstruct(source, images, CLOSED)
+    if cell.method in CLOSED:
+        finetune.reconstruct(source, images, CLOSED[cell.method])
         return source
     if cell.timesteps not in kept:
         kept[cell.timesteps] = reconstructed(ann, images, cell, config, folder)
@@ -187,7 +190,7 @@ def network(
     snn.set_spikes(cell.spikes)
     snn.set_delay(delay)
     if delay != "full":
-        finetune.reconstruct(snn, images, CLOSED, teacher=source)
+        finetune.reconstruct(snn, images, CLOSED["regression"], teacher=source)
     return snn
 
 
@@ -247,7 +250,8 @@ def main() -> None:
 
 
 NAMES = {"lite0": "EfficientNet-Lite0", "resnet20": "ResNet-20, CIFAR-10"}
-COLOURS = {"none": "#999999", "moments": "#0072B2", "regression": "#009E73", "reconstruct": "#D55E00"}
+COLOURS = {"none": "#999999", "moments": "#0072B2", "regression": "#009E73", "regression-512": "#56B4E9",
+           "reconstruct": "#D55E00"}
 LINES = {"full": "-", "2": "-.", "1": "--", "0": ":"}
 MARKS = {"binary": "o", "ternary": "^", "graded:3": "s"}
 
@@ -344,7 +348,8 @@ and about 1 point on ResNet-20 (846 test images).
 
 - `none`: thresholds alone.
 - `moments`: mean and spread of every channel's drive in closed form (`correct="moments"`); weights stay.
-- `regression`: weights and moments in closed form (`finetune.reconstruct` with no epochs), for the reading that runs.
+- `regression`: weights and moments in closed form (`finetune.reconstruct` with no epochs), for the reading that runs, from
+  256 of the images that do not judge; `regression-512` from up to 512 of them.
 - `reconstruct`: `finetune.reconstruct` of the quantized reading, block by block; where the look-ahead is shorter than T,
   the regression once more for the spikes.
 
