@@ -8,4 +8,5 @@ from speedysnn.kernels.dispatch import over_time as over_time
 from speedysnn.kernels.dispatch import using as using
 from speedysnn.kernels.dispatch import with_total as with_total
 from speedysnn.kernels.reference import Rule as Rule
-from speedysnn.kernels.reference import parse_spikes as parse_spikes
+from speedysnn.kernels.spike_kinds import bits_per_spike as bits_per_spike
+from speedysnn.kernels.spike_kinds import parse_spikes as parse_spikes

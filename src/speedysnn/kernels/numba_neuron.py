@@ -98,11 +98,42 @@ def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover -
 
 
 @compiled
+def keep_powers(s: Array, hi: Any, m: int) -> None:  # pragma: no cover - compiled
+    """Replace whole numbers of size up to `hi` by the largest power of two not above it, with their sign; NaN stays."""
+    power = hi
+    while power + power > hi / hi:
+        for i in range(m):
+            size = abs(s[i])
+            s[i] = np.copysign(power, s[i]) if (size >= power) & (size < power + power) else s[i]
+        power = power / (hi / hi + hi / hi)
+
+
+@compiled
+def differences(
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, bounded: bool, m: int, s: Array
+) -> None:  # pragma: no cover - compiled
+    """Write what the counts miss of their levels, which are 0 at least if `bounded`, clipped to a step's spikes."""
+    zero = hi - hi
+    for i in range(m):
+        reached = np.floor(total[i] * factor / th[i] + v0[i])
+        reached = zero if bounded & (reached < zero) else reached
+        spikes = reached - count[i]
+        spikes = hi if spikes > hi else spikes
+        s[i] = lo if spikes < lo else spikes
+
+
+@compiled
 def fire(
-    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, s: Array
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, powers: bool,
+    m: int, s: Array,
 ) -> None:  # pragma: no cover - compiled
     """Write the spikes of one step and add them to the counts."""
     one, zero = hi / hi, hi - hi
+    if powers:
+        differences(total, factor, th, v0, count, lo, hi, take_back, m, s)
+        keep_powers(s, hi, m)
+        add(s, m, count)
+        return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
         spikes = np.floor(level) - count[i]
@@ -116,11 +147,19 @@ def fire(
 
 @compiled
 def fire_and_note(
-    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, u: Array,
-    before: Array,
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, powers: bool,
+    m: int, u: Array, before: Array,
 ) -> None:  # pragma: no cover - compiled
     """Fire for the backward pass: write the membrane and count before the step, add its spikes to the counts."""
     one, zero = hi / hi, hi - hi
+    if powers:
+        load(count, m, before)
+        differences(total, factor, th, v0, before, lo, hi, take_back, m, count)
+        keep_powers(count, hi, m)
+        add(before, m, count)
+        for i in range(m):
+            u[i] = total[i] * factor / th[i] + v0[i] - before[i]
+        return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
         spikes = np.floor(level) - count[i]
@@ -135,16 +174,16 @@ def fire_and_note(
 
 @compiled
 def add_slope(
-    kind: int, u: Array, at: Any, shape: Array, weight: Any, count: Array, only_fired: bool, m: int, total: Array,
+    kind: int, u: Array, at: Any, scale: Any, shape: Array, count: Array, least: Any, m: int, total: Array,
     weighted: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a surrogate's slope at u - at to `total` and `weight` times it to `weighted`; if `only_fired`, only where
-    the count is positive.
+    """Add a surrogate's slope at scale (u - at) to `total` and `at` times it to `weighted`; if `least` is above 0,
+    only where the count is at least that.
     """
     half, inverse, pi = shape[1], shape[2], shape[3]
     one, zero = inverse / inverse, inverse - inverse
     for i in range(m):
-        x = u[i] - at
+        x = (u[i] - at) * scale
         if kind == RECTANGLE:
             h = inverse if abs(x) < half else zero
         elif kind == TRIANGLE:
@@ -155,10 +194,10 @@ def add_slope(
         else:
             a = pi * x * inverse
             h = inverse / (one + a * a)
-        if only_fired:
-            h = h if count[i] > zero else zero
+        if least > zero:
+            h = h if count[i] >= least else zero
         total[i] += h
-        weighted[i] += weight * h
+        weighted[i] += at * h
 
 
 @compiled

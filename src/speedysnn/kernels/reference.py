@@ -25,10 +25,14 @@ class Rule:
     min_spikes = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be
     negative, emits s = clip(floor(u), -max_spikes, max_spikes) and its count may fall below zero.
 
+    With min_spikes = -max_spikes = -2^(N-1) below -1 spikes are signed powers of two: of m = max(floor(u + n), 0) - n,
+    or floor(u) of a signed neuron, s has the sign and the largest size 1, 2, 4, ..., 2^(N-1) that is not above |m|; 0
+    for m = 0. Later steps make up the rest.
+
     Attributes:
         timesteps: T.
         delay: steps of look-ahead d, 0..T; 0 is the soft-reset integrate-and-fire neuron.
-        min_spikes: 0, or -1 for signed (ternary) spikes.
+        min_spikes: 0, -1 for signed (ternary) spikes, or -max_spikes for signed powers of two.
         max_spikes: most spikes in one step; 1 is binary.
         surrogate: name of the spike derivative used in the backward pass.
         width: its width in units of theta.
@@ -73,36 +77,30 @@ class Rule:
             raise InputError(f"unknown surrogate {self.surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
         if not self.width > 0:
             raise InputError(f"surrogate width: expected a positive number, got {self.width}")
+        if self.powers and (self.min_spikes != -self.max_spikes or self.max_spikes & (self.max_spikes - 1)):
+            raise InputError(
+                f"min_spikes: expected 0, -1, or -max_spikes with max_spikes a power of two, got {self.min_spikes} with "
+                f"max_spikes {self.max_spikes}"
+            )
+
+    @property
+    def powers(self) -> bool:
+        """Whether spikes are signed powers of two; of the alphabet 0, 1, -1 this is the ternary rule."""
+        return self.min_spikes < -1
+
+    @property
+    def most_missed(self) -> int:
+        """Most spikes by which T steps miss the quantizer's count although they see the whole input.
+
+        It is 0 but for signed powers of two up to M of at least 4: steps of constant drive within the clip raise the
+        count to reach by at most M, so that either M is sent or a smaller power p whose rest is below p <= M/2. What is
+        missed is then at most M/2 - 1 spikes of A/T each, below 1/(2 T) of the full scale M A.
+        """
+        return max(0, self.max_spikes // 2 - 1) if self.powers else 0
 
     def seen(self, t: int) -> int:
         """Return k, the number of inputs that the neuron has seen when it makes its output of step t = 1..T."""
         return min(t + self.delay, self.timesteps)
-
-
-def parse_spikes(spikes: str) -> tuple[int, int]:
-    """Read the name of a kind of spikes.
-
-    Args:
-        spikes: "binary", "ternary" or "graded:N".
-
-    Returns:
-        (min_spikes, max_spikes) of one step, as `Rule` takes them.
-
-    Raises:
-        InputError: another word, or N below 1.
-
-    Example:
-        >>> from speedysnn.kernels import parse_spikes
-        >>> parse_spikes("ternary"), parse_spikes("graded:3")
-        ((-1, 1), (0, 3))
-    """
-    kinds = {"binary": (0, 1), "ternary": (-1, 1)}
-    if spikes in kinds:
-        return kinds[spikes]
-    head, _, tail = spikes.partition(":")
-    if head == "graded" and tail.isdecimal() and int(tail) >= 1:
-        return 0, int(tail)
-    raise InputError(f'spikes: expected "binary", "ternary" or "graded:N" with N at least 1, got {spikes!r}')
 
 
 def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
@@ -119,10 +117,22 @@ def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
     Returns:
         The spikes, of the same shape; a new tensor.
     """
+    if rule.powers:
+        reached = torch.floor(level) if rule.signed else torch.floor(level).clamp_min_(0)
+        return _powers_of_two((reached - count).clamp_(-rule.max_spikes, rule.max_spikes), rule.max_spikes)
     spikes = (torch.floor(level) - count).clamp_(-rule.max_spikes if rule.signed else 0, rule.max_spikes)
     if rule.min_spikes < 0 and not rule.signed:
         spikes = spikes - ((level < count) & (count > 0)).to(level.dtype)
     return spikes
+
+
+def _powers_of_two(whole: Tensor, most: int) -> Tensor:
+    """Return the largest power of two not above each whole number's size, with its sign; 0 and NaN stay."""
+    size, found, power = whole.abs(), whole, 1
+    while power <= most:
+        found = torch.where(size >= power, float(power), found)
+        power *= 2
+    return torch.copysign(found, whole)
 
 
 def _work_dtype(drive: Tensor) -> torch.dtype:
@@ -208,6 +218,8 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
 
     The level-th threshold lies at level * theta, so the weight is its derivative in theta.
     """
+    if rule.powers:
+        return _power_slopes(u, count, rule)
     first = slope(rule.surrogate, u - 1, rule.width)
     total, weighted = first, first
     for level in range(2, rule.max_spikes + 1):
@@ -219,6 +231,25 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
             total, weighted = total + term, weighted - level * term
     elif rule.min_spikes < 0:
         total = total + torch.where(count > 0, slope(rule.surrogate, u, rule.width), torch.zeros_like(u))
+    return total, weighted
+
+
+def _power_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return `_spike_slopes` of signed powers of two.
+
+    Each jump of the staircase s(u), of height j = 1, 1, 2, 4, ... at u = 1, 2, 4, 8, ... and at u = 0, -1, -3, -7, ...,
+    is smoothed over j times the surrogate's width: its slope is j * (1/j) h((u - level)/j). A neuron that is not signed
+    has the jump down to -p only where its count is at least p.
+    """
+    total, weighted, power = torch.zeros_like(u), torch.zeros_like(u), 1
+    while power <= rule.max_spikes:
+        height = max(1, power // 2)
+        for level in (power, 1 - power):
+            term = slope(rule.surrogate, (u - level) / height, rule.width)
+            if level < power and not rule.signed:
+                term = torch.where(count >= power, term, torch.zeros_like(u))
+            total, weighted = total + term, weighted + level * term
+        power *= 2
     return total, weighted
 
 
