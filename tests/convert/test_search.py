@@ -48,7 +48,7 @@ def test_the_frontier_is_what_no_other_row_beats(found) -> None:
     whole = found.table[found.table["images"] == found.scored_on]
     quality = [(-a, kl) for a, kl in zip(whole["agreement"], whole["kl"], strict=True)]
     order = {value: place for place, value in enumerate(sorted(set(quality)))}
-    points = np.array([[order[q] for q in quality], whole["latency"], whole["spikes_per_image"]], dtype=float).T
+    points = np.array([[order[q] for q in quality], whole["latency"], whole["bits_per_image"]], dtype=float).T
     beaten = [bool(((points <= p).all(1) & (points < p).any(1)).any()) for p in points]
     assert whole["frontier"].tolist() == [not x for x in beaten]
     assert not found.table[found.table["images"] < found.scored_on]["frontier"].any()
@@ -70,6 +70,9 @@ def test_single_layers_get_levels_of_their_own() -> None:
     table = _tiny(corrections="none", levels="graded:4").table
     given = table[table["layers"] != ""]
     assert len(given) > 0
+    plain = table[(table["layers"] == "") & (table["spikes"] == "binary")]
+    assert np.allclose(plain["bits_per_image"], plain["spikes_per_image"])
+    assert (given["bits_per_image"] > given["spikes_per_image"]).all()
     assert set(given["layers"].str.extractall("=(graded:4)")[0]) == {"graded:4"}
     assert not (_tiny(corrections="none", levels=()).table["layers"] != "").any()
 

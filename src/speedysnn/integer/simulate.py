@@ -66,6 +66,15 @@ def array(values: Ints) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
+def _powers_of_two(whole: Tensor, most: int) -> Tensor:
+    """The largest power of two not above each number's size, with its sign."""
+    size, power = torch.zeros_like(whole), 1
+    while power <= most:
+        size = torch.where(whole.abs() >= power, power, size)
+        power *= 2
+    return size * whole.sign()
+
+
 class Cells:
     """The neurons of a layer: their state, for a batch; every reader of the program does the same.
 
@@ -111,6 +120,11 @@ class Cells:
 
     def _fired(self, level: Tensor, threshold: Tensor) -> Tensor:
         op = self.op
+        if op.powers:
+            assert self.count is not None
+            whole = torch.div(level, threshold, rounding_mode="floor")
+            whole = whole if op.signed else torch.maximum(whole, -self.count)
+            return _powers_of_two(whole.clamp(-op.highest, op.highest), op.highest)
         if op.highest == 1 and not op.signed:
             spikes = (level >= threshold).to(torch.int64)
         else:

@@ -192,8 +192,8 @@ def write_input_gradient(
 def block_back(
     x: Array, grad: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array,
     levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, powers: bool, signed: bool, kind: int, keep: Any,
-    th: Array, v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array, to_theta: Array,
-    to_start: Array, separate: bool, ratio: Array, to_amplitude: Array,
+    th: Array, v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array,
+    to_theta: Array, to_start: Array, separate: bool, ratio: Array, to_amplitude: Array,
 ) -> None:  # pragma: no cover - compiled
     """Compute a block's gradients without vector code, for any kind of spikes and surrogate.
 
@@ -260,9 +260,9 @@ def backward(
         if vectorized < m:
             block_back(
                 x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
-                shape, lo, hi, take_back, powers, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
-                total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:], separate,
-                ratio[vectorized:], to_amplitude[vectorized:],
+                shape, lo, hi, take_back, powers, signed, kind, keep, th[vectorized:], v0[vectorized:],
+                inv[vectorized:], total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
+                separate, ratio[vectorized:], to_amplitude[vectorized:],
             )  # fmt: skip
         if alike:
             add(to_theta, m, found[0])

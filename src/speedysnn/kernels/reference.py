@@ -79,8 +79,8 @@ class Rule:
             raise InputError(f"surrogate width: expected a positive number, got {self.width}")
         if self.powers and (self.min_spikes != -self.max_spikes or self.max_spikes & (self.max_spikes - 1)):
             raise InputError(
-                f"min_spikes: expected 0, -1, or -max_spikes with max_spikes a power of two, got {self.min_spikes} with "
-                f"max_spikes {self.max_spikes}"
+                "min_spikes: expected 0, -1, or -max_spikes with max_spikes a power of two, got "
+                f"{self.min_spikes} with max_spikes {self.max_spikes}"
             )
 
     @property

@@ -62,3 +62,28 @@ def bits_per_spike(spikes: str, signed: bool = False) -> int:
     low, high = parse_spikes(spikes)
     sizes = high.bit_length() if low < -1 else high
     return (sizes * (2 if low < 0 or signed else 1)).bit_length()
+
+
+def what_is_missed(spikes: str) -> str:
+    """Say in a sentence which counts a kind of spikes cannot reach, "" where there are none; see `Rule.most_missed`.
+
+    Args:
+        spikes: the kind of spikes, as `parse_spikes` reads it.
+
+    Returns:
+        A sentence for a report.
+
+    Raises:
+        InputError: no such kind.
+
+    Example:
+        >>> from speedysnn.kernels.spike_kinds import what_is_missed
+        >>> what_is_missed("power2:3")
+        'Spikes of the kind power2:3 may miss the quantized count by 1, even where a neuron sees its whole input.'
+    """
+    low, high = parse_spikes(spikes)
+    if low >= -2:
+        return ""
+    most = high // 2 - 1
+    return (f"Spikes of the kind {spikes} may miss the quantized count by {'up to ' * (most > 1)}{most}, even where a "
+            "neuron sees its whole input.")  # fmt: skip

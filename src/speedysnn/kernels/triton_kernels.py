@@ -123,7 +123,8 @@ def _slopes(
     for k in tl.static_range(0, powers):
         power = 1 << k
         height = (power + 1) // 2
-        up, down = _slope((u - power) / height, half, inverse, kind), _slope((u + power - 1) / height, half, inverse, kind)
+        up = _slope((u - power) / height, half, inverse, kind)
+        down = _slope((u + power - 1) / height, half, inverse, kind)
         if not signed:
             down = tl.where(before >= power, down, 0.0)
         slopes += up + down

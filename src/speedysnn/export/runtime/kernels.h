@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     int32_t size, period;         /* neurons; tables repeat after `period` of them */
     int32_t timesteps, lookahead, highest, least, most;
-    int32_t is_signed, ternary;
+    int32_t is_signed, ternary, powers;
     const int32_t *threshold, *start, *bias;
     int32_t threshold_period, start_period, bias_period;
 } cell_shape;
@@ -31,6 +31,14 @@ static inline int64_t floor_divide(int64_t a, int64_t b)
 {
     int64_t whole = a / b;
     return whole * b > a ? whole - 1 : whole;
+}
+
+/* The largest power of two not above the size of a number, with its sign. */
+static inline int64_t power_below(int64_t value)
+{
+    int64_t size = value < 0 ? -value : value, power = 1;
+    while (2 * power <= size) power *= 2;
+    return value < 0 ? -power : value > 0 ? power : 0;
 }
 
 static inline int64_t between(int64_t value, int64_t low, int64_t high)
