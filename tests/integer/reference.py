@@ -39,6 +39,10 @@ def neurons(op, drive, steps, bits):
         else:
             level, threshold = t * state + k * op.start - k * op.threshold * count, k * op.threshold
         spikes = np.clip(level // threshold, -op.highest if op.signed else 0, op.highest)
+        if op.powers:
+            whole = level // threshold if op.signed else np.maximum(level // threshold, -count)
+            size = np.minimum(np.abs(whole), op.highest)
+            spikes = np.sign(whole) * 2 ** np.floor(np.log2(np.maximum(size, 1))).astype(np.int64)
         if op.ternary:
             spikes = spikes - ((level < 0) & (count > 0))
         count = count + spikes
