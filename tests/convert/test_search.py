@@ -164,7 +164,7 @@ def test_spikes_and_operations_are_counted_as_measured_by_hand() -> None:
 def test_fronts_by_hand() -> None:
     made = [Candidate(t, 0, "binary") for t in (1, 2, 3)]
     figures = [(0.9, 1, 10.0), (0.9, 2, 12.0), (0.95, 3, 20.0)]
-    rows = {x: {"agreement": a, "kl": 0.1, "error": 0.1, "latency": t, "spikes_per_image": s}
+    rows = {x: {"agreement": a, "kl": 0.1, "error": 0.1, "latency": t, "bits_per_image": s}
             for x, (a, t, s) in zip(made, figures, strict=True)}  # fmt: skip
     assert fronts(made, rows) == [[made[0], made[2]], [made[1]]]
 

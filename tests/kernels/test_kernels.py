@@ -31,9 +31,13 @@ def least(kind: str) -> int:
     return -KINDS[kind][1] if KINDS[kind][2] else 0
 
 
-def power_below(m: float) -> float:
-    """The largest power of two not above |m|, with its sign."""
-    return math.copysign(2.0 ** math.floor(math.log2(abs(m))), m) if m else 0.0
+def power_near(u: float, count: float, most: int, signed: bool) -> float:
+    """The signed power of two, or 0, nearest to u - 1/2; between two of them by the half that floor would choose."""
+    sizes = [2**k for k in range(most.bit_length())]
+    edges = [1, *(0.75 * size + 0.5 for size in sizes[1:])]
+    up = [size for size, edge in zip(sizes, edges, strict=True) if u >= edge]
+    down = [size for size, edge in zip(sizes, edges, strict=True) if u < 1 - edge and (signed or size <= count)]
+    return float(max(up, default=0) - max(down, default=0))
 
 
 def drive(steps: int, seed: int, neurons: int = 40, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -61,8 +65,7 @@ def naive(x: Tensor, theta: float, v_init: float, steps: int, delay: int, kind: 
             u = (total * (t / k) if k != t else total) / theta + v_init - n
             s = min(max(math.floor(u), least(kind)), high)
             if low < -1:
-                s = power_below(min(max(math.floor(u), low if signed else -n), high))
-                s = max(s, low)
+                s = power_near(u, n, high, signed)
             elif low < 0 and not signed and u < 0 and n > 0:
                 s = -1
             n += s
@@ -148,8 +151,8 @@ class Spike(torch.autograd.Function):
         u = v / theta
         s = torch.floor(u).clamp(least(kind), high)
         if low < -1:
-            m = torch.floor(u).clamp(low, high) if signed else torch.maximum(torch.floor(u), -count).clamp(low, high)
-            s = m.clone().apply_(power_below)
+            each = zip(u.tolist(), count.tolist(), strict=True)
+            s = torch.tensor([power_near(*pair, high, signed) for pair in each], dtype=u.dtype)
         elif low < 0 and not signed:
             s = s - ((u < 0) & (count > 0)).to(u.dtype)
         ctx.save_for_backward(u, theta, count)
@@ -162,10 +165,10 @@ class Spike(torch.autograd.Function):
         kind, name, width = ctx.setting
         low, high, signed = KINDS[kind]
         to_v, to_theta = torch.zeros_like(u), torch.zeros_like(u)
-        if low < -1:  # a jump of height j at every power of two, smoothed over j widths, and one down at 1 - power
+        if low < -1:  # a jump of height j between every two powers, smoothed over j widths
             for power in (2**k for k in range(high.bit_length())):
-                j = max(power // 2, 1)
-                for level, here in ((power, True), (1 - power, (count >= power) | signed)):
+                j, first = max(power // 2, 1), 0.75 * power + 0.5 if power > 1 else 1.0
+                for level, here in ((first, True), (1 - first, (count >= power) | signed)):
                     h = j * slope(name, u - level, width * j) / theta * here
                     to_v, to_theta = to_v + h, to_theta - level * h
             return grad * to_v, (grad * to_theta).sum(), None, None, None, None

@@ -162,8 +162,8 @@ class Neuron(Operation):
     With S[k] the sum of (x + bias) over the first k = min(t + lookahead, T) steps and n the spikes so far:
     s[t] = clip(floor((t S[k] + k start) / (k threshold)) - n, lowest, highest). Without look-ahead the state is the
     membrane start + S - n threshold, else S; it is kept within `state_bits`, where it saturates as inputs arrive.
-    With `powers` it emits, with its sign, the largest power of two not above the size of that clipped number, which is
-    -n at least where it is not signed.
+    With `powers` it emits the signed power of two up to `highest` that lies nearest to u - 1/2, with u what is inside
+    floor less n, told by floor(2 u) as `kernels.Rule` says; it takes no more back than it sent where it is not signed.
 
     Attributes:
         threshold: integers above 0 that broadcast against the shape.

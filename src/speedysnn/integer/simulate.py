@@ -66,13 +66,16 @@ def array(values: Ints) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
-def _powers_of_two(whole: Tensor, most: int) -> Tensor:
-    """The largest power of two not above each number's size, with its sign."""
-    size, power = torch.zeros_like(whole), 1
+def _nearest_powers(halves: Tensor, sent: Tensor, most: int) -> Tensor:
+    """The signed power of two nearest to u - 1/2, from floor(2 u) and what may be taken back."""
+    back = halves < 0
+    far = torch.where(back, -halves, halves - 1)  # 1 at the first threshold, then 3, 6, 12, ...
+    size, power = torch.zeros_like(halves), 1
     while power <= most:
-        size = torch.where(whole.abs() >= power, power, size)
+        reached = (far >= (1 if power == 1 else power * 3 // 2)) & (~back | (sent >= power))
+        size = torch.where(reached, power, size)
         power *= 2
-    return size * whole.sign()
+    return torch.where(back, -size, size)
 
 
 class Cells:
@@ -122,9 +125,8 @@ class Cells:
         op = self.op
         if op.powers:
             assert self.count is not None
-            whole = torch.div(level, threshold, rounding_mode="floor")
-            whole = whole if op.signed else torch.maximum(whole, -self.count)
-            return _powers_of_two(whole.clamp(-op.highest, op.highest), op.highest)
+            sent = torch.full_like(self.count, op.highest) if op.signed else self.count
+            return _nearest_powers(torch.div(2 * level, threshold, rounding_mode="floor"), sent, op.highest)
         if op.highest == 1 and not op.signed:
             spikes = (level >= threshold).to(torch.int64)
         else:

@@ -149,28 +149,43 @@ class Neurons(Writer):
         """Return (level, spikes, count after them) of one step; comparisons treat NaN as the plain code does."""
         b, (low, high) = self.b, self.limits
         level = b.fadd(b.fdiv(b.fmul(total, factor), theta), start)
-        one, zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
-        whole = b.call(self.floor, [level])
-        if self.powers and self.take_back:  # the count to reach is never below 0
-            whole = b.select(b.fcmp_ordered("<", whole, zero), zero, whole)
-        spikes = b.fsub(whole, count)
+        if self.powers:
+            spikes = self.nearest_power(level, count)
+            return level, spikes, b.fadd(count, spikes)
+        spikes = b.fsub(b.call(self.floor, [level]), count)
         spikes = b.select(b.fcmp_ordered(">", spikes, high), high, spikes)
         spikes = b.select(b.fcmp_ordered("<", spikes, low), low, spikes)
-        if self.powers:
-            spikes = self.power_of_two(spikes)
-        elif self.take_back:
+        if self.take_back:
+            one, zero = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (1.0, 0.0))
             back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
             spikes = b.fsub(spikes, b.select(back, one, zero))
         return level, spikes, b.fadd(count, spikes)
 
-    def power_of_two(self, whole: Any) -> Any:
+    def nearest_power(self, level: Any, count: Any) -> Any:
+        """Return the signed power of two nearest to u - 1/2; see `numba_neuron.nearest_power`."""
+        b, high = self.b, self.limits[1]
+        zero, half, one, more = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (0.0, 0.5, 1.0, 1.5))
+        halves = b.fsub(b.call(self.floor, [b.fadd(level, level)]), b.fadd(count, count))
+        back = b.fcmp_ordered("<", halves, zero)
+        far = b.select(back, b.fsub(zero, halves), b.fsub(halves, one))
+        below = self.leading(far)
+        size = b.select(b.fcmp_ordered(">=", far, b.fmul(below, more)), below, b.fmul(below, half))
+        size = b.select(b.fcmp_ordered("<", size, one), one, size)
+        size = b.select(b.fcmp_ordered(">", size, high), high, size)
+        size = b.select(b.fcmp_ordered(">=", far, one), size, zero)
+        if self.take_back:
+            sent = self.leading(count)
+            size = b.select(b.and_(back, b.fcmp_ordered("<", sent, size)), sent, size)
+        signed = b.select(back, b.fsub(zero, size), size)
+        return b.select(b.fcmp_unordered("uno", halves, halves), halves, signed)
+
+    def leading(self, values: Any) -> Any:
         """Return the largest power of two not above each number's size, with its sign: its sign and exponent bits."""
-        b, double = self.b, isinstance(self.real, ir.DoubleType)
-        bits, fraction = (64, 52) if double else (32, 23)
+        b = self.b
+        bits, fraction = (64, 52) if isinstance(self.real, ir.DoubleType) else (32, 23)
         words = ir.VectorType(ir.IntType(bits), NEURON_LANES)
         mask = ir.Constant(words, [(1 << bits) - (1 << fraction)] * NEURON_LANES)
-        kept = b.bitcast(b.and_(b.bitcast(whole, words), mask), self.reals)
-        return b.select(b.fcmp_unordered("uno", whole, whole), whole, kept)
+        return b.bitcast(b.and_(b.bitcast(values, words), mask), self.reals)
 
     def groups(self, work: Callable[[Any, list[Any], list[Any], list[Any]], None]) -> None:
         """Write the loop over groups of neurons: sum the inputs that the first step sees, then call `work`."""

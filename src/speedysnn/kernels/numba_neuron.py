@@ -98,28 +98,21 @@ def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover -
 
 
 @compiled
-def keep_powers(s: Array, hi: Any, m: int) -> None:  # pragma: no cover - compiled
-    """Replace whole numbers of size up to `hi` by the largest power of two not above it, with their sign; NaN stays."""
-    power = hi
-    while power + power > hi / hi:
-        for i in range(m):
-            size = abs(s[i])
-            s[i] = np.copysign(power, s[i]) if (size >= power) & (size < power + power) else s[i]
-        power = power / (hi / hi + hi / hi)
+def nearest_power(halves: Any, count: Any, most: Any, bounded: bool) -> Any:  # pragma: no cover - compiled
+    """Return the signed power of two nearest to u - 1/2, from floor(2 u) and the spikes so far.
 
-
-@compiled
-def differences(
-    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, bounded: bool, m: int, s: Array
-) -> None:  # pragma: no cover - compiled
-    """Write what the counts miss of their levels, which are 0 at least if `bounded`, clipped to a step's spikes."""
-    zero = hi - hi
-    for i in range(m):
-        reached = np.floor(total[i] * factor / th[i] + v0[i])
-        reached = zero if bounded & (reached < zero) else reached
-        spikes = reached - count[i]
-        spikes = hi if spikes > hi else spikes
-        s[i] = lo if spikes < lo else spikes
+    If `bounded`, no more is taken back than was sent.
+    """
+    one = most / most
+    back = halves < one - one
+    far = -halves if back else halves - one  # 1 at the first threshold, then 3, 6, 12, ...
+    limit = count if back & bounded & (count < most) else most
+    size, power, threshold = one - one, one, one
+    while (far >= threshold) & (power <= limit):
+        size, power = power, power + power
+        threshold = power + size
+    size = one - one - size if back else size
+    return halves if halves != halves else size
 
 
 @compiled
@@ -130,9 +123,10 @@ def fire(
     """Write the spikes of one step and add them to the counts."""
     one, zero = hi / hi, hi - hi
     if powers:
-        differences(total, factor, th, v0, count, lo, hi, take_back, m, s)
-        keep_powers(s, hi, m)
-        add(s, m, count)
+        for i in range(m):
+            level = total[i] * factor / th[i] + v0[i]
+            s[i] = nearest_power(np.floor(level + level) - (count[i] + count[i]), count[i], hi, take_back)
+            count[i] += s[i]
         return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
@@ -153,12 +147,11 @@ def fire_and_note(
     """Fire for the backward pass: write the membrane and count before the step, add its spikes to the counts."""
     one, zero = hi / hi, hi - hi
     if powers:
-        load(count, m, before)
-        differences(total, factor, th, v0, before, lo, hi, take_back, m, count)
-        keep_powers(count, hi, m)
-        add(before, m, count)
         for i in range(m):
-            u[i] = total[i] * factor / th[i] + v0[i] - before[i]
+            level = total[i] * factor / th[i] + v0[i]
+            u[i] = level - count[i]
+            before[i] = count[i]
+            count[i] += nearest_power(np.floor(level + level) - (count[i] + count[i]), count[i], hi, take_back)
         return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]

@@ -159,9 +159,10 @@ def slopes_of(
     if powers:
         n = 1
         while n < levels.size:
-            least, scale = zero if signed else levels[n], one / levels[max(1, n // 2)]  # one over the jump's height
-            add_slope(kind, u, levels[n], scale, shape, count, zero, m, slopes, weighted)
-            add_slope(kind, u, -levels[n - 1], scale, shape, count, least, m, slopes, weighted)
+            at, least = levels[n] - (levels[n] / levels[2] - one) / levels[2], zero if signed else levels[n]
+            at, scale = one if n == 1 else at, one / levels[max(1, n // 2)]  # one over the jump's height
+            add_slope(kind, u, at, scale, shape, count, zero, m, slopes, weighted)
+            add_slope(kind, u, one - at, scale, shape, count, least, m, slopes, weighted)
             n *= 2
         return
     for n in range(1, levels.size):

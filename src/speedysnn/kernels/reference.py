@@ -25,9 +25,9 @@ class Rule:
     min_spikes = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be
     negative, emits s = clip(floor(u), -max_spikes, max_spikes) and its count may fall below zero.
 
-    With min_spikes = -max_spikes = -2^(N-1) below -1 spikes are signed powers of two: of m = max(floor(u + n), 0) - n,
-    or floor(u) of a signed neuron, s has the sign and the largest size 1, 2, 4, ..., 2^(N-1) that is not above |m|; 0
-    for m = 0. Later steps make up the rest.
+    With min_spikes = -max_spikes = -2^(N-1) below -1 spikes are signed powers of two: s is the one of 0, 1, -1, 2, -2,
+    4, ..., 2^(N-1) that lies nearest to u - 1/2, which u >= 1, 2, 3.5, 6.5, ... and u < 0, -1, -2.5, -5.5, ... tell
+    apart; a neuron that is not signed takes no more back than it sent. Later steps make up the rest.
 
     Attributes:
         timesteps: T.
@@ -92,11 +92,11 @@ class Rule:
     def most_missed(self) -> int:
         """Most spikes by which T steps miss the quantizer's count although they see the whole input.
 
-        It is 0 but for signed powers of two up to M of at least 4: steps of constant drive within the clip raise the
-        count to reach by at most M, so that either M is sent or a smaller power p whose rest is below p <= M/2. What is
-        missed is then at most M/2 - 1 spikes of A/T each, below 1/(2 T) of the full scale M A.
+        It is 0 but for signed powers of two up to M of at least 4. A constant drive within the clip adds at most M a
+        step; a rest of at most M/4 and such a drive are 5M/4 at most, of which the nearest power of two leaves at most
+        M/4 again. Counts then miss by M/4 spikes of A/T each, 1/(4 T) of the full scale M A.
         """
-        return max(0, self.max_spikes // 2 - 1) if self.powers else 0
+        return self.max_spikes // 4 if self.powers else 0
 
     def seen(self, t: int) -> int:
         """Return k, the number of inputs that the neuron has seen when it makes its output of step t = 1..T."""
@@ -118,21 +118,25 @@ def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
         The spikes, of the same shape; a new tensor.
     """
     if rule.powers:
-        reached = torch.floor(level) if rule.signed else torch.floor(level).clamp_min_(0)
-        return _powers_of_two((reached - count).clamp_(-rule.max_spikes, rule.max_spikes), rule.max_spikes)
+        return _nearest_powers(torch.floor(level + level) - (count + count), count, rule)
     spikes = (torch.floor(level) - count).clamp_(-rule.max_spikes if rule.signed else 0, rule.max_spikes)
     if rule.min_spikes < 0 and not rule.signed:
         spikes = spikes - ((level < count) & (count > 0)).to(level.dtype)
     return spikes
 
 
-def _powers_of_two(whole: Tensor, most: int) -> Tensor:
-    """Return the largest power of two not above each whole number's size, with its sign; 0 and NaN stay."""
-    size, found, power = whole.abs(), whole, 1
-    while power <= most:
-        found = torch.where(size >= power, float(power), found)
+def _nearest_powers(halves: Tensor, count: Tensor, rule: Rule) -> Tensor:
+    """Return the signed power of two nearest to u - 1/2, from floor(2 u) and the spikes so far; NaN stays."""
+    back = halves < 0
+    far = torch.where(back, -halves, halves - 1)  # 1 at the first threshold, then 3, 6, 12, ...
+    size, power = torch.zeros_like(halves), 1
+    while power <= rule.max_spikes:
+        reached = far >= (1 if power == 1 else 1.5 * power)
+        if not rule.signed:
+            reached &= ~back | (count >= power)
+        size = torch.where(reached, float(power), size)
         power *= 2
-    return torch.copysign(found, whole)
+    return torch.where(halves.isnan(), halves, torch.where(back, 0.0 - size, size))
 
 
 def _work_dtype(drive: Tensor) -> torch.dtype:
@@ -237,16 +241,17 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
 def _power_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """Return `_spike_slopes` of signed powers of two.
 
-    Each jump of the staircase s(u), of height j = 1, 1, 2, 4, ... at u = 1, 2, 4, 8, ... and at u = 0, -1, -3, -7, ...,
-    is smoothed over j times the surrogate's width: its slope is j * (1/j) h((u - level)/j). A neuron that is not signed
-    has the jump down to -p only where its count is at least p.
+    Each jump of the staircase s(u), of height j = 1, 1, 2, 4, ... at u = 1, 2, 3.5, 6.5, ... and at 1 minus these, is
+    smoothed over j times the surrogate's width: its slope is j * (1/j) h((u - level)/j). Rectangles of width 1 then lie
+    side by side. A neuron that is not signed has the jump down to -p only where its count is at least p.
     """
     total, weighted, power = torch.zeros_like(u), torch.zeros_like(u), 1
     while power <= rule.max_spikes:
         height = max(1, power // 2)
-        for level in (power, 1 - power):
+        first = 1.0 if power == 1 else 0.75 * power + 0.5
+        for level in (first, 1 - first):
             term = slope(rule.surrogate, (u - level) / height, rule.width)
-            if level < power and not rule.signed:
+            if level < first and not rule.signed:
                 term = torch.where(count >= power, term, torch.zeros_like(u))
             total, weighted = total + term, weighted + level * term
         power *= 2

@@ -82,8 +82,8 @@ def what_is_missed(spikes: str) -> str:
         'Spikes of the kind power2:3 may miss the quantized count by 1, even where a neuron sees its whole input.'
     """
     low, high = parse_spikes(spikes)
-    if low >= -2:
+    most = high // 4 if low < -1 else 0
+    if not most:
         return ""
-    most = high // 2 - 1
     return (f"Spikes of the kind {spikes} may miss the quantized count by {'up to ' * (most > 1)}{most}, even where a "
             "neuron sees its whole input.")  # fmt: skip

@@ -17,13 +17,31 @@ def within(x, low, high):  # pragma: no cover - compiled
 
 
 @triton.jit
-def _power_of_two(whole, double: tl.constexpr):  # pragma: no cover - compiled
+def _leading(values, double: tl.constexpr):  # pragma: no cover - compiled
     """Return the largest power of two not above each number's size, with its sign: its sign and exponent bits."""
     if double:
-        kept = (whole.to(tl.int64, bitcast=True) & -4503599627370496).to(tl.float64, bitcast=True)
+        kept = (values.to(tl.int64, bitcast=True) & -4503599627370496).to(tl.float64, bitcast=True)
     else:
-        kept = (whole.to(tl.int32, bitcast=True) & -8388608).to(tl.float32, bitcast=True)
-    return tl.where(whole == whole, kept, whole)
+        kept = (values.to(tl.int32, bitcast=True) & -8388608).to(tl.float32, bitcast=True)
+    return kept
+
+
+@triton.jit
+def _nearest_power(level, count, hi, take_back: tl.constexpr, double: tl.constexpr):  # pragma: no cover - compiled
+    """Return the signed power of two nearest to u - 1/2; see `numba_neuron.nearest_power`."""
+    halves = tl.floor(level + level) - (count + count)
+    back = halves < 0
+    far = tl.where(back, 0.0 - halves, halves - 1.0)
+    below = _leading(far, double)
+    size = tl.where(far >= below * 1.5, below, below * 0.5)
+    size = tl.where(size < 1, 1.0, size)
+    size = tl.where(size > hi, hi, size)
+    size = tl.where(far >= 1, size, 0.0)
+    if take_back:
+        sent = _leading(count, double)
+        size = tl.where(back & (sent < size), sent, size)
+    signed = tl.where(back, 0.0 - size, size)
+    return tl.where(halves == halves, signed, halves).to(level.dtype)
 
 
 @triton.jit
@@ -31,14 +49,12 @@ def _spikes(
     level, count, lo, hi, take_back: tl.constexpr, powers: tl.constexpr, double: tl.constexpr
 ):  # pragma: no cover - compiled
     """Return the spikes of one step; see `reference.fire`."""
-    reached = tl.floor(level)
-    if powers and take_back:
-        reached = tl.where(reached < 0, 0.0, reached)
-    s = within(reached - count, lo, hi)
     if powers:
-        s = _power_of_two(s, double)
-    elif take_back:
-        s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
+        s = _nearest_power(level, count, hi, take_back, double)
+    else:
+        s = within(tl.floor(level) - count, lo, hi)
+        if take_back:
+            s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
     return s
 
 
@@ -123,12 +139,13 @@ def _slopes(
     for k in tl.static_range(0, powers):
         power = 1 << k
         height = (power + 1) // 2
-        up = _slope((u - power) / height, half, inverse, kind)
-        down = _slope((u + power - 1) / height, half, inverse, kind)
+        first = 1.0 if k == 0 else 0.75 * power + 0.5
+        up = _slope((u - first) / height, half, inverse, kind)
+        down = _slope((u + first - 1.0) / height, half, inverse, kind)
         if not signed:
             down = tl.where(before >= power, down, 0.0)
         slopes += up + down
-        weighted += power * up + (1 - power) * down
+        weighted += first * up + (1.0 - first) * down
     for n in tl.static_range(1, 1 if powers > 0 else max_spikes + 1):
         h = _slope(u - n, half, inverse, kind)
         slopes += h

@@ -104,14 +104,14 @@ class IFNeuron(NeuronParameters):
     quantized and spiking readings see z + offset (a bias of the layer before, were it this neuron's alone), the analog
     reading never does, so that it stays the source.
 
-    With `spikes="power2:N"` a step emits a signed power of two: of m = max(floor(u + n), 0) - n, what the count misses,
+    With `spikes="power2:N"` a step emits a signed power of two, the nearest to what the count misses:
 
-    power2:    s[t] = sign(m) max{2^k <= |m|, k = 0..N-1}, or 0 where m = 0;  Q(z) as above with 2^(N-1) for N
+    power2:    s[t] = argmin |u - 1/2 - s| over s in {0, 1, -1, 2, -2, 4, ..., -2^(N-1)};  Q(z) as above, N = 2^(N-1)
 
-    so that one step can move far and later ones make up the rest; a signed neuron has m = floor(u). With N = 1 it is
-    the ternary neuron. Its quantized reading is the twin whose counts are all of 0..T 2^(N-1); with full look-ahead
-    spikes equal it for N <= 2, and for larger N miss its count by at most 2^(N-2) - 1 (`Rule.most_missed`), which is
-    below 1/(2 T) of the full scale: the rest of the last steps.
+    so that one step can move far and later ones make up the rest; one that is not signed takes back what it sent at
+    most (s >= -n). With N = 1 it is the ternary neuron. Its quantized reading is the twin whose counts are all of
+    0..T 2^(N-1); with full look-ahead spikes equal it for N <= 2, and for larger N miss its count by at most 2^(N-3)
+    (`Rule.most_missed`), 1/(4 T) of the full scale: the rest of the last steps.
 
     A signed neuron (floor below 0 or None) stands for a value that may be negative: s[t] runs from -N to N, the count
     from -T N to T N.

@@ -33,12 +33,16 @@ static inline int64_t floor_divide(int64_t a, int64_t b)
     return whole * b > a ? whole - 1 : whole;
 }
 
-/* The largest power of two not above the size of a number, with its sign. */
-static inline int64_t power_below(int64_t value)
+/* The signed power of two nearest to u - 1/2, from floor(2 u): up to `most`, or down to -`sent`. */
+static inline int64_t nearest_power(int64_t halves, int64_t most, int64_t sent)
 {
-    int64_t size = value < 0 ? -value : value, power = 1;
-    while (2 * power <= size) power *= 2;
-    return value < 0 ? -power : value > 0 ? power : 0;
+    int64_t far = halves < 0 ? -halves : halves - 1, limit = halves < 0 && sent < most ? sent : most;
+    int64_t size = 0, power = 1;
+    while (power <= limit && 2 * far >= (power == 1 ? 2 : 3 * power)) {
+        size = power;
+        power *= 2;
+    }
+    return halves < 0 ? -size : size;
 }
 
 static inline int64_t between(int64_t value, int64_t low, int64_t high)
