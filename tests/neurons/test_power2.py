@@ -129,7 +129,7 @@ def test_not_a_number_stays_one() -> None:
 
 def test_gradients_descend_to_a_target() -> None:
     """Training through time moves theta and the input so that the mean output comes nearer to what is asked."""
-    neuron, x = IFNeuron(0.4, timesteps=4, spikes="power2:3"), torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
+    neuron, x = IFNeuron(0.1, timesteps=4, spikes="power2:3"), torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
     optimizer, losses = torch.optim.Adam(neuron.parameters(), 0.05), []
     for _ in range(30):
         loss = (neuron.spiking(x, constant=True).view(4, 8, 16).mean(0) - x).square().mean()
