@@ -19,7 +19,7 @@ from speedysnn.analysis.noise.layer_totals import LayerTotals, Unit, Units
 from speedysnn.analysis.noise.moments import EDGES, Floats, from_powers, law
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.display import plain
-from speedysnn.kernels.spike_kinds import what_is_missed
+from speedysnn.kernels import what_is_missed
 
 NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the real ones
 

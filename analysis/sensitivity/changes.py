@@ -18,7 +18,7 @@ from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollec
 from speedysnn.calibration.rules import choose
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
-from speedysnn.kernels.spike_kinds import MOST_POWERS
+from speedysnn.kernels import MOST_POWERS
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons.layer import IFNeuron
 

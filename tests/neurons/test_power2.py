@@ -16,9 +16,8 @@ from speedysnn.assets.digits import load_digits_net
 from speedysnn.cli.main import run
 from speedysnn.data import load
 from speedysnn.errors import InputError, SpeedySNNError
-from speedysnn.kernels import Rule, bits_per_spike, multistep, parse_spikes
+from speedysnn.kernels import Rule, bits_per_spike, multistep, parse_spikes, what_is_missed
 from speedysnn.kernels.quantizer import levels
-from speedysnn.kernels.spike_kinds import what_is_missed
 from speedysnn.neurons import IFNeuron
 
 STEPS, POWERS, SEEDS = st.integers(1, 12), st.integers(1, 6), st.integers(0, 10**6)

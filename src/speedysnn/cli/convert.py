@@ -53,7 +53,7 @@ from speedysnn.errors import InputError
 from speedysnn.integer import PROFILES, Program, is_chip, misfits
 from speedysnn.integer import load as load_chip
 from speedysnn.integer.profiles import find_profile
-from speedysnn.kernels.spike_kinds import what_is_missed
+from speedysnn.kernels import what_is_missed
 from speedysnn.network import SpikingNetwork
 
 COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}
