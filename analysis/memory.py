@@ -268,7 +268,7 @@ class _Asked:
     def plan(self, read: Mapping[str, int], compared: int, images: int, at_once: int) -> Memory:
         """The plan that looks at `read` neurons a layer and compares at most `compared` channels."""
         own = [row.kind == "channel" for row in user_sums().values()]
-        unrolled = any(neuron.lookahead != neuron.timesteps for neuron in self.neurons.values())
+        unrolled = not all(neuron.synchronous for neuron in self.neurons.values())
         layers = {
             name: LayerMemory(
                 shape, channels := _channels(shape, self.neurons[name]), read[name],

@@ -18,6 +18,7 @@ from speedysnn.errors import InputError
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.observers import LayerRecord, any_order, needs_input
 from speedysnn.graph.fan_out import mean_fan_out
+from speedysnn.kernels import bits_per_spike
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Delay
@@ -27,7 +28,8 @@ FIT_BATCH = 64  # images of a calibration pass
 ERROR_IMAGES = 64  # images by which layers are ranked
 KEPT_VALUES = 2**25  # float32 values of all layers that the ranking keeps at once
 Row = dict[str, Any]
-SCORES = ("images", "agreement", "kl", "error", "spikes_per_neuron", "spikes_per_image", "synops_per_image")
+SCORES = ("images", "agreement", "kl", "error", "spikes_per_neuron", "spikes_per_image", "bits_per_image",
+          "synops_per_image")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,15 @@ class Trials:
             ours = tree_leaves(self.snn.read("spiking", *inputs, observer=events.count))
         images, fired = inputs[0].shape[0], sum(events.fired.values())
         synops = sum(count * self.fan_out[name] for name, count in events.fired.items())
+        bits = sum(count * self._bits(name) for name, count in events.fired.items())
         compared = compare_outputs([ours], [[x[::stride] for x in self.source]])
         return {"images": images, **compared, "spikes_per_neuron": fired / max(1, events.neurons),
-                "spikes_per_image": fired / images, "synops_per_image": synops / images}  # fmt: skip
+                "spikes_per_image": fired / images, "bits_per_image": bits / images,
+                "synops_per_image": synops / images}  # fmt: skip
+
+    def _bits(self, name: str) -> int:
+        neuron = self.snn.neurons[name]
+        return bits_per_spike(neuron.spikes, neuron.signed)
 
     def with_layer(self, name: str, spikes: str, stride: int) -> dict[str, Any]:
         """Score the network with another spike kind in one layer, whose gain and offset of a correction stay."""
@@ -259,11 +267,11 @@ def quality(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def rank(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the best row has least of, in order."""
-    return quality(row), row["latency"], row["spikes_per_image"]
+    return quality(row), row["latency"], row["bits_per_image"]
 
 
 def fronts(candidates: Sequence[Candidate], rows: Mapping[Candidate, Row]) -> list[list[Candidate]]:
-    """Pareto fronts, the best first: of the answers' quality, latency and spikes an image."""
+    """Pareto fronts, the best first: of the answers' quality, latency and bits an image."""
     points, left, out = {x: rank(rows[x]) for x in candidates}, list(candidates), list[list[Candidate]]()
     while left:
         front = [x for x in left if not any(_dominates(points[y], points[x]) for y in left)]

@@ -1,8 +1,9 @@
 """search: the best setting of a network under constraints, measured on images that chose nothing of it.
 
 Half of the images make histograms and corrections, the other half score. Every setting is first tried on few images;
-those that others beat in agreement, latency and spikes at once are left behind, and the rest goes on with more images
-(successive halving). Around the best ones single layers get spikes of several levels, where that helps at the output.
+those that others beat in agreement, latency and bits of spikes at once are left behind, and the rest goes on with more
+images (successive halving). Around the best ones single layers get spikes of several levels, where that helps at the
+output.
 """
 
 import copy
@@ -44,7 +45,8 @@ LAYERS_TRIED, MOST_LAYERS, BASES = 8, (1, 2, 4), 2
 COLUMNS = ("timesteps", "delay", "spikes", "correct", "layers", "latency", *SCORES, "meets", "frontier", "best")
 SHOWN = {"timesteps": "T", "delay": "delay", "spikes": "spikes", "correct": "correct", "latency": "latency",
          "agreement": "agree %", "kl": "KL", "error": "error", "spikes_per_neuron": "spikes/neuron",
-         "synops_per_image": "synops/image", "images": "images", "layers": "layers"}  # fmt: skip
+         "bits_per_image": "bits/image", "synops_per_image": "synops/image", "images": "images",
+         "layers": "layers"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,10 @@ class SearchResult:
         table: one row a setting, best first. Columns: timesteps, delay, spikes, correct, layers (those with spikes of
             their own); latency in steps; images it was scored on; agreement 0..1 and kl in nats, None without classes;
             error, the relative squared error of the outputs; spikes_per_neuron and spikes_per_image in events;
+            bits_per_image, what the events take on a link, each the bits of its alphabet (`kernels.bits_per_spike`);
             synops_per_image, events times the mean fan-out of their layer; meets, whether it keeps the constraints;
             frontier, whether no other that does is at least as good in its answers (agreement, then kl),
-            latency and spikes an image, and better in one; best. A setting that was left behind was scored on fewer
+            latency and bits an image, and better in one; best. A setting that was left behind was scored on fewer
             images than the others.
         best: the network of the row marked best, as it was scored.
         constraints: the limits that were given, by name.
@@ -84,7 +87,7 @@ class SearchResult:
     @property
     def frontier(self) -> pd.DataFrame:
         """The rows of the Pareto frontier, cheapest latency first."""
-        return self.table[self.table["frontier"]].sort_values(["latency", "spikes_per_image"], kind="stable")
+        return self.table[self.table["frontier"]].sort_values(["latency", "bits_per_image"], kind="stable")
 
     @property
     def title(self) -> str:
@@ -110,7 +113,7 @@ class SearchResult:
         shown = table[list(SHOWN)].rename(columns=SHOWN)
         shown["layers"] = [_short(text) for text in shown["layers"]]
         for name, style in (("agree %", "{:.1f}"), ("KL", "{:.3f}"), ("error", "{:.3f}"), ("spikes/neuron", "{:.2f}"),
-                            ("synops/image", "{:.3g}")):  # fmt: skip
+                            ("bits/image", "{:.3g}"), ("synops/image", "{:.3g}")):  # fmt: skip
             scale = 100.0 if name == "agree %" else 1.0
             shown[name] = [style.format(scale * value) if pd.notna(value) else "" for value in shown[name]]
         shown.insert(0, "", mark)
@@ -120,7 +123,7 @@ class SearchResult:
         """The title, and below it what was scored on all images."""
         shown = self.marked()[(self.table["images"] == self.scored_on).to_numpy()]
         rest = len(self.table) - len(shown)
-        foot = "* best, + frontier of agreement, latency and spikes an image"
+        foot = "* best, + frontier of agreement, latency and bits of spikes an image"
         left = f"; {rest} settings were left behind on fewer images" if rest else ""
         return f"{self.title}\n{shown.to_string(index=False)}\n{foot}{left}"
 
@@ -139,7 +142,7 @@ def search(
     spikes: str | Sequence[str] = ("binary", "ternary"),
     delays: Delay | Sequence[Delay] = (0, 1, 2),
     corrections: str | Sequence[str] = ("none", "bias", "moments"),
-    levels: str | Sequence[str] = ("graded:2", "graded:4"),
+    levels: str | Sequence[str] = ("graded:2", "power2:3", "graded:4"),
     max_spikes_per_image: float | None = None,
     max_synops: float | None = None,
     images: int = 512,
@@ -161,7 +164,8 @@ def search(
         spikes: spike kinds for all layers, one or several.
         delays: look-aheads for all layers in steps, or "full"; one or several.
         corrections: kinds of `apply_correction`, or "none"; one or several.
-        levels: spike kinds that single layers may get around the two best settings; () for none.
+        levels: spike kinds that single layers may get around the two best settings; the layers are ranked by what the
+            last kind does in each alone; () for none.
         max_spikes_per_image: most spike events an image.
         max_synops: most synaptic operations an image: events times the mean fan-out of their layer.
         images: how many images to use at most, half of them to prepare and half to score.

@@ -110,7 +110,7 @@ def to_spiking(
             the layer's own entry.
         granularity: "channel" or "layer".
         v_init: initial membrane as a fraction of theta, 0..1.
-        spikes: "binary", "ternary" or "graded:N".
+        spikes: "binary", "ternary", "graded:N" or "power2:N" (signed powers of two); see `IFNeuron`.
         delay: steps of look-ahead, or "full".
         correct: "none", "moments", "bias", "potential" or several of them in this order joined by "+", for this T,
             delay and spikes, on 256 images drawn from all of the calibration data, the same in every call; the analog

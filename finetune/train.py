@@ -108,7 +108,7 @@ def train(
         validation: held-out data; without it `config.holdout` of the training data is kept for that.
         teacher: maps the inputs to logits, for the objectives "kl" and "mse"; a `SpikingNetwork` is read analog.
         config: the settings.
-        spikes: "binary", "ternary" or "graded:N".
+        spikes: "binary", "ternary", "graded:N" or "power2:N" (signed powers of two); see `IFNeuron`.
         delay: steps of look-ahead, or "full".
         folder: where the state is kept after every epoch.
         resume: go on from the state in `folder`, with the same untrained network; gives the result of an

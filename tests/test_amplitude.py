@@ -94,7 +94,7 @@ def test_amplitudes_equal_to_thresholds_change_nothing(pool: bool) -> None:
     assert one.equals(other)
 
 
-@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2"])
+@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2", "power2:2"])
 @pytest.mark.parametrize("pool", [False, True])
 def test_full_look_ahead_is_the_quantized_reading(spikes: str, pool: bool) -> None:
     snn, x = apart(network(pool, spikes=spikes, delay="full")), images()

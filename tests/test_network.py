@@ -48,7 +48,7 @@ def stream(snn: SpikingNetwork, windows: list[Tensor]) -> list[Tensor]:
 DELAYS = [0, 1, 2, "full", {"relu": 2, "relu_1": 0, "relu_2": 1}, {"relu": 0, "relu_1": 3, "relu_2": 0}]
 
 
-@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2"])
+@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2", "power2:3"])
 @pytest.mark.parametrize("delay", DELAYS, ids=str)
 def test_streaming_equals_time_batched(delay: object, spikes: str) -> None:
     snn = residual(spikes=spikes)

@@ -31,7 +31,7 @@ def network(images: torch.Tensor, spikes: str, delay: int | str) -> SpikingNetwo
 
 
 @pytest.mark.parametrize("delay", [0, 1, "full"])
-@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:3"])
+@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:3", "power2:3"])
 def test_trains_are_what_the_network_emitted(images, spikes, delay):
     snn = network(images, spikes, delay)
     seen = {}

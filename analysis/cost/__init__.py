@@ -23,8 +23,8 @@ import pandas as pd
 
 from speedysnn.display import plain
 
-COUNTS = ("neurons", "spikes", "events", "synops", "graded_synops", "macs", "macs_every_step", "analog_macs",
-          "analog_adds", "rival_macs", "updates", "state_bytes")  # fmt: skip
+COUNTS = ("neurons", "spikes", "spike_bits", "events", "synops", "graded_synops", "macs", "macs_every_step",
+          "analog_macs", "analog_adds", "rival_macs", "updates", "state_bytes")  # fmt: skip
 
 SIZES = ("inputs", "outputs", "weights", "biases")
 
@@ -54,8 +54,9 @@ COLUMNS = ("table", "analog_nj", "rival_nj", "spiking_nj", "spiking_with_updates
 def energies(total: Mapping[str, float], tables: Mapping[str, CostTable] = TABLES) -> pd.DataFrame:
     """Compute the energy under every table: E = MAC pJ * MACs + AC pJ * ACs.
 
-    A synaptic operation is one AC, of a graded spike one MAC. The analog network and the rival pay one MAC a
-    weight and one AC a shortcut; `spiking_with_updates_nj` adds one AC a membrane update.
+    A synaptic operation is one AC, of a graded spike one MAC; one of a power of two only shifts the weight. The analog
+    network and the rival pay one MAC a weight and one AC a shortcut; `spiking_with_updates_nj` adds one AC a membrane
+    update.
 
     Args:
         total: `CostReport.total`.
@@ -94,10 +95,12 @@ class CostReport:
     - inputs, outputs, weights, biases: values of one image, or of the layer, that its buffers hold.
     - neurons: neurons of the layer.
     - spikes: events that the layer emits, of whatever sign or grade.
+    - spike_bits: what those events take on a link, `kernels.bits_per_spike` each, addresses not counted.
     - events: events that arrive at its inputs; one spike arrives once for every path and pooling window.
     - synops: events times the exact fan-out of the position they arrive at; a padded border counts nothing. On a
       neuron's row: events that come by a shortcut, past every weight.
-    - graded_synops: those of `synops` whose event may carry a size, so that the weight is multiplied.
+    - graded_synops: those of `synops` whose event may carry a size, so that the weight is multiplied; the size of a
+      "power2:N" spike shifts it, which the tables price as nothing beside the accumulate.
     - macs: multiply-accumulates; on constant current once an image, on analog values at every step.
     - macs_every_step: the same where nothing is kept from step to step.
     - analog_macs, analog_adds: the source network's, dense, without its padding; adds are its shortcuts'.

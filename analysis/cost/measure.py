@@ -7,6 +7,7 @@ reading of the same images gives the values that a quantized network, which skip
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.fan_out import FanOut, Flow, Shape, pool_graph, weighted
 from speedysnn.graph.ir import Graph, Node, readout_nodes
 from speedysnn.graph.operators import OPERATORS
+from speedysnn.kernels import bits_per_spike
 from speedysnn.network import SpikingNetwork
 from speedysnn.settings import repeatable
 
@@ -70,7 +72,9 @@ class Counter:
         self.timed = batch_dims(snn, one)
         given = [node.name for node, timed in zip(snn.graph.inputs, self.timed, strict=True) if timed]
         graded = [name for name, neuron in snn.neurons.items() if neuron.levels_per_step > 1]
-        self.flow = Flow.of(snn.graph, given, graded)
+        flow = Flow.of(snn.graph, given, graded)
+        shifted = {name for name in graded if snn.neurons[name].rule.powers}  # their size is no multiplication
+        self.flow = replace(flow, graded=flow.graded - shifted)
         shapes = {name: tuple(x.shape) for name, x in self._static(one, [n.name for n in snn.graph.nodes]).items()}
         self.fan_out = FanOut(snn.graph, self.flow, shapes, snn.tensors)
         self.event_counter = EventCounter(snn, self.flow, shapes)
@@ -159,6 +163,7 @@ class Counter:
         ternary = neuron.rule.min_spikes < 0
         row["neurons"] = float(size)
         row["spikes"] = float(self.event_counter.counts[node.name].sum()) / self.images
+        row["spike_bits"] = row["spikes"] * bits_per_spike(neuron.spikes, neuron.signed)
         row["updates"] = float(size * self.snn.timesteps)
         row["state_bytes"] = float(size * _STATE * (2 if neuron.lookahead or ternary else 1))
         return row

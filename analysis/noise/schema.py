@@ -155,7 +155,9 @@ _FULL = 'not measured: detail="full" does'
 # over T steps; e = r - a; every sum runs over all elements of all images.
 COLUMNS: dict[str, Column] = {
     "layer": Column("name", "Name of the neuron layer, in execution order.", value=lambda x: x.name),
-    "kind": Column("name", 'Spike kind: "binary", "ternary" or "graded:N".', value=lambda x: x.neuron.spikes),
+    "kind": Column(
+        "name", 'Spike kind: "binary", "ternary", "graded:N" or "power2:N".', value=lambda x: x.neuron.spikes
+    ),
     "reads": Column(
         "names", "The neuron layers whose spikes reach this one directly; empty for the first.",
         value=lambda x: ", ".join(x.reads),

@@ -19,6 +19,7 @@ from speedysnn.analysis.noise.layer_totals import LayerTotals, Unit, Units
 from speedysnn.analysis.noise.moments import EDGES, Floats, from_powers, law
 from speedysnn.analysis.theory.quantization import decibels
 from speedysnn.display import plain
+from speedysnn.kernels import what_is_missed
 
 NET, DATA = "NET.snn", "DATA"  # in commands, until the command line puts in the real ones
 
@@ -187,6 +188,11 @@ def steps(number: int) -> str:
         ('1 step', '4 steps')
     """
     return f"{number} step" if number == 1 else f"{number} steps"
+
+
+def missed(outputs: Mapping[str, Any]) -> str:
+    """Say which counts the network's spikes cannot reach, "" where there are none or layers differ in kind."""
+    return "" if outputs.get("spikes") in (None, "mixed") else what_is_missed(outputs["spikes"])
 
 
 @dataclass(frozen=True, eq=False)

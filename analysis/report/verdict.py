@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from speedysnn.analysis.noise.layer import PARTS
-from speedysnn.analysis.report import Advice, command_words, db, percent, rendered, steps
+from speedysnn.analysis.report import Advice, command_words, db, missed, percent, rendered, steps
 from speedysnn.neurons.parameters import Delay
 
 GAP_DB = 1.0  # a smaller difference between twin and spikes is not worth a step of latency
@@ -324,7 +324,7 @@ def _add_timing(found: _Findings, outputs: Mapping[str, Any]) -> None:
         lost = f" and {points:.1f} points of accuracy" if points > 0 else ""
     found.facts.append(
         f"Spike timing costs {db(gap)}{lost} at the output: the quantized reading, which has the same thresholds and "
-        f"no timing error, reaches {db(outputs['twin_sqnr_db'])}. No threshold removes this."
+        f"no timing error, reaches {db(outputs['twin_sqnr_db'])}. No threshold removes this. {missed(outputs)}".rstrip()
     )
     found.settings += _settings_for_timing(outputs)
     found.training.append(_training_for_timing(outputs))

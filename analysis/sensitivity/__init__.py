@@ -57,7 +57,7 @@ class MixedRun(Execution):
     def __init__(self, snn: SpikingNetwork, neurons: Mapping[str, IFNeuron] | None = None) -> None:
         super().__init__(snn.graph, neurons or snn.neurons, snn.layer, snn.timesteps, graph_info=snn.graph_info)
         self._snn = snn
-        self.synchronous = all(neuron.lookahead == snn.timesteps for neuron in self.neurons.values())
+        self.synchronous = all(neuron.synchronous for neuron in self.neurons.values())
 
     def with_neuron(self, name: str, neuron: IFNeuron) -> "MixedRun":
         """Copy the pass with one layer replaced."""

@@ -18,6 +18,7 @@ from speedysnn.calibration.histogram import ActivationHistogram, HistogramCollec
 from speedysnn.calibration.rules import choose
 from speedysnn.data.batches import Batch
 from speedysnn.errors import InputError
+from speedysnn.kernels import MOST_POWERS
 from speedysnn.network import SpikingNetwork, weights_tuned
 from speedysnn.neurons.layer import IFNeuron
 
@@ -218,10 +219,18 @@ def _same(fresh: IFNeuron | None) -> Pair | None:
 def _bit(neuron: IFNeuron) -> Pair:
     """T -> 2 T + 1 steps in the quantized reading; in spikes, which all share T, twice the grade at half of theta."""
     fresh, twin = copy.deepcopy(neuron), copy.deepcopy(neuron)
-    fresh.spikes = f"graded:{2 * neuron.levels_per_step}"
+    fresh.spikes = _doubled(neuron)
     fresh.scale(0.5)
     twin.timesteps = 2 * neuron.timesteps + 1
     return fresh, twin
+
+
+def _doubled(neuron: IFNeuron) -> str:
+    """Name the spikes of twice the most a step: one more power of two where some are missed already, else graded."""
+    number = neuron.rule.max_spikes.bit_length() + 1
+    if neuron.rule.most_missed and number <= MOST_POWERS:
+        return f"power2:{number}"
+    return f"graded:{2 * neuron.levels_per_step}"
 
 
 def _further(neuron: IFNeuron) -> Pair | None:

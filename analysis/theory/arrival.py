@@ -141,7 +141,10 @@ def temporal_error(
     check_neuron(timesteps, v_init, max_spikes, theta)
     check_whole(0, delay=delay)
     if min_spikes not in (0, -1):
-        raise InputError(f"min_spikes: expected 0, or -1 for spikes that can be taken back, got {min_spikes!r}")
+        raise InputError(
+            f"min_spikes: expected 0, or -1 for spikes that can be taken back one by one, got {min_spikes!r}; measure "
+            "signed powers of two instead (analysis.measure_noise)"
+        )
     levels = timesteps * max_spikes
     sizes = np.arange(-levels, levels + 1, dtype=np.float64)
     if drive.within == 0:

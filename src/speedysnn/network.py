@@ -139,7 +139,7 @@ class SpikingNetwork(NetworkModule):
         self.reset()
 
     def set_spikes(self, spikes: str) -> None:
-        """Give all neurons a spike kind: "binary", "ternary" or "graded:N"."""
+        """Give all neurons a spike kind: "binary", "ternary", "graded:N" or "power2:N"."""
         for neuron in self.neurons.values():
             neuron.spikes = spikes
             _ = neuron.rule

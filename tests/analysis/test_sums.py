@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"delay": "full"},
     "ternary": {"spikes": "ternary"},
     "graded": {"spikes": "graded:3"},
+    "powers": {"spikes": "power2:3", "delay": "full"},
     "one theta a layer": {"granularity": "layer"},
     "floor": {"v_init": 0.0},
     "corrected": {"correct": "bias+potential"},

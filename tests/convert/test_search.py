@@ -48,7 +48,7 @@ def test_the_frontier_is_what_no_other_row_beats(found) -> None:
     whole = found.table[found.table["images"] == found.scored_on]
     quality = [(-a, kl) for a, kl in zip(whole["agreement"], whole["kl"], strict=True)]
     order = {value: place for place, value in enumerate(sorted(set(quality)))}
-    points = np.array([[order[q] for q in quality], whole["latency"], whole["spikes_per_image"]], dtype=float).T
+    points = np.array([[order[q] for q in quality], whole["latency"], whole["bits_per_image"]], dtype=float).T
     beaten = [bool(((points <= p).all(1) & (points < p).any(1)).any()) for p in points]
     assert whole["frontier"].tolist() == [not x for x in beaten]
     assert not found.table[found.table["images"] < found.scored_on]["frontier"].any()
@@ -70,6 +70,9 @@ def test_single_layers_get_levels_of_their_own() -> None:
     table = _tiny(corrections="none", levels="graded:4").table
     given = table[table["layers"] != ""]
     assert len(given) > 0
+    plain = table[(table["layers"] == "") & (table["spikes"] == "binary")]
+    assert np.allclose(plain["bits_per_image"], plain["spikes_per_image"])
+    assert (given["bits_per_image"] > given["spikes_per_image"]).all()
     assert set(given["layers"].str.extractall("=(graded:4)")[0]) == {"graded:4"}
     assert not (_tiny(corrections="none", levels=()).table["layers"] != "").any()
 
@@ -161,7 +164,7 @@ def test_spikes_and_operations_are_counted_as_measured_by_hand() -> None:
 def test_fronts_by_hand() -> None:
     made = [Candidate(t, 0, "binary") for t in (1, 2, 3)]
     figures = [(0.9, 1, 10.0), (0.9, 2, 12.0), (0.95, 3, 20.0)]
-    rows = {x: {"agreement": a, "kl": 0.1, "error": 0.1, "latency": t, "spikes_per_image": s}
+    rows = {x: {"agreement": a, "kl": 0.1, "error": 0.1, "latency": t, "bits_per_image": s}
             for x, (a, t, s) in zip(made, figures, strict=True)}  # fmt: skip
     assert fronts(made, rows) == [[made[0], made[2]], [made[1]]]
 

@@ -69,7 +69,8 @@ def test_a_thousand_random_networks_compile_and_agree(part, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("pool", "delay", "spikes", "state"),
-                         [("avg", 0, "binary", 32), ("max", 1, "ternary", 16), ("avg", "full", "graded:3", 12)])  # fmt: skip
+                         [("avg", 0, "binary", 32), ("max", 1, "ternary", 16), ("avg", "full", "graded:3", 12),
+                          ("max", 0, "power2:3", 16)])  # fmt: skip
 def test_every_logit_of_the_digits(pool, delay, spikes, state, tmp_path) -> None:
     test = data.load("digits", "test")
     x = torch.stack([(test[i][0] * 255).round().to(torch.uint8) for i in range(len(test))])

@@ -29,7 +29,7 @@ NIGHTLY = pytest.mark.nightly
 
 @pytest.mark.parametrize(
     ("delay", "spikes", "hybrid"),
-    [(0, "binary", False), (1, "ternary", True), (2, "graded:3", False), ("full", "binary", True),
+    [(0, "binary", False), (1, "ternary", True), (2, "graded:3", False), (1, "power2:3", False), ("full", "binary", True),
      pytest.param(0, "binary", True, marks=NIGHTLY), pytest.param(1, "ternary", False, marks=NIGHTLY),
      pytest.param(2, "graded:3", True, marks=NIGHTLY), pytest.param("full", "binary", False, marks=NIGHTLY)],
 )  # fmt: skip

@@ -176,7 +176,8 @@ def test_without_the_initial_membrane_spikes_are_lost(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"spikes": "graded:2"}, "spikes='binary'"), ({"spikes": "ternary"}, "spikes='binary'"), ({"delay": 1}, "delay=0")],
+    [({"spikes": "graded:2"}, "spikes='binary'"), ({"spikes": "ternary"}, "spikes='binary'"), ({"delay": 1}, "delay=0"),
+     ({"spikes": "power2:3"}, "power2:3 spikes, NIR's neurons 0 or 1")],
 )
 def test_what_nir_cannot_say_is_refused(tmp_path, options, message) -> None:
     pytest.importorskip("nir")

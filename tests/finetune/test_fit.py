@@ -39,7 +39,7 @@ def _config(**options: Any) -> finetune.Config:
 
 
 @pytest.mark.parametrize("objective", ["kl", "mse", "labels"])
-@pytest.mark.parametrize("options", [{}, {"delay": 1}, {"spikes": "ternary"}, {"delay": "full"}])
+@pytest.mark.parametrize("options", [{}, {"delay": 1}, {"spikes": "ternary"}, {"spikes": "power2:3"}, {"delay": "full"}])
 def test_held_out_loss_never_ends_above_its_start(objective: str, options: dict[str, Any]) -> None:
     snn = _network(**options)
     result = finetune.fit(snn, _data(), config=_config(objective=objective))

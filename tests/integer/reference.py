@@ -39,6 +39,13 @@ def neurons(op, drive, steps, bits):
         else:
             level, threshold = t * state + k * op.start - k * op.threshold * count, k * op.threshold
         spikes = np.clip(level // threshold, -op.highest if op.signed else 0, op.highest)
+        if op.powers:
+            spikes, size = np.zeros_like(level), 1
+            while size <= op.highest:  # u >= (3 size + 2)/4, and u < 1 minus that where so many were sent
+                edge = 4 * threshold if size == 1 else (3 * size + 2) * threshold
+                spikes = np.where(4 * level >= edge, size, spikes)
+                spikes = np.where((4 * level < 4 * threshold - edge) & (op.signed | (count >= size)), -size, spikes)
+                size *= 2
         if op.ternary:
             spikes = spikes - ((level < 0) & (count > 0))
         count = count + spikes

@@ -80,15 +80,16 @@ def test_a_state_too_narrow_saturates_and_is_counted(bits) -> None:
 
 def test_the_bound_of_a_membrane_is_reached_and_never_passed() -> None:
     """One neuron, every sequence of drives from a small set: the least and greatest membrane are the bound's."""
-    drives = (-3, 0, 5)
-    for signed, ternary in ((False, False), (False, True), (True, False)):
+    kinds = ((False, False, 1), (False, True, 1), (True, False, 1), (False, False, -4), (True, False, -4))
+    for signed, ternary, highest in kinds:
+        drives = (-3, 0, 5) if highest == 1 else (-14, 1, 23)
         row = np.array([[1]])
         neuron = Neuron(name="n", sources=("c",), shape=(1, 1, 1), timing="steps", threshold=np.array([4]).reshape(1, 1, 1),
-                        start=np.array([2]).reshape(1, 1, 1), bias=np.zeros((1, 1, 1), np.int64), highest=1, signed=signed,
-                        ternary=ternary, lookahead=0, unit=np.ones((1, 1, 1)))  # fmt: skip
+                        start=np.array([2]).reshape(1, 1, 1), bias=np.zeros((1, 1, 1), np.int64), highest=abs(highest),
+                        signed=signed, ternary=ternary, powers=highest < 0, lookahead=0, unit=np.ones((1, 1, 1)))  # fmt: skip
         conv = Conv(name="c", sources=("x",), shape=(1, 1, 1), timing="steps", weight=row.reshape(1, 1, 1, 1).astype(np.int16),
                     stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)  # fmt: skip
-        given = Input(name="x", sources=(), shape=(1, 1, 1), timing="steps", low=-3, high=5)
+        given = Input(name="x", sources=(), shape=(1, 1, 1), timing="steps", low=drives[0], high=drives[2])
         ends = (Total(name="t", sources=("n",), shape=(1, 1, 1), timing="total"),
                 Readout(name="o", sources=("t",), shape=(1, 1, 1), timing="total", bias=np.zeros((1, 1, 1), np.int64)))  # fmt: skip
         program = Program((given, conv, neuron, *ends), 4, 8, 32, np.ones((1, 1, 1)))
@@ -97,8 +98,9 @@ def test_the_bound_of_a_membrane_is_reached_and_never_passed() -> None:
         chip.measure(torch.from_numpy(np.ascontiguousarray(grid)).reshape(4, -1, 1, 1, 1))
         low, high = state_range(program, neuron, chip.ranges["c"]).ends
         seen = chip.seen["n"]
-        assert low <= seen.low <= seen.high == high
-        assert seen.low == low or ternary or signed
+        assert low <= seen.low <= seen.high <= high
+        assert seen.high == high or highest < 0
+        assert seen.low == low or ternary or signed or highest < 0
 
 
 def test_events_are_counts() -> None:

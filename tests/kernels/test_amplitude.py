@@ -11,7 +11,8 @@ from speedysnn.kernels import quantizer as kernels
 from speedysnn.kernels.jit import AVAILABLE
 from speedysnn.kernels.quantizer import quantize, step_gradient
 
-KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
+KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True),
+         "powers": (-4, 4, False), "signed powers": (-4, 4, True)}  # fmt: skip
 SHAPES = {"channels first": (2, 5, 7, 6), "channels last": (2, 5, 7, 6), "units": (3, 700), "several blocks": (2, 8, 40, 11)}
 PER = ("layer", "channel", "theta a layer", "amplitude a layer")
 needs_numba = pytest.mark.skipif(not AVAILABLE, reason="numba is not installed")

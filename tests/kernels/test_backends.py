@@ -34,7 +34,8 @@ SHAPES = {
     "several blocks": ((3, 8, 40, 11), 1, torch.channels_last),
     "several alike": ((3, 8, 32, 8), 1, torch.contiguous_format),  # a block is a whole period of the thetas
 }
-KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
+KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True),
+         "powers": (-4, 4, False), "signed powers": (-4, 4, True)}  # fmt: skip
 
 
 def rule_of(steps: int, delay: int, kind: str, surrogate: str = "rectangle", detach: bool = False) -> Rule:
@@ -89,11 +90,11 @@ def test_the_compiled_neuron_equals_the_reference(
 
 
 CHECKS = {
-    "the neuron, some cases": ("triton_check.main('some')", "48"),
+    "the neuron, some cases": ("triton_check.main('some')", "72"),
     "counting": ("triton_counting_check.main()", "72"),
     "sums": ("triton_sums_check.main()", "60"),
     "the quantizer": ("triton_quantizer_check.main()", "48"),
-    "the neuron, all cases": ("triton_check.main('all')", "144"),
+    "the neuron, all cases": ("triton_check.main('all')", "216"),
 }
 
 

@@ -21,12 +21,23 @@ KINDS = {
     "graded:3": (0, 3, False),
     "signed": (0, 1, True),
     "signed graded:2": (0, 2, True),
+    "power2:3": (-4, 4, False),
+    "signed power2:4": (-8, 8, True),
 }
 
 
 def least(kind: str) -> int:
     """The lowest spike count of a step that the quantizer's range is made of."""
     return -KINDS[kind][1] if KINDS[kind][2] else 0
+
+
+def power_near(u: float, count: float, most: int, signed: bool) -> float:
+    """The signed power of two, or 0, nearest to u - 1/2; between two of them by the half that floor would choose."""
+    sizes = [2**k for k in range(most.bit_length())]
+    edges = [1, *(0.75 * size + 0.5 for size in sizes[1:])]
+    up = [size for size, edge in zip(sizes, edges, strict=True) if u >= edge]
+    down = [size for size, edge in zip(sizes, edges, strict=True) if u < 1 - edge and (signed or size <= count)]
+    return float(max(up, default=0) - max(down, default=0))
 
 
 def drive(steps: int, seed: int, neurons: int = 40, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -53,7 +64,9 @@ def naive(x: Tensor, theta: float, v_init: float, steps: int, delay: int, kind: 
                 total += x[j, i].item()
             u = (total * (t / k) if k != t else total) / theta + v_init - n
             s = min(max(math.floor(u), least(kind)), high)
-            if low < 0 and not signed and u < 0 and n > 0:
+            if low < -1:
+                s = power_near(u, n, high, signed)
+            elif low < 0 and not signed and u < 0 and n > 0:
                 s = -1
             n += s
             out[t - 1, i] = s * theta
@@ -106,7 +119,7 @@ def test_constant_drive_counts_what_the_quantizer_says(kind: str, v_init: float,
     for steps in range(1, 65):
         y = multistep(x[None], th, v0, rule(steps, 0, kind), constant=True).view(steps, -1)
         expected = levels(x[None], th, v0, steps, KINDS[kind][1], KINDS[kind][2])[0]
-        assert torch.equal((y / th).sum(0), expected), steps
+        assert ((y / th).sum(0) - expected).abs().max() <= rule(steps, 0, kind).most_missed, steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,7 +128,7 @@ def test_full_look_ahead_is_the_quantizer_of_the_mean(kind: str, steps: int, see
     x, th, v0 = drive(steps, seed), torch.tensor(theta, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     y = multistep(x, th, v0, rule(steps, steps, kind))
     expected = torch.floor(x.cumsum(0)[-1] / th + v0).clamp(steps * least(kind), steps * KINDS[kind][1])
-    assert torch.equal(torch.round((y / th).sum(0)), expected)
+    assert (torch.round((y / th).sum(0)) - expected).abs().max() <= rule(steps, steps, kind).most_missed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -137,7 +150,10 @@ class Spike(torch.autograd.Function):
         low, high, signed = KINDS[kind]
         u = v / theta
         s = torch.floor(u).clamp(least(kind), high)
-        if low < 0 and not signed:
+        if low < -1:
+            each = zip(u.tolist(), count.tolist(), strict=True)
+            s = torch.tensor([power_near(*pair, high, signed) for pair in each], dtype=u.dtype)
+        elif low < 0 and not signed:
             s = s - ((u < 0) & (count > 0)).to(u.dtype)
         ctx.save_for_backward(u, theta, count)
         ctx.setting = (kind, name, width)
@@ -149,6 +165,13 @@ class Spike(torch.autograd.Function):
         kind, name, width = ctx.setting
         low, high, signed = KINDS[kind]
         to_v, to_theta = torch.zeros_like(u), torch.zeros_like(u)
+        if low < -1:  # a jump of height j between every two powers, smoothed over j widths
+            for power in (2**k for k in range(high.bit_length())):
+                j, first = max(power // 2, 1), 0.75 * power + 0.5 if power > 1 else 1.0
+                for level, here in ((first, True), (1 - first, (count >= power) | signed)):
+                    h = j * slope(name, u - level, width * j) / theta * here
+                    to_v, to_theta = to_v + h, to_theta - level * h
+            return grad * to_v, (grad * to_theta).sum(), None, None, None, None
         for level in range(1, high + 1):
             h = slope(name, u - level, width) / theta
             to_v, to_theta = to_v + h, to_theta - level * h
@@ -246,6 +269,10 @@ def test_surrogates_integrate_to_one(name: str, width: float) -> None:
         lambda: Rule(4, width=0.0),
         lambda: parse_spikes("graded:0"),
         lambda: parse_spikes("unary"),
+        lambda: parse_spikes("power2:0"),
+        lambda: parse_spikes("power2:17"),
+        lambda: Rule(4, 0, -2, 3),
+        lambda: Rule(4, 0, -3, 3),
         lambda: multistep(torch.zeros(5, 2), torch.tensor(1.0), torch.tensor(0.5), Rule(4)),
         lambda: multistep(torch.zeros(4, 2), torch.tensor(1.0), torch.tensor(0.5), Rule(4), backend="abacus"),
         lambda: slope("step", torch.zeros(1), 1.0),

@@ -10,7 +10,7 @@ from speedysnn.graph.ir import Graph, Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons import IFNeuron
 
-SPIKES = ("binary", "ternary", "graded:3")
+SPIKES = ("binary", "ternary", "graded:3", "power2:3")
 DELAYS: tuple[int | str, ...] = (0, 1, 2, "full")
 
 

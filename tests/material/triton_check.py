@@ -9,7 +9,8 @@ from speedysnn.bench.scaling import make
 from speedysnn.kernels import Rule, multistep, using
 
 STEPS = 4
-KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True)}
+KINDS = {"binary": (0, 1, False), "ternary": (-1, 1, False), "graded": (0, 3, False), "signed": (0, 2, True),
+         "powers": (-4, 4, False), "signed powers": (-4, 4, True)}  # fmt: skip
 SURROGATES = ("rectangle", "triangle", "sigmoid", "atan")
 
 

@@ -7,7 +7,7 @@ from speedysnn import IFNeuron
 from speedysnn.errors import InputError
 
 
-@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2"])
+@pytest.mark.parametrize("spikes", ["binary", "ternary", "graded:2", "power2:3"])
 @pytest.mark.parametrize("steps", [1, 4, 5])
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 @pytest.mark.parametrize("floor", [0.0, None])

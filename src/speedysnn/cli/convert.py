@@ -53,6 +53,7 @@ from speedysnn.errors import InputError
 from speedysnn.integer import PROFILES, Program, is_chip, misfits
 from speedysnn.integer import load as load_chip
 from speedysnn.integer.profiles import find_profile
+from speedysnn.kernels import what_is_missed
 from speedysnn.network import SpikingNetwork
 
 COLOURS = {"spiking": "green", "hybrid": "yellow", "unsupported": "bold red"}
@@ -80,7 +81,7 @@ def command(
     granularity: Annotated[str, typer.Option("--granularity", help="channel or layer.")] = "channel",
     v_init: Annotated[float, typer.Option("--v-init", help="Initial membrane, a fraction of the threshold.")] = 0.5,
     spikes: Annotated[
-        str | None, typer.Option("--spikes", help="binary, ternary or graded:N; with --auto binary,ternary.")
+        str | None, typer.Option("--spikes", help="binary, ternary, graded:N or power2:N; with --auto binary,ternary.")
     ] = None,
     delay: Annotated[
         str | None, typer.Option("--delay", help="Steps of look-ahead, or full: 0; with --auto 0,1,2.")
@@ -186,7 +187,7 @@ def _limits(auto: bool, **limits: float | None) -> dict[str, Any]:
 def _show_search(found: SearchResult) -> None:
     shown = found.marked()[found.table["images"] == found.scored_on]
     table(found.title, list(shown.columns), [[cell(value) for value in row] for row in shown.itertuples(index=False)])
-    say("* best, + frontier of agreement, latency and spikes an image; look-ahead 'delay' in steps, KL in nats")
+    say("* best, + frontier of agreement, latency and bits of spikes an image; look-ahead 'delay' in steps, KL in nats")
 
 
 def _show(snn: SpikingNetwork, output: Path) -> None:
@@ -201,6 +202,9 @@ def _show(snn: SpikingNetwork, output: Path) -> None:
     say(f"analog reading equals the source network: relative error {error:.1e}, expected below 1e-5")
     if "correction" in snn.provenance:
         say(snn.provenance["correction"]["said"])
+    for missed in {what_is_missed(neuron.spikes): None for neuron in snn.neurons.values()}:
+        if missed:
+            say(missed)
     following = f"{typed('speedysnn', 'analyze', output)} --data ... -o report"
     say(f"saved {output}; latency {snn.latency} steps. Next: {following}", "bold")
 

@@ -109,7 +109,7 @@ KeepAnalog = Annotated[
     list[str] | None, typer.Option("--keep-analog", help="A layer path in which no neuron is placed; may be repeated.")
 ]
 DelayText = Annotated[str | None, typer.Option("--delay", help="Steps of look-ahead, or full.")]
-Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary or graded:N.")]
+Spikes = Annotated[str | None, typer.Option("--spikes", help="binary, ternary, graded:N or power2:N.")]
 WeightBits = Annotated[int, typer.Option("--weight-bits", help="c, chip: bits of a weight, 2 to 16.")]
 StateBits = Annotated[int, typer.Option("--state-bits", help="c, chip: bits of a neuron's state, 8 to 32.")]
 Granularity = Annotated[

@@ -287,8 +287,8 @@ class NetworkModule(nn.Module):
 
     @property
     def synchronous(self) -> bool:
-        """Whether every layer sees its whole input before it fires: its counts are then the quantizer's."""
-        return all(neuron.lookahead == self.timesteps for neuron in self.neurons.values())
+        """Whether every layer's counts are the quantizer's: it sees its whole input, and no spikes are missed."""
+        return all(neuron.synchronous for neuron in self.neurons.values())
 
     def reset(self) -> None:
         """Forget the neurons' streaming state."""

@@ -187,7 +187,7 @@ class Layout:
         drive = source if source.kind == "int32_t" and source.steps == 1 else self._widened(op, stage, source)
         bits = self.program.state_bits
         state = self._scratch(op, source.order, "int8_t" if bits <= 8 else "int16_t" if bits <= 16 else "int32_t")
-        count = self._scratch(op, source.order) if op.ternary or op.lookahead else None
+        count = self._scratch(op, source.order) if op.ternary or op.powers or op.lookahead else None
         out = self._buffer(op, source.order, smallest(op.lowest, op.highest), self.program.timesteps)
         stage.cells = Call("cells", op, (drive,), out, {"state": state, "count": count})
 

@@ -274,6 +274,7 @@ class Text:
             most,
             int(op.signed),
             int(op.ternary),
+            int(op.powers),
         )
         text = (
             [_number(value) for value in numbers] + [name for name, _ in tables] + [str(period) for _, period in tables]

@@ -307,7 +307,8 @@ def state_range(program: Program, op: Neuron, drive: Range) -> Range:
     """The range that a layer's states can reach before they saturate, element by element.
 
     Without look-ahead a membrane that can fire is brought below its threshold, or down by as many spikes as a step
-    allows; with look-ahead the sum of all inputs is kept.
+    allows; of powers of two up to M it keeps at most M/4 thresholds more or less than 1/2. With look-ahead the sum of
+    all inputs is kept.
 
     Args:
         program: says T.
@@ -321,9 +322,12 @@ def state_range(program: Program, op: Neuron, drive: Range) -> Range:
     threshold, start = array(op.threshold), array(op.start)
     most, least = start + torch.zeros_like(high), start + torch.zeros_like(low)
     top, bottom = most.clone(), least.clone()
+    over = (op.highest + 2) * threshold // 4 + 1  # what powers of two leave of a membrane at most
     for _ in range(program.timesteps):
         most, least = most + high, least + low
         top, bottom = torch.maximum(top, most), torch.minimum(bottom, least)
-        most = torch.maximum(torch.minimum(most, threshold - 1), most - op.highest * threshold)
-        least = torch.minimum(least + op.highest * threshold if op.signed else least, torch.zeros_like(least))
+        kept = over if op.powers else torch.minimum(most, threshold - 1)
+        most = torch.maximum(kept, most - op.highest * threshold)
+        kept = (2 - op.highest) * threshold // 4 if op.powers else torch.zeros_like(least)
+        least = torch.minimum(least + op.highest * threshold if op.signed else least, kept)
     return Range(bottom, top)

@@ -201,7 +201,8 @@ def neuron(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     low.emit(Neuron(
         name=node.name, sources=(x.source,), shape=x.shape, timing="steps", threshold=_integers(threshold),
         start=_integers(start), bias=_integers(bias), highest=rule.max_spikes, signed=rule.signed,
-        ternary=rule.min_spikes < 0 and not rule.signed, lookahead=layer.lookahead, unit=settled(x.full_unit()),
+        ternary=rule.min_spikes < 0 and not rule.signed and not rule.powers, lookahead=layer.lookahead,
+        unit=settled(x.full_unit()), powers=rule.powers,
     ))  # fmt: skip
     amplitude = neuron_values(low.snn, node, "amplitude", ndim)
     return Signal(node.name, amplitude, np.zeros((1,) * ndim), x.shape, "steps")

@@ -162,6 +162,8 @@ class Neuron(Operation):
     With S[k] the sum of (x + bias) over the first k = min(t + lookahead, T) steps and n the spikes so far:
     s[t] = clip(floor((t S[k] + k start) / (k threshold)) - n, lowest, highest). Without look-ahead the state is the
     membrane start + S - n threshold, else S; it is kept within `state_bits`, where it saturates as inputs arrive.
+    With `powers` it emits the signed power of two up to `highest` that lies nearest to u - 1/2, with u what is inside
+    floor less n, told by floor(2 u) as `kernels.Rule` says; it takes no more back than it sent where it is not signed.
 
     Attributes:
         threshold: integers above 0 that broadcast against the shape.
@@ -170,6 +172,7 @@ class Neuron(Operation):
         highest: most spikes in one step.
         signed: spikes may be negative, down to -highest.
         ternary: a neuron that fired takes a spike back where its membrane is below zero.
+        powers: spikes are signed powers of two, of size up to `highest`.
         lookahead: steps, 0 to T.
         unit: what 1 of the drive stands for in the source network, for reports.
     """
@@ -182,11 +185,12 @@ class Neuron(Operation):
     ternary: bool
     lookahead: int
     unit: Floats
+    powers: bool = False
 
     @property
     def lowest(self) -> int:
         """Fewest spikes in one step."""
-        return -self.highest if self.signed else -1 if self.ternary else 0
+        return -self.highest if self.signed or self.powers else -1 if self.ternary else 0
 
 
 @dataclass(frozen=True, kw_only=True)

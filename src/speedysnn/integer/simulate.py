@@ -66,6 +66,18 @@ def array(values: Ints) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
+def _nearest_powers(halves: Tensor, sent: Tensor, most: int) -> Tensor:
+    """The signed power of two nearest to u - 1/2, from floor(2 u) and what may be taken back."""
+    back = halves < 0
+    far = torch.where(back, -halves, halves - 1)  # 1 at the first threshold, then 3, 6, 12, ...
+    size, power = torch.zeros_like(halves), 1
+    while power <= most:
+        reached = (far >= (1 if power == 1 else power * 3 // 2)) & (~back | (sent >= power))
+        size = torch.where(reached, power, size)
+        power *= 2
+    return torch.where(back, -size, size)
+
+
 class Cells:
     """The neurons of a layer: their state, for a batch; every reader of the program does the same.
 
@@ -111,6 +123,10 @@ class Cells:
 
     def _fired(self, level: Tensor, threshold: Tensor) -> Tensor:
         op = self.op
+        if op.powers:
+            assert self.count is not None
+            sent = torch.full_like(self.count, op.highest) if op.signed else self.count
+            return _nearest_powers(torch.div(2 * level, threshold, rounding_mode="floor"), sent, op.highest)
         if op.highest == 1 and not op.signed:
             spikes = (level >= threshold).to(torch.int64)
         else:

@@ -25,10 +25,11 @@ class CallFlags(NamedTuple):
 
     Attributes:
         constant: the drive holds for every step.
-        take_back: a neuron that fired may take a spike back.
+        take_back: a neuron that fired may take spikes back, until its count is 0.
         half: drive and output are bfloat16, given as bits.
         input_sum: the drive's sum over all steps is written too.
         amplitude: spikes stand for an amplitude of their own instead of theta.
+        powers: spikes are signed powers of two.
     """
 
     constant: Flag
@@ -36,14 +37,16 @@ class CallFlags(NamedTuple):
     half: Flag
     input_sum: Flag
     amplitude: Flag
+    powers: Flag
 
 
 @cache
 def flags_of(
-    constant: bool, take_back: bool, half: bool = False, input_sum: bool = False, amplitude: bool = False
-) -> CallFlags:
+    constant: bool, take_back: bool, half: bool = False, input_sum: bool = False, amplitude: bool = False,
+    powers: bool = False,
+) -> CallFlags:  # fmt: skip
     """Return the flags for some truth values."""
-    return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum, amplitude)))
+    return CallFlags(*((0,) * bool(flag) for flag in (constant, take_back, half, input_sum, amplitude, powers)))
 
 
 class Neurons(Writer):
@@ -54,7 +57,7 @@ class Neurons(Writer):
         flags = dict(zip(types_[0].fields, (len(flag) > 0 for flag in types_[0].types), strict=True))
         self.constant, self.take_back = flags["constant"], flags["take_back"]
         self.half_precision, self.with_input_sum = flags["half"], flags["input_sum"]
-        self.separate = flags["amplitude"]
+        self.separate, self.powers = flags["amplitude"], flags["powers"]
         self.input_sum: list[Any] = []
         self.real = context.get_value_type(types_[7].dtype)
         self.reals, self.words = ir.VectorType(self.real, NEURON_LANES), ir.VectorType(self.word, NEURON_LANES)
@@ -146,6 +149,9 @@ class Neurons(Writer):
         """Return (level, spikes, count after them) of one step; comparisons treat NaN as the plain code does."""
         b, (low, high) = self.b, self.limits
         level = b.fadd(b.fdiv(b.fmul(total, factor), theta), start)
+        if self.powers:
+            spikes = self.nearest_power(level, count)
+            return level, spikes, b.fadd(count, spikes)
         spikes = b.fsub(b.call(self.floor, [level]), count)
         spikes = b.select(b.fcmp_ordered(">", spikes, high), high, spikes)
         spikes = b.select(b.fcmp_ordered("<", spikes, low), low, spikes)
@@ -154,6 +160,32 @@ class Neurons(Writer):
             back = b.and_(b.fcmp_ordered("<", level, count), b.fcmp_ordered(">", count, zero))
             spikes = b.fsub(spikes, b.select(back, one, zero))
         return level, spikes, b.fadd(count, spikes)
+
+    def nearest_power(self, level: Any, count: Any) -> Any:
+        """Return the signed power of two nearest to u - 1/2; see `numba_neuron.nearest_power`."""
+        b, high = self.b, self.limits[1]
+        zero, half, one, more = (ir.Constant(self.reals, [value] * NEURON_LANES) for value in (0.0, 0.5, 1.0, 1.5))
+        halves = b.fsub(b.call(self.floor, [b.fadd(level, level)]), b.fadd(count, count))
+        back = b.fcmp_ordered("<", halves, zero)
+        far = b.select(back, b.fsub(zero, halves), b.fsub(halves, one))
+        below = self.leading(far)
+        size = b.select(b.fcmp_ordered(">=", far, b.fmul(below, more)), below, b.fmul(below, half))
+        size = b.select(b.fcmp_ordered("<", size, one), one, size)
+        size = b.select(b.fcmp_ordered(">", size, high), high, size)
+        size = b.select(b.fcmp_ordered(">=", far, one), size, zero)
+        if self.take_back:
+            sent = self.leading(count)
+            size = b.select(b.and_(back, b.fcmp_ordered("<", sent, size)), sent, size)
+        signed = b.select(back, b.fsub(zero, size), size)
+        return b.select(b.fcmp_unordered("uno", halves, halves), halves, signed)
+
+    def leading(self, values: Any) -> Any:
+        """Return the largest power of two not above each number's size, with its sign: its sign and exponent bits."""
+        b = self.b
+        bits, fraction = (64, 52) if isinstance(self.real, ir.DoubleType) else (32, 23)
+        words = ir.VectorType(ir.IntType(bits), NEURON_LANES)
+        mask = ir.Constant(words, [(1 << bits) - (1 << fraction)] * NEURON_LANES)
+        return b.bitcast(b.and_(b.bitcast(values, words), mask), self.reals)
 
     def groups(self, work: Callable[[Any, list[Any], list[Any], list[Any]], None]) -> None:
         """Write the loop over groups of neurons: sum the inputs that the first step sees, then call `work`."""

@@ -81,7 +81,8 @@ def forward(
     arrays = (array(where.drive), *_channels(work, theta, v_init, amplitude))
     sizes, factors = (where.inner, rule.timesteps, rule.delay), _factors(rule, constant, work)
     low, high, take_back = _clip(rule, work)
-    flags = flags_of(constant, take_back, drive.dtype == torch.bfloat16, input_sum is not None, amplitude is not None)
+    half, separate = drive.dtype == torch.bfloat16, amplitude is not None
+    flags = flags_of(constant, take_back, half, input_sum is not None, separate, rule.powers)
     sums = array(input_sum) if input_sum is not None else np.empty(0, _numpy(work))
     given = (flags, *arrays, *sizes, factors, low, high, sums, where.neurons)
     share(where.neurons, rule.timesteps, lambda begin, end, _: numba_sequence.forward(*given, begin, end, result))
@@ -108,7 +109,8 @@ def backward(
             where.inner, rule.timesteps, rule.delay, constant, _factors(rule, constant, work), *_slopes(rule, work),
             *_clip(rule, work), rule.signed, kind, _numpy(work)(not rule.detach_reset), where.neurons,
         )  # fmt: skip
-        result, flags = array(grad_x), flags_of(constant, False, amplitude=amplitude is not None)
+        separate = amplitude is not None
+        result, flags = array(grad_x), flags_of(constant, False, amplitude=separate, powers=rule.powers)
         share(
             where.neurons,
             rule.timesteps,
@@ -160,9 +162,9 @@ def _slopes(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=256)
 def _clip(rule: Rule, dtype: torch.dtype) -> tuple[Any, Any, bool]:
-    """Return the least and the most spikes of a step, and whether a neuron that has fired may take one back."""
+    """Return the least and the most spikes of a step, and whether a neuron that has fired may take spikes back."""
     number = _numpy(dtype)
-    low = number(-rule.max_spikes if rule.signed else 0)
+    low = number(-rule.max_spikes if rule.signed or rule.powers else 0)
     return low, number(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 

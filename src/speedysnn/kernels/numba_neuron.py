@@ -98,11 +98,36 @@ def store_half(values: Array, m: int, out: Array) -> None:  # pragma: no cover -
 
 
 @compiled
+def nearest_power(halves: Any, count: Any, most: Any, bounded: bool) -> Any:  # pragma: no cover - compiled
+    """Return the signed power of two nearest to u - 1/2, from floor(2 u) and the spikes so far.
+
+    If `bounded`, no more is taken back than was sent.
+    """
+    one = most / most
+    back = halves < one - one
+    far = -halves if back else halves - one  # 1 at the first threshold, then 3, 6, 12, ...
+    limit = count if back & bounded & (count < most) else most
+    size, power, threshold = one - one, one, one
+    while (far >= threshold) & (power <= limit):
+        size, power = power, power + power
+        threshold = power + size
+    size = one - one - size if back else size
+    return halves if halves != halves else size
+
+
+@compiled
 def fire(
-    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, s: Array
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, powers: bool,
+    m: int, s: Array,
 ) -> None:  # pragma: no cover - compiled
     """Write the spikes of one step and add them to the counts."""
     one, zero = hi / hi, hi - hi
+    if powers:
+        for i in range(m):
+            level = total[i] * factor / th[i] + v0[i]
+            s[i] = nearest_power(np.floor(level + level) - (count[i] + count[i]), count[i], hi, take_back)
+            count[i] += s[i]
+        return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
         spikes = np.floor(level) - count[i]
@@ -116,11 +141,18 @@ def fire(
 
 @compiled
 def fire_and_note(
-    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, m: int, u: Array,
-    before: Array,
+    total: Array, factor: Any, th: Array, v0: Array, count: Array, lo: Any, hi: Any, take_back: bool, powers: bool,
+    m: int, u: Array, before: Array,
 ) -> None:  # pragma: no cover - compiled
     """Fire for the backward pass: write the membrane and count before the step, add its spikes to the counts."""
     one, zero = hi / hi, hi - hi
+    if powers:
+        for i in range(m):
+            level = total[i] * factor / th[i] + v0[i]
+            u[i] = level - count[i]
+            before[i] = count[i]
+            count[i] += nearest_power(np.floor(level + level) - (count[i] + count[i]), count[i], hi, take_back)
+        return
     for i in range(m):
         level = total[i] * factor / th[i] + v0[i]
         spikes = np.floor(level) - count[i]
@@ -135,16 +167,16 @@ def fire_and_note(
 
 @compiled
 def add_slope(
-    kind: int, u: Array, at: Any, shape: Array, weight: Any, count: Array, only_fired: bool, m: int, total: Array,
+    kind: int, u: Array, at: Any, scale: Any, shape: Array, count: Array, least: Any, m: int, total: Array,
     weighted: Array,
 ) -> None:  # pragma: no cover - compiled
-    """Add a surrogate's slope at u - at to `total` and `weight` times it to `weighted`; if `only_fired`, only where
-    the count is positive.
+    """Add a surrogate's slope at scale (u - at) to `total` and `at` times it to `weighted`; if `least` is above 0,
+    only where the count is at least that.
     """
     half, inverse, pi = shape[1], shape[2], shape[3]
     one, zero = inverse / inverse, inverse - inverse
     for i in range(m):
-        x = u[i] - at
+        x = (u[i] - at) * scale
         if kind == RECTANGLE:
             h = inverse if abs(x) < half else zero
         elif kind == TRIANGLE:
@@ -155,10 +187,10 @@ def add_slope(
         else:
             a = pi * x * inverse
             h = inverse / (one + a * a)
-        if only_fired:
-            h = h if count[i] > zero else zero
+        if least > zero:
+            h = h if count[i] >= least else zero
         total[i] += h
-        weighted[i] += weight * h
+        weighted[i] += at * h
 
 
 @compiled

@@ -82,7 +82,7 @@ def forward(
     """
     th, v0 = np.empty(NEURON_BLOCK, theta.dtype), np.empty(NEURON_BLOCK, theta.dtype)
     constant, take_back, half = len(flags.constant) > 0, len(flags.take_back) > 0, len(flags.half) > 0
-    separate = len(flags.amplitude) > 0
+    separate, powers = len(flags.amplitude) > 0, len(flags.powers) > 0
     own = np.empty(NEURON_BLOCK if separate else 0, theta.dtype)
     am = own if separate else th
     period = max(period_of(theta, start, inner), period_of(amplitude, start, inner))
@@ -99,14 +99,15 @@ def forward(
         fire_all(flags, x, first, neurons, steps, seen, factors, th, v0, lo, hi, out, vectorized, input_sum, am)
         if vectorized < m:
             forward_plain(x, first + vectorized, m - vectorized, steps, delay, constant, half, factors, lo, hi,
-                          take_back, th[vectorized:], v0[vectorized:], am[vectorized:], neurons, out,
+                          take_back, powers, th[vectorized:], v0[vectorized:], am[vectorized:], neurons, out,
                           input_sum)  # fmt: skip
 
 
 @compiled
 def forward_plain(
     x: Array, first: int, m: int, steps: int, delay: int, constant: bool, half: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, th: Array, v0: Array, am: Array, neurons: int, out: Array, input_sum: Array,
+    hi: Any, take_back: bool, powers: bool, th: Array, v0: Array, am: Array, neurons: int, out: Array,
+    input_sum: Array,
 ) -> None:  # pragma: no cover - compiled
     """Write A * s[t] of the m neurons from `first` on without vector code; `am` holds A."""
     total, count, s = np.empty(m, th.dtype), np.zeros(m, th.dtype), np.empty(m, th.dtype)
@@ -119,7 +120,7 @@ def forward_plain(
             total_upto(x, first, m, neurons, seen, upto, total)
         seen = upto
         row = out[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
-        fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, m, s)
+        fire(total, factors[t - 1], th, v0, count, lo, hi, take_back, powers, m, s)
         for i in range(m):
             s[i] = s[i] * am[i]
         if half:
@@ -133,7 +134,7 @@ def forward_plain(
 @compiled
 def history(
     x: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array, lo: Any,
-    hi: Any, take_back: bool, th: Array, v0: Array, total: Array, u: Array, counts: Array,
+    hi: Any, take_back: bool, powers: bool, th: Array, v0: Array, total: Array, u: Array, counts: Array,
 ) -> None:  # pragma: no cover - compiled
     """Write a block's membranes before firing (steps, size) and counts before each step, in the last row after it."""
     counts[steps, :m] = 0
@@ -142,24 +143,35 @@ def history(
         upto = 1 if constant else min(t + delay, steps)
         total_upto(x, first, m, neurons, seen, upto, total)
         seen = upto
-        fire_and_note(total, factors[t - 1], th, v0, counts[steps], lo, hi, take_back, m, u[t - 1], counts[t - 1])
+        fire_and_note(total, factors[t - 1], th, v0, counts[steps], lo, hi, take_back, powers, m, u[t - 1],
+                      counts[t - 1])  # fmt: skip
 
 
 @compiled
 def slopes_of(
-    kind: int, shape: Array, levels: Array, signed: bool, take_back: bool, u: Array, count: Array, m: int,
+    kind: int, shape: Array, levels: Array, signed: bool, take_back: bool, powers: bool, u: Array, count: Array, m: int,
     slopes: Array, weighted: Array,
 ) -> None:  # pragma: no cover - compiled
     """Write the sum of a step's slopes over all thresholds, and that weighted by the threshold's level."""
     slopes[:m] = 0
     weighted[:m] = 0
+    zero, one = levels[0], levels[1]
+    if powers:
+        n = 1
+        while n < levels.size:
+            at, least = levels[n] - (levels[n] / levels[2] - one) / levels[2], zero if signed else levels[n]
+            at, scale = one if n == 1 else at, one / levels[max(1, n // 2)]  # one over the jump's height
+            add_slope(kind, u, at, scale, shape, count, zero, m, slopes, weighted)
+            add_slope(kind, u, one - at, scale, shape, count, least, m, slopes, weighted)
+            n *= 2
+        return
     for n in range(1, levels.size):
-        add_slope(kind, u, levels[n], shape, levels[n], count, False, m, slopes, weighted)
+        add_slope(kind, u, levels[n], one, shape, count, zero, m, slopes, weighted)
     if signed:
         for n in range(levels.size - 1):
-            add_slope(kind, u, -levels[n], shape, -levels[n], count, False, m, slopes, weighted)
+            add_slope(kind, u, -levels[n], one, shape, count, zero, m, slopes, weighted)
     elif take_back:
-        add_slope(kind, u, levels[0], shape, levels[0], count, True, m, slopes, weighted)
+        add_slope(kind, u, zero, one, shape, count, one, m, slopes, weighted)
 
 
 @compiled
@@ -180,9 +192,9 @@ def write_input_gradient(
 @compiled
 def block_back(
     x: Array, grad: Array, first: int, m: int, neurons: int, steps: int, delay: int, constant: bool, factors: Array,
-    levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, signed: bool, kind: int, keep: Any, th: Array,
-    v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array, to_theta: Array,
-    to_start: Array, separate: bool, ratio: Array, to_amplitude: Array,
+    levels: Array, shape: Array, lo: Any, hi: Any, take_back: bool, powers: bool, signed: bool, kind: int, keep: Any,
+    th: Array, v0: Array, inv: Array, total: Array, work: Array, u: Array, counts: Array, grad_x: Array,
+    to_theta: Array, to_start: Array, separate: bool, ratio: Array, to_amplitude: Array,
 ) -> None:  # pragma: no cover - compiled
     """Compute a block's gradients without vector code, for any kind of spikes and surrogate.
 
@@ -190,12 +202,12 @@ def block_back(
     amplitude of its own, whose quotient by theta is `ratio`, to `to_amplitude`.
     """
     later, summed, slopes, weighted = work[0], work[1], work[2], work[3]
-    history(x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, th, v0, total, u, counts)
+    history(x, first, m, neurons, steps, delay, constant, factors, lo, hi, take_back, powers, th, v0, total, u, counts)
     work[:2, :m] = 0
     for t in range(steps, 0, -1):
         row = grad[(t - 1) * neurons + first : (t - 1) * neurons + first + m]
         before, after = counts[t - 1], counts[t]
-        slopes_of(kind, shape, levels, signed, take_back, u[t - 1], before, m, slopes, weighted)
+        slopes_of(kind, shape, levels, signed, take_back, powers, u[t - 1], before, m, slopes, weighted)
         adjoint(row, th, inv, v0, before, after, slopes, weighted, factors[t - 1], keep, m, later, summed, to_theta,
                 to_start, separate, ratio, to_amplitude)  # fmt: skip
         write_input_gradient(summed, t, first, m, neurons, steps, delay, constant, grad_x)
@@ -222,7 +234,7 @@ def backward(
 
     Those of theta, v_init and amplitude are added to the last three arrays, one float64 value a channel.
     """
-    separate = len(flags.amplitude) > 0
+    separate, powers = len(flags.amplitude) > 0, len(flags.powers) > 0
     period = max(period_of(theta, start, inner), period_of(amplitude, start, inner))
     size = block_size(max(64, min(NEURON_BLOCK, HISTORY_VALUES // steps)), period)
     state, work = np.empty((8, size), theta.dtype), np.empty((4, size), theta.dtype)
@@ -230,7 +242,7 @@ def backward(
     to_amplitude, ratio = state[6], state[7]
     u, counts = np.empty((steps, size), theta.dtype), np.empty((steps + 1, size), theta.dtype)
     notes = np.empty(2 * steps * AT_ONCE, theta.dtype)
-    simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back
+    simple = kind == RECTANGLE and levels.size == 2 and not signed and not take_back and not powers
     seen = 1 if constant else min(1 + delay, steps)
     alike, found = size % period == 0, np.zeros((3, size))  # position i has the same channel in every block
     for first in range(begin, end, size):
@@ -249,9 +261,9 @@ def backward(
         if vectorized < m:
             block_back(
                 x, grad, first + vectorized, m - vectorized, neurons, steps, delay, constant, factors, levels,
-                shape, lo, hi, take_back, signed, kind, keep, th[vectorized:], v0[vectorized:], inv[vectorized:],
-                total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:], separate,
-                ratio[vectorized:], to_amplitude[vectorized:],
+                shape, lo, hi, take_back, powers, signed, kind, keep, th[vectorized:], v0[vectorized:],
+                inv[vectorized:], total, work, u, counts, grad_x, to_theta[vectorized:], to_start[vectorized:],
+                separate, ratio[vectorized:], to_amplitude[vectorized:],
             )  # fmt: skip
         if alike:
             add(to_theta, m, found[0])

@@ -25,10 +25,14 @@ class Rule:
     min_spikes = -1 a neuron that has fired takes one spike back while u < 0. A signed neuron, whose value may be
     negative, emits s = clip(floor(u), -max_spikes, max_spikes) and its count may fall below zero.
 
+    With min_spikes = -max_spikes = -2^(N-1) below -1 spikes are signed powers of two: s is the one of 0, 1, -1, 2, -2,
+    4, ..., 2^(N-1) that lies nearest to u - 1/2, which u >= 1, 2, 3.5, 6.5, ... and u < 0, -1, -2.5, -5.5, ... tell
+    apart; a neuron that is not signed takes no more back than it sent. Later steps make up the rest.
+
     Attributes:
         timesteps: T.
         delay: steps of look-ahead d, 0..T; 0 is the soft-reset integrate-and-fire neuron.
-        min_spikes: 0, or -1 for signed (ternary) spikes.
+        min_spikes: 0, -1 for signed (ternary) spikes, or -max_spikes for signed powers of two.
         max_spikes: most spikes in one step; 1 is binary.
         surrogate: name of the spike derivative used in the backward pass.
         width: its width in units of theta.
@@ -73,36 +77,30 @@ class Rule:
             raise InputError(f"unknown surrogate {self.surrogate!r}: expected one of {', '.join(sorted(SURROGATES))}")
         if not self.width > 0:
             raise InputError(f"surrogate width: expected a positive number, got {self.width}")
+        if self.powers and (self.min_spikes != -self.max_spikes or self.max_spikes & (self.max_spikes - 1)):
+            raise InputError(
+                "min_spikes: expected 0, -1, or -max_spikes with max_spikes a power of two, got "
+                f"{self.min_spikes} with max_spikes {self.max_spikes}"
+            )
+
+    @property
+    def powers(self) -> bool:
+        """Whether spikes are signed powers of two; of the alphabet 0, 1, -1 this is the ternary rule."""
+        return self.min_spikes < -1
+
+    @property
+    def most_missed(self) -> int:
+        """Most spikes by which T steps miss the quantizer's count although they see the whole input.
+
+        It is 0 but for signed powers of two up to M of at least 4. A constant drive within the clip adds at most M a
+        step; a rest of at most M/4 and such a drive are 5M/4 at most, of which the nearest power of two leaves at most
+        M/4 again. Counts then miss by M/4 spikes of A/T each, 1/(4 T) of the full scale M A.
+        """
+        return self.max_spikes // 4 if self.powers else 0
 
     def seen(self, t: int) -> int:
         """Return k, the number of inputs that the neuron has seen when it makes its output of step t = 1..T."""
         return min(t + self.delay, self.timesteps)
-
-
-def parse_spikes(spikes: str) -> tuple[int, int]:
-    """Read the name of a kind of spikes.
-
-    Args:
-        spikes: "binary", "ternary" or "graded:N".
-
-    Returns:
-        (min_spikes, max_spikes) of one step, as `Rule` takes them.
-
-    Raises:
-        InputError: another word, or N below 1.
-
-    Example:
-        >>> from speedysnn.kernels import parse_spikes
-        >>> parse_spikes("ternary"), parse_spikes("graded:3")
-        ((-1, 1), (0, 3))
-    """
-    kinds = {"binary": (0, 1), "ternary": (-1, 1)}
-    if spikes in kinds:
-        return kinds[spikes]
-    head, _, tail = spikes.partition(":")
-    if head == "graded" and tail.isdecimal() and int(tail) >= 1:
-        return 0, int(tail)
-    raise InputError(f'spikes: expected "binary", "ternary" or "graded:N" with N at least 1, got {spikes!r}')
 
 
 def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
@@ -119,10 +117,26 @@ def fire(level: Tensor, count: Tensor, rule: Rule) -> Tensor:
     Returns:
         The spikes, of the same shape; a new tensor.
     """
+    if rule.powers:
+        return _nearest_powers(torch.floor(level + level) - (count + count), count, rule)
     spikes = (torch.floor(level) - count).clamp_(-rule.max_spikes if rule.signed else 0, rule.max_spikes)
     if rule.min_spikes < 0 and not rule.signed:
         spikes = spikes - ((level < count) & (count > 0)).to(level.dtype)
     return spikes
+
+
+def _nearest_powers(halves: Tensor, count: Tensor, rule: Rule) -> Tensor:
+    """Return the signed power of two nearest to u - 1/2, from floor(2 u) and the spikes so far; NaN stays."""
+    back = halves < 0
+    far = torch.where(back, -halves, halves - 1)  # 1 at the first threshold, then 3, 6, 12, ...
+    size, power = torch.zeros_like(halves), 1
+    while power <= rule.max_spikes:
+        reached = far >= (1 if power == 1 else 1.5 * power)
+        if not rule.signed:
+            reached &= ~back | (count >= power)
+        size = torch.where(reached, float(power), size)
+        power *= 2
+    return torch.where(halves.isnan(), halves, torch.where(back, 0.0 - size, size))
 
 
 def _work_dtype(drive: Tensor) -> torch.dtype:
@@ -208,6 +222,8 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
 
     The level-th threshold lies at level * theta, so the weight is its derivative in theta.
     """
+    if rule.powers:
+        return _power_slopes(u, count, rule)
     first = slope(rule.surrogate, u - 1, rule.width)
     total, weighted = first, first
     for level in range(2, rule.max_spikes + 1):
@@ -219,6 +235,26 @@ def _spike_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]
             total, weighted = total + term, weighted - level * term
     elif rule.min_spikes < 0:
         total = total + torch.where(count > 0, slope(rule.surrogate, u, rule.width), torch.zeros_like(u))
+    return total, weighted
+
+
+def _power_slopes(u: Tensor, count: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return `_spike_slopes` of signed powers of two.
+
+    Each jump of the staircase s(u), of height j = 1, 1, 2, 4, ... at u = 1, 2, 3.5, 6.5, ... and at 1 minus these, is
+    smoothed over j times the surrogate's width: its slope is j * (1/j) h((u - level)/j). Rectangles of width 1 then lie
+    side by side. A neuron that is not signed has the jump down to -p only where its count is at least p.
+    """
+    total, weighted, power = torch.zeros_like(u), torch.zeros_like(u), 1
+    while power <= rule.max_spikes:
+        height = max(1, power // 2)
+        first = 1.0 if power == 1 else 0.75 * power + 0.5
+        for level in (first, 1 - first):
+            term = slope(rule.surrogate, (u - level) / height, rule.width)
+            if level < first and not rule.signed:
+                term = torch.where(count >= power, term, torch.zeros_like(u))
+            total, weighted = total + term, weighted + level * term
+        power *= 2
     return total, weighted
 
 

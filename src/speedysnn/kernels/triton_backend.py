@@ -81,7 +81,8 @@ def _wrong(device: str) -> str:
     generator = torch.Generator().manual_seed(0)
     drive, grad = (torch.randn(8, 3, 5, generator=generator) + 0.3 for _ in range(2))
     theta, start = torch.rand(1, 3, 1, generator=generator) + 0.3, torch.tensor(0.5)
-    cases: list[tuple[Rule, Tensor | None]] = [(Rule(4), None), (Rule(4, 1, -1), None), (Rule(4, 4, 0, 2), None)]
+    cases: list[tuple[Rule, Tensor | None]] = [(Rule(4), None), (Rule(4, 1, -1), None), (Rule(4, 4, 0, 2), None),
+                                                 (Rule(4, 0, -4, 4), None)]  # fmt: skip
     for rule, amplitude in [*cases, (Rule(4), theta + 0.1)]:
         own = (drive, theta, start) if amplitude is None else (drive, theta, start, amplitude)
         leaves = [value.clone().requires_grad_() for value in own]
@@ -121,7 +122,7 @@ def forward(
         triton_kernels.forward[_grid(where)](
             flat(where.drive), th, v0, unit, _factors(rule, constant, work, drive.device), flat(out), where.neurons,
             th.numel(), v0.numel(), unit.numel(), where.inner, rule.timesteps, rule.delay, lo, hi, constant, take_back,
-            work == torch.float64, _BLOCK,
+            rule.powers, work == torch.float64, _BLOCK,
         )  # fmt: skip
     return out
 
@@ -153,15 +154,16 @@ def backward(
         shape = _shape(rule.width, rule.detach_reset, work, drive.device)
         sizes = (where.inner, rule.timesteps, rule.delay)
         numbers = (where.neurons, th.numel(), v0.numel())
+        powers = rule.max_spikes.bit_length() if rule.powers else 0
         with on(drive):
             triton_kernels.note[_grid(where)](
                 flat(where.drive), th, v0, factors, membranes, counts, *numbers, *sizes, lo, hi, constant, take_back,
-                work == torch.float64, _BLOCK,
+                rule.powers, work == torch.float64, _BLOCK,
             )  # fmt: skip
             triton_kernels.adjoint[_grid(where)](
                 flat(outputs), th, v0, unit, factors, shape, membranes, counts, flat(grad_x), flat(found[0]),
                 flat(found[1]), flat(found[-1]), *numbers, unit.numel(), *sizes, rule.max_spikes,
-                _SLOPES[rule.surrogate][0], constant, take_back, rule.signed, amplitude is not None, _BLOCK,
+                _SLOPES[rule.surrogate][0], constant, take_back, powers, rule.signed, amplitude is not None, _BLOCK,
             )  # fmt: skip
     each = zip(found, own, strict=True)
     return grad_x.to(drive.dtype), *(
@@ -188,8 +190,8 @@ def _grid(where: Layout) -> tuple[int]:
 
 
 def _clip(rule: Rule) -> tuple[float, float, bool]:
-    """Return the least and the most spikes of a step, and whether a neuron that has fired may take one back."""
-    low = float(-rule.max_spikes if rule.signed else 0)
+    """Return the least and the most spikes of a step, and whether a neuron that has fired may take spikes back."""
+    low = float(-rule.max_spikes if rule.signed or rule.powers else 0)
     return low, float(rule.max_spikes), rule.min_spikes < 0 and not rule.signed
 
 

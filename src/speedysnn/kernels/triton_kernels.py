@@ -17,11 +17,44 @@ def within(x, low, high):  # pragma: no cover - compiled
 
 
 @triton.jit
-def _spikes(level, count, lo, hi, take_back: tl.constexpr):  # pragma: no cover - compiled
-    """Return the spikes of one step; see `reference.fire`."""
-    s = within(tl.floor(level) - count, lo, hi)
+def _leading(values, double: tl.constexpr):  # pragma: no cover - compiled
+    """Return the largest power of two not above each number's size, with its sign: its sign and exponent bits."""
+    if double:
+        kept = (values.to(tl.int64, bitcast=True) & -4503599627370496).to(tl.float64, bitcast=True)
+    else:
+        kept = (values.to(tl.int32, bitcast=True) & -8388608).to(tl.float32, bitcast=True)
+    return kept
+
+
+@triton.jit
+def _nearest_power(level, count, hi, take_back: tl.constexpr, double: tl.constexpr):  # pragma: no cover - compiled
+    """Return the signed power of two nearest to u - 1/2; see `numba_neuron.nearest_power`."""
+    halves = tl.floor(level + level) - (count + count)
+    back = halves < 0
+    far = tl.where(back, 0.0 - halves, halves - 1.0)
+    below = _leading(far, double)
+    size = tl.where(far >= below * 1.5, below, below * 0.5)
+    size = tl.where(size < 1, 1.0, size)
+    size = tl.where(size > hi, hi, size)
+    size = tl.where(far >= 1, size, 0.0)
     if take_back:
-        s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
+        sent = _leading(count, double)
+        size = tl.where(back & (sent < size), sent, size)
+    signed = tl.where(back, 0.0 - size, size)
+    return tl.where(halves == halves, signed, halves).to(level.dtype)
+
+
+@triton.jit
+def _spikes(
+    level, count, lo, hi, take_back: tl.constexpr, powers: tl.constexpr, double: tl.constexpr
+):  # pragma: no cover - compiled
+    """Return the spikes of one step; see `reference.fire`."""
+    if powers:
+        s = _nearest_power(level, count, hi, take_back, double)
+    else:
+        s = within(tl.floor(level) - count, lo, hi)
+        if take_back:
+            s = s - tl.where((level < count) & (count > 0), 1.0, 0.0)
     return s
 
 
@@ -34,7 +67,7 @@ def divided(a, b, double: tl.constexpr):  # pragma: no cover - compiled
 @triton.jit
 def forward(
     x, theta, start, amplitude, factors, out, neurons, channels, starts, units, inner,
-    steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, double: tl.constexpr,
+    steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, powers: tl.constexpr, double: tl.constexpr,
     block: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Write A * s[t] of a block of neurons for all steps; theta has `channels` values, start `starts`, A `units`."""
@@ -51,7 +84,7 @@ def forward(
             for step in range(tl.where(t == 0, 1, tl.minimum(t + delay, steps)), tl.minimum(t + 1 + delay, steps)):
                 total += tl.load(x + step * row + at, mask=here, other=0.0).to(th.dtype)
         level = divided(total * tl.load(factors + t), th, double) + v0
-        s = _spikes(level, count, lo, hi, take_back)
+        s = _spikes(level, count, lo, hi, take_back, powers, double)
         count += s
         tl.store(out + t * row + at, (s * unit).to(out.dtype.element_ty), mask=here)
 
@@ -74,7 +107,7 @@ def _slope(m, half, inverse, kind: tl.constexpr):  # pragma: no cover - compiled
 @triton.jit
 def note(
     x, theta, start, factors, membranes, counts, neurons, channels, starts,
-    inner, steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr,
+    inner, steps, delay, lo, hi, constant: tl.constexpr, take_back: tl.constexpr, powers: tl.constexpr,
     double: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Go forward for the backward pass: write membranes before firing (steps, neurons), counts (steps + 1, neurons)."""
@@ -92,26 +125,37 @@ def note(
         level = divided(total * tl.load(factors + t), th, double) + v0
         tl.store(membranes + t * row + at, level - count, mask=here)
         tl.store(counts + t * row + at, count, mask=here)
-        count += _spikes(level, count, lo, hi, take_back)
+        count += _spikes(level, count, lo, hi, take_back, powers, double)
     tl.store(counts + steps * row + at, count, mask=here)
 
 
 @triton.jit
 def _slopes(
     u, before, half, inverse, max_spikes: tl.constexpr, kind: tl.constexpr, take_back: tl.constexpr,
-    signed: tl.constexpr,
+    powers: tl.constexpr, signed: tl.constexpr,
 ):  # pragma: no cover - compiled
+    """Sum the slopes over all thresholds; `powers` is how many powers of two there are, 0 for other spikes."""
     slopes, weighted = tl.zeros_like(u), tl.zeros_like(u)
-    for n in tl.static_range(1, max_spikes + 1):
+    for k in tl.static_range(0, powers):
+        power = 1 << k
+        height = (power + 1) // 2
+        first = 1.0 if k == 0 else 0.75 * power + 0.5
+        up = _slope((u - first) / height, half, inverse, kind)
+        down = _slope((u + first - 1.0) / height, half, inverse, kind)
+        if not signed:
+            down = tl.where(before >= power, down, 0.0)
+        slopes += up + down
+        weighted += first * up + (1.0 - first) * down
+    for n in tl.static_range(1, 1 if powers > 0 else max_spikes + 1):
         h = _slope(u - n, half, inverse, kind)
         slopes += h
         weighted += n * h
-    if signed:
+    if signed and powers == 0:
         for n in tl.static_range(0, max_spikes):
             h = _slope(u + n, half, inverse, kind)
             slopes += h
             weighted -= n * h
-    elif take_back:
+    elif take_back and powers == 0:
         slopes += tl.where(before > 0, _slope(u, half, inverse, kind), 0.0)
     return slopes, weighted
 
@@ -120,8 +164,8 @@ def _slopes(
 def adjoint(
     grad, theta, start, amplitude, factors, shape, membranes, counts, grad_x,
     to_theta, to_start, to_amplitude, neurons, channels, starts, units, inner, steps, delay,
-    max_spikes: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr, signed: tl.constexpr,
-    separate: tl.constexpr, block: tl.constexpr,
+    max_spikes: tl.constexpr, kind: tl.constexpr, constant: tl.constexpr, take_back: tl.constexpr,
+    powers: tl.constexpr, signed: tl.constexpr, separate: tl.constexpr, block: tl.constexpr,
 ):  # pragma: no cover - compiled
     """Go back in time; `shape` holds half the surrogate's width, its inverse, and 0 without a reset's gradient.
 
@@ -143,7 +187,7 @@ def adjoint(
         u = tl.load(membranes + t * row + at, mask=here, other=0.0)
         before = tl.load(counts + t * row + at, mask=here, other=0.0)
         g = tl.load(grad + t * row + at, mask=here, other=0.0)
-        slopes, weighted = _slopes(u, before, half, inverse, max_spikes, kind, take_back, signed)
+        slopes, weighted = _slopes(u, before, half, inverse, max_spikes, kind, take_back, powers, signed)
         if separate:
             at_spike = g * ratio + later / th
             to_membrane = at_spike * slopes

@@ -104,6 +104,15 @@ class IFNeuron(NeuronParameters):
     quantized and spiking readings see z + offset (a bias of the layer before, were it this neuron's alone), the analog
     reading never does, so that it stays the source.
 
+    With `spikes="power2:N"` a step emits a signed power of two, the nearest to what the count misses:
+
+    power2:    s[t] = argmin |u - 1/2 - s| over s in {0, 1, -1, 2, -2, 4, ..., -2^(N-1)};  Q(z) as above, N = 2^(N-1)
+
+    so that one step can move far and later ones make up the rest; one that is not signed takes back what it sent at
+    most (s >= -n). With N = 1 it is the ternary neuron. Its quantized reading is the twin whose counts are all of
+    0..T 2^(N-1); with full look-ahead spikes equal it for N <= 2, and for larger N miss its count by at most 2^(N-3)
+    (`Rule.most_missed`), 1/(4 T) of the full scale: the rest of the last steps.
+
     A signed neuron (floor below 0 or None) stands for a value that may be negative: s[t] runs from -N to N, the count
     from -T N to T N.
     with S[k] the input summed over k = min(t + delay, T) steps and n the spikes so far; delay 0 is the plain
@@ -114,7 +123,8 @@ class IFNeuron(NeuronParameters):
         threshold: theta in the activation's unit, a number or one value a channel.
         v_init: initial membrane as a fraction of theta; 1/2 rounds, 0 floors.
         timesteps: T.
-        spikes: "binary", "ternary" (a neuron that fired may take a spike back) or "graded:N".
+        spikes: "binary", "ternary" (a neuron that fired may take a spike back), "graded:N" (up to N a step) or
+            "power2:N" (of either sign, of size 1, 2, 4, ..., 2^(N-1)).
         delay: steps of look-ahead, or "full" for T.
         surrogate: spike derivative, one of `speedysnn.surrogate.SURROGATES`.
         width: its width in units of theta.
@@ -172,7 +182,7 @@ class IFNeuron(NeuronParameters):
 
     @property
     def levels_per_step(self) -> int:
-        """N: most spikes in one step."""
+        """Most spikes in one step: N of "graded:N", 2^(N-1) of "power2:N", else 1."""
         return parse_spikes(self.spikes)[1]
 
     @property
@@ -184,6 +194,11 @@ class IFNeuron(NeuronParameters):
     def lookahead(self) -> int:
         """D in steps, with "full" resolved to T and never above it."""
         return self.timesteps if self.delay == "full" else min(int(self.delay), self.timesteps)
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether its counts are the quantizer's: it sees its whole input, and its spikes can say every count."""
+        return self.lookahead == self.timesteps and not self.rule.most_missed
 
     @property
     def rule(self) -> Rule:

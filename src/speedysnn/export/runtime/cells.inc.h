@@ -31,7 +31,9 @@ static inline void CELLS(emit)(const cell_shape *s, int32_t t, STATE *state, int
             threshold *= k;
             level = t * level + (int64_t)k * s->start[i % s->start_period] - threshold * count[i];
         }
-        if (s->highest == 1 && !s->is_signed) fired = level >= threshold;
+        if (s->powers)
+            fired = nearest_power(floor_divide(2 * level, threshold), s->highest, s->is_signed ? s->highest : count[i]);
+        else if (s->highest == 1 && !s->is_signed) fired = level >= threshold;
         else fired = between(floor_divide(level, threshold), s->is_signed ? -s->highest : 0, s->highest);
         if (s->ternary && level < 0 && count[i] > 0) fired -= 1;
         if (count) count[i] += (int32_t)fired;

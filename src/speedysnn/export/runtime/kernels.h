@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     int32_t size, period;         /* neurons; tables repeat after `period` of them */
     int32_t timesteps, lookahead, highest, least, most;
-    int32_t is_signed, ternary;
+    int32_t is_signed, ternary, powers;
     const int32_t *threshold, *start, *bias;
     int32_t threshold_period, start_period, bias_period;
 } cell_shape;
@@ -31,6 +31,18 @@ static inline int64_t floor_divide(int64_t a, int64_t b)
 {
     int64_t whole = a / b;
     return whole * b > a ? whole - 1 : whole;
+}
+
+/* The signed power of two nearest to u - 1/2, from floor(2 u): up to `most`, or down to -`sent`. */
+static inline int64_t nearest_power(int64_t halves, int64_t most, int64_t sent)
+{
+    int64_t far = halves < 0 ? -halves : halves - 1, limit = halves < 0 && sent < most ? sent : most;
+    int64_t size = 0, power = 1;
+    while (power <= limit && 2 * far >= (power == 1 ? 2 : 3 * power)) {
+        size = power;
+        power *= 2;
+    }
+    return halves < 0 ? -size : size;
 }
 
 static inline int64_t between(int64_t value, int64_t low, int64_t high)
