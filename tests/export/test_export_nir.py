@@ -56,7 +56,7 @@ def simulate(file, x: torch.Tensor, *, with_state: bool = True):
                 beta=1.0, threshold=1.0, reset_mechanism=n.metadata["reset"], reset_delay=True, init_hidden=True
             ),
             nir.Affine: affine,  # the default of nirtorch 2.6 leaves a random bias
-            nir.Flatten: lambda _: nn.Flatten(1),
+            nir.Flatten: lambda n: nn.Flatten(int(n.start_dim), int(n.end_dim)),
             nir.Scale: lambda n: Times(torch.from_numpy(n.scale)),
         }
         net = nirtorch.nir_to_torch(graph, handlers)

@@ -33,13 +33,18 @@ def _formats_help() -> str:
     return "The format: " + ", ".join(f"{name} ({row.description})" if row.description else name for name, row in rows)
 
 
+def _readers_help() -> str:
+    rows = [f"{', '.join(row.verify)} for {name}" for name, row in EXPORTERS.items() if row.verify]
+    return "Open the result with this reader and compare: " + "; ".join(rows)
+
+
 def command(
     network: Annotated[Path, typer.Argument(help="A network saved by convert or finetune, or a chip (--to chip).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file or folder to write.")],
     to: Annotated[str, listing(_formats_help, "--to")] = "pt2",
     verify: Annotated[
         str | None,
-        typer.Option("--verify", help="Open the result with this reader and compare: torch for pt2, c for c."),
+        listing(_readers_help, "--verify"),
     ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
@@ -82,10 +87,13 @@ def _written(
     """Export, and say what a reader must know."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExportWarning)
-        export(made, output, to, overwrite=overwrite, verify=verify)
+        export(made, output, to, overwrite=overwrite)
+    found = None if verify is None else exporter.verify[verify](made, output)
     for warning in caught:
         if issubclass(warning.category, ExportWarning):
             note(f"note: {warning.message}")
     latency = made.program.latency if isinstance(made, Chip) else made.latency
     opened = f"; {exporter.read_hint.format(str(output))}" if exporter.read_hint else ""
     say(f"saved {output}: T={made.timesteps}, latency {latency} steps{opened}")
+    if found is not None:
+        say(str(found))

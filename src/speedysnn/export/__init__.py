@@ -11,17 +11,22 @@ from typing import Any, Protocol
 
 from speedysnn.errors import InputError
 from speedysnn.export.c import check_c, to_c, to_chip, verify_c
+from speedysnn.export.compare import Comparison
 from speedysnn.export.nir import check_nir, to_nir
 from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
+from speedysnn.export.readers import READERS, Reader, compare, defects, open_in
 from speedysnn.files.atomic import ExportWarning as ExportWarning
 from speedysnn.integer.chip import Chip
 from speedysnn.integer.store import check_chip
 from speedysnn.network import SpikingNetwork
 
-__all__ = ["EXPORTERS", "ExportWarning", "Exporter", "export", "to_c", "to_nir", "to_pt2"]
+__all__ = [
+    "EXPORTERS", "READERS", "Comparison", "ExportWarning", "Exporter", "Reader", "compare", "defects", "export",
+    "open_in", "to_c", "to_nir", "to_pt2",
+]  # fmt: skip
 
 Check = Callable[[Path, bool], None]
-Verify = Callable[[Any, Path], None]
+Verify = Callable[[Any, Path], Any]
 
 
 class Write(Protocol):
@@ -50,7 +55,7 @@ class Exporter:
         description: the format in a few words, for `speedysnn export --help`.
         check: called as check(path, overwrite) before any work; it raises where `write` would refuse the path.
         verify: readers of the format by name, called as verify[name](snn, path) after writing; each raises where what
-            it reads does not answer as the network does.
+            it reads does not answer as the network does, and may return what it found.
         read_hint: how the file is opened, "{!r}" where its path belongs.
         chips: whether it takes a `Chip`, an integer network, too.
 
@@ -81,7 +86,7 @@ class Exporter:
 # One row a format. A new one is its module and its row here.
 EXPORTERS: dict[str, Exporter] = {
     "pt2": Exporter(to_pt2, "torch.export", check_pt2, {"torch": verify_pt2}, "torch.export.load({!r}).module()"),
-    "nir": Exporter(to_nir, "neuromorphic intermediate representation", check_nir, {}, "nir.read({!r})"),
+    "nir": Exporter(to_nir, "neuromorphic intermediate representation", check_nir, READERS, "nir.read({!r})"),
     "c": Exporter(to_c, "C99 in whole numbers, a folder", check_c, {"c": verify_c}, "make -C {!r}", chips=True),
     "chip": Exporter(to_chip, "whole numbers, a folder", check_chip, {}, "speedysnn.integer.load({!r})", chips=True),
 }
@@ -97,14 +102,16 @@ def export(
         path: the file or folder to write.
         to: the format: "pt2" (torch.export), "nir", "c", or one of the user's.
         overwrite: replace what is there.
-        verify: a reader of the format that opens the result and compares it with the network, "torch" for pt2 and
-            "c" (the system's compiler) for c. What was written stays where it differs, so that it can be looked into.
+        verify: a reader of the format that opens the result and compares it with the network: "torch" for pt2, "c"
+            (the system's compiler) for c, one of `READERS` for nir. What was written stays where it differs, so that
+            it can be looked into.
 
     Returns:
         The path that was written.
 
     Raises:
-        InputError: an unknown format or reader, or a chip for a format of float networks.
+        InputError: an unknown format or reader, a reader that is not installed, or a chip for a format of float
+            networks.
         ArtifactError: the path cannot be written, or what the reader makes of it differs.
         ConversionError: the format cannot say what the network does.
 
@@ -141,7 +148,7 @@ def find_exporter(to: str, verify: str | None = None) -> Exporter:
         The row of `EXPORTERS`.
 
     Raises:
-        InputError: no such format, or no such reader of it.
+        InputError: no such format, no such reader of it, or one that is not installed.
 
     Example:
         >>> from speedysnn import export
@@ -154,4 +161,7 @@ def find_exporter(to: str, verify: str | None = None) -> Exporter:
     if verify is not None and verify not in readers:
         known = f"expected one of {', '.join(readers)}" if readers else "the format has no reader to verify it with"
         raise InputError(f"export: verify={verify!r} is not known for the format {to!r}; {known}")
+    reader = readers.get(verify) if verify is not None else None
+    if isinstance(reader, Reader):
+        reader.require()
     return EXPORTERS[to]

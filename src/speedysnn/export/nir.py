@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from speedysnn.errors import ArtifactError, ConversionError, InputError
-from speedysnn.export.nir_folding import WEIGHTED, Folded, Layer, currents, pair, plain
+from speedysnn.export.nir_folding import ELEMENTWISE, WEIGHTED, Folded, Layer, currents, plain
+from speedysnn.export.nir_layers import CONVOLUTIONS, POOLS
 from speedysnn.files.atomic import ExportWarning, check_target, scratch_beside
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 
-OTHERS = ("input", "add", "identity", "avg_pool2d", "adaptive_avg_pool2d", "flatten", "reshape")
+OTHERS = ("input", "add", "cat", "identity", "flatten", "reshape", "mean", *ELEMENTWISE, *POOLS)
+
+KEEP_RANK = ("add", "cat", "identity", *ELEMENTWISE, *POOLS, *CONVOLUTIONS)
 
 SUFFIX = ".nir"
 SOFT_RESET = (
@@ -116,16 +119,16 @@ def _node(nir: Any, layer: Layer) -> Any:
         return nir.Scale(scale=own["scale"].contiguous().numpy())
     if layer.kind == "linear":
         return nir.Affine(weight=own["weight"].numpy(), bias=own["bias"].numpy())
-    if layer.kind == "conv2d":
-        padding = own["padding"] if isinstance(own["padding"], str) else pair(own["padding"])
-        return nir.Conv2d(
-            input_shape=layer.shape[1:], weight=own["weight"].contiguous().numpy(), bias=own["bias"].numpy(), groups=1,
-            stride=pair(own["stride"]), padding=padding, dilation=pair(own["dilation"]),
-        )  # fmt: skip
-    if layer.kind == "flatten":
-        return nir.Flatten({"input": shape}, start_dim=0, end_dim=-1)
+    if layer.kind in ("conv1d", "conv2d"):
+        window = {key: own[key] if layer.kind == "conv2d" else own[key][0] for key in ("stride", "padding", "dilation")}
+        place = layer.shape[1:] if layer.kind == "conv2d" else layer.shape[1]
+        made = nir.Conv2d if layer.kind == "conv2d" else nir.Conv1d
+        weight = own["weight"].contiguous().numpy()
+        return made(input_shape=place, weight=weight, bias=own["bias"].numpy(), groups=1, **window)
+    if layer.kind == "flatten":  # counted from the end: readers disagree on whether a batch stands before
+        return nir.Flatten({"input": shape}, start_dim=-len(shape), end_dim=own["end"])
     window = {key: np.array(own[key]) for key in ("stride", "padding")}
-    return nir.AvgPool2d(kernel_size=np.array(own["kernel"]), **window)
+    return nir.SumPool2d(kernel_size=np.array(own["kernel"]), **window)
 
 
 def _write(nir: Any, graph: Any, target: Path) -> None:
@@ -163,18 +166,33 @@ def _node_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node])
         yield f"{node.op} of rates is no operator of NIR; use average pooling or a strided convolution and train again"
     elif node.op == "linear" and _rank(snn, node, by_name) not in (1, None):
         yield "a linear layer over more than one dimension; expected flattened features"
-    elif node.op == "avg_pool2d" and not _plain_pool(node.attrs):
+    elif node.op in POOLS and "ceil_mode" in node.attrs and not _plain_pool(node.attrs):
         yield "average pooling with ceil_mode, divisor_override or count_include_pad=False; expected the defaults"
-    elif node.op == "flatten" and not (node.attrs["start"] == 1 and node.attrs["end"] in (-1, 2, 3)):
-        yield "flattens other dimensions than all but the first; expected flatten(x, 1)"
-    elif node.op == "reshape" and not (len(node.attrs["shape"]) == 2 and node.attrs["shape"][0] == 0):
-        yield "reshape is no operator of NIR; expected flatten(x, 1)"
+    elif node.op in ("flatten", "reshape", "mean", "cat"):
+        yield from _shape_problems(snn, node, by_name)
     elif node.op not in (*WEIGHTED, *OTHERS):
-        yield f"{node.op} is not written to NIR; expected conv2d, linear, average pooling, add or flatten"
+        yield f"{node.op} is not written to NIR; expected convolutions, linear, average pooling, add, cat or flatten"
+
+
+def _shape_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node]) -> Iterator[str]:
+    attrs, rank = node.attrs, _rank(snn, node, by_name)
+    if node.op == "flatten" and not (attrs["start"] == 1 and attrs["end"] in (-1, rank or 2, 2, 3, 4)):
+        yield "flattens other dimensions than all but the first; expected flatten(x, 1)"
+    if node.op == "reshape" and not (len(attrs["shape"]) == 2 and attrs["shape"][0] == 0):
+        yield "reshape is no operator of NIR; expected flatten(x, 1)"
+    if node.op == "cat" and attrs["dim"] != 1:
+        yield "concatenates other dimensions than the channels; expected cat(..., 1)"
+    if node.op == "mean" and (rank is None or sorted(d % (rank + 1) for d in attrs["dim"]) != list(range(2, rank + 1))):
+        yield "takes the mean over other dimensions than all places; expected the mean over height and width"
 
 
 def _rank(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node]) -> int | None:
+    """Dimensions of what a node reads, without the batch; None where the graph does not say."""
     before = by_name[node.inputs[0]]
+    while before.op in KEEP_RANK:
+        before = by_name[before.inputs[0]]
+    if before.op in ("linear", "flatten", "mean"):
+        return 1
     shape = snn.input_shapes[0] if before.op == "input" else before.attrs.get("shape")
     return None if shape is None or before.op == "reshape" else len(shape)
 

@@ -1,5 +1,6 @@
 """Thresholds folded into weights: the graph as layers between neurons of threshold one that emit 0 or 1."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import ConversionError
+from speedysnn.export.nir_layers import CONVOLUTIONS, convolution, dense, merged, pick, pooling
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 
-WEIGHTED = ("conv2d", "linear")
+WEIGHTED = (*CONVOLUTIONS, "linear")
+ELEMENTWISE = ("batch_norm", "affine", "scale")
+DENSE = 4096  # features that a factor a feature is written for as a matrix, which every reader has
 
 
 @dataclass(frozen=True)
@@ -74,46 +78,97 @@ class Folded:
         """Append a layer that reads `signal`; returns its output, whose scale is one."""
         while name in self.layers:
             name += "_"
-        self.layers[name] = Layer(kind, signal.shape, constants)
+        self.layers[name] = Layer(kind, merged(signal.shape), constants)
         self.edges += [(source, name) for source in signal.sources]
         return Signal((name,), torch.ones((), dtype=torch.float64), shape)
 
     def scaled(self, signal: Signal, unit: Tensor) -> Signal:
-        """Express a value as `unit` times what its sources emit; where it is not yet, a layer "scale" is added."""
+        """Express a value as `unit` times what its sources emit; where it is not yet, a layer that does so is added."""
         ratio = signal.scale / unit
         if bool((ratio == 1).all()):
             return Signal(signal.sources, unit, signal.shape)
         name = "_and_".join(signal.sources) + "_scale"
-        factors = {"scale": ratio.expand(signal.shape).float()}
-        return Signal(self.add(name, "scale", signal, factors, signal.shape).sources, unit, signal.shape)
+        if not _by_channel(ratio, signal.shape) or merged(signal.shape)[0] > DENSE:
+            factors = {"scale": ratio.expand(signal.shape).reshape(merged(signal.shape)).float()}
+            return Signal(self.add(name, "scale", signal, factors, signal.shape).sources, unit, signal.shape)
+        return Signal(self.mix(name, signal, torch.diag(_channels(ratio, signal.shape))).sources, unit, signal.shape)
+
+    def mix(self, name: str, signal: Signal, matrix: Tensor, bias: Tensor | None = None) -> Signal:
+        """Append a layer that multiplies what the sources emit by a matrix (channels out, channels in), place by place.
+
+        Every reader has a matrix or a convolution of kernel 1; few have a factor a channel.
+        """
+        shape = (len(matrix), *signal.shape[1:])
+        bias = matrix.new_zeros(len(matrix)) if bias is None else bias
+        if len(shape) == 4:
+            matrix, bias = torch.kron(matrix, torch.eye(shape[1]).to(matrix)), bias.repeat_interleave(shape[1])
+        constants: dict[str, Any] = {"weight": matrix.float(), "bias": bias.float()}
+        if len(shape) == 1:
+            return self.add(name, "linear", signal, constants, shape)
+        dims = min(len(shape) - 1, 2)
+        constants |= {"stride": (1,) * dims, "padding": (0,) * dims, "dilation": (1,) * dims}
+        constants["weight"] = constants["weight"].view(*matrix.shape, *(1,) * dims)
+        return self.add(name, f"conv{dims}d", signal, constants, shape)
 
     def _fold(self, node: Node) -> Signal:
         name, one = self._names[node.name], torch.ones((), dtype=torch.float64)
         if node.op == "input":
-            self.layers[name] = Layer("input", self.snn.input_shapes[0])
-            return Signal((name,), one, self.snn.input_shapes[0])
+            return self._input(name, self.snn.input_shapes[0])
         inputs = [self._signals[each] for each in node.inputs]
         if node.op == "neuron":
-            v_init = self.snn.neurons[node.name].v_init.detach().cpu()
-            drive = self.scaled(inputs[0], self._per_channel(node, "threshold"))
-            fired = self.add(name, "neuron", drive, {"v_init": v_init}, drive.shape)
-            return Signal(fired.sources, self._per_channel(node, "amplitude"), drive.shape)
+            return self._neuron(node, inputs[0])
         if node.op == "add":
             return self._sum(inputs, self._units.get(node.name, one))
+        if node.op == "cat":
+            return self._cat(node, inputs)
         if node.op == "identity":
             return inputs[0]
         shape = self._shape(node, inputs[0].shape)
         if node.op in WEIGHTED:
             return self._weights(node, inputs[0], shape)
-        return self._pass(node, inputs[0], shape)
+        if node.op in ELEMENTWISE:
+            return self._elementwise(node, inputs[0])
+        if node.op in ("flatten", "reshape"):
+            return self._flat(self._names[node.name], inputs[0])
+        pooled = self._pool(node, inputs[0], shape)
+        return pooled if len(pooled.shape) == len(shape) else self._flat(self._names[node.name] + "_flat", pooled)
+
+    def _input(self, name: str, shape: tuple[int, ...]) -> Signal:
+        """The input as it is given; depth goes into the channels, as NIR's layers are 2-d."""
+        self.layers[name] = Layer("input", shape)
+        given = Signal((name,), torch.ones((), dtype=torch.float64), shape)
+        if len(shape) < 4:
+            return given
+        self.layers[name + "_depth"] = Layer("flatten", shape, {"end": -3})
+        self.edges.append((name, name + "_depth"))
+        return Signal((name + "_depth",), given.scale, shape)
+
+    def _neuron(self, node: Node, signal: Signal) -> Signal:
+        neuron, shape = self.snn.neurons[node.name], signal.shape
+        start: Tensor = neuron.v_init.detach().cpu()
+        if start.ndim and start.numel() > 1 and (len(shape) == 4 or neuron.channel_dim != 1):
+            start = neuron.per_channel(start, len(shape) + 1)[0].expand(shape).reshape(merged(shape))
+        drive = self.scaled(signal, self._per_channel(node, "threshold"))
+        fired = self.add(self._names[node.name], "neuron", drive, {"v_init": start}, shape)
+        return Signal(fired.sources, self._per_channel(node, "amplitude"), shape)
 
     def _sum(self, inputs: list[Signal], unit: Tensor) -> Signal:
         first, second = (self.scaled(each, unit) for each in inputs)
         if set(first.sources) & set(second.sources):
-            twice = {"scale": torch.ones(second.shape)}
-            copy = self.add("_and_".join(second.sources) + "_again", "scale", second, twice, second.shape)
-            second = Signal(copy.sources, unit, second.shape)
+            copy = "_and_".join(second.sources) + "_again"
+            one = torch.eye(second.shape[0], dtype=torch.float64)
+            second = Signal(self.mix(copy, second, one).sources, unit, second.shape)
         return Signal(first.sources + second.sources, unit, first.shape)
+
+    def _cat(self, node: Node, inputs: list[Signal]) -> Signal:
+        """Each part into its place among all channels, with zeros elsewhere: their sum is the concatenation."""
+        total, first, sources = sum(each.shape[0] for each in inputs), 0, []
+        for i, each in enumerate(inputs):
+            signal = each if _by_channel(each.scale, each.shape) else self.scaled(each, each.scale.new_ones(()))
+            place = pick(each.shape[0], total, first, each.scale) * _channels(signal.scale, each.shape)
+            sources += self.mix(f"{self._names[node.name]}_{i}", signal, place).sources
+            first += each.shape[0]
+        return Signal(tuple(sources), torch.ones((), dtype=torch.float64), (total, *inputs[0].shape[1:]))
 
     def _shape(self, node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
         with torch.no_grad():
@@ -124,16 +179,28 @@ class Folded:
         own = {key: value.detach().double().cpu() for key, value in self.snn.tensors(node.name).items()}
         weight, unit = own["weight"], self._units.get(node.name, torch.ones((), dtype=torch.float64))
         bias = own.get("bias", weight.new_zeros(weight.shape[0])) + self._offset(node)
-        constants = dict(node.attrs)
-        columns = signal.scale.expand(signal.shape[0], *signal.scale.shape[1:]).reshape(-1)
-        if node.op == "conv2d":
-            weight, constants["groups"] = dense(weight, node.attrs["groups"]), 1
-        rows = unit.expand(shape[0], *unit.shape[1:]).reshape(-1)
-        tail = (1,) * (weight.ndim - 2)
-        weight = weight * columns.view(1, -1, *tail) / rows.view(-1, 1, *tail)
-        constants |= {"weight": weight.float(), "bias": (bias / rows).float()}
-        out = self.add(self._names[node.name], node.op, signal, constants, shape)
+        if node.op != "linear":
+            weight = dense(weight, node.attrs["groups"])
+        rows, tail = _channels(unit, shape), (1,) * (weight.ndim - 2)
+        weight = weight * _channels(signal.scale, signal.shape).view(1, -1, *tail) / rows.view(-1, 1, *tail)
+        constants: dict[str, Any] = {"weight": weight}
+        if node.op != "linear":
+            constants = convolution(weight, node.attrs, signal.shape)
+        bias = (bias / rows).repeat_interleave(len(constants["weight"]) // len(bias))
+        constants |= {"weight": constants["weight"].float(), "bias": bias.float()}
+        kind = "linear" if node.op == "linear" else f"conv{min(CONVOLUTIONS[node.op], 2)}d"
+        out = self.add(self._names[node.name], kind, signal, constants, shape)
         return Signal(out.sources, unit, shape)
+
+    def _elementwise(self, node: Node, signal: Signal) -> Signal:
+        """A factor and a term a channel: what the operator makes of 0 is the term, of 1 the sum of both."""
+        tensors = {key: value.detach().double().cpu() for key, value in self.snn.tensors(node.name).items()}
+        zeros = torch.zeros(1, *signal.shape, dtype=torch.float64)
+        term, both = (OPERATORS[node.op].run([zeros + each], node.attrs, tensors)[0] for each in (0, 1))
+        if not (_by_channel(term, signal.shape) and _by_channel(both, signal.shape)):
+            raise ConversionError(f"NIR: {node.name!r} has factors of its own for every place; expected one a channel")
+        gain = _channels((both - term) * signal.scale, signal.shape)
+        return self.mix(self._names[node.name], signal, torch.diag(gain), _channels(term, signal.shape))
 
     def _offset(self, node: Node) -> Tensor:
         """The correction's constant current of the neuron behind this layer, 0 where it carries none."""
@@ -143,15 +210,38 @@ class Folded:
                 return offset.detach().double().cpu()
         return torch.zeros((), dtype=torch.float64)
 
-    def _pass(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
-        """Append pooling, which keeps the scale of each channel, or flattening, which repeats it for every pixel."""
-        if node.op in ("flatten", "reshape"):
-            out = self.add(self._names[node.name], "flatten", signal, {}, shape)
-            scale = signal.scale.expand(signal.shape).reshape(shape) if signal.scale.ndim else signal.scale
-            return Signal(out.sources, scale, shape)
-        window = pooling(node, signal.shape, shape)
-        out = self.add(self._names[node.name], "avg_pool2d", signal, window, shape)
-        return Signal(out.sources, signal.scale, shape)
+    def _flat(self, name: str, signal: Signal) -> Signal:
+        if len(signal.shape) == 1:
+            return signal
+        out = self.add(name, "flatten", signal, {"end": -1}, (math.prod(signal.shape),))
+        scale = signal.scale.expand(signal.shape).reshape(out.shape) if signal.scale.ndim else signal.scale
+        return Signal(out.sources, scale, out.shape)
+
+    def _pool(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
+        """Pooling by sums, whose divisor goes into the scale: more readers know sums than means."""
+        window, name = pooling(node, signal.shape, shape), self._names[node.name]
+        places = shape[1:] if len(shape) == len(signal.shape) else (1,) * (len(signal.shape) - 1)
+        shape, scale = (signal.shape[0], *places), signal.scale / math.prod(window["kernel"])
+        if len(places) == 2 and not any(window["padding"]):
+            return Signal(self.add(name, "sum_pool2d", signal, window, shape).sources, scale, shape)
+        each = torch.eye(signal.shape[0]).view(signal.shape[0], -1, *(1,) * len(places))
+        each = each.expand(-1, -1, *window["kernel"])
+        given = {**window, "dilation": (1,) * len(places)}
+        constants = convolution(each, given, signal.shape)
+        constants["bias"] = each.new_zeros(len(constants["weight"]))
+        out = self.add(name, f"conv{min(len(places), 2)}d", signal, constants, shape)
+        return Signal(out.sources, scale, shape)
+
+
+def _by_channel(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a value that broadcasts against (C, ...) is one a channel."""
+    full = value.expand(shape).reshape(shape[0], -1)
+    return bool((full == full[:, :1]).all())
+
+
+def _channels(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What `_by_channel` holds for, as (C,)."""
+    return value.expand(shape).reshape(shape[0], -1)[:, 0]
 
 
 def currents(snn: SpikingNetwork) -> dict[str, str | None]:
@@ -185,39 +275,6 @@ def _carrier(snn: SpikingNetwork, neuron: Node, by_name: Mapping[str, Node], use
 def _takes(snn: SpikingNetwork, node: Node, offset: Tensor | None) -> bool:
     """Whether a weight layer has one row for each value of the current."""
     return node.op in WEIGHTED and offset is not None and offset.numel() in (1, len(snn.tensors(node.name)["weight"]))
-
-
-def pooling(node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
-    """Kernel, stride and padding of an average pooling, (height, width) each.
-
-    Raises:
-        ConversionError: windows of unequal size.
-    """
-    if node.op == "avg_pool2d":
-        stride = node.attrs["kernel"] if node.attrs["stride"] is None else node.attrs["stride"]
-        return {"kernel": pair(node.attrs["kernel"]), "stride": pair(stride), "padding": pair(node.attrs["padding"])}
-    if shape[1] % out[1] or shape[2] % out[2]:
-        raise ConversionError(
-            f"NIR: {node.name!r} pools {shape[1:]} to {out[1:]} with windows of unequal size; expected a divisor"
-        )
-    kernel = (shape[1] // out[1], shape[2] // out[2])
-    return {"kernel": kernel, "stride": kernel, "padding": (0, 0)}
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """One number or two as (height, width)."""
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def dense(weight: Tensor, groups: int) -> Tensor:
-    """A grouped convolution's weight (O, I/groups, h, w) as (O, I, h, w) with zeros between the groups."""
-    if groups == 1:
-        return weight
-    each, width = weight.shape[0] // groups, weight.shape[1]
-    out = weight.new_zeros(weight.shape[0], width * groups, *weight.shape[2:])
-    for g in range(groups):
-        out[g * each : (g + 1) * each, g * width : (g + 1) * width] = weight[g * each : (g + 1) * each]
-    return out
 
 
 def plain(name: str) -> str:
