@@ -121,9 +121,10 @@ def compare_opened(snn: SpikingNetwork, opened: Opened, reader: str, path: Path,
          "rounded": wrong[name][1], "wrong": wrong[name][0], "first_step": first[name][0]}
         for name, spikes in ours.items()
     ]  # fmt: skip
-    if output.shape[1:] != answer.shape:
-        raise ArtifactError(f"{reader}: its output is {tuple(output.shape[1:])}, expected {tuple(answer.shape)}")
-    error = float((output.mean(0) - answer).norm() / answer.norm().clamp_min(1e-30))
+    mean = output.mean(0)
+    if mean.numel() != answer.numel():
+        raise ArtifactError(f"{reader}: its output is {tuple(mean.shape)}, expected {tuple(answer.shape)}")
+    error = float((mean.reshape(answer.shape) - answer).norm() / answer.norm().clamp_min(1e-30))
     return Comparison(reader, path.name, pd.DataFrame(rows), given.shape[1], opened.settings, error)
 
 

@@ -56,8 +56,10 @@ class Folded:
         self._currents = currents(snn)
         for node in snn.graph.nodes:
             self._signals[node.name] = self._fold(node)
-        last = self._signals[snn.graph.output_names[0]]
-        self.add("output", "output", self.scaled(last, torch.ones((), dtype=torch.float64)), {}, last.shape)
+        last = self.scaled(self._signals[snn.graph.output_names[0]], torch.ones((), dtype=torch.float64))
+        if len(last.sources) > 1:  # readers add up what layers read, not what the output does
+            last = self.mix("output_sum", last, torch.eye(last.shape[0], dtype=torch.float64))
+        self.add("output", "output", last, {}, last.shape)
 
     def _wanted(self) -> dict[str, Tensor]:
         """The best unit of the output of each weight layer and sum: theta of the neuron that alone reads it."""

@@ -93,6 +93,9 @@ def quiet() -> Iterator[None]:
         yield
 
 
+# The functions below may print and warn as their readers do: `Reader.opened` calls them under `quiet`.
+
+
 def open_nirtorch(path: Path, bare: bool = False) -> Opened:
     """Open with nirtorch: its own layers, and a neuron in plain torch where it has none.
 
@@ -113,8 +116,7 @@ def open_snntorch(path: Path, bare: bool = False) -> Opened:
     """Open with snnTorch's import; its Leaky neurons then keep their membrane, lose nothing, and have a start."""
     nir, reader = importlib.import_module("nir"), importlib.import_module("snntorch.import_nir")
     graph = nir.read(str(path))
-    with quiet():
-        found = _opened(nir, graph, reader.import_from_nir(graph))
+    found = _opened(nir, graph, reader.import_from_nir(graph))
     if bare:
         return found
     for layer in found.neurons.values():
@@ -140,8 +142,7 @@ def open_sinabs(path: Path, bare: bool = False) -> Opened:
     activation = importlib.import_module("sinabs.activation")
     graph = nir.read(str(path))
     steps = int(graph.metadata["timesteps"])
-    with quiet():
-        found = _opened(nir, graph, reader.from_nir(graph, num_timesteps=steps))
+    found = _opened(nir, graph, reader.from_nir(graph, num_timesteps=steps))
     found.all_steps = True
     if bare:
         return found
@@ -168,14 +169,12 @@ def open_norse(path: Path, bare: bool = False) -> Opened:
     nir, reader = importlib.import_module("nir"), importlib.import_module("norse.torch")
     graph = nir.read(str(path))
     if bare:
-        with quiet():
-            return _opened(nir, graph, reader.from_nir(graph, ignore_warnings=True))
+        return _opened(nir, graph, reader.from_nir(graph, ignore_warnings=True))
     subtract = importlib.import_module("norse.torch.functional.reset").reset_subtract
     box = importlib.import_module("norse.torch.functional.lif_box")
     nodes = {name: _as_cuba(nir, node) if isinstance(node, nir.IF) else node for name, node in graph.nodes.items()}
     given = nir.NIRGraph(nodes=nodes, edges=graph.edges, metadata=graph.metadata)
-    with quiet():
-        found = _opened(nir, graph, reader.from_nir(given, reset_method=subtract, dt=1.0))
+    found = _opened(nir, graph, reader.from_nir(given, reset_method=subtract, dt=1.0))
     _in_order(found.module, graph)
     executor = importlib.import_module("nirtorch.graph_executor")
 

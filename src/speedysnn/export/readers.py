@@ -15,7 +15,7 @@ from torch import Tensor
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.export.compare import Comparison, compare_opened
 from speedysnn.export.nir import problems
-from speedysnn.export.nir_readers import Opened, open_nirtorch, open_norse, open_sinabs, open_snntorch
+from speedysnn.export.nir_readers import Opened, open_nirtorch, open_norse, open_sinabs, open_snntorch, quiet
 from speedysnn.files import reason
 from speedysnn.network import SpikingNetwork
 
@@ -58,7 +58,8 @@ class Reader:
         """
         for name in ("nir", "nirtorch", self.package):
             try:
-                importlib.import_module(name)
+                with quiet():
+                    importlib.import_module(name)
             except ImportError as err:
                 raise InputError(f"verify: the reader needs the package {name} ({err}): {self.install}") from None
 
@@ -66,7 +67,8 @@ class Reader:
         """The file as the reader's network; see `open_in`."""
         self.require()
         try:
-            return self.open(path, bare)
+            with quiet():
+                return self.open(path, bare)
         except Exception as err:  # a reader raises whatever it likes
             raise ArtifactError(f"{self.version} cannot open {path.name}: {_why(err, path)}; see {PAGE}") from err
 
@@ -191,21 +193,32 @@ def defects(reader: str | Reader, bare: bool = False) -> list[str]:
         InputError: no such reader, or its package is missing.
         ArtifactError: the reader cannot open or run a file of one neuron.
     """
-    found: list[str] = []
-    for text, start, currents, fails in _PROBES:
-        if fails(_fired(find_reader(reader), bare, start, currents)):
-            found.append(text)
-    return found[:-1] if found[-1:] == [_LOSES] and _HARD in found else found
+    found = [
+        text for text, start, currents, fails in _TRIALS if fails(_fired(find_reader(reader), bare, start, currents))
+    ]
+    return [text for text in found if not (text == _LOSES and _HARD in found)]
 
 
-_HARD, _LOSES = "it resets to zero instead of subtracting its threshold", "it loses charge above twice its threshold"
-_PROBES: Sequence[tuple[str, float, Sequence[float], Callable[[list[float]], bool]]] = (
-    ("its membrane leaks", 0.0, (0.51, *[0.0] * 7, 0.51), lambda out: out[8] == 0),
+_LEAKS, _HARD = "its membrane leaks", "it resets to zero instead of subtracting its threshold"
+_SEVERAL, _FLOOR = "it fires several times in a step", "its membrane has a floor"
+_ABOVE, _LOSES = "it fires above its threshold, not at it", "it loses charge above twice its threshold"
+_ZERO = "it starts at zero, whatever the file's metadata says"
+PROBES = {
+    _LEAKS: "its membrane keeps its charge",
+    _HARD: "it resets by subtraction",
+    _SEVERAL: "it fires once a step",
+    _FLOOR: "its membrane may fall without end",
+    _ABOVE: "it fires at its threshold",
+    _ZERO: "it starts where the file says",
+    _LOSES: "it keeps what is above its threshold",
+}
+_TRIALS: Sequence[tuple[str, float, Sequence[float], Callable[[list[float]], bool]]] = (
+    (_LEAKS, 0.0, (0.51, *[0.0] * 7, 0.51), lambda out: out[8] == 0),
     (_HARD, 0.0, (1.8, 0.3), lambda out: out[1] == 0),
-    ("it fires several times in a step", 0.0, (2.6,), lambda out: out[0] > 1),
-    ("its membrane has a floor", 0.0, (-3.0, 3.5), lambda out: out[1] > 0),
-    ("it fires above its threshold, not at it", 0.0, (1.0,), lambda out: out[0] == 0),
-    ("it starts at zero, whatever the file's metadata says", 0.5, (0.6,), lambda out: out[0] == 0),
+    (_SEVERAL, 0.0, (2.6,), lambda out: out[0] > 1),
+    (_FLOOR, 0.0, (-3.0, 3.5), lambda out: out[1] > 0),
+    (_ABOVE, 0.0, (1.0,), lambda out: out[0] == 0),
+    (_ZERO, 0.5, (0.6,), lambda out: out[0] == 0),
     (_LOSES, 0.0, (2.3, 0.0, 0.0), lambda out: sum(out) != 2),
 )
 
