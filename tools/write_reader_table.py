@@ -136,7 +136,7 @@ def column(reader: str) -> tuple[str, dict[str, str], tuple[str, ...]] | None:
 
 def columns_of(text: str) -> dict[str, tuple[str, dict[str, str], tuple[str, ...]]]:
     """The columns and settings that a page has, by reader."""
-    lines = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line[:1] == "|"]
     found = {}
     for i, heading in enumerate(lines[0][1:] if lines else [], 1):
         part = text.partition(f"**{heading}**")[2].partition("**")[0]
