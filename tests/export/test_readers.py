@@ -303,7 +303,7 @@ def test_a_reader_that_raises_or_has_other_layers_is_refused(tmp_path) -> None:
 def test_the_plain_neuron_against_numpy() -> None:
     nir = importlib.import_module(installed("nir"))
     ones = np.ones(5, dtype=np.float32)
-    neuron = PlainIF(nir.IF(r=ones, v_threshold=ones, v_reset=0 * ones, metadata={"v_init": 0.5 * ones}))
+    neuron = PlainIF(nir.IF(r=ones, v_threshold=ones, metadata={"v_init": 0.5 * ones}))
     currents = np.random.default_rng(0).normal(0.4, 1, (6, 3, 5)).astype(np.float32)
     membrane, state = np.full((3, 5), 0.5, dtype=np.float32), None
     for current in currents:

@@ -114,7 +114,7 @@ def _node(nir: Any, layer: Layer) -> Any:
     if layer.kind == "neuron":
         ones = np.ones(layer.shape, dtype=np.float32)
         facts = {"reset": "subtract", "v_init": np.atleast_1d(own["v_init"].numpy())}
-        return nir.IF(r=ones, v_threshold=ones.copy(), v_reset=np.zeros_like(ones), metadata=facts)
+        return nir.IF(r=ones, v_threshold=ones.copy(), metadata=facts)
     if layer.kind == "scale":
         return nir.Scale(scale=own["scale"].contiguous().numpy())
     if layer.kind == "linear":

@@ -80,7 +80,7 @@ def _nir() -> Any:
     except ImportError as err:
         raise InputError(f'NIRData needs the package nir ({err}): pip install "speedysnn[nir]"') from None
     if not hasattr(nir, "write_data"):
-        raise InputError("this version of nir has no NIRData; pip install --upgrade nir (1.0.5 and later have it)")
+        raise InputError("this version of nir has no NIRData; pip install --upgrade nir")
     return nir
 
 

@@ -102,7 +102,7 @@ READERS: dict[str, Reader] = {
     "nirtorch": Reader(open_nirtorch, "nirtorch", 'pip install "speedysnn[nir]"'),
     "snntorch": Reader(open_snntorch, "snntorch", 'pip install "speedysnn[readers]"'),
     "norse": Reader(open_norse, "norse", 'pip install "speedysnn[readers]"'),
-    "sinabs": Reader(open_sinabs, "sinabs", "pip install --no-deps sinabs pbr, as it asks for an older nir"),
+    "sinabs": Reader(open_sinabs, "sinabs", "pip install --no-deps sinabs pbr (without --no-deps it brings an older nir)"),
 }
 
 
@@ -227,7 +227,7 @@ def _fired(reader: Reader, bare: bool, start: float, currents: Sequence[float]) 
     """What one neuron of threshold 1 emits at each step."""
     nir: Any = importlib.import_module("nir")
     one = np.ones(1, dtype=np.float32)
-    neuron = nir.IF(r=one, v_threshold=one, v_reset=0 * one, metadata={"v_init": start * one})
+    neuron = nir.IF(r=one, v_threshold=one, metadata={"v_init": start * one})
     nodes = {"input": nir.Input({"input": np.array([1])}), "neuron": neuron, "output": nir.Output(np.array([1]))}
     graph = nir.NIRGraph(nodes, [("input", "neuron"), ("neuron", "output")], {"timesteps": len(currents)})
     found: list[float] = []
