@@ -48,6 +48,8 @@ class Meet(nn.Module):
         x = torch.relu(self.stem(x))
         if self.how == "cat":
             return torch.relu(torch.cat([self.a(x), x], 1)).mean((2, 3))
+        if self.how == "slices":
+            return torch.relu(nn.functional.pad(x[:, 1:3, ::2, ::2], (1, 1, 1, 1, 1, 1))).mean((2, 3))
         other = torch.relu(self.b(x)) if self.how == "paths" else x
         return torch.relu(torch.relu(self.a(x)) + other).mean((2, 3))
 
@@ -82,6 +84,7 @@ NETWORKS: dict[str, Callable[[], SpikingNetwork]] = {
     "shortcuts": lambda: made(Meet("add"), IMAGE),
     "paths of several layers that meet": lambda: made(Meet("paths"), IMAGE),
     "concatenation": lambda: made(Meet("cat"), IMAGE),
+    "slices of channels, every second place, padding with zeros": lambda: made(Meet("slices"), IMAGE),
     "1-d convolutions": lambda: made(Net(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3), nn.AvgPool1d(2)), (2, 16)),
     "3-d convolutions": lambda: made(Net(nn.Conv3d(2, 4, 3), nn.Conv3d(4, 4, 2), nn.AvgPool3d(2)), (2, 5, 5, 5)),
     "one threshold a channel, corrected biases": lambda: plane(conv(), granularity="channel", correct="moments"),

@@ -186,6 +186,33 @@ def test_what_nir_cannot_say_is_refused(tmp_path, options, message) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Corner(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "slice":
+            return x[:, :, 1:]
+        if self.how == "mean":
+            return x.mean(1, keepdim=True).expand(-1, 4, -1, -1)
+        if self.how == "cat":
+            return torch.cat([x, x], 2)
+        return nn.functional.pad(x, (1, 0), value=1.0 if self.how == "ones" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("slice", "cuts places off"), ("pad", "unequally"), ("ones", "than zero"), ("cat", "other dimensions than the channels"),
+     ("mean", "other dimensions than all places")],
+)  # fmt: skip
+def test_what_no_convolution_can_place_is_refused_by_name(how, message) -> None:
+    pytest.importorskip("nir")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Corner(how), nn.Conv2d(4, 3, 1), nn.ReLU())
+    with pytest.raises(ConversionError, match=message):
+        to_nir(convert.to_spiking(net, torch.randn(8, 3, 8, 8), 4))
+
+
 @pytest.mark.parametrize(("layer", "message"), [(nn.SiLU(), "analog unit"), (nn.MaxPool2d(2), "max_pool2d of rates")])
 def test_operators_nir_does_not_have_are_refused(layer, message) -> None:
     pytest.importorskip("nir")

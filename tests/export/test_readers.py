@@ -100,6 +100,22 @@ class Branches(nn.Module):
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
+class Cut(nn.Module):
+    """Channels and places left out, zeros put in: the shortcuts of early residual networks, in 3-d too."""
+
+    shape = (2, 4, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv3d(2, 4, 3, padding=1), nn.Conv3d(4, 6, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        short = F.pad(x[:, 1:, ::2, ::2, ::2], (0, 0, 0, 0, 0, 0, 1, 2))
+        x = torch.relu(self.b(x) + short).mean((2, 3, 4))
+        return F.pad(torch.relu(x)[:, ::2], (1, 0))
+
+
 NO_CONV1D = {("norse", Line), ("sinabs", Line)}
 
 
@@ -115,7 +131,7 @@ def small(**options) -> speedysnn.SpikingNetwork:
 
 
 @pytest.mark.parametrize("granularity", ["channel", "layer"])
-@pytest.mark.parametrize("kind", [Line, Volume, Dense, Branches])
+@pytest.mark.parametrize("kind", [Line, Volume, Dense, Branches, Cut])
 @pytest.mark.parametrize("reader", ALL)
 def test_the_same_spikes(tmp_path, reader, kind, granularity) -> None:
     snn = network(kind, granularity=granularity)

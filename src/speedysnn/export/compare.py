@@ -72,7 +72,8 @@ class Comparison:
             return f"the same spikes ({over})"
         if self.same:
             rounded = int(rows["rounded"].sum())
-            return f"the same spikes but for {rounded} membranes within rounding of their threshold ({over})"
+            some = f"{rounded} neuron{'s' if rounded > 1 else ''}"
+            return f"the same spikes but in {some} whose membrane is within rounding of its threshold ({over})"
         if not total and not rows["differ"].any():
             return f"nothing fired ({over}); give images that the network answers, as compare(..., images=)"
         wrong = rows[rows["wrong"] + rows["rounded"] > 0]

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from speedysnn.errors import ArtifactError, ConversionError, InputError
-from speedysnn.export.nir_folding import ELEMENTWISE, WEIGHTED, Folded, Layer, currents, plain
-from speedysnn.export.nir_layers import CONVOLUTIONS, POOLS
+from speedysnn.export.nir_folding import ELEMENTWISE, PLACED, WEIGHTED, Folded, Layer, currents, plain
+from speedysnn.export.nir_layers import CONVOLUTIONS, POOLS, placing_problem
 from speedysnn.files.atomic import ExportWarning, check_target, scratch_beside
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 
-OTHERS = ("input", "add", "cat", "identity", "flatten", "reshape", "mean", *ELEMENTWISE, *POOLS)
+OTHERS = ("input", "add", "cat", "identity", "flatten", "reshape", "mean", *ELEMENTWISE, *PLACED, *POOLS)
 
-KEEP_RANK = ("add", "cat", "identity", *ELEMENTWISE, *POOLS, *CONVOLUTIONS)
+KEEP_RANK = ("add", "cat", "identity", *ELEMENTWISE, *PLACED, *POOLS, *CONVOLUTIONS)
 
 SUFFIX = ".nir"
 SOFT_RESET = (
@@ -168,7 +168,7 @@ def _node_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node])
         yield "a linear layer over more than one dimension; expected flattened features"
     elif node.op in POOLS and "ceil_mode" in node.attrs and not _plain_pool(node.attrs):
         yield "average pooling with ceil_mode, divisor_override or count_include_pad=False; expected the defaults"
-    elif node.op in ("flatten", "reshape", "mean", "cat"):
+    elif node.op in ("flatten", "reshape", "mean", "cat", *PLACED):
         yield from _shape_problems(snn, node, by_name)
     elif node.op not in (*WEIGHTED, *OTHERS):
         yield f"{node.op} is not written to NIR; expected convolutions, linear, average pooling, add, cat or flatten"
@@ -180,6 +180,9 @@ def _shape_problems(snn: SpikingNetwork, node: Node, by_name: Mapping[str, Node]
         yield "flattens other dimensions than all but the first; expected flatten(x, 1)"
     if node.op == "reshape" and not (len(attrs["shape"]) == 2 and attrs["shape"][0] == 0):
         yield "reshape is no operator of NIR; expected flatten(x, 1)"
+    if node.op in PLACED:
+        problem = "has an input of unknown shape" if rank is None else placing_problem(node, rank - 1)
+        yield from [problem] if problem else []
     if node.op == "cat" and attrs["dim"] != 1:
         yield "concatenates other dimensions than the channels; expected cat(..., 1)"
     if node.op == "mean" and (rank is None or sorted(d % (rank + 1) for d in attrs["dim"]) != list(range(2, rank + 1))):

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from speedysnn.errors import ConversionError
-from speedysnn.export.nir_layers import CONVOLUTIONS, convolution, dense, merged, pick, pooling
+from speedysnn.export.nir_layers import CONVOLUTIONS, convolution, dense, merged, pick, placing, pooling
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 
 WEIGHTED = (*CONVOLUTIONS, "linear")
 ELEMENTWISE = ("batch_norm", "affine", "scale")
+PLACED = ("slice", "pad")
 DENSE = 4096  # features that a factor a feature is written for as a matrix, which every reader has
 
 
@@ -130,6 +131,8 @@ class Folded:
             return self._weights(node, inputs[0], shape)
         if node.op in ELEMENTWISE:
             return self._elementwise(node, inputs[0])
+        if node.op in PLACED:
+            return self._placed(node, inputs[0], shape)
         if node.op in ("flatten", "reshape"):
             return self._flat(self._names[node.name], inputs[0])
         pooled = self._pool(node, inputs[0], shape)
@@ -193,6 +196,20 @@ class Folded:
         kind = "linear" if node.op == "linear" else f"conv{min(CONVOLUTIONS[node.op], 2)}d"
         out = self.add(self._names[node.name], kind, signal, constants, shape)
         return Signal(out.sources, unit, shape)
+
+    def _placed(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
+        """A slice or a padding with zeros: what it keeps, put where it goes."""
+        if not _by_channel(signal.scale, signal.shape):
+            signal = self.scaled(signal, signal.scale.new_ones(()))
+        place, name, places = placing(node, signal.shape), self._names[node.name], len(shape) - 1
+        matrix = place.matrix * _channels(signal.scale, signal.shape)
+        if not places:
+            return self.mix(name, signal, matrix)
+        window = {"stride": place.stride, "padding": place.padding, "dilation": (1,) * places}
+        constants = convolution(matrix.view(*matrix.shape, *(1,) * places), window, signal.shape)
+        weight = constants["weight"].float()
+        constants |= {"weight": weight, "bias": weight.new_zeros(len(weight))}
+        return self.add(name, f"conv{min(places, 2)}d", signal, constants, shape)
 
     def _elementwise(self, node: Node, signal: Signal) -> Signal:
         """A factor and a term a channel: what the operator makes of 0 is the term, of 1 the sum of both."""

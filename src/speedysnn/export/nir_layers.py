@@ -1,6 +1,7 @@
 """Layers in the words of NIR: grouped as dense, 3-d as 2-d with depth in the channels, kernels made square."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,3 +149,55 @@ def pooling(node: Node, shape: Sequence[int], out: Sequence[int]) -> dict[str, t
         )
     kernel = tuple(size // count for size, count in zip(shape[1:], places, strict=True))
     return {"kernel": kernel, "stride": kernel, "padding": (0,) * dims}
+
+
+@dataclass(frozen=True)
+class Placing:
+    """A slice or a padding with zeros as a convolution of kernel 1: which channel goes where, and the places kept.
+
+    Attributes:
+        matrix: (channels out, channels in), zeros and ones.
+        stride: one number a dimension of places.
+        padding: one number a dimension of places, on both sides.
+    """
+
+    matrix: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+def placing(node: Node, shape: Sequence[int]) -> Placing:
+    """What a node "slice" or "pad" does to a value of this shape, (C, ...); see `placing_problem`."""
+    every = torch.eye(shape[0], dtype=torch.float64)
+    places = len(shape) - 1
+    if node.op == "slice":
+        index = [*node.attrs["index"], *[None] * (places + 2 - len(node.attrs["index"]))]
+        channels = slice(None) if index[1] is None else slice(*index[1])
+        return Placing(every[channels], tuple(1 if each is None else each[2] or 1 for each in index[2:]), (0,) * places)
+    pairs = _pairs(node, places)
+    first, last = pairs[0]
+    matrix = torch.nn.functional.pad(every, (0, 0, first, last))
+    return Placing(matrix, (1,) * places, tuple(pair[0] for pair in pairs[1:]))
+
+
+def placing_problem(node: Node, places: int) -> str | None:
+    """Why a slice or a padding is no convolution of kernel 1, or None; `places` counts the dimensions behind C."""
+    if node.op == "slice":
+        index = node.attrs["index"]
+        if any(isinstance(each, int) for each in index) or (index and index[0] not in (None, [None, None, None])):
+            return "takes single entries, or some of the batch; expected slices of channels"
+        whole = all(each is None or (not each[0] and each[1] is None and (each[2] or 1) > 0) for each in index[2:])
+        return None if whole else "cuts places off; expected every place, or every second, third, ..."
+    if node.attrs["mode"] != "constant" or node.attrs["value"]:
+        return "pads with other values than zero; expected zeros"
+    given = len(node.attrs["pad"]) // 2
+    if given > places + 1 or min(node.attrs["pad"]) < 0 or any(a != b for a, b in _pairs(node, places)[1:]):
+        return "pads two sides unequally, or cuts; expected the same on both sides"
+    return None
+
+
+def _pairs(node: Node, places: int) -> list[tuple[int, int]]:
+    """Entries before and after, for the channels and each dimension of places; torch lists the last one first."""
+    pad = [int(each) for each in node.attrs["pad"]]
+    found = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    return [*reversed(found + [(0, 0)] * (places + 1 - len(found)))]

@@ -102,7 +102,7 @@ READERS: dict[str, Reader] = {
     "nirtorch": Reader(open_nirtorch, "nirtorch", 'pip install "speedysnn[nir]"'),
     "snntorch": Reader(open_snntorch, "snntorch", 'pip install "speedysnn[readers]"'),
     "norse": Reader(open_norse, "norse", 'pip install "speedysnn[readers]"'),
-    "sinabs": Reader(open_sinabs, "sinabs", "pip install --no-deps sinabs pbr (without --no-deps it brings an older nir)"),
+    "sinabs": Reader(open_sinabs, "sinabs", "pip install --no-deps sinabs pbr (else it brings an older nir)"),
 }
 
 
