@@ -189,7 +189,8 @@ def _judged(snn: SpikingNetwork, x: Tensor, differ: Mapping[str, Tensor]) -> dic
         if not bool(differ[name].any()):
             found[name] = (0, 0)
             return
-        drive = neuron.corrected(record.drive_steps().flatten(0, 1)).double().unflatten(0, (neuron.timesteps, -1))
+        steps = record.drive_steps()
+        drive = neuron.corrected(steps.flatten(0, 1)).double().view(steps.shape)
         theta, start = (neuron.per_channel(each, record.drive.ndim) for each in (neuron.threshold, neuron.v_init))
         counts = record.counts()
         membrane = (drive.cumsum(0) / theta + start - counts.cumsum(0) + counts).cpu()

@@ -61,9 +61,20 @@ def load_nir_data(path: str | Path) -> dict[str, SpikeTrain]:
     Args:
         path: the file; its spikes on a regular grid.
 
+    Returns:
+        Name of each node -> its train.
+
     Raises:
         InputError: the package nir is missing, or too old to have NIRData.
         DataError: no such file, one of another kind, or more than 127 spikes in a step.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import export, spike_trains
+        >>> trains = {"fc": spike_trains.SpikeTrain.of(torch.ones(4, 2, 3))}  # T = 4, two images
+        >>> export.load_nir_data(export.save_nir_data(trains, Path(tempfile.mkdtemp()) / "trains.h5"))["fc"].shape
+        (4, 2, 3)
     """
     nir = _nir()
     try:

@@ -167,7 +167,7 @@ class Folded:
 
     def _cat(self, node: Node, inputs: list[Signal]) -> Signal:
         """Each part into its place among all channels, with zeros elsewhere: their sum is the concatenation."""
-        total, first, sources = sum(each.shape[0] for each in inputs), 0, []
+        total, first, sources = sum(each.shape[0] for each in inputs), 0, list[str]()
         for i, each in enumerate(inputs):
             signal = each if _by_channel(each.scale, each.shape) else self.scaled(each, each.scale.new_ones(()))
             place = pick(each.shape[0], total, first, each.scale) * _channels(signal.scale, each.shape)

@@ -59,8 +59,8 @@ class Opened:
             with torch.no_grad(), quiet():
                 if self.all_steps:
                     out = self.module(x.transpose(0, 1).flatten(0, 1))
-                    out = out[0] if isinstance(out, tuple) else out
-                    return out.unflatten(0, (batch, steps)).transpose(0, 1)
+                    whole: Tensor = out[0] if isinstance(out, tuple) else out
+                    return whole.reshape(batch, steps, *whole.shape[1:]).transpose(0, 1)
                 outputs = []
                 for x_t in x:
                     out, state = self.module(x_t, state)
@@ -249,6 +249,8 @@ def _linear(node: Any) -> nn.Linear:
 class Times(nn.Module):
     """nir.Scale."""
 
+    factor: Tensor
+
     def __init__(self, node: Any) -> None:
         super().__init__()
         self.register_buffer("factor", torch.from_numpy(node.scale))
@@ -260,6 +262,9 @@ class Times(nn.Module):
 
 class PlainIF(nn.Module):
     """nir.IF as its metadata has it: reset by subtraction, a start, a spike at the threshold and not only above."""
+
+    threshold: Tensor
+    start: Tensor
 
     def __init__(self, node: Any) -> None:
         super().__init__()

@@ -133,6 +133,22 @@ def open_in(path: str | Path, reader: str | Reader) -> Opened:
     Raises:
         InputError: no such reader, or its package is missing.
         ArtifactError: the reader cannot open the file.
+
+    Example:
+        >>> import tempfile, warnings, torch
+        >>> from pathlib import Path
+        >>> from speedysnn import convert, export
+        >>> _ = torch.manual_seed(0)
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> snn = convert.to_spiking(ann, torch.rand(32, 4), timesteps=4)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     file = export.export(snn, Path(tempfile.mkdtemp()) / "net.nir", to="nir")
+        >>> opened, spikes = export.open_in(file, "nirtorch"), []
+        >>> opened.run(torch.rand(4, 3, 4), lambda name, emitted: spikes.append(emitted)).shape  # (T, images, classes)
+        torch.Size([4, 3, 2])
+        >>> len(spikes)  # one layer of neurons, four steps
+        4
     """
     return find_reader(reader).opened(Path(path))
 
@@ -192,6 +208,11 @@ def defects(reader: str | Reader, bare: bool = False) -> list[str]:
     Raises:
         InputError: no such reader, or its package is missing.
         ArtifactError: the reader cannot open or run a file of one neuron.
+
+    Example:
+        >>> from speedysnn import export
+        >>> export.defects("nirtorch")
+        []
     """
     found = [
         text for text, start, currents, fails in _TRIALS if fails(_fired(find_reader(reader), bare, start, currents))
