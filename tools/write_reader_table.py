@@ -92,6 +92,7 @@ NETWORKS: dict[str, Callable[[], SpikingNetwork]] = {
     "look-ahead": lambda: plane(conv(), delay=1),
     "ternary spikes": lambda: plane(conv(), spikes="ternary"),
     "graded spikes": lambda: plane(conv(), spikes="graded:3"),
+    "spikes of a power of two": lambda: plane(conv(), spikes="power2:3"),
     "signed neurons": lambda: made(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Hardtanh(), conv()), IMAGE),
 }
 
