@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from speedysnn.execution.interpreter import Execution, Value, wide
 from speedysnn.execution.runner import accept, value_sizes
-from speedysnn.graph.blocks import Block, blocks, every_layer, live_values
+from speedysnn.graph import Block, blocks, every_layer, live_values
 from speedysnn.graph.ir import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron

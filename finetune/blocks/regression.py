@@ -29,7 +29,7 @@ from speedysnn.convert.matching import MAX_IMAGES, ImageWalk, Part, Walk, chunk,
 from speedysnn.display import track
 from speedysnn.execution.interpreter import Value
 from speedysnn.execution.module import is_plain
-from speedysnn.graph.blocks import Block
+from speedysnn.graph import Block
 from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading

@@ -20,7 +20,7 @@ from speedysnn.finetune.blocks import ReconstructConfig
 from speedysnn.finetune.blocks.regression import regress, regress_block
 from speedysnn.finetune.optimization import group_of, keep_in_range, rate_factor, scale_of
 from speedysnn.finetune.step import Need, free_bytes, require_memory, saved_bytes, state_bytes
-from speedysnn.graph.blocks import Block, blocks
+from speedysnn.graph import Block, blocks
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.torch_utils import compare_outputs

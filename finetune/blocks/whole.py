@@ -21,7 +21,7 @@ from speedysnn.finetune.batch_norm import MOMENTUM, TrainingExecution, execution
 from speedysnn.finetune.objectives import Target, powers
 from speedysnn.finetune.penalties import Rates
 from speedysnn.finetune.step import MEMORY_SHARE, Need, Step, free_bytes, saved_bytes, state_bytes, wide
-from speedysnn.graph.blocks import Block, blocks
+from speedysnn.graph import Block, blocks
 from speedysnn.graph.ir import map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading

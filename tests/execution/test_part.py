@@ -8,7 +8,7 @@ from speedysnn import convert
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.execution.interpreter import Execution, Value
 from speedysnn.execution.runner import accept
-from speedysnn.graph.blocks import Block, blocks, every_layer
+from speedysnn.graph import Block, blocks, every_layer
 from speedysnn.network import SpikingNetwork
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from speedysnn import convert
 from speedysnn.assets.digits import load_digits_net
-from speedysnn.graph.blocks import Block, blocks, every_layer, live_values
+from speedysnn.graph import Block, blocks, every_layer, live_values
 from speedysnn.graph.ir import Graph, Node
 
 

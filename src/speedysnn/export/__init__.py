@@ -13,13 +13,13 @@ from speedysnn.errors import InputError
 from speedysnn.export.c import check_c, to_c, to_chip, verify_c
 from speedysnn.export.compare import Comparison
 from speedysnn.export.nir import check_nir, to_nir
-from speedysnn.export.nir_data import load_nir_data, save_nir_data
 from speedysnn.export.pt2 import check_pt2, to_pt2, verify_pt2
 from speedysnn.export.readers import READERS, Reader, compare, defects, open_in
 from speedysnn.files.atomic import ExportWarning as ExportWarning
+from speedysnn.integer import check_chip
 from speedysnn.integer.chip import Chip
-from speedysnn.integer.store import check_chip
 from speedysnn.network import SpikingNetwork
+from speedysnn.spike_trains import load_nir_data, save_nir_data
 
 __all__ = [
     "EXPORTERS", "READERS", "Comparison", "ExportWarning", "Exporter", "Reader", "compare", "defects", "export",

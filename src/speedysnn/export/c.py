@@ -14,9 +14,9 @@ from speedysnn.errors import ArtifactError
 from speedysnn.export.c_layout import BYTES, Layout
 from speedysnn.export.c_text import Text
 from speedysnn.files.atomic import replace_set
+from speedysnn.integer import save
 from speedysnn.integer.chip import Chip, to_integer
 from speedysnn.integer.program import Conv, Linear
-from speedysnn.integer.store import save
 from speedysnn.network import SpikingNetwork
 
 RUNTIME = Path(__file__).parent / "runtime"

@@ -14,6 +14,7 @@ from speedysnn.export.nir_layers import CONVOLUTIONS, convolution, dense, merged
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
+from speedysnn.spike_trains import plain as plain
 
 WEIGHTED = (*CONVOLUTIONS, "linear")
 ELEMENTWISE = ("batch_norm", "affine", "scale")
@@ -294,8 +295,3 @@ def _carrier(snn: SpikingNetwork, neuron: Node, by_name: Mapping[str, Node], use
 def _takes(snn: SpikingNetwork, node: Node, offset: Tensor | None) -> bool:
     """Whether a weight layer has one row for each value of the current."""
     return node.op in WEIGHTED and offset is not None and offset.numel() in (1, len(snn.tensors(node.name)["weight"]))
-
-
-def plain(name: str) -> str:
-    """A node name without dots and slashes, which readers of NIR forbid."""
-    return name.replace(".", "_").replace("/", "_")
