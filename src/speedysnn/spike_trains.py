@@ -1,4 +1,4 @@
-"""Spike trains of a network as small files: a bit a neuron and step where spikes are binary, else a byte; and NIRData."""
+"""Spike trains of a network as small files: a bit a neuron and step where spikes are binary, else a byte; NIRData."""
 
 import importlib
 import json
