@@ -35,7 +35,7 @@ from speedysnn.data.batches import Batch
 from speedysnn.display import counting
 from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, correction_in_place
 from speedysnn.settings import execution, repeatable
 
 DETAILS = ("standard", "full")
@@ -216,6 +216,7 @@ class NoiseSums:
             "reference": self.reference.outputs,
             "layer_reference": self.reference.layers,
             **settings(self.snn),
+            "correction": correction_in_place(self.snn),
             **self.outputs.figures(),
             "execution": self._execution or execution(),
         }

@@ -76,7 +76,7 @@ def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[S
     """Name the settings that may help against what was found; the verdict names no others.
 
     Against timing: more look-ahead, "ternary" spikes where all are binary, and both. Against gain lost with depth: the
-    matching of moments. Against a layer's own noise: another theta of it, or twice the steps.
+    matching of moments, unless the network carries it. Against a layer's own noise: another theta of it, or twice the steps.
 
     Args:
         layers: `NoiseReport.layers`.
@@ -353,7 +353,10 @@ def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any
             f"Gain and offset lost with depth: {affine} of the error of {worst['layer']}, which an affine map of each "
             f"channel's drive would remove. The drive follows the source's with the slope {worst['drive_gain']:.2f}.",
         ]
-        found.settings.append(_matching_moments())
+        if "moments" in (outputs.get("correction") or ""):
+            found.facts.append("The moments of every channel's drive are matched already; this is what that leaves.")
+        else:
+            found.settings.append(_matching_moments())
     else:
         found.facts.append(fact)
     _add_origin(found, layers, measured, worst, outputs)

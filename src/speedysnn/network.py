@@ -25,18 +25,21 @@ from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import READINGS, Delay, Reading
 
 
-def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> None:
+def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> dict[str, Any] | None:
     """Take a correction back: no offsets, v_init as it was before where the correction changed it, amplitudes alike.
 
     Nothing is changed where the whole correction was taken back already, or where the network was tuned since, which
     trained what the correction chose. The record `provenance["correction"]` may hold by layer "log_threshold",
     "log_amplitude" and "offset" as they were (None for a spike that stands for theta, and for no offset); without them
     there is neither.
+
+    Returns:
+        The record of what was taken back, None where nothing was.
     """
     made = provenance.pop("correction", None)
     tuned_since = made is not None and len(provenance.get("finetuned", [])) > made.get("tuned_runs", math.inf)
     if made is None or made.get("taken_back") or tuned_since:
-        return
+        return None
     for name, neuron in neurons.items():
         offset = made.get("offset", {}).get(name)
         neuron.offset = None if offset is None else neuron.log_threshold.new_tensor(offset)
@@ -46,6 +49,13 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
             neuron.log_threshold.data = neuron.log_threshold.new_tensor(made["log_threshold"][name])
         amplitude = made.get("log_amplitude", {}).get(name)
         neuron.log_amplitude = None if amplitude is None else nn.Parameter(neuron.log_threshold.new_tensor(amplitude))
+    return dict(made)
+
+
+def correction_in_place(snn: NetworkModule) -> str | None:
+    """The kind of correction that the network carries, None where it carries none or was corrected before tuning."""
+    made = snn.provenance.get("correction")
+    return None if made is None or made.get("taken_back") else str(made["kind"])
 
 
 def weights_tuned(snn: NetworkModule) -> bool:
@@ -193,7 +203,8 @@ class SpikingNetwork(NetworkModule):
         chosen = which or PRESERVED
         if odd := [name for name in chosen if name not in PRESERVED]:
             raise InputError(f"preserved: expected names of {', '.join(PRESERVED)}, got {odd[0]!r}")
-        own, neurons = (self.timesteps, self._reading, self.provenance.get("correction")), self.neurons
+        own, neurons = (self.timesteps, self._reading), self.neurons
+        records = {name: self.provenance.get(name) for name in ("correction", "correction_removed")}
         before = {name: _settings_of(neuron) for name, neuron in neurons.items()}
 
         def put_back() -> None:
@@ -201,8 +212,10 @@ class SpikingNetwork(NetworkModule):
                 self.timesteps = own[0]
             if "reading" in chosen:
                 self._reading = own[1]
-            if "offset" in chosen and own[2] is not None:  # its record stays with it
-                self.provenance["correction"] = own[2]
+            for name, record in records.items() if "offset" in chosen else ():  # they stay with what they tell of
+                self.provenance[name] = record
+                if record is None:
+                    del self.provenance[name]
             for name, neuron in neurons.items():
                 _put_back_settings(neuron, {key: value for key, value in before[name].items() if key in chosen})
             self.reset()
@@ -266,18 +279,23 @@ class SpikingNetwork(NetworkModule):
     def recalibrate(self) -> "SpikingNetwork":
         """Choose every theta again for the present T, v_init and spikes from the stored histograms, without data.
 
-        Layers whose threshold was given as a value keep it; a learned clip stays the full scale N theta. Corrections
-        (`to_spiking(correct=...)`) were measured at another T, so they are taken back, and where theta is chosen again
-        a spike stands for theta again.
+        Layers whose threshold was given as a value keep it; a learned clip stays the full scale N theta. The correction
+        of the conversion (`to_spiking(correct=...)`, by default "moments") was measured for one T, look-ahead and spike
+        kind, so it is taken back, which `provenance["correction_removed"]` says; `convert.apply_correction(snn, images,
+        "moments")` makes it anew, and is worth it at T <= 4. A network that was tuned since keeps its offsets.
 
         Raises:
             InputError: the network holds no histograms.
         """
         if not self.calibration.histograms:
             raise InputError("recalibrate: the network holds no histograms; convert it with calibration data")
-        self.uncorrect()
+        made = uncorrected(self.neurons, self.provenance)
         for name, neuron in self.neurons.items():
             self.calibration.choose_again(name, neuron)
+        if made is not None:
+            said = (f"correction: {made['kind']}, measured at T={made.get('timesteps')}, was taken back by recalibrate; "
+                    f"convert.apply_correction(snn, images, {made['kind']!r}) makes it anew")  # fmt: skip
+            self.provenance["correction_removed"] = {"kind": made["kind"], "said": said}
         return self
 
     def uncorrect(self) -> None:

@@ -95,7 +95,7 @@ class Folded:
         inputs = [self._signals[each] for each in node.inputs]
         if node.op == "neuron":
             v_init = self.snn.neurons[node.name].v_init.detach().cpu()
-            drive = self.scaled(inputs[0], self._per_channel(node, "threshold"))
+            drive = self._with_current(node, self.scaled(inputs[0], self._per_channel(node, "threshold")))
             fired = self.add(name, "neuron", drive, {"v_init": v_init}, drive.shape)
             return Signal(fired.sources, self._per_channel(node, "amplitude"), drive.shape)
         if node.op == "add":
@@ -142,6 +142,24 @@ class Folded:
             if carrier == node.name and offset is not None:
                 return offset.detach().double().cpu()
         return torch.zeros((), dtype=torch.float64)
+
+    def _with_current(self, node: Node, drive: Signal) -> Signal:
+        """Append a layer that passes the drive on, one to one, with a bias, where no weight layer before can take it.
+
+        It is a convolution of one pixel for images and a linear layer for features; the drive comes in units of theta.
+        """
+        offset = self.snn.neurons[node.name].offset
+        if offset is None or self._currents[node.name] is not None:
+            return drive
+        count, channels = drive.shape[0], torch.eye(drive.shape[0])
+        bias = (offset.detach().double().cpu() / self.snn.neurons[node.name].threshold.detach().double().cpu()).float()
+        constants: dict[str, Any] = {"weight": channels, "bias": bias.expand(count).contiguous()}
+        if len(drive.shape) == 3:
+            place = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+            constants |= {"weight": channels.view(count, count, 1, 1), **place}
+        kind = "conv2d" if len(drive.shape) == 3 else "linear"
+        out = self.add(f"{self._names[node.name]}_current", kind, drive, constants, drive.shape)
+        return Signal(out.sources, drive.scale, drive.shape)
 
     def _pass(self, node: Node, signal: Signal, shape: tuple[int, ...]) -> Signal:
         """Append pooling, which keeps the scale of each channel, or flattening, which repeats it for every pixel."""
