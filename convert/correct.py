@@ -136,9 +136,7 @@ def correct_on(
     return snn
 
 
-def correct_converted(
-    snn: SpikingNetwork, sample: "Sample", kind: str, *, progress: bool = False
-) -> SpikingNetwork:
+def correct_converted(snn: SpikingNetwork, sample: "Sample", kind: str, *, progress: bool = False) -> SpikingNetwork:
     """The correction at the end of a conversion; "moments", its default, leaves alone what it could only spoil.
 
     Layers whose theta was given as a value or is a trained clip keep it. With fewer than `FEWEST` images, or where all
@@ -233,7 +231,7 @@ class Sample:
         self._kept: list[tuple[Tensor, ...]] = []
 
     def passing(self, batches: Iterable[Batch], events: bool = False) -> Iterator[Batch]:
-        """Yield the batches, events (T, B, ...) as their mean over the steps, and keep some of their images as they are."""
+        """Yield the batches, events (T, B, ...) as their mean over time, and keep some of their images as they are."""
         for batch in batches:
             if self.room:
                 self.add(batch, [int(events)] * len(batch.inputs))

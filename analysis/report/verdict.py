@@ -76,7 +76,7 @@ def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[S
     """Name the settings that may help against what was found; the verdict names no others.
 
     Against timing: more look-ahead, "ternary" spikes where all are binary, and both. Against gain lost with depth: the
-    matching of moments, unless the network carries it. Against a layer's own noise: another theta of it, or twice the steps.
+    matching of moments, unless the network carries it. Against a layer's own noise: another theta, or twice the steps.
 
     Args:
         layers: `NoiseReport.layers`.

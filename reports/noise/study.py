@@ -212,7 +212,8 @@ def main() -> None:
     torch.manual_seed(0)
     case, out = CASES[args.network], folder / args.network
     calibration = case.images(args.data, case.calibrate, 64 if args.smoke else case.calibration)
-    snn = convert.to_spiking(case.build(args.weights if args.network == "deep100" else args.data, args.smoke), calibration, timesteps=case.timesteps)
+    source = case.build(args.weights if args.network == "deep100" else args.data, args.smoke)
+    snn = convert.to_spiking(source, calibration, timesteps=case.timesteps, correct="none")
     rows = measure(case, snn, args.data, out, args.smoke)
     rows.to_csv(out / "prediction.csv", index=False, float_format="%.4f")
     page(folder)

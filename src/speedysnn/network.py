@@ -53,7 +53,7 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
 
 
 def correction_in_place(snn: NetworkModule) -> str | None:
-    """The kind of correction that the network carries, None where it carries none or was corrected before tuning."""
+    """The kind of correction that the network carries, None where it carries none."""
     made = snn.provenance.get("correction")
     return None if made is None or made.get("taken_back") else str(made["kind"])
 
@@ -293,7 +293,7 @@ class SpikingNetwork(NetworkModule):
         for name, neuron in self.neurons.items():
             self.calibration.choose_again(name, neuron)
         if made is not None:
-            said = (f"correction: {made['kind']}, measured at T={made.get('timesteps')}, was taken back by recalibrate; "
+            said = (f"correction: {made['kind']}, measured at T={made.get('timesteps')}, was taken back; "
                     f"convert.apply_correction(snn, images, {made['kind']!r}) makes it anew")  # fmt: skip
             self.provenance["correction_removed"] = {"kind": made["kind"], "said": said}
         return self
