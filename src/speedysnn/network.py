@@ -36,9 +36,9 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
     Returns:
         The record of what was taken back, None where nothing was.
     """
-    made = provenance.pop("correction", None)
-    tuned_since = made is not None and len(provenance.get("finetuned", [])) > made.get("tuned_runs", math.inf)
-    if made is None or made.get("taken_back") or tuned_since:
+    made = _carried(provenance)
+    provenance.pop("correction", None)
+    if made is None:
         return None
     for name, neuron in neurons.items():
         offset = made.get("offset", {}).get(name)
@@ -49,13 +49,21 @@ def uncorrected(neurons: Mapping[str, IFNeuron], provenance: dict[str, Any]) -> 
             neuron.log_threshold.data = neuron.log_threshold.new_tensor(made["log_threshold"][name])
         amplitude = made.get("log_amplitude", {}).get(name)
         neuron.log_amplitude = None if amplitude is None else nn.Parameter(neuron.log_threshold.new_tensor(amplitude))
-    return dict(made)
+    return made
+
+
+def _carried(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a correction that was neither taken back nor tuned upon."""
+    made: dict[str, Any] | None = provenance.get("correction")
+    if made is None or made.get("taken_back"):
+        return None
+    return None if len(provenance.get("finetuned", [])) > made.get("tuned_runs", math.inf) else made
 
 
 def correction_in_place(snn: NetworkModule) -> str | None:
-    """The kind of correction that the network carries, None where it carries none."""
-    made = snn.provenance.get("correction")
-    return None if made is None or made.get("taken_back") else str(made["kind"])
+    """The kind of correction that the network carries, None where it carries none or was tuned since."""
+    made = _carried(snn.provenance)
+    return None if made is None else str(made["kind"])
 
 
 def weights_tuned(snn: NetworkModule) -> bool:
