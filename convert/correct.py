@@ -32,7 +32,7 @@ from speedysnn.convert.matching import MAX_IMAGES, ImageWalk
 from speedysnn.data.batches import Batch, drawn, iter_batches, over_steps
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, time_of
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import compare_outputs, worse
@@ -125,9 +125,9 @@ def correct_on(
         after, source = walk.results()
     output = {"before": compare_outputs(before, source), "after": compare_outputs(after, source)}
     record = {"kind": kind, "images": walk.images, "chosen_on": walk.chosen, "checked_on": walk.checked,
-              "timesteps": snn.timesteps, "reading": walk.reading, "passes": passes, "output": output,
+              "reading": walk.reading, "passes": passes, "output": output,
               "taken_back": worse(**output), "tuned_runs": len(snn.provenance.get("finetuned", []))}  # fmt: skip
-    record["said"] = what_was_done(record)
+    record |= {"said": what_was_done(record), **time_of(snn)}
     snn.provenance["correction"] = {**record, "taken_back": False, **start}
     if record["taken_back"]:
         snn.uncorrect()

@@ -227,7 +227,7 @@ TEXT = """# Every classification network of torchvision, converted
 
 {total} of {every} networks measured: {spiking} `spiking` (spikes and accumulation only), {hybrid} `hybrid` (some operators need an analog
 unit), {unsupported} unsupported. Made by `python reports/coverage/study.py`, speedysnn {version}, torch {torch},
-torchvision {vision}, seed 0, 2 cores of one CPU ({machine}), no GPU. Random weights, random batch-norm statistics, seeded
+torchvision {vision}, seed 0, 2 cores of one CPU ({machine}), no GPU. `correct="none"`; random weights, random batch-norm statistics, seeded
 noise of 4 images at a small size.
 
 - `analog_error`: analog reading against the source network; conversion refuses anything above 1e-5. Largest: {analog:.1e}.

@@ -142,9 +142,12 @@ def keep(out: Path, noise: analysis.NoiseReport) -> None:
         (out / "noise.json").unlink()
 
 
+UNCORRECTED = 'Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.'
+
+
 def page(out: Path) -> None:
     """README.md out of the reports that are there."""
-    lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", "```"]
+    lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", UNCORRECTED, "", "```"]
     lines += [line.strip() for line in str(__doc__).split("\n\n")[1].splitlines()]
     lines += ["```", ""]
     for name in CASES:
