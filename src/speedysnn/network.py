@@ -80,8 +80,8 @@ def correction_note(snn: "SpikingNetwork") -> str | None:
         return None
     made = {**now, **made}
     there = f"T={made['timesteps']}, look-ahead {made['delay']} and {made['spikes']} spikes"
-    return (f"the correction ({made['kind']}) was made for {there}; made anew for the present ones, by "
-            f"convert.apply_correction, it serves better")  # fmt: skip
+    return (f"the correction ({made['kind']}) was made for {there}; one made for the present ones serves better: "
+            f"convert so, or call convert.apply_correction")  # fmt: skip
 
 
 def weights_tuned(snn: NetworkModule) -> bool:

@@ -185,7 +185,7 @@ def command(
     delay: Annotated[str | None, typer.Option("--delay", help="One or more look-aheads, such as 0,1,full.")] = None,
     spikes: Spikes = None,
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Choose the thresholds again for each T (undoes training, corrections).")
+        bool, typer.Option("--recalibrate", help="Choose thresholds again for each T (undoes training, corrections).")
     ] = False,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Images as events: constant, poisson or latency.")
