@@ -111,7 +111,7 @@ def correct_on(
     snn.provenance.pop("correction_removed", None)
     if kind == "none":
         return snn
-    start = _settings(snn)
+    start = _settings(snn, kind)
     with torch.no_grad():
         walk = _walk(snn, inputs, reading)
         before = walk.answers()
@@ -283,11 +283,9 @@ def _walk(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None
         raise DataError(f"calibration data: the network does not run on images {shapes}: {err}") from None
 
 
-def _settings(snn: SpikingNetwork) -> dict[str, Any]:
-    """What `uncorrect` needs to take a correction back."""
-    neurons = snn.neurons
-    logs = {name: None if n.log_amplitude is None else n.log_amplitude.detach().tolist() for name, n in neurons.items()}
-    return {"v_init": {name: n.v_init.detach().tolist() for name, n in neurons.items()},
-            "log_threshold": {name: n.log_threshold.detach().tolist() for name, n in neurons.items()},
-            "offset": {name: None if n.offset is None else n.offset.tolist() for name, n in neurons.items()},
-            "log_amplitude": logs}  # fmt: skip
+def _settings(snn: SpikingNetwork, kind: str) -> dict[str, Any]:
+    """What `uncorrect` needs to take a correction back, and no more: it goes into the network's file."""
+    names = ("log_threshold", "log_amplitude", "offset", *(("v_init",) if "potential" in kind else ()))
+    found = {name: {layer: getattr(neuron, name) for layer, neuron in snn.neurons.items()} for name in names}
+    return {name: {layer: x.detach().tolist() for layer, x in values.items() if x is not None}
+            for name, values in found.items()}  # fmt: skip

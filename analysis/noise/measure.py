@@ -266,6 +266,8 @@ class _Kept:
         whole = Batch(tuple(self._sample.inputs()))
         there = images_in(self._snn, whole.inputs)
         cut = min(self._count, there)
+        if correction_in_place(self._snn) is not None and there - cut < _FEWEST:  # every setting is corrected anew
+            cut = there // 2
         used, others = part(self._snn, whole, 0, cut), part(self._snn, whole, cut, there)
         source, rows = reference.analog(used.inputs), list[dict[str, Any]]()
         for setting in (Setting(PRESENT, "", ""), *wanted):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import speedysnn
 from speedysnn import analysis, convert, export, finetune, integer
+from speedysnn.analysis.report.verdict import settings_to_try
 from speedysnn.assets.digits import load_digits_net
 from speedysnn.cli import main
 from speedysnn.convert.correct import DEFAULT, FEWEST
@@ -190,8 +191,12 @@ def test_the_verdict_makes_the_correction_anew_and_does_not_recommend_what_is_th
     tried = [[row["setting"] for row in report.outputs["tried"]] for report in reports]
     assert "moments matched" in tried[0], "the case is one of lost gain"
     assert "moments matched" not in tried[1]
-    ahead = next(one for one in reports[1].advice if "set_delay(1)" in (one.python or "") and "spikes" not in one.python)
+    settings = {one.words: one for one in settings_to_try(reports[1].layers, reports[1].outputs)}
+    ahead = settings["look-ahead 1"]
     assert ahead.python == 'snn.set_delay(1); convert.apply_correction(snn, calibration, "moments")'
+    assert ahead.deed == "let every neuron look 1 step ahead, corrected anew"
+    assert all(one.correct == "moments" for one in settings.values() if one.scaled is None)
+    assert "look-ahead 1" in tried[1]
 
 
 @pytest.mark.parametrize("profile", list(integer.PROFILES))
@@ -249,3 +254,32 @@ def test_the_command_has_the_same_default(tmp_path, capsys) -> None:
     assert correction_in_place(speedysnn.load(tmp_path / "net.snn")) == "moments"
     assert main([*command, str(tmp_path / "plain.snn"), "--correct", "none"]) == 0
     assert "correction:" not in capsys.readouterr().out
+
+
+class Tokens(nn.Module):
+    """Whole numbers that choose rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.b(torch.relu(self.a(self.table(x))))).mean(1))
+
+
+@pytest.mark.parametrize("delay", [0, "full"])
+def test_whole_numbers_as_input_are_corrected_too(delay) -> None:
+    x = torch.randint(0, 9, (48, 5))
+    snn = convert.to_spiking(Tokens().eval(), [(x,)], 2, delay=delay, allow_hybrid=True)
+    assert snn.provenance["correction"]["images"] == 48
+    assert all(bool(value.isfinite().all()) for values in outputs(snn, x).values() for value in values)
+
+
+def test_a_network_says_that_its_correction_was_made_for_other_settings() -> None:
+    snn = default()
+    assert "correction" not in snn.extra_repr()
+    snn.set_delay(1)
+    assert "the correction (moments) was made for T=2, look-ahead 0 and binary spikes" in snn.extra_repr()
+    convert.apply_correction(snn, digits(), "moments")
+    assert "correction" not in snn.extra_repr()
