@@ -134,7 +134,7 @@ def command(
         keep_analog=tuple(keep_analog or ()),
         provenance=provenance(source, data=named(data), normalize=normalize, seed=seed, threshold=threshold),
         progress=True,
-        **({} if auto else {singular: given[several_of][0] for singular, several_of in _SINGLE.items()}),
+        **({"correct": "none"} if auto else {one: given[several_of][0] for one, several_of in _SINGLE.items()}),
     )
     found = search(snn, images, images=count, progress=True, **given, **limits) if auto else None
     snn = snn if found is None else found.best
