@@ -183,7 +183,7 @@ def test_a_sweep_measures_the_network_and_leaves_it_as_it_was() -> None:
     assert table.loc[(4, "fixed"), "sqnr_db"] == analysis.evaluate(snn, x).sqnr_db
 
 
-def test_the_verdict_makes_the_correction_anew_and_does_not_recommend_what_is_there() -> None:
+def test_the_verdict_makes_the_correction_anew_and_does_not_recommend_what_is_there(tmp_path) -> None:
     x = digits(200)
     reports = [analysis.measure_noise(convert.to_spiking(load_digits_net("max"), x, 2, correct=kind), x)
                for kind in ("none", "moments")]  # fmt: skip
@@ -197,6 +197,9 @@ def test_the_verdict_makes_the_correction_anew_and_does_not_recommend_what_is_th
     assert ahead.deed == "let every neuron look 1 step ahead, corrected anew"
     assert all(one.correct == "moments" for one in settings.values() if one.scaled is None)
     assert "look-ahead 1" in tried[1]
+    for report, name in zip(reports, ("none", "moments"), strict=True):
+        text = (report.save(tmp_path / name) / "report.md").read_text(encoding="utf-8")
+        assert ("binary spikes, corrected (moments)" in text) == (name == "moments")
 
 
 @pytest.mark.parametrize("profile", list(integer.PROFILES))
