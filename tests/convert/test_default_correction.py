@@ -259,26 +259,6 @@ def test_the_command_has_the_same_default(tmp_path, capsys) -> None:
     assert "correction:" not in capsys.readouterr().out
 
 
-class Tokens(nn.Module):
-    """Whole numbers that choose rows of a table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 8)
-        self.out = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.b(torch.relu(self.a(self.table(x))))).mean(1))
-
-
-@pytest.mark.parametrize("delay", [0, "full"])
-def test_whole_numbers_as_input_are_corrected_too(delay) -> None:
-    x = torch.randint(0, 9, (48, 5))
-    snn = convert.to_spiking(Tokens().eval(), [(x,)], 2, delay=delay, allow_hybrid=True)
-    assert snn.provenance["correction"]["images"] == 48
-    assert all(bool(value.isfinite().all()) for values in outputs(snn, x).values() for value in values)
-
-
 def test_a_network_says_that_its_correction_was_made_for_other_settings() -> None:
     snn = default()
     assert "correction" not in snn.extra_repr()
