@@ -364,7 +364,8 @@ def measure_noise(
         try_settings: on how many of the images the settings that may help are tried, 4 at most: more look-ahead,
             "ternary" spikes, matched moments, another theta of a layer, twice the steps. The images are drawn from
             all, kept without labels (128 MiB at most), and a correction is chosen on as many others: one that the
-            network carries is made anew for each setting, on half of the images where they are few. What came of it stands in `outputs["tried"]`, and the verdict recommends what was better. On the digits networks it takes as
+            network carries is made anew for each setting, on half of the images where they are few. What came of it
+            stands in `outputs["tried"]`, and the verdict recommends what was better. On the digits networks it takes as
             long as measuring two to six times as many images. 0 to try nothing.
 
     Returns:
