@@ -64,7 +64,7 @@ def _rules_help() -> str:
 
 
 def _corrections_help() -> str:
-    return f"After the thresholds, {DEFAULT}; with --auto none,bias,moments: {', '.join(KINDS)}."
+    return f"After the thresholds: {', '.join(KINDS)}; by default {DEFAULT}, with --auto none,bias,moments."
 
 
 def command(
