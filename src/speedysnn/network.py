@@ -180,7 +180,7 @@ class SpikingNetwork(NetworkModule):
         self.reset()
 
     def set_spikes(self, spikes: str) -> None:
-        """Give all neurons a spike kind: "binary", "ternary", "graded:N" or "power2:N"; for corrections see `set_delay`."""
+        """Give all neurons a spike kind: "binary", "ternary", "graded:N" or "power2:N"; see `set_delay`."""
         for neuron in self.neurons.values():
             neuron.spikes = spikes
             _ = neuron.rule
