@@ -3,7 +3,7 @@
 `sweep` gives accuracy and SQNR against T, with theta as it is and with theta chosen again for each T.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "bfloat16")
 SWEEP = ("timesteps", "theta", "delay", "latency", "spikes", "images", "accuracy", "twin_accuracy", "analog_accuracy",
          "agreement", "twin_agreement", "sqnr_db", "twin_sqnr_db", "temporal_gap_db", "logit_error", "twin_logit_error",
          "spikes_per_neuron", "spikes_per_inference")  # fmt: skip
-Thetas = dict[str, tuple[Tensor, Tensor | None]]
+Settings = dict[str, list[Tensor | None]]
 Case = tuple[int, str]
 
 
@@ -223,8 +223,9 @@ def sweep(
         snn: the network; its T and thresholds are put back at the end, whatever happens.
         data: as in `measure_noise`, static inputs only.
         timesteps: the T to measure, in this order.
-        recalibrate: False keeps theta ("fixed"), True chooses it for each T from the stored histograms
-            ("recalibrated", which undoes what training made of it), "both" gives both rows.
+        recalibrate: False keeps theta and the conversion's correction ("fixed"), True chooses theta for each T from
+            the stored histograms, uncorrected ("recalibrated", which undoes what training made of it), "both" gives
+            both rows.
         limit: stop after this many images.
         progress: show progress.
 
@@ -249,19 +250,20 @@ def sweep(
     if not steps:
         raise InputError("timesteps: expected at least one T, got none")
     batches = passes(snn, data, pass_size(snn, 1), limit=limit)
-    with torch.no_grad(), snn.preserved(), counting("sweeping", total=batches.images, enabled=progress) as done:
-        cases = _cases(snn, steps, kinds)
+    bar = counting("sweeping", total=batches.images, enabled=progress)
+    with torch.no_grad(), snn.preserved() as as_it_was, bar as done:
+        cases = _cases(snn, steps, kinds, as_it_was)
         sums = {case: OutputSums() for case in cases}
         for batch in batches:
             if any(batch_dims(snn, batch.inputs)):
                 raise InputError("sweep: events (T, B, ...) fix the number of steps; evaluate them at their own T")
             analog = run(snn, "analog", batch.inputs)
-            for (steps_now, kind), thetas in cases.items():
-                _apply(snn, steps_now, thetas)
+            for (steps_now, kind), found in cases.items():
+                _apply(snn, steps_now, found)
                 score(snn, analog, batch, sums[steps_now, kind], done=scaled(done, 1 / len(cases)))
         rows = []
-        for (steps_now, kind), thetas in cases.items():
-            _apply(snn, steps_now, thetas)
+        for (steps_now, kind), found in cases.items():
+            _apply(snn, steps_now, found)
             rows.append({**settings(snn), **sums[steps_now, kind].figures(), "theta": kind})
     return pd.DataFrame(rows, columns=list(SWEEP))
 
@@ -278,31 +280,32 @@ def _kinds(snn: SpikingNetwork, recalibrate: bool | str) -> tuple[str, ...]:
     return kinds[recalibrate]
 
 
-def _cases(snn: SpikingNetwork, timesteps: Sequence[int], kinds: Sequence[str]) -> dict[Case, Thetas]:
-    """The logarithms of thresholds and amplitudes of every case."""
-    fixed = _thetas(snn)
-    cases: dict[Case, Thetas] = {}
+def _cases(
+    snn: SpikingNetwork, timesteps: Sequence[int], kinds: Sequence[str], as_it_was: Callable[[], None]
+) -> dict[Case, Settings]:
+    """What calibration and corrections have set in the neurons, in every case."""
+    cases: dict[Case, Settings] = {}
     for steps in timesteps:
         for kind in kinds:
-            _apply(snn, steps, fixed)
-            cases[steps, kind] = fixed if kind == "fixed" else _thetas(snn.recalibrate())
+            as_it_was()
+            snn.timesteps = steps
+            cases[steps, kind] = _set_in(snn if kind == "fixed" else snn.recalibrate())
     return cases
 
 
-def _thetas(snn: SpikingNetwork) -> Thetas:
-    """The logarithms of thresholds, and of amplitudes that were set, by layer."""
-    out: Thetas = {}
-    for name, neuron in snn.neurons.items():
-        amplitude = neuron.log_amplitude
-        out[name] = neuron.log_threshold.detach().clone(), None if amplitude is None else amplitude.detach().clone()
-    return out
+def _set_in(snn: SpikingNetwork) -> Settings:
+    """The logarithms of thresholds and of amplitudes that were set, v_init and offsets, by layer; copies."""
+    named = {name: (n.log_threshold, n.log_amplitude, n.v_init, n.offset) for name, n in snn.neurons.items()}
+    return {name: [None if x is None else x.detach().clone() for x in values] for name, values in named.items()}
 
 
-def _apply(snn: SpikingNetwork, timesteps: int, thetas: Thetas) -> None:
-    """Set T, the thresholds and the amplitudes."""
+def _apply(snn: SpikingNetwork, timesteps: int, settings: Settings) -> None:
+    """Set T and what `_set_in` found."""
     if snn.timesteps != timesteps:
         snn.timesteps = timesteps
     for name, neuron in snn.neurons.items():
-        theta, amplitude = thetas[name]
-        neuron.log_threshold.data = theta.clone()
-        neuron.log_amplitude = None if amplitude is None else nn.Parameter(amplitude.clone())
+        theta, amplitude, v_init, offset = settings[name]
+        assert theta is not None
+        assert v_init is not None
+        neuron.log_threshold.data, neuron.v_init.data, neuron.offset = theta, v_init, offset
+        neuron.log_amplitude = None if amplitude is None else nn.Parameter(amplitude)

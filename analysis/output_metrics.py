@@ -31,6 +31,7 @@ OUTPUTS: dict[str, Column] = {
     "latency": Column("steps", "From the first input to the last output.", False),
     "depth": Column("layers", "Neurons on the longest path."),
     "spikes": Column("name", "Spike kind."),
+    "correction": Column("name", "Kind of correction that the network carries."),
     "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
     "neurons": Column("neurons", "Neurons of the network."),
     "accuracy": Column(

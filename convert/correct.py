@@ -19,7 +19,7 @@ held-out training images, T = 4, quantized, 27.5 % without a correction) moments
 with the one above, and 33 % where a channel keeps its change only if its squared error falls.
 """
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from speedysnn.calibration import CLIP, GIVEN
 from speedysnn.convert.matching import MAX_IMAGES, ImageWalk
-from speedysnn.data.batches import Batch, drawn, iter_batches
+from speedysnn.data.batches import Batch, drawn, iter_batches, over_steps
 from speedysnn.display import track
 from speedysnn.errors import DataError, InputError, SpeedySNNError
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, time_of
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
 from speedysnn.torch_utils import compare_outputs, worse
 
+DEFAULT = "moments"  # of `to_spiking`: what reports/corrections finds best on held-out images
+FEWEST = 16  # images below which the halves say too little of a channel for a default to go by
 CHANGES = ("moments", "bias", "potential")
 KINDS = ("none", *CHANGES, "moments+bias", "moments+potential", "bias+potential", "moments+bias+potential")
 
@@ -97,13 +100,18 @@ def correct_on(
     kind: str,
     *,
     reading: Reading | None = None,
+    keep: Collection[str] = (),
     progress: bool = False,
 ) -> SpikingNetwork:
-    """`apply_correction` on given images, one tensor (B, ...) an input; `reading` None is the network's own."""
+    """`apply_correction` on given images, one tensor (B, ...) an input; `reading` None is the network's own.
+
+    Moments are not matched in the layers named by `keep`, whose theta stays what it is.
+    """
     snn.uncorrect()
+    snn.provenance.pop("correction_removed", None)
     if kind == "none":
         return snn
-    start = _settings(snn)
+    start = _settings(snn, kind)
     with torch.no_grad():
         walk = _walk(snn, inputs, reading)
         before = walk.answers()
@@ -111,20 +119,61 @@ def correct_on(
         for block in track(walk.blocks, f"correct ({kind})", enabled=progress, total=len(walk.blocks)):
             for name in block.neurons:
                 for change, layers in passes.items():
-                    layers[name] = walk.correct(block, name, change)
+                    if change != "moments" or name not in keep:
+                        layers[name] = walk.correct(block, name, change)
             walk.advance(block)
         after, source = walk.results()
     output = {"before": compare_outputs(before, source), "after": compare_outputs(after, source)}
     record = {"kind": kind, "images": walk.images, "chosen_on": walk.chosen, "checked_on": walk.checked,
-              "timesteps": snn.timesteps, "reading": walk.reading, "passes": passes, "output": output,
+              "reading": walk.reading, "passes": passes, "output": output,
               "taken_back": worse(**output), "tuned_runs": len(snn.provenance.get("finetuned", []))}  # fmt: skip
-    record["said"] = what_was_done(record)
+    record |= {"said": what_was_done(record), **time_of(snn)}
     snn.provenance["correction"] = {**record, "taken_back": False, **start}
     if record["taken_back"]:
         snn.uncorrect()
         snn.provenance["correction"] = record
     snn.reset()
     return snn
+
+
+def correct_converted(snn: SpikingNetwork, sample: "Sample", kind: str, *, progress: bool = False) -> SpikingNetwork:
+    """The correction at the end of a conversion; "moments", its default, leaves alone what it could only spoil.
+
+    Layers whose theta was given as a value or is a trained clip keep it. With fewer than `FEWEST` images, or where all
+    layers keep theirs, nothing is corrected, and the record's sentence says so.
+
+    Args:
+        snn: the network, changed in place.
+        sample: the images.
+        kind: as in `apply_correction`, not "none".
+        progress: show progress.
+
+    Returns:
+        The same network.
+    """
+    keep, why = thetas_that_stay(snn), ""
+    if kind == "moments" and sample.there < FEWEST:
+        why = f"expected at least {FEWEST} calibration images, got {sample.there}"
+    elif kind == "moments" and len(keep) == len(snn.neurons):
+        why = "every theta was given or is a trained clip"
+    if not why:
+        return correct_on(snn, sample.inputs(), kind, keep=keep, progress=progress)
+    said = f"correction: no moments matched, {why}; convert.apply_correction matches them all the same"
+    snn.provenance["correction"] = {"kind": kind, "timesteps": snn.timesteps, "taken_back": True, "said": said}
+    return snn
+
+
+def thetas_that_stay(snn: SpikingNetwork) -> set[str]:
+    """Name the layers whose theta was given as a value or is the clip that the source was trained with.
+
+    Args:
+        snn: the network.
+
+    Returns:
+        Names of layers.
+    """
+    learned = {node.name for node in snn.graph.neurons if node.attrs.get("learned")}
+    return {name for name, rule in snn.calibration.rules.items() if rule == GIVEN or (rule == CLIP and name in learned)}
 
 
 def what_was_done(record: dict[str, Any]) -> str:
@@ -181,12 +230,12 @@ class Sample:
         self.room, self.there, self._drawn = room, 0, np.random.default_rng(0)
         self._kept: list[tuple[Tensor, ...]] = []
 
-    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches as they are and keep some of their images."""
+    def passing(self, batches: Iterable[Batch], events: bool = False) -> Iterator[Batch]:
+        """Yield the batches, events (T, B, ...) as their mean over time, and keep some of their images as they are."""
         for batch in batches:
             if self.room:
-                self.add(batch, [0] * len(batch.inputs))
-            yield batch
+                self.add(batch, [int(events)] * len(batch.inputs))
+            yield over_steps(batch) if events else batch
 
     def add(self, batch: Batch, dims: Sequence[int]) -> None:
         """Take in a batch whose images are counted by the given dimension of each input."""
@@ -234,11 +283,9 @@ def _walk(snn: SpikingNetwork, inputs: Sequence[Tensor], reading: Reading | None
         raise DataError(f"calibration data: the network does not run on images {shapes}: {err}") from None
 
 
-def _settings(snn: SpikingNetwork) -> dict[str, Any]:
-    """What `uncorrect` needs to take a correction back."""
-    neurons = snn.neurons
-    logs = {name: None if n.log_amplitude is None else n.log_amplitude.detach().tolist() for name, n in neurons.items()}
-    return {"v_init": {name: n.v_init.detach().tolist() for name, n in neurons.items()},
-            "log_threshold": {name: n.log_threshold.detach().tolist() for name, n in neurons.items()},
-            "offset": {name: None if n.offset is None else n.offset.tolist() for name, n in neurons.items()},
-            "log_amplitude": logs}  # fmt: skip
+def _settings(snn: SpikingNetwork, kind: str) -> dict[str, Any]:
+    """What `uncorrect` needs to take a correction back, and no more: it goes into the network's file."""
+    names = ("log_threshold", "log_amplitude", "offset", *(("v_init",) if "potential" in kind else ()))
+    found = {name: {layer: getattr(neuron, name) for layer, neuron in snn.neurons.items()} for name in names}
+    return {name: {layer: x.detach().tolist() for layer, x in values.items() if x is not None}
+            for name, values in found.items()}  # fmt: skip

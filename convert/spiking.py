@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
-from speedysnn.convert.correct import Sample, apply_correction, check_kind, correct_on
+from speedysnn.convert.correct import DEFAULT, Sample, check_kind, correct_converted
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.ops import added_handlers
 from speedysnn.convert.read import exact_error, full_precision, has_staircases, read, require_equal
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
-from speedysnn.data.batches import iter_batches, steps_of
+from speedysnn.data.batches import iter_batches, over_steps, steps_of
 from speedysnn.display import Done, counting
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
@@ -80,7 +80,7 @@ def to_spiking(
     v_init: float = 0.5,
     spikes: str = "binary",
     delay: Delay = 0,
-    correct: str = "none",
+    correct: str = DEFAULT,
     fold_bn: bool = True,
     allow_hybrid: bool = False,
     keep_analog: Sequence[str] = (),
@@ -114,7 +114,8 @@ def to_spiking(
         delay: steps of look-ahead, or "full".
         correct: "none", "moments", "bias", "potential" or several of them in this order joined by "+", for this T,
             delay and spikes, on 256 images drawn from all of the calibration data, the same in every call; the analog
-            reading stays as it is. See `apply_correction`.
+            reading stays as it is. See `apply_correction`. Moments are left out below 16 images and in layers whose
+            theta was given as a value or is a trained clip. `recalibrate` takes the correction back.
         fold_bn: fold batch-norm into the layer before it.
         allow_hybrid: take operators that need an analog unit, acting on the running mean (SiLU, softmax, layer-norm,
             products of branches, ...); False refuses the network and lists them.
@@ -150,10 +151,11 @@ def to_spiking(
     _check_options(granularity, v_init, correct)
     check_rules(threshold)
     require_initialised(ann)
-    batches = iter_batches(calibration)
+    events = correct != "none" and steps_of(calibration) == timesteps  # corrected as such; thresholds see their mean
+    batches = iter_batches(calibration, events="steps" if events else "mean")
     first = next(batches)
     device = _device(ann)
-    example = [x[:4].to(device) for x in first.inputs]
+    example = [x[:4].to(device) for x in (over_steps(first) if events else first).inputs]
     known = _known(ann, handlers)
     with evaluating(ann):
         graph, tensors, report = read(ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
@@ -164,9 +166,8 @@ def to_spiking(
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
-    again = correct != "none" and steps_of(calibration) == timesteps  # events, which thresholds see as their mean
-    kept = Sample(0 if correct == "none" or again else MAX_IMAGES)
-    data, gradients = kept.passing(chain([first], batches)), needs_gradients(threshold)
+    kept = Sample(0 if correct == "none" else MAX_IMAGES)
+    data, gradients = kept.passing(chain([first], batches), events), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
     assign(snn, threshold, granularity)
     snn.provenance = {
@@ -178,9 +179,7 @@ def to_spiking(
         "treatment": report.treatment,
         "execution": execution(),
     }
-    if again:
-        return apply_correction(snn, calibration, correct, progress=progress)
-    return snn if correct == "none" else correct_on(snn, kept.inputs(), correct, progress=progress)
+    return snn if correct == "none" else correct_converted(snn, kept, correct, progress=progress)
 
 
 def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, Handler]:

@@ -187,6 +187,19 @@ def finetune(folder: Path) -> str:
     )
 
 
+def corrections(folder: Path) -> str:
+    """Mean gain of each network by the correction that gains most on held-out images, and the cells it loses."""
+    rows = table(folder, "gains.csv")
+    totals = rows.groupby("correct")["held_mean"].mean()
+    best = str(totals[rows.groupby("correct")["network"].nunique() == rows.network.nunique()].idxmax())
+    here = rows[rows.correct == best]
+    parts = [f"{row.network} {row['mean']:+.1f} points (least {row['least']:+.1f})" for _, row in here.iterrows()]
+    return (
+        f"`{best}`, chosen on held-out training images; mean over T, look-aheads and spikes of the test accuracy: "
+        f"{', '.join(parts)}; {here.lost.sum()} of {here.cells.sum()} cells lose beyond chance"
+    )
+
+
 def trust(folder: Path) -> str:
     """Cases, kills, and what failed."""
     parts = []
@@ -207,6 +220,7 @@ STUDIES: dict[str, Study] = {
               (("digits",), ("resnet20",), ("densenet121",), ("deep100",)), (("digits",),), "needed", 60),
         Study("thresholds", "Which threshold rule, correction and layers kept analog serve when?", thresholds,
               data="optional", minutes=20),
+        Study("corrections", "Which correction after the thresholds serves when?", corrections, data="optional", minutes=30),
         Study("readout", "How should the input enter, and when can the answer be read?", readout, data="optional",
               minutes=40),
         Study("cifar10_resnet20", "What does a published CIFAR-10 network reach in four steps, untuned and tuned?",

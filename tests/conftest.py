@@ -1,6 +1,7 @@
-"""Shared fixtures: one thread a worker, fixed seeds, and data that may be absent."""
+"""Shared fixtures: one thread a worker, fixed seeds, data that may be absent, and the correction of a conversion."""
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,18 @@ import torch
 from hypothesis import settings
 
 from speedysnn.analysis.report import style
+from speedysnn.convert import to_spiking
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("suite")
 torch.set_num_threads(1)
 style.STYLE["savefig.dpi"] = 30  # what figures show does not depend on it, and drawing them takes longest
+
+UNCORRECTED = {  # folders and modules about something else, whose expected figures are those of theta alone
+    "analysis", "execution", "finetune", "kernels", "neurons", "sources", "test_amplitude", "test_changed_layers",
+    "test_conversion", "test_encoders", "test_hybrid", "test_modules", "test_network", "test_numerics",
+    "test_operators", "test_plugin", "test_thresholds", "test_tracing", "test_trains",
+}  # fmt: skip
 
 
 def pytest_collectstart() -> None:
@@ -29,6 +37,17 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _uncorrected(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Convert without a correction by default where `UNCORRECTED` says so; everywhere else the default is a user's."""
+    defaults = to_spiking.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
+    own = defaults["correct"]
+    if UNCORRECTED & {request.path.stem, request.path.parent.name}:
+        defaults["correct"] = "none"
+    yield
+    defaults["correct"] = own
 
 
 @pytest.fixture(scope="session")

@@ -31,10 +31,10 @@ def test_round_trip(snn, tmp_path: Path) -> None:
     other = speedysnn.load(speedysnn.save(snn, tmp_path / "n.snn"))
     assert torch.equal(other(x), snn(x))
     assert {path.name for path in (tmp_path / "n.snn").iterdir()} == {NETWORK, WEIGHTS}
+    assert other.provenance == snn.provenance
     for network in (other, copy.deepcopy(snn)):
         network.timesteps = 9
         network.recalibrate()
-    assert other.provenance == snn.provenance
 
 
 def test_nothing_in_the_way_is_lost(snn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,7 +331,8 @@ def test_a_threshold_rule_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["convert", NET, "-d", "digits", "--limit", "64", "-T", "2", "-o", "net.snn", "--threshold"]
+    command = ["convert", NET, "-d", "digits", "--limit", "64", "-T", "2", "--correct", "none", "-o", "net.snn"]
+    command.append("--threshold")
     assert run([*command, "scaled:2"]) == 2
     rule = ThresholdRule(lambda r: r.magnitudes.maximum * r.argument, parse=float, form='"scaled:FACTOR"')
     monkeypatch.setitem(RULES, "scaled", rule)

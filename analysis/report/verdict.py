@@ -6,7 +6,7 @@ some of its images, and those that were better there are recommended. What was n
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -76,7 +76,7 @@ def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[S
     """Name the settings that may help against what was found; the verdict names no others.
 
     Against timing: more look-ahead, "ternary" spikes where all are binary, and both. Against gain lost with depth: the
-    matching of moments. Against a layer's own noise: another theta of it, or twice the steps.
+    matching of moments, unless the network carries it. Against a layer's own noise: another theta, or twice the steps.
 
     Args:
         layers: `NoiseReport.layers`.
@@ -93,11 +93,18 @@ def settings_to_try(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[S
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> images = torch.rand(64, 4)
-        >>> noise = analysis.measure_noise(convert.to_spiking(net, images, timesteps=4), images, try_settings=0)
+        >>> snn = convert.to_spiking(net, images, timesteps=4, correct="none")
+        >>> noise = analysis.measure_noise(snn, images, try_settings=0)
         >>> [setting.words for setting in settings_to_try(noise.layers, noise.outputs)]
         ['look-ahead 1', 'ternary spikes', 'look-ahead 1, ternary spikes', 'T = 8, theta chosen again']
     """
     return tuple(_findings(layers, outputs).settings)
+
+
+def _corrected_anew(setting: Setting, kind: str) -> Setting:
+    """The setting with the network's correction made again for it, as one made for other settings may serve less."""
+    python = f'{setting.python}; convert.apply_correction(snn, calibration, "{kind}")'
+    return replace(setting, deed=f"{setting.deed}, corrected anew", python=python, argv=(), correct=kind)
 
 
 def _settings_for_timing(outputs: Mapping[str, Any]) -> list[Setting]:
@@ -211,7 +218,7 @@ def advise(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> tuple[Advice, ..
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> images = torch.rand(64, 4)
-        >>> snn = convert.to_spiking(net, images, timesteps=4)
+        >>> snn = convert.to_spiking(net, images, timesteps=4, correct="none")
         >>> noise = analysis.measure_noise(snn, images)
         >>> best = next(one for one in noise.advice if one.python)
         >>> best.python
@@ -278,11 +285,15 @@ def _findings(layers: pd.DataFrame, outputs: Mapping[str, Any]) -> _Findings:
     found = _Findings([_headline(outputs)])
     good = _enough(outputs["agreement"], outputs["sqnr_db"])
     if good:
-        found.facts.append(f"Nothing needs to be done: {_standing(outputs)}. What is left, in case more is wanted:")
+        agreed, reached = outputs["agreement"], f"the output SQNR is {db(outputs['sqnr_db'])}"
+        stands = reached if agreed is None else f"it agrees with its source on {percent(agreed)} of the images"
+        found.facts.append(f"Nothing needs to be done: {stands}. What is left, in case more is wanted:")
     _add_timing(found, outputs)
     if _enough(outputs["twin_agreement"], outputs["twin_sqnr_db"]) and not good:
         found.facts.append("Quantization is not the problem: the quantized reading alone would be good enough.")
     _add_worst(found, layers, outputs)
+    if kind := outputs.get("correction"):
+        found.settings = [one if one.scaled else _corrected_anew(one, kind) for one in found.settings]
     return found
 
 
@@ -305,12 +316,6 @@ def _enough(agreement: float | None, sqnr: float) -> bool:
     return sqnr >= GOOD_DB if agreement is None else agreement >= GOOD_AGREEMENT and sqnr >= GOOD_DB / 2
 
 
-def _standing(outputs: Mapping[str, Any]) -> str:
-    if outputs["agreement"] is None:
-        return f"the output SQNR is {db(outputs['sqnr_db'])}"
-    return f"it agrees with its source on {percent(outputs['agreement'])} of the images"
-
-
 def _add_timing(found: _Findings, outputs: Mapping[str, Any]) -> None:
     gap = outputs["temporal_gap_db"]
     if math.isnan(gap):
@@ -318,10 +323,8 @@ def _add_timing(found: _Findings, outputs: Mapping[str, Any]) -> None:
     if gap < GAP_DB:
         found.facts.append(f"Spike timing costs {db(max(gap, 0.0))} at the output, which is little.")
         return
-    lost = ""
-    if outputs["accuracy"] is not None:
-        points = 100 * (outputs["twin_accuracy"] - outputs["accuracy"])
-        lost = f" and {points:.1f} points of accuracy" if points > 0 else ""
+    points = 0.0 if outputs["accuracy"] is None else 100 * (outputs["twin_accuracy"] - outputs["accuracy"])
+    lost = f" and {points:.1f} points of accuracy" if points > 0 else ""
     found.facts.append(
         f"Spike timing costs {db(gap)}{lost} at the output: the quantized reading, which has the same thresholds and "
         f"no timing error, reaches {db(outputs['twin_sqnr_db'])}. No threshold removes this. {missed(outputs)}".rstrip()
@@ -337,10 +340,8 @@ def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any
         return
     worst = measured.nsmallest(1, "sqnr_db").iloc[0]
     cause = max(PARTS, key=lambda part: worst[f"share_{part}"])
-    fact = (
-        f"Worst layer: {worst['layer']} at {db(worst['sqnr_db'])}; {percent(worst[f'share_{cause}'])} of its squared "
-        f"error is {cause}: {CAUSES[cause]}."
-    )
+    fact = (f"Worst layer: {worst['layer']} at {db(worst['sqnr_db'])}; {percent(worst[f'share_{cause}'])} of its "
+            f"squared error is {cause}: {CAUSES[cause]}.")  # fmt: skip
     if worst["silent"] == 1:
         cause, fact = "round", f"Worst layer: {worst['layer']} never fires."
     if cause != "propagated":
@@ -353,7 +354,10 @@ def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any
             f"Gain and offset lost with depth: {affine} of the error of {worst['layer']}, which an affine map of each "
             f"channel's drive would remove. The drive follows the source's with the slope {worst['drive_gain']:.2f}.",
         ]
-        found.settings.append(_matching_moments())
+        if "moments" in (outputs.get("correction") or ""):
+            found.facts.append("The moments of every channel's drive are matched already; this is what that leaves.")
+        else:
+            found.settings.append(_matching_moments())
     else:
         found.facts.append(fact)
     _add_origin(found, layers, measured, worst, outputs)

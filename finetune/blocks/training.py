@@ -106,9 +106,15 @@ class BlockTrainer:
         return out
 
     def correct_quantized(self, progress: bool) -> None:
-        """Correct the network in closed form for its quantized reading; an earlier correction is built upon."""
-        corrected = "correction" in self.snn.provenance
-        self._closed_form("quantized", "none" if corrected else self.config.correct, progress)
+        """Correct the network in closed form for its quantized reading.
+
+        The conversion's own correction, made for the spikes, gives way to it; one that was tuned upon is built upon.
+        """
+        made, tuned = self.snn.provenance.get("correction"), bool(self.snn.provenance.get("finetuned"))
+        anew = made is None or made.get("taken_back", False) or (self.config.correct != "none" and not tuned)
+        if anew:
+            self.snn.uncorrect()
+        self._closed_form("quantized", self.config.correct if anew else "none", progress)
         self.snn.provenance.pop("correction", None)  # what is trained on top of it cannot be taken back without it
 
     def correct_spiking(self, progress: bool) -> None:

@@ -143,6 +143,8 @@ here (standard error about 1 point at 90 %), is converted, swept over T, analyse
 channel from 1,024 training images; tuning on the 4,660 training images, a tenth of them held out to keep the best state.
 No test image was used for a choice.
 
+Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.
+
 ## Nothing tuned: accuracy % (spikes per neuron and image), thresholds recalibrated for each T
 
 {sweep}

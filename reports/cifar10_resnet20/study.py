@@ -59,7 +59,7 @@ class Study:
         self.command("inspect", *source, "--input-shape", "3,32,32", "--json", self.run("inspect.json"),
                      "--overwrite")  # fmt: skip
         images = "32" if self.smoke else "1024"
-        self.command("convert", *source, "--data", self.spec, "--normalize", "imagenet", "--limit", images, "-T", "4",
+        self.command("convert", *source, "--data", self.spec, "--normalize", "imagenet", "--limit", images, "-T", "4", "--correct", "none",
                      "--seed", "0", "-o", self.run("untuned.snn"), "--overwrite")  # fmt: skip
 
     def sweep(self) -> pd.DataFrame:

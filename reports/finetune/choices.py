@@ -70,7 +70,7 @@ def _one(
     stages: tuple[str, ...], settings: dict[str, Any], conversion: dict[str, Any], seed: int, tune: TensorDataset,
     held: TensorDataset,
 ) -> dict[str, float]:  # fmt: skip
-    snn = convert.to_spiking(load_digits_net("avg"), tune.tensors[0], timesteps=STEPS, **conversion)
+    snn = convert.to_spiking(load_digits_net("avg"), tune.tensors[0], timesteps=STEPS, correct="none", **conversion)
     teacher = copy.deepcopy(snn)
     config = finetune.Config(
         **{"stages": tuple(map(Stage.parse, stages)), "layer_match_weight": 1.0, "augment": "shift", "seed": seed, **settings}

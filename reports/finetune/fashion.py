@@ -109,7 +109,7 @@ Line = tuple[dict[str, Any], SpikingNetwork, SpikingNetwork | None]
 def _tuned(name: str, row: str, source: torch.nn.Module, work: Work) -> list[Line]:
     """(what is known of it, network, what it is measured against) before and after."""
     how, data = TUNED[name][row], work.data
-    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1)
+    untuned = convert.to_spiking(source, data["x"][:1024], timesteps=how.timesteps, delay=1, correct="none")
 
     def tune(state: Path, resume: bool) -> SpikingNetwork:
         about: Any = {"stages": _stages(how.stages, work.smoke), "budget": how.budget}

@@ -243,6 +243,8 @@ HEAD = """# Training thresholds in the spiking domain
 Made by `python reports/finetune/study.py --data DIR`, speedysnn 0.1.0, seed 0,
 {machine}; rows come from several such CPUs, torch 2.14.1 to 2.15.0,
 shared with other work, so minutes are an upper bound. Choices use held-out training images only; test images were run once for each row.
+
+Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.
 """
 RESNET = """## The published ResNet-20, no labels
 

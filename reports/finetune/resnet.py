@@ -97,7 +97,7 @@ def trained(data: Path) -> nn.Module:
 
 def untuned(ann: nn.Module, images: Cifar) -> SpikingNetwork:
     """It on spikes, T = 4, a threshold a channel from 1,024 training images."""
-    return convert.to_spiking(ann, images.tune[:1024], timesteps=4)
+    return convert.to_spiking(ann, images.tune[:1024], timesteps=4, correct="none")
 
 
 def tune(

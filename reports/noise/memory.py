@@ -36,7 +36,7 @@ def row(what: str, limit: int, threads: int, setting: str) -> None:
         process.keep_freed_memory()
         process.hand_freed_memory_back()
     images = torch.randn(IMAGES, 3, 224, 224)
-    snn = convert.to_spiking(load_model("torchvision:resnet50").model.eval(), images[:2], timesteps=4)
+    snn = convert.to_spiking(load_model("torchvision:resnet50").model.eval(), images[:2], timesteps=4, correct="none")
 
     def call(x: torch.Tensor, mib: float) -> float:
         if what == "noise":

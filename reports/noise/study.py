@@ -142,9 +142,12 @@ def keep(out: Path, noise: analysis.NoiseReport) -> None:
         (out / "noise.json").unlink()
 
 
+UNCORRECTED = 'Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.'
+
+
 def page(out: Path) -> None:
     """README.md out of the reports that are there."""
-    lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", "```"]
+    lines = ["# Noise, network by network", "", str(__doc__).split("\n\n")[0].strip(), "", UNCORRECTED, "", "```"]
     lines += [line.strip() for line in str(__doc__).split("\n\n")[1].splitlines()]
     lines += ["```", ""]
     for name in CASES:
@@ -212,7 +215,8 @@ def main() -> None:
     torch.manual_seed(0)
     case, out = CASES[args.network], folder / args.network
     calibration = case.images(args.data, case.calibrate, 64 if args.smoke else case.calibration)
-    snn = convert.to_spiking(case.build(args.weights if args.network == "deep100" else args.data, args.smoke), calibration, timesteps=case.timesteps)
+    source = case.build(args.weights if args.network == "deep100" else args.data, args.smoke)
+    snn = convert.to_spiking(source, calibration, timesteps=case.timesteps, correct="none")
     rows = measure(case, snn, args.data, out, args.smoke)
     rows.to_csv(out / "prediction.csv", index=False, float_format="%.4f")
     page(folder)

@@ -28,7 +28,7 @@ At delay 1 a network of L neuron layers answers after T + L steps instead of T (
 
 ## What was run
 
-- **speedysnn**: `to_spiking(..., threshold="mse", granularity="channel")`, nothing tuned; thresholds chosen again for
+- **speedysnn**: `to_spiking(..., threshold="mse", granularity="channel", correct="none")`, nothing tuned; thresholds chosen again for
   each T from the calibration's stored histograms, without data. "Bias corrected": `correct="bias"`, which measures for
   this T and delay, on the first calibration images, what each channel emits too much or too little on average and
   feeds it back as a constant current. `graded:15` may fire up to 15 times a step.

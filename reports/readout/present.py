@@ -264,6 +264,8 @@ where no other is named. Test images choose nothing: the early exit's confidence
 train split, which the source network has fitted. Networks: the digits network of the package, and the published
 ResNet-20 of [cifar10_resnet20](../cifar10_resnet20/README.md).
 
+Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.
+
 - Encoders: `constant` is the image as a current in every step; `poisson` sends spikes of one size, the image's largest
   magnitude A, with probability abs(x)/A a step and the pixel's sign (mean over T: x; variance abs(x)(A − abs(x))/T);
   `latency` sends one spike a pixel, the earlier the brighter, weighed by its step (mean over T: the image rounded to T

@@ -46,7 +46,7 @@ class Study:
 
     def convert(self, model: str, *options: str) -> None:
         """Convert at T = 4, one threshold a channel."""
-        self.command("convert", model, "--data", self.spec, *options, "-T", "4", "--seed", "0", "-o",
+        self.command("convert", model, "--data", self.spec, *options, "-T", "4", "--correct", "none", "--seed", "0", "-o",
                      str(self.runs / f"{self.network}.snn"), "--overwrite")  # fmt: skip
 
     def evaluate(self, label: str, *options: str, seed: int = 0) -> list[dict[str, Any]]:

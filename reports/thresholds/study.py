@@ -69,7 +69,7 @@ class Subject:
     def _network(self, granularity: str, keep: str) -> SpikingNetwork:
         kept = () if keep == "-" else tuple(keep.split("+"))
         return convert.to_spiking(self.model, self.calibration, granularity=granularity, keep_analog=kept,
-                                  allow_hybrid=bool(kept))  # fmt: skip
+                                  allow_hybrid=bool(kept), correct="none")  # fmt: skip
 
     def measure(self, setting: Setting, part: str, table: Table) -> None:
         """One row, unless the table has it."""

@@ -98,6 +98,8 @@ delays 0 and 1 (not every one at every T). Made by
 {minutes} minutes of CPU for the rows below); seed 0, one seed; nothing tuned. Guidance drawn from it:
 [docs/thresholds.md](../../docs/thresholds.md).
 
+Networks are converted with `correct="none"`; `reports/corrections` measures what a correction adds.
+
 - Data: a validation part is held out of the training images; thresholds come from {calibration} other training images,
   corrections from the first 256 of those (ResNet-20: 64). Corrections were measured as they were before their changes were
   checked on other images, and without `moments`: see [corrections](../corrections/study.py). **Every choice is by the validation part**: the highest

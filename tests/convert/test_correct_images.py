@@ -76,7 +76,7 @@ def test_every_form_of_sorted_data_corrects_for_every_class(kind: str, monkeypat
 
 def test_to_spiking_corrects_on_images_of_all_classes(monkeypatch) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr("speedysnn.convert.spiking.correct_on", lambda snn, inputs, kind, progress=False: seen.append(inputs[0]))
+    monkeypatch.setattr("speedysnn.convert.correct.correct_on", lambda snn, inputs, kind, **_: seen.append(inputs[0]))
     convert.to_spiking(two_layers(), sorted_images()[0], 2, correct="bias")
     assert int(torch.bincount(seen[0][:, 0].long(), minlength=10).min()) >= 10
 

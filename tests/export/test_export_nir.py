@@ -134,6 +134,39 @@ def test_another_simulator_gives_the_same_spikes(tmp_path, make, granularity, v_
     torch.testing.assert_close(output[alike], expected[alike], rtol=1e-4, atol=1e-5)
 
 
+class Shared(nn.Module):
+    """Neurons behind a convolution that is read twice and behind pooling: no weight layer can take their current."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.b, self.out = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        twice = self.a(torch.relu(self.stem(x)))
+        deep = torch.relu(self.b(torch.relu(twice)) + twice)
+        return self.out(torch.relu(nn.functional.avg_pool2d(deep, 8).flatten(1)))
+
+
+def test_a_current_that_no_weight_layer_can_take_gets_a_layer_of_its_own(tmp_path) -> None:
+    pytest.importorskip("nir")
+    snn = convert.to_spiking(Shared(), torch.randn(32, 3, 8, 8), 4, correct="none")
+    for i, neuron in enumerate(snn.neurons.values()):
+        theta = neuron.threshold.detach()
+        neuron.set_amplitude(theta)
+        neuron.set_threshold(0.9 * theta)
+        neuron.offset = theta * torch.linspace(-0.3, 0.4, 4) * (1 + i / 10)
+    with pytest.warns(NIRWarning):
+        graph = to_nir(snn, tmp_path / "net.nir")
+    own = [name for name in graph.nodes if name.endswith("_current")]
+    assert [type(graph.nodes[name]).__name__ for name in own] == ["Conv2d", "Affine"]
+    x = torch.randn(200, 3, 8, 8)
+    theirs, output = simulate(tmp_path / "net.nir", x)
+    spikes, expected = ours(snn, x)
+    alike = same_images(theirs, spikes)
+    torch.testing.assert_close(output[alike], expected[alike], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("granularity", ["channel", "layer"])
 @pytest.mark.parametrize("make", [digits, branches])
 def test_amplitudes_of_their_own_are_folded(tmp_path, make, granularity) -> None:

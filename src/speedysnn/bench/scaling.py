@@ -109,7 +109,7 @@ def converted(
     with torch.no_grad():  # statistics that fit, so that activity neither dies out nor explodes
         model.train()
         model(x[: min(16, batch)])
-    snn = convert.to_spiking(model.eval(), x[: min(16, batch)], steps)
+    snn = convert.to_spiking(model.eval(), x[: min(16, batch)], steps, correct="none")
     return snn.to(device), x.to(device)
 
 

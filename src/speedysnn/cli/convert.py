@@ -47,7 +47,7 @@ from speedysnn.cli.output import (
 )
 from speedysnn.convert import Report, Row, SearchResult, search, to_spiking
 from speedysnn.convert import inspect as inspect_network
-from speedysnn.convert.correct import KINDS
+from speedysnn.convert.correct import DEFAULT, KINDS
 from speedysnn.data.batches import iter_batches
 from speedysnn.errors import InputError
 from speedysnn.integer import PROFILES, Program, is_chip, misfits
@@ -64,7 +64,7 @@ def _rules_help() -> str:
 
 
 def _corrections_help() -> str:
-    return f"After the thresholds: {', '.join(KINDS)}."
+    return f"After the thresholds: {', '.join(KINDS)}; by default {DEFAULT}, with --auto none,bias,moments."
 
 
 def command(
@@ -134,7 +134,7 @@ def command(
         keep_analog=tuple(keep_analog or ()),
         provenance=provenance(source, data=named(data), normalize=normalize, seed=seed, threshold=threshold),
         progress=True,
-        **({} if auto else {singular: given[several_of][0] for singular, several_of in _SINGLE.items()}),
+        **({"correct": "none"} if auto else {one: given[several_of][0] for one, several_of in _SINGLE.items()}),
     )
     found = search(snn, images, images=count, progress=True, **given, **limits) if auto else None
     snn = snn if found is None else found.best
@@ -156,7 +156,7 @@ def _settings(
     timesteps: str | None, spikes: str | None, delay: str | None, correct: str | None, auto: bool
 ) -> dict[str, Any]:
     """What to try, by the names that `search` has for it; one of each without --auto."""
-    default = ("2,4,8", "binary,ternary", "0,1,2", "none,bias,moments") if auto else ("4", "binary", "0", "none")
+    default = ("2,4,8", "binary,ternary", "0,1,2", "none,bias,moments") if auto else ("4", "binary", "0", DEFAULT)
     texts = [text or usual for text, usual in zip((timesteps, spikes, delay, correct), default, strict=True)]
     found: dict[str, Any] = {
         "timesteps": several(texts[0], "-T", steps_of),

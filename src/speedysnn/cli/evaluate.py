@@ -33,7 +33,7 @@ from speedysnn.cli.output import cell, check_json, note, percent, table, write_j
 from speedysnn.data.images import ImageData
 from speedysnn.encoders import EncodedImages, encoder_of
 from speedysnn.errors import InputError
-from speedysnn.network import SpikingNetwork
+from speedysnn.network import SpikingNetwork, correction_note
 from speedysnn.neurons.parameters import Delay
 
 SKIP = ("T", "delay", "skipped steps", "accuracy %", "agree %", "logit error", "spikes per neuron")
@@ -185,7 +185,7 @@ def command(
     delay: Annotated[str | None, typer.Option("--delay", help="One or more look-aheads, such as 0,1,full.")] = None,
     spikes: Spikes = None,
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Choose the thresholds again for each T (undoes trained ones).")
+        bool, typer.Option("--recalibrate", help="Choose thresholds again for each T (undoes training, corrections).")
     ] = False,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Images as events: constant, poisson or latency.")
@@ -292,6 +292,8 @@ class _Case:
         for delay in delays:
             if delay is not None:
                 snn.set_delay(delay)
+            if (said := correction_note(snn)) is not None:
+                note(said)
             result = analysis.evaluate(snn, images, source=self.reference, precision=self.precision, progress=True)
             cost = f"latency {result.latency}, {cell(result.spikes_per_neuron)} spikes per neuron"
             right = f"accuracy {percent(result.accuracy)} %{_in_half(result)}"

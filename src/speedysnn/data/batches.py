@@ -264,6 +264,11 @@ def _batch_dims(batch: Batch, ranks: Sequence[int] | None, steps: int) -> list[i
     return [int(x.ndim > 2 and len(x) != count and x.shape[1] == count) for x in batch.inputs]
 
 
+def over_steps(batch: Batch) -> Batch:
+    """Events (T, B, ...) as their mean over the steps, (B, ...), in float32 at least."""
+    return _mean(batch, [1] * len(batch.inputs))
+
+
 def _mean(batch: Batch, dims: Sequence[int]) -> Batch:
     if not any(dims):
         return batch

@@ -154,7 +154,7 @@ class Folded:
         start: Tensor = neuron.v_init.detach().cpu()
         if start.ndim and start.numel() > 1 and (len(shape) == 4 or neuron.channel_dim != 1):
             start = neuron.per_channel(start, len(shape) + 1)[0].expand(shape).reshape(merged(shape))
-        drive = self.scaled(signal, self._per_channel(node, "threshold"))
+        drive = self._with_current(node, self.scaled(signal, self._per_channel(node, "threshold")))
         fired = self.add(self._names[node.name], "neuron", drive, {"v_init": start}, shape)
         return Signal(fired.sources, self._per_channel(node, "amplitude"), shape)
 
@@ -229,6 +229,24 @@ class Folded:
             if carrier == node.name and offset is not None:
                 return offset.detach().double().cpu()
         return torch.zeros((), dtype=torch.float64)
+
+    def _with_current(self, node: Node, drive: Signal) -> Signal:
+        """Append a layer that passes the drive on, one to one, with a bias, where no weight layer before can take it.
+
+        It is a convolution of one pixel for images and a linear layer for features; the drive comes in units of theta.
+        """
+        offset = self.snn.neurons[node.name].offset
+        if offset is None or self._currents[node.name] is not None:
+            return drive
+        count, channels = drive.shape[0], torch.eye(drive.shape[0])
+        bias = (offset.detach().double().cpu() / self.snn.neurons[node.name].threshold.detach().double().cpu()).float()
+        constants: dict[str, Any] = {"weight": channels, "bias": bias.expand(count).contiguous()}
+        if len(drive.shape) == 3:
+            place = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+            constants |= {"weight": channels.view(count, count, 1, 1), **place}
+        kind = "conv2d" if len(drive.shape) == 3 else "linear"
+        out = self.add(f"{self._names[node.name]}_current", kind, drive, constants, drive.shape)
+        return Signal(out.sources, drive.scale, drive.shape)
 
     def _flat(self, name: str, signal: Signal) -> Signal:
         if len(signal.shape) == 1:
