@@ -124,6 +124,7 @@ true error is smaller).
 
 EfficientNet-Lite0 runs a smaller grid than the others (T = 4 and 8, binary spikes, look-ahead 1 and full): one cell of it
 takes minutes on a CPU core. The larger networks leave out the corrections that move the potential alone or after the bias.
+Networks of study.py that stand in no row below, and cells that a network lacks, were not measured yet.
 
 ![agreement over T](corrections.png)
 
