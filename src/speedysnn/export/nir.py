@@ -151,7 +151,8 @@ def problems(snn: SpikingNetwork) -> Iterator[str]:
         yield "two layers whose names differ only in '.' and '_'; rename one and convert again"
     by_name = {node.name: node for node in snn.graph.nodes}
     for name, carrier in currents(snn).items():
-        if carrier is None and len(by_name[name].attrs["shape"]) not in (1, 3):
+        offset, shape = snn.neurons[name].offset, by_name[name].attrs["shape"]
+        if carrier is None and offset is not None and offset.numel() not in (1, shape[0]):
             yield f"{name!r}: has a corrected bias that no layer of NIR can take; re-convert with correct='none'"
     for node in snn.graph.nodes:
         yield from (f"{node.name!r}: {reason}" for reason in _node_problems(snn, node, by_name))

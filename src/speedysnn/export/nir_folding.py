@@ -231,22 +231,13 @@ class Folded:
         return torch.zeros((), dtype=torch.float64)
 
     def _with_current(self, node: Node, drive: Signal) -> Signal:
-        """Append a layer that passes the drive on, one to one, with a bias, where no weight layer before can take it.
-
-        It is a convolution of one pixel for images and a linear layer for features; the drive comes in units of theta.
-        """
-        offset = self.snn.neurons[node.name].offset
-        if offset is None or self._currents[node.name] is not None:
+        """Append a layer that passes the drive on, one to one, with a bias, where no weight layer before can take it."""
+        neuron = self.snn.neurons[node.name]
+        if neuron.offset is None or self._currents[node.name] is not None:
             return drive
-        count, channels = drive.shape[0], torch.eye(drive.shape[0])
-        bias = (offset.detach().double().cpu() / self.snn.neurons[node.name].threshold.detach().double().cpu()).float()
-        constants: dict[str, Any] = {"weight": channels, "bias": bias.expand(count).contiguous()}
-        if len(drive.shape) == 3:
-            place = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-            constants |= {"weight": channels.view(count, count, 1, 1), **place}
-        kind = "conv2d" if len(drive.shape) == 3 else "linear"
-        out = self.add(f"{self._names[node.name]}_current", kind, drive, constants, drive.shape)
-        return Signal(out.sources, drive.scale, drive.shape)
+        bias = (neuron.offset.detach().double().cpu() / neuron.threshold.detach().double().cpu()).expand(drive.shape[0])
+        one = torch.eye(drive.shape[0], dtype=torch.float64)
+        return Signal(self.mix(f"{self._names[node.name]}_current", drive, one, bias).sources, drive.scale, drive.shape)
 
     def _flat(self, name: str, signal: Signal) -> Signal:
         if len(signal.shape) == 1:
