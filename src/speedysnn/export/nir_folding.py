@@ -231,7 +231,7 @@ class Folded:
         return torch.zeros((), dtype=torch.float64)
 
     def _with_current(self, node: Node, drive: Signal) -> Signal:
-        """Append a layer that passes the drive on, one to one, with a bias, where no weight layer before can take it."""
+        """Append a layer that passes the drive on with a bias, where no weight layer before the neuron can take it."""
         neuron = self.snn.neurons[node.name]
         if neuron.offset is None or self._currents[node.name] is not None:
             return drive
