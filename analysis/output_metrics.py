@@ -33,6 +33,7 @@ OUTPUTS: dict[str, Column] = {
     "spikes": Column("name", "Spike kind."),
     "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
     "neurons": Column("neurons", "Neurons of the network."),
+    "weight_bits": Column("bits", "Of a weight, where weights were rounded as for a chip."),
     "accuracy": Column(
         "fraction", "Spiking network, where labels are known.", True, "analog_accuracy", format="percent"
     ),
