@@ -129,8 +129,6 @@ def fit(
         train, config.holdout, config.seed
     )  # fmt: skip
     frozen, engine = teacher_of(snn, teacher, config), Engine(config.precision)
-    rounding = Rounding(config.weight_bits, gather(tune, [0]).inputs[0].ndim > len(snn.input_shapes[0]) + 1)
-    rounding.check(snn)
     config = planned(config, len(tune), _trained(snn, config, frozen, engine), snn.synchronous)  # type: ignore[arg-type]
     device = engine.device(next(snn.parameters()).device)
     if engine.world > 1:
@@ -139,7 +137,7 @@ def fit(
         shown = progress and engine.main
         told = on_memory or (print_need if shown else None)
         trainer = Trainer(snn, frozen, tune, held, config, shown, told, objective,
-                          budget_of(config, fan_out), engine, rounding=rounding)  # fmt: skip
+                          budget_of(config, fan_out), engine, rounding=_rounding(snn, config, tune))  # fmt: skip
         state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
     record(snn, config, state)
     return result_of(state, config, table, time.monotonic() - begin)
@@ -191,6 +189,15 @@ def _trained(snn: SpikingNetwork, config: Config, teacher: nn.Module, engine: En
         return 0
     groups = grouped(snn)
     return sum(parameter.numel() for group in config.train for parameter in groups[group].values())
+
+
+def _rounding(snn: SpikingNetwork, config: Config, data: Any) -> Rounding:
+    """How weights are rounded while the network trains; refused where they cannot be."""
+    if config.weight_bits is None:
+        return Rounding()
+    out = Rounding(config.weight_bits, gather(data, [0]).inputs[0].ndim > len(snn.input_shapes[0]) + 1)
+    out.check(snn)
+    return out
 
 
 def run_all(

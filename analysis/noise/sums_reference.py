@@ -296,7 +296,7 @@ def _block(
         own = (neuron.timesteps, neuron.levels_per_step, neuron.signed)
         return levels(x, theta, start, *own).to(torch.float64)
 
-    shift = 0.0 if neuron.offset is None else neuron.offset
+    shift: Tensor | float = 0.0 if neuron.offset is None else neuron.offset
     held = z if neuron.offset is None else z + shift
     aimed = count(held)
     drift = seen.to(torch.float64) / (1 if constant else neuron.timesteps) * (step / width) - drive

@@ -65,15 +65,14 @@ def stacked_parts(rows: pd.DataFrame, prefix: str, affine: str) -> list[tuple[st
     lost = values(affine) if affine in rows else [0.0] * len(rows)  # tables written before it was measured lack it
     rest = [whole - part for whole, part in zip(parts["propagated"], lost, strict=True)]
     rounded = values(prefix + "weights") if prefix + "weights" in rows else []
-    more = [("weights", rounded, {"color": COLOURS["weights"]})] if any(rounded) else []
-    return [
+    out = [
         ("clip", parts["clip"], {"color": COLOURS["clip"]}),
         ("round", parts["round"], {"color": COLOURS["round"]}),
         ("propagated: gain and offset lost", lost, _HATCHED),
         ("propagated: the rest", rest, {"color": COLOURS["propagated"]}),
         ("temporal", parts["temporal"], {"color": COLOURS["temporal"]}),
-        *more,
     ]
+    return [*out, ("weights", rounded, {"color": COLOURS["weights"]})] if any(rounded) else out
 
 
 def stack(axes: Axes, places: Sequence[int], parts: Sequence[tuple[str, list[float], dict[str, Any]]]) -> list[float]:
