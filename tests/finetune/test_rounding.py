@@ -76,7 +76,6 @@ def test_few_bits_cost_less_after_tuning() -> None:
     before = accuracy(snn)
     finetune.fit(snn, train, config=finetune.Config(epochs_quantized=4, epochs_spiking=0, weight_bits=2))
     after = accuracy(snn)
-    print(f"{before:.4f} {after:.4f}")
     assert after > before + 0.02
     assert snn.provenance["finetuned"][-1]["config"]["weight_bits"] == 2
 
