@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = "speedysnn-comparison/1"
-CAUSES = ("clip", "round", "propagated", "temporal")
+CAUSES = ("clip", "round", "propagated", "temporal", "weights")
 REMOVED = ("removed", *(f"removed_{cause}" for cause in CAUSES), "removed_affine")
 
 
@@ -32,9 +32,10 @@ class Comparison:
     Attributes:
         layers: one row a network and layer: `network`, the columns of `speedysnn.analysis.COLUMNS`, and the fraction of
             the first network's noise in the layer of that name that is gone, `removed`, cut by cause into
-            `removed_clip` + `removed_round` + `removed_propagated` + `removed_temporal`; `removed_affine` is the part
-            of `removed_propagated` that was gain and offset lost with depth. Noise is sum e^2 / sum a^2; 1
-            is ideal, below 0 noise was added, NaN where the first has no such layer or no noise in it.
+            `removed_clip` + `removed_round` + `removed_propagated` + `removed_temporal` + `removed_weights`;
+            `removed_affine` is the part of `removed_propagated` that was gain and offset lost with depth. Noise is
+            sum e^2 / sum a^2; 1 is ideal, below 0 noise was added, NaN where the first has no such layer or no noise in
+            it.
         outputs: one row a network: `network`, the fields of `speedysnn.analysis.OUTPUTS`, and `removed` of the output.
     """
 
@@ -196,7 +197,7 @@ def _noise(sqnr_db: float) -> float:
 def _powers(row: Mapping[Any, Any]) -> tuple[float, ...]:
     """Compute a layer's noise, the part of each cause and the affine part, in units of its signal."""
     noise = _noise(row["sqnr_db"])
-    shares = [row[f"share_{cause}"] for cause in CAUSES] + [row["affine_share"]]
+    shares = [row.get(f"share_{cause}", 0.0) for cause in CAUSES] + [row["affine_share"]]
     return noise, *(0.0 if noise == 0 else noise * share for share in shares)
 
 

@@ -34,6 +34,7 @@ OUTPUTS: dict[str, Column] = {
     "correction": Column("name", "Kind of correction that the network carries."),
     "theta": Column("name", '"fixed" or "recalibrated" for this T.'),
     "neurons": Column("neurons", "Neurons of the network."),
+    "weight_bits": Column("bits", "Of a weight, where weights were rounded as for a chip."),
     "accuracy": Column(
         "fraction", "Spiking network, where labels are known.", True, "analog_accuracy", format="percent"
     ),

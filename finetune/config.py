@@ -254,6 +254,8 @@ class Config:
             state itself (0.99 averages about the last hundred steps); 0 for none.
         patience: epochs without a better held-out score after which a stage ends; None for never.
         precision: "float32", or "bfloat16" for automatic mixed precision.
+        weight_bits: rounds weights to 2 to 16 bits wherever the network runs, as `to_integer` of as many bits will, and
+            passes the gradient straight through to the weights before rounding, which are what is kept; None for not.
         seed: of the split, the order and the augmentation; the same seed gives the same result, bit for bit,
             on one machine and on another of its kind (processor, number of threads, versions).
     """
@@ -285,6 +287,7 @@ class Config:
     average: float = 0.99
     patience: int | None = None
     precision: str = "float32"
+    weight_bits: int | None = None
     seed: int = 0
     default_rates: ClassVar[Mapping[str, float]] = RATES
     match = _old_setting("match")
@@ -323,6 +326,9 @@ class Config:
         for name in ("layer_match_weight", "mixup", "membrane", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        bits = self.weight_bits
+        if bits is not None and not (type(bits) is int and 2 <= bits <= 16):
+            raise InputError(f"weight_bits: expected a whole number of 2 to 16, or None, got {bits!r}")
         if not 0 <= self.average < 1:
             raise InputError(f"average: expected at least 0 and below 1, got {self.average}")
         positive = {**{f"learning rate of {k}": v for k, v in self.learning_rates.items()},

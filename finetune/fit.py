@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from speedysnn.errors import TrainingError
 from speedysnn.finetune import checkpoint
-from speedysnn.finetune.augment import as_dataset, augmentation, hold_out
+from speedysnn.finetune.augment import as_dataset, augmentation, gather, hold_out
 from speedysnn.finetune.checkpoint import Origin, RunState
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.loop import Trainer
 from speedysnn.finetune.objectives import Objective
 from speedysnn.finetune.objectives import objective as named_objective
-from speedysnn.finetune.optimization import grouped
+from speedysnn.finetune.optimization import Rounding, grouped
 from speedysnn.finetune.penalties import Budget
 from speedysnn.finetune.result import Log, Result, changes, record, result_of
 from speedysnn.finetune.run import Report, Run, put_batch_norm
@@ -70,7 +70,9 @@ def fit(
     time (`fit.planned` says how long, and when a reconstruction comes first); `config.stages` names others. Each stage
     keeps the state with the lowest held-out loss, and its starting state counts too; a run of several stages also
     counts the network that it got, at the last stage's settings. Batch-norm is in place while a stage trains and is
-    folded into the same weights at its end (`Config.batch_norm`). The same call gives the same bits again. Under
+    folded into the same weights at its end (`Config.batch_norm`). With `Config.weight_bits` every figure is that of
+    rounded weights, and the network ends with those before rounding, which `to_integer` of as many bits rounds to just
+    the weights that were judged. The same call gives the same bits again. Under
     `accelerate launch` every process takes its part of each batch, without batch-norm in place, and the result is that
     of one process with `batch_norm=False`.
 
@@ -100,6 +102,7 @@ def fit(
             that cannot be written to.
         ArtifactError: another run is writing into `folder` or `log` now.
         DataError: no data.
+        InputError, ConversionError: weights that cannot be rounded to `Config.weight_bits`, all of them.
 
     Returns:
         The run's history, its best epoch, and what changed in every layer.
@@ -134,7 +137,7 @@ def fit(
         shown = progress and engine.main
         told = on_memory or (print_need if shown else None)
         trainer = Trainer(snn, frozen, tune, held, config, shown, told, objective,
-                          budget_of(config, fan_out), engine)  # fmt: skip
+                          budget_of(config, fan_out), engine, rounding=_rounding(snn, config, tune))  # fmt: skip
         state, table = run_all(trainer, folder=folder, resume=resume, log=log, on_epoch=on_epoch)
     record(snn, config, state)
     return result_of(state, config, table, time.monotonic() - begin)
@@ -186,6 +189,15 @@ def _trained(snn: SpikingNetwork, config: Config, teacher: nn.Module, engine: En
         return 0
     groups = grouped(snn)
     return sum(parameter.numel() for group in config.train for parameter in groups[group].values())
+
+
+def _rounding(snn: SpikingNetwork, config: Config, data: Any) -> Rounding:
+    """How weights are rounded while the network trains; refused where they cannot be."""
+    if config.weight_bits is None:
+        return Rounding()
+    out = Rounding(config.weight_bits, gather(data, [0]).inputs[0].ndim > len(snn.input_shapes[0]) + 1)
+    out.check(snn)
+    return out
 
 
 def run_all(
@@ -261,7 +273,7 @@ def layer_table(trainer: Trainer) -> dict[str, dict[str, float]]:
         steps = 1 if tap.static_output else tap.neuron.timesteps
         rates[tap.name] = float(fired.abs().sum()) * steps / max(1, fired.numel())
 
-    with torch.no_grad(), trainer.snn.reading("spiking"):
+    with torch.no_grad(), trainer.snn.reading("spiking"), trainer.rounding.seen(trainer.snn):
         batch = trainer.batch(range(count), None)
         if batch[2]:
             trainer.snn(*batch[1], observer=count_spikes)

@@ -17,7 +17,7 @@ from speedysnn.finetune.blocks.whole import WholeStep
 from speedysnn.finetune.config import Config, Stage
 from speedysnn.finetune.engine import Engine
 from speedysnn.finetune.objectives import Objective, Target, loss_of, outputs_and_layers, require_classes
-from speedysnn.finetune.optimization import Average, bad_gradients, keep_in_range, rate_schedule
+from speedysnn.finetune.optimization import Average, Rounding, bad_gradients, keep_in_range, rate_schedule
 from speedysnn.finetune.penalties import Budget, Events
 from speedysnn.finetune.result import Log
 from speedysnn.finetune.step import Need, Step, logits
@@ -145,6 +145,7 @@ class Trainer:
         whole: whether a batch runs in one piece, because batch-norm is in place and takes its statistics from it.
         folded: the network that batch-norm was put into for the present stage, None where `snn` is the user's own.
         how: why batch-norm is not in place, for `on_memory`.
+        rounding: of the weights, wherever the network runs.
     """
 
     snn: SpikingNetwork
@@ -162,6 +163,7 @@ class Trainer:
     whole: bool = False
     folded: SpikingNetwork | None = None
     how: str = ""
+    rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
     _answers: dict[int, Tensor] = field(default_factory=dict, init=False)
     _example: Tensor | None = field(default=None, init=False)
 
@@ -353,7 +355,8 @@ class Trainer:
 
         def run(batch: Batch, inputs: Sequence[Tensor], indices: Sequence[int], images: int) -> Tensor:
             target, source = self.goals(indices, batch, inputs, layers=local or bool(config.layer_match_weight))
-            return one.run(inputs, target, source, images)
+            with self.rounding.seen(self.snn, self.folded):
+                return one.run(inputs, target, source, images)
 
         return run
 
@@ -371,7 +374,7 @@ class Trainer:
         count = len(self.held_out)  # type: ignore[arg-type]
         loss, agree, right, labelled = 0.0, 0, 0, 0
         spikes = Events(self.budget.fan_out if self.budget is not None else {})
-        with torch.no_grad(), self.snn.reading(reading):
+        with torch.no_grad(), self.snn.reading(reading), self.rounding.seen(self.snn, self.folded):
             for start in range(0, count, _EVAL_BATCH):
                 batch, inputs, own = self.batch(range(start, min(start + _EVAL_BATCH, count)), None)
                 if not own:

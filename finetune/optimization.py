@@ -1,15 +1,19 @@
-"""Which parameters train and how they move: parameter groups, optimizer, learning rate and running average."""
+"""Which parameters train and how they move: groups, optimizer, learning rate, running average, rounded weights."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from speedysnn.errors import TrainingError
+from speedysnn.errors import InputError, TrainingError
+from speedysnn.finetune.batch_norm import fold_into
 from speedysnn.finetune.config import GROUPS, Config
+from speedysnn.integer import rounded_weights, to_integer
 from speedysnn.network import SpikingNetwork
 
 Groups = Mapping[str, Mapping[str, nn.Parameter]]
@@ -317,6 +321,78 @@ class Average:
             finally:
                 for name, value in present.items():
                     value.copy_(own[name])
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Weights of few bits while a network trains: what runs has them rounded, what an optimizer moves has not.
+
+    The gradient by a rounded weight is taken as that by the weight itself: straight through.
+
+    Attributes:
+        bits: of a weight, sign included; None rounds nothing.
+        events: whether inputs are events, whose counts the first layer's scale is made for.
+    """
+
+    bits: int | None = None
+    events: bool = False
+
+    def check(self, snn: SpikingNetwork) -> None:
+        """Refuse a network whose weights cannot be rounded.
+
+        Raises:
+            InputError: weights that are computed from others, or that two layers share.
+            ConversionError: parts that have no integer form, all of them.
+        """
+        if self.bits is None:
+            return
+        to_integer(snn, self.bits, events=self.events)
+        weights = {name: snn.tensors(name)["weight"] for name in rounded_weights(snn, self.bits, events=self.events)}
+        owned = Counter(id(p) for layer in snn.layers.values() for p in layer.parameters(recurse=False))
+        if odd := [name for name, weight in weights.items() if owned[id(weight)] != 1]:
+            raise InputError(
+                f"weight_bits: expected layers that own their weights, got {', '.join(odd)}, whose weights are pruned, "
+                "parametrized, wrapped or shared; make that permanent first, or train without weight_bits"
+            )
+
+    @contextmanager
+    def seen(self, snn: SpikingNetwork, folded: SpikingNetwork | None = None) -> Iterator[None]:
+        """Let the network run with rounded weights; the weights before rounding come back afterwards.
+
+        With batch-norm in place W' = W R(V) / V, where V is the weight with batch-norm folded into it by the running
+        statistics and R rounds as `to_integer` does: what the folded network gives to a chip.
+
+        Args:
+            snn: the network, with batch-norm in place or without.
+            folded: the network that batch-norm was put into, whose weights are written anew; None without batch-norm.
+        """
+        if self.bits is None:
+            yield
+            return
+        if folded is not None:
+            fold_into(snn, folded)
+        weights, plain = dict[Tensor, Tensor](), folded or snn
+        for name, value in rounded_weights(plain, self.bits, events=self.events).items():
+            weight, own = snn.tensors(name)["weight"], plain.tensors(name)["weight"].detach()
+            weights[weight] = value if folded is None else _unfolded(weight.detach(), own, value.to(own.device))
+        before = {weight: weight.detach().clone() for weight in weights}
+        try:
+            _write(weights)
+            yield
+        finally:
+            _write(before)
+
+
+def _unfolded(weight: Tensor, folded: Tensor, value: Tensor) -> Tensor:
+    """W R(V) / V; weights that batch-norm sets to 0 stay."""
+    wide, own = folded.to(torch.float64), weight.to(torch.float64)
+    return torch.where(wide == 0, own, own * (value / torch.where(wide == 0, 1.0, wide)))
+
+
+@torch.no_grad()
+def _write(values: Mapping[Tensor, Tensor]) -> None:
+    for tensor, value in values.items():
+        tensor.copy_(value)
 
 
 def _floating(module: nn.Module) -> dict[str, Tensor]:

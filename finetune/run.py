@@ -174,8 +174,9 @@ class Run:
 
     def _normalise(self, stage: Stage) -> None:
         """Give batch-norm the statistics of training images as they are: neither mixed nor changed, in one pass."""
-        with torch.no_grad():
-            run_training(self.trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
+        trainer = self.trainer
+        with torch.no_grad(), trainer.rounding.seen(trainer.snn, trainer.folded):
+            run_training(trainer.snn, self._first_images(stage), stage.reading, momentum=1.0)
 
     def _epoch(self, stage: Stage, index: int, steps: torch.optim.Optimizer) -> None:
         """Train for one epoch and judge the state after it."""

@@ -66,10 +66,10 @@ class TrainConfig(Config):
         """Refuse what could not train."""
         super().__post_init__()
         others = any(stage.kind not in ("quantized", "spiking") for stage in self.plan)
-        if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes":
+        if others or self.layer_match_weight or self.membrane or self.budget_of != "spikes" or self.weight_bits:
             raise InputError(
-                "train: expected quantized or spiking stages and neither layer_match_weight, membrane nor a budget of "
-                "synops; for those convert a trained network and use finetune.fit"
+                "train: expected quantized or spiking stages and neither layer_match_weight, membrane, weight_bits nor "
+                "a budget of synops; for those convert a trained network and use finetune.fit"
             )
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")

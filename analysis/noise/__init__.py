@@ -13,7 +13,7 @@ from speedysnn.analysis.noise.layer_totals import LayerTotals
 
 Format = Literal["number", "percent", "decibels"]
 Kind = Literal["channel", "total", "count", "histogram", "unit", "step"]
-Scope = Literal["element", "train", "image"]
+Scope = Literal["element", "train", "image", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sum:
         reference: its definition: the values that are added up, from a `sums_reference.Block`, or from
             `sums_reference.Images` where `scope` is "image".
         scope: what the reference needs: "element" and "train" a block, of which "train" looks at the steps too;
-            "image" whole images.
+            "image" whole images; "rounded" a block, and a network whose weights were rounded.
 
     Example:
         >>> from speedysnn import analysis

@@ -24,6 +24,7 @@ from speedysnn.analysis.noise.sums_reference import (
     rows_of,
     steps_of,
     user_sums,
+    weights_sum,
 )
 from speedysnn.analysis.reference import mean_of
 from speedysnn.errors import InputError
@@ -31,7 +32,7 @@ from speedysnn.execution.observers import LayerRecord
 from speedysnn.kernels.layout import in_rows
 from speedysnn.neurons.layer import IFNeuron
 
-PARTS = ("clip", "round", "propagated", "temporal")
+PARTS = ("clip", "round", "propagated", "temporal", "weights")
 Sums = dict[str, Tensor]
 OWN = "own."  # a user's sum is stored under this and its name
 
@@ -57,6 +58,7 @@ def totals_of(
         What the columns' functions read.
     """
     channel = dict(zip(CHANNELS, sums["channels"], strict=True))
+    channel["weights"] = sums.get("weights", torch.zeros_like(channel["e"]))
     total = {name: float(value.sum()) for name, value in channel.items()}
     total.update(zip(TOTALS, sums["totals"].tolist(), strict=True))
     counts = dict(zip(COUNTS, sums["counts"].tolist(), strict=True))
@@ -123,6 +125,9 @@ class LayerSums:
         e = [clamp(z, 0, N theta) - a] + [Q(z) - clamp(z, 0, N theta)] + [Q(z') - Q(z)] + [r - Q(z')]
                clip                         round                          propagated       temporal
 
+    Where weights were rounded, Q(z') - Q(z) = [Q(z') - Q(z'')] + [Q(z'') - Q(z)]: the layer's own weights, and what is
+    propagated, with z'' the mean drive that the weights before rounding make of the same spikes.
+
     Sums by channel and products are float64, counts are whole numbers.
 
     Args:
@@ -150,7 +155,9 @@ class LayerSums:
         self._settle()
         return self._sums
 
-    def update(self, z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord) -> int | Tensor:
+    def update(
+        self, z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, unrounded: Tensor | None = None
+    ) -> int | Tensor:
         """Add one pass.
 
         Args:
@@ -158,6 +165,7 @@ class LayerSums:
             source: the source's neuron, for its activation.
             twin: what the quantized reading emitted, (B, ...).
             tap: what the spiking reading received and emitted.
+            unrounded: z'', (B, ...), where weights were rounded.
 
         Returns:
             The pass's spike events, which a GPU may still be counting.
@@ -170,6 +178,9 @@ class LayerSums:
             if tap.static_output:  # no trains were unrolled, so nothing is known of their steps
                 del found["pulses"]
             self._keep({**found, "events": torch.tensor([fired, z.numel(), len(z)])})
+        if unrounded is not None:
+            brought = weights_sum(z, source, twin, tap, self.theta, self.start, self.amplitude, unrounded)
+            self._keep({"weights": brought})
         own = reference_user_sums(z, source, twin, tap, self.theta, self.start, self.amplitude)
         self._keep({OWN + name: value for name, value in own.items()})
         if self.full:

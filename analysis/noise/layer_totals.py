@@ -198,6 +198,11 @@ class LayerTotals:
         """
         return ratio(self.total[name], self.total["ee"])
 
+    @property
+    def propagated_share(self) -> float:
+        """Part of the error that earlier layers bring in, without what this layer's rounded weights add to it."""
+        return ratio(self.total["propagated"] - self.total["weights"], self.total["ee"])
+
     @cached_property
     def rounding_rmse(self) -> Tensor:
         """Error of rounding alone in steps, () or (C,), from every channel's v_init."""
@@ -250,9 +255,9 @@ class LayerTotals:
         error, and f_c the fraction of its drive's error sum (z' - z)^2 that the least-squares map a_c z' + b_c removes.
         """
         removed = affine_fractions(self.n / len(self.channel["z"]), *self._by_channel("z", "zz", "d", "dd", "zd"))
-        (propagated,) = self._by_channel("propagated")
-        share = ratio(float(propagated @ removed), self.total["ee"])
-        return share if math.isnan(share) else max(0.0, min(share, self.share("propagated")))
+        propagated, weights = self._by_channel("propagated", "weights")
+        share = ratio(float((propagated - weights) @ removed), self.total["ee"])
+        return share if math.isnan(share) else max(0.0, min(share, self.propagated_share))
 
     @cached_property
     def noise(self) -> Moments:

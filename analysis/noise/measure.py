@@ -54,8 +54,8 @@ class NoiseSums:
     not grow with the images.
 
     Args:
-        snn, source, detail, memory_mib, seed: as in `measure_noise`; the same in every process, the limit each
-            process's own.
+        snn, source, detail, memory_mib, seed, weight_bits: as in `measure_noise`; the same in every process, the limit
+            each process's own.
 
     Raises:
         InputError: an option out of range, or a source that does not fit.
@@ -79,6 +79,7 @@ class NoiseSums:
         detail: str = "standard",
         memory_mib: float | None = None,
         seed: int = 0,
+        weight_bits: int | None = None,
     ) -> None:
         if detail not in DETAILS:
             raise InputError(f"detail: expected one of {', '.join(map(repr, DETAILS))}, got {detail!r}")
@@ -87,7 +88,7 @@ class NoiseSums:
         self._full, self._limit, self._seed = detail == "full", memory_mib, seed
         self.memory: Memory | None = None
         self.outputs, self.layers = OutputSums(), self._empty()
-        self._execution: dict[str, str] = {}
+        self._execution, self._bits = dict[str, str](), weight_bits
 
     def _empty(self) -> dict[str, LayerSums]:
         """New sums of every layer."""
@@ -138,9 +139,10 @@ class NoiseSums:
                 if self.memory is None:
                     self._plan(layer_shapes(self.snn, batch))
                 assert self.memory is not None
-                readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers)
+                readings = readings or SideBySide(self.snn, self.reference, self.memory, self.layers, self._bits)
                 readings.read(batch, done)
                 if kept is not None:
+                    kept.snn = readings.snn
                     kept.add(batch)
         if readings is not None:
             readings.put_together(self.layers, self.outputs)
@@ -218,6 +220,7 @@ class NoiseSums:
             **settings(self.snn),
             "correction": correction_in_place(self.snn),
             **self.outputs.figures(),
+            **({} if self._bits is None else {"weight_bits": self._bits}),
             "execution": self._execution or execution(),
         }
         figures["tried"] = []
@@ -237,17 +240,17 @@ class _Kept:
     """
 
     def __init__(self, snn: SpikingNetwork, count: int, limit_mib: float | None) -> None:
-        self._snn, self._count, self._sample = snn, count, Sample(0)
+        self.snn, self._count, self._sample = snn, count, Sample(0)
         self._most = MIB * min(_KEPT_MIB, _KEPT_SHARE * (limit_mib or 4 * _KEPT_MIB))
 
     def add(self, batch: Batch) -> None:
         """Keep some of a batch's images."""
         if self._count and not self._sample.there:
-            image = sum(x.nbytes for x in part(self._snn, batch, 0, 1).inputs)
+            image = sum(x.nbytes for x in part(self.snn, batch, 0, 1).inputs)
             self._count = min(self._count, int(self._most // (2 * image)))
             self._sample = Sample(2 * self._count)
         if self._count:
-            self._sample.add(batch, batch_dims(self._snn, batch.inputs))
+            self._sample.add(batch, batch_dims(self.snn, batch.inputs))
 
     @torch.no_grad()
     def tried(self, reference: Reference, wanted: Sequence[Setting], memory: Memory) -> list[dict[str, Any]]:
@@ -264,14 +267,14 @@ class _Kept:
         if not self._count or not wanted:
             return []
         whole = Batch(tuple(self._sample.inputs()))
-        there = images_in(self._snn, whole.inputs)
+        there = images_in(self.snn, whole.inputs)
         cut = min(self._count, there)
-        if correction_in_place(self._snn) is not None and there - cut < _FEWEST:  # every setting is corrected anew
+        if correction_in_place(self.snn) is not None and there - cut < _FEWEST:  # every setting is corrected anew
             cut = there // 2
-        used, others = part(self._snn, whole, 0, cut), part(self._snn, whole, cut, there)
+        used, others = part(self.snn, whole, 0, cut), part(self.snn, whole, cut, there)
         source, rows = reference.analog(used.inputs), list[dict[str, Any]]()
         for setting in (Setting(PRESENT, "", ""), *wanted):
-            changed = None if len(rows) > MOST_TRIED else _changed(self._snn, setting, others)
+            changed = None if len(rows) > MOST_TRIED else _changed(self.snn, setting, others)
             if changed is not None:
                 if memory.tight:
                     changed.images_per_pass = max(1, memory.images * memory.at_once // torch.get_num_threads())
@@ -330,6 +333,7 @@ def measure_noise(
     memory_mib: float | None = None,
     seed: int = 0,
     try_settings: int = 64,
+    weight_bits: int | None = None,
 ) -> NoiseReport:
     """Measure how far every layer's spikes are from the source's activations, and why; one pass over the data.
 
@@ -337,14 +341,15 @@ def measure_noise(
 
         clip        clamp(z, 0, N theta) - a           the range is too small
         round       Q(z) - clamp(z, 0, N theta)        the step is too coarse
-        propagated  Q(z') - Q(z)                       the input is off already
+        propagated  Q(z'') - Q(z)                      the input is off already
+        weights     Q(z') - Q(z'')                     the layer's own weights were rounded (`weight_bits`, else 0)
         temporal    r - Q(z')                          the input's spikes came unevenly
 
-    with a, z the source's activation and pre-activation, z' the mean over time of the spiking layer's input and r that
-    of its output. The parts add up to e, and their shares sum(part e) / sum(e^2) to 1; a share may be below 0. The
-    order of the parts is a convention. `affine_share` is the part of the propagated share that an affine map of each
-    channel's drive would remove: gain and offset lost with depth. All sums are float64 over all elements of all images,
-    taken in passes of a fixed size, so that no figure depends on how the data is batched.
+    with a, z the source's activation and pre-activation, z' the mean over time of the spiking layer's input, z'' that
+    with weights before rounding, r that of its output. The parts add up to e, and their shares sum(part e) / sum(e^2)
+    to 1; a share may be below 0. The order is a convention. `affine_share` is the part of the propagated share that an
+    affine map of each channel's drive would remove: gain and offset lost with depth. All sums are float64 over all
+    elements, taken in passes of a fixed size, so that no figure depends on how the data is batched.
 
     Args:
         snn: the network, at its present T, thresholds and look-ahead; it is left as it is.
@@ -367,12 +372,14 @@ def measure_noise(
             network carries is made anew for each setting, on half of the images where they are few. What came of it
             stands in `outputs["tried"]`, and the verdict recommends what was better. On the digits networks it takes as
             long as measuring two to six times as many images. 0 to try nothing.
+        weight_bits: measure the network with weights rounded to 2 to 16 bits, to the nearest, as `to_integer` does.
 
     Returns:
         The report: one row a layer, the whole network's figures, and advice.
 
     Raises:
         InputError: an option out of range, a source that does not fit, or a limit too small for one image.
+        ConversionError: a part that has no integer form, where weights are to be rounded.
         DataError: no data, NaN in it, or the wrong shape.
 
     Example:
@@ -391,7 +398,7 @@ def measure_noise(
     """
     if not isinstance(try_settings, int) or isinstance(try_settings, bool) or try_settings < 0:
         raise InputError(f"try_settings: expected a whole number of images, 0 to try nothing, got {try_settings!r}")
-    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed)
+    sums = NoiseSums(snn, source, detail=detail, memory_mib=memory_mib, seed=seed, weight_bits=weight_bits)
     kept = _Kept(snn, try_settings, memory_mib)
     chunks = passes(snn, data, pass_size(snn), batch_size=batch_size, limit=limit)
     return sums._read(chunks, progress, kept)._report(kept)

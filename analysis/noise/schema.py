@@ -55,7 +55,11 @@ SUMS: dict[str, Sum] = {
     "zd": Sum("channel", "activation^2", "Source's drive times its error.", lambda b: b.z * b.drift),
     "o": Sum("channel", "activation", "Error of the quantizer alone, Q(z) - a.", lambda b: b.own),
     "ao": Sum("channel", "activation^2", "Source times error of the quantizer alone.", lambda b: b.a * b.own),
-    "propagated": Sum("channel", "activation^2", "Propagated part times error.", lambda b: b.propagated * b.e),
+    "propagated": Sum(
+        "channel", "activation^2", "Propagated part times error, with what rounded weights add to it.",
+        lambda b: b.propagated * b.e,
+    ),
+    "weights": Sum("channel", "activation^2", "The part of rounded weights.", lambda b: b.weights * b.e, "rounded"),
     "ar": Sum("total", "activation^2", "Source times output.", lambda b: _dot(b.a, b.r)),
     "rr": Sum("total", "activation^2", "Output squared.", lambda b: _dot(b.r, b.r)),
     "twin": Sum(
@@ -108,9 +112,9 @@ def names_of(kind: Kind) -> tuple[str, ...]:
         kind: see `Sum`.
 
     Returns:
-        Their names, in the order in which the kernels' arrays hold them.
+        Their names, in the order in which the kernels' arrays hold them; sums of rounded networks are in none.
     """
-    return tuple(name for name, row in BUILT_IN_SUMS.items() if row.kind == kind)
+    return tuple(name for name, row in BUILT_IN_SUMS.items() if row.kind == kind and row.scope != "rounded")
 
 
 CHANNELS, TOTALS, COUNTS, HISTOGRAMS = (names_of(kind) for kind in ("channel", "total", "count", "histogram"))
@@ -247,8 +251,8 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: x.share("round"), format="percent", title="round", missing=_EXACT, summary=True,
     ),
     "share_propagated": Column(
-        "fraction of sum e^2", "Error brought in from earlier layers: Q(z') - Q(z).", None,
-        value=lambda x: x.share("propagated"), format="percent", title="propagated", missing=_EXACT, summary=True,
+        "fraction of sum e^2", "Error from earlier layers: Q(z') - Q(z), less share_weights.", None,
+        value=lambda x: x.propagated_share, format="percent", title="propagated", missing=_EXACT, summary=True,
     ),
     "affine_share": Column(
         "fraction of sum e^2",
@@ -260,6 +264,12 @@ COLUMNS: dict[str, Column] = {
     "share_temporal": Column(
         "fraction of sum e^2", "Error of spike timing in this layer: r - Q(z').", None,
         value=lambda x: x.share("temporal"), format="percent", title="temporal", missing=_EXACT, summary=True,
+    ),
+    "share_weights": Column(
+        "fraction of sum e^2",
+        "Error of this layer's own rounded weights: Q(z') - Q(z''), z'' being what the weights before rounding make of "
+        "the same spikes; 0 where none were rounded.",
+        None, "0", value=lambda x: x.share("weights"), format="percent", title="weights", missing=_EXACT, summary=True,
     ),
     "bias": Column("activation", "Mean error r - a.", None, "0", value=lambda x: x.total["e"] / x.n),
     "bias_share": Column(
@@ -275,7 +285,7 @@ COLUMNS: dict[str, Column] = {
         value=lambda x: decibels(1, x.remaining_share), format="decibels", missing=_EXACT,
     ),
     "residual": Column(
-        "fraction", "What the four parts miss of the measured error, relative RMS; a check on the split.", False, "0",
+        "fraction", "What the parts miss of the measured error, relative RMS; a check on the split.", False, "0",
         value=lambda x: math.sqrt(x.total["miss"] / (x.total["ee"] or 1)),
     ),
     "noise_mean": Column(

@@ -36,9 +36,10 @@ class Block:
         r: the neuron's mean output over T steps, a whole number of quantizer steps.
         e: the error r - a.
         step: quantizer step of the output, A / T, () or (C,); the amplitude A is theta unless one was set.
-        clip, round, propagated, temporal: the four parts of e; see `speedysnn.analysis.noise.layer.LayerSums`.
+        clip, round, propagated, temporal: the parts of e; see `speedysnn.analysis.noise.layer.LayerSums`.
+        weights: of `propagated`, what the layer's own rounded weights add; 0 where none were rounded.
         twin_error: output of the quantized reading minus a.
-        miss: what the four parts miss of the measured error.
+        miss: what the parts miss of the measured error.
         fired: r in quantizer steps, the neuron's count of spikes.
         reached: the count that the mean over time of the neuron's input would give.
         max_count: the largest count, T times the spikes that one step can hold.
@@ -61,6 +62,7 @@ class Block:
     clip: Tensor
     round: Tensor
     propagated: Tensor
+    weights: Tensor
     temporal: Tensor
     twin_error: Tensor
     miss: Tensor
@@ -191,6 +193,22 @@ def reference_user_sums(
     return found
 
 
+def weights_sum(
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor, amplitude: Tensor,
+    unrounded: Tensor,
+) -> Tensor:  # fmt: skip
+    """Compute the sum "weights"; arguments as in `reference_sums`.
+
+    Args:
+        unrounded: mean over time of what the weights before rounding make of the same spikes, (B, ...).
+
+    Returns:
+        One number a channel, (C,).
+    """
+    blocks = _blocks(z, source, twin, tap, theta, start, amplitude, unrounded)
+    return torch.stack([_value(BUILT_IN_SUMS["weights"], block) for block in blocks]).sum(0)
+
+
 def user_sums() -> dict[str, Sum]:
     """List the sums that a user declared, or declared anew: no kernel has them, so their reference is computed.
 
@@ -249,21 +267,23 @@ def _images(z: Tensor, source: IFNeuron, tap: LayerRecord, amplitude: Tensor) ->
 
 
 def _blocks(
-    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor, amplitude: Tensor
+    z: Tensor, source: IFNeuron, twin: Tensor, tap: LayerRecord, theta: Tensor, start: Tensor, amplitude: Tensor,
+    unrounded: Tensor | None = None,
 ) -> Iterator[Block]:  # fmt: skip
     """The quantities of a pass, block by block."""
     neuron = tap.neuron
     drive, constant = tap.received()
     outs = steps_of(tap.output, neuron.timesteps, tap.static_output)
-    rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, *outs)]
+    rows = [rows_of(x, neuron.channel_dim) for x in (z, twin, drive, z if unrounded is None else unrounded, *outs)]
     size = max(1, (_BLOCK if z.device.type == "cpu" else _DEVICE_BLOCK) // max(1, rows[0].shape[1]))
-    for own, quantized, seen, *each in zip(*(torch.split(x, size) for x in rows), strict=True):
-        yield _block(own, source.analog(own), quantized, seen, constant, each, neuron, theta, start, amplitude)
+    for own, quantized, seen, plain, *each in zip(*(torch.split(x, size) for x in rows), strict=True):
+        yield _block(own, source.analog(own), quantized, seen, constant, each, neuron, theta, start, amplitude,
+                     None if unrounded is None else plain)  # fmt: skip
 
 
 def _block(
     z: Tensor, analog: Tensor, twin: Tensor, seen: Tensor, constant: bool, outs: list[Tensor], neuron: IFNeuron,
-    theta: Tensor, start: Tensor, amplitude: Tensor,
+    theta: Tensor, start: Tensor, amplitude: Tensor, unrounded: Tensor | None = None,
 ) -> Block:  # fmt: skip
     """The quantities of one block, all tensors (M, C)."""
     a, drive = analog.to(torch.float64), z.to(torch.float64)
@@ -271,8 +291,14 @@ def _block(
     max_count = neuron.timesteps * neuron.levels_per_step
     measured = mean_of(outs)
     fired = torch.round(measured / step)
-    held = z if neuron.offset is None else z + neuron.offset
-    aimed = levels(held, theta, start, neuron.timesteps, neuron.levels_per_step, neuron.signed).to(torch.float64)
+
+    def count(x: Tensor) -> Tensor:
+        own = (neuron.timesteps, neuron.levels_per_step, neuron.signed)
+        return levels(x, theta, start, *own).to(torch.float64)
+
+    shift: Tensor | float = 0.0 if neuron.offset is None else neuron.offset
+    held = z if neuron.offset is None else z + shift
+    aimed = count(held)
     drift = seen.to(torch.float64) / (1 if constant else neuron.timesteps) * (step / width) - drive
     reached = reached_counts(seen, constant, theta, start, neuron).to(torch.float64)
     top = width * max_count
@@ -280,11 +306,12 @@ def _block(
     clipped = torch.maximum(torch.minimum(drive, top), low)
     r = fired * step
     parts = (clipped - a, aimed * step - clipped, reached * step - aimed * step, r - reached * step)
+    weights = torch.zeros_like(r) if unrounded is None else (reached - count(unrounded + shift)) * step
     held = held.to(torch.float64)
     lag_range, lag_error = lag_errors(seen, 1 if constant else neuron.timesteps, outs, theta, neuron, amplitude)
     return Block(
         z=drive, drift=drift, own=aimed * step - a, a=a, r=r, e=r - a, step=step, clip=parts[0], round=parts[1],
-        propagated=parts[2], temporal=parts[3], twin_error=twin - a,
+        propagated=parts[2], weights=weights, temporal=parts[3], twin_error=twin - a,
         miss=parts[0] + parts[1] + parts[2] + parts[3] - (measured - a), fired=fired,
         reached=reached, max_count=max_count, in_range=(drive > low) & (drive < top),
         granular=(held > low) & (held < top) & (held != 0), gap=aimed - held / width, outputs=outs,

@@ -36,7 +36,7 @@ CAPTIONS = {
     "solid lines is timing alone.",
     "causes": "clip: raise theta. round: lower theta or take more steps. propagated: look at earlier layers; its "
     "hatched part is gain and offset that an affine correction of each channel restores. temporal: look ahead, or "
-    "train through time. A share below zero cancels part of another.",
+    "train through time. weights: more bits, or reconstruct. A share below zero cancels part of another.",
     "gain": "Least-squares quantizers shrink, and what they shrink by multiplies with depth. Measured below expected: "
     "noise flattens a ReLU's answer further. Measured above: a drive that has shrunk is clipped less.",
     "rmse": "At the dashed line the error is that of rounding alone; silent elements are exact, so a sparse layer may "

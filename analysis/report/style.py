@@ -24,6 +24,7 @@ COLOURS = {
     "round": "#56B4E9",
     "propagated": "#BBBBBB",
     "temporal": "#D55E00",
+    "weights": "#F0E442",
     "recalibrated": "#009E73",
 }
 STYLE: Any = {
@@ -46,11 +47,11 @@ WIDEST, NARROWEST = 15.0, 7.5  # inches
 
 
 def stacked_parts(rows: pd.DataFrame, prefix: str, affine: str) -> list[tuple[str, list[float], dict[str, Any]]]:
-    """Split a layer's error into what is stacked: the four causes, the propagated one in two.
+    """Split a layer's error into what is stacked: the causes, the propagated one in two; weights where rounded.
 
     Args:
         rows: a table with a row a layer.
-        prefix: of the columns of the four causes.
+        prefix: of the columns of the causes.
         affine: column of the part of the propagated cause that an affine map of the drive removes.
 
     Returns:
@@ -63,13 +64,15 @@ def stacked_parts(rows: pd.DataFrame, prefix: str, affine: str) -> list[tuple[st
     parts = {name: values(prefix + name) for name in ("clip", "round", "propagated", "temporal")}
     lost = values(affine) if affine in rows else [0.0] * len(rows)  # tables written before it was measured lack it
     rest = [whole - part for whole, part in zip(parts["propagated"], lost, strict=True)]
-    return [
+    rounded = values(prefix + "weights") if prefix + "weights" in rows else []
+    out = [
         ("clip", parts["clip"], {"color": COLOURS["clip"]}),
         ("round", parts["round"], {"color": COLOURS["round"]}),
         ("propagated: gain and offset lost", lost, _HATCHED),
         ("propagated: the rest", rest, {"color": COLOURS["propagated"]}),
         ("temporal", parts["temporal"], {"color": COLOURS["temporal"]}),
     ]
+    return [*out, ("weights", rounded, {"color": COLOURS["weights"]})] if any(rounded) else out
 
 
 def stack(axes: Axes, places: Sequence[int], parts: Sequence[tuple[str, list[float], dict[str, Any]]]) -> list[float]:

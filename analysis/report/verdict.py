@@ -26,12 +26,13 @@ FIGURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("agreement", "agreement", percent), ("sqnr_db", "output SQNR", db), ("latency", "latency", steps),
     ("spikes_per_neuron", "spikes per neuron", "{:.2f}".format),
 )  # fmt: skip
-OWN = ("clip", "round", "temporal")
+OWN = ("clip", "round", "temporal", "weights")
 CAUSES = {
     "clip": "its range is too small (clipping)",
     "round": "its steps are too coarse (rounding)",
     "propagated": "it comes in from earlier layers",
     "temporal": "spikes come unevenly (timing)",
+    "weights": "its weights have too few bits (rounded weights)",
 }
 UNUSED = 0.001  # a saturated fraction below it tells a threshold that is too high
 
@@ -170,9 +171,12 @@ def _training_for_timing(outputs: Mapping[str, Any]) -> Advice:
 
 
 def _add_layer(found: _Findings, fact: str, cause: str, row: "pd.Series[Any]", outputs: Mapping[str, Any]) -> None:
-    """Add a layer whose error has this cause, "clip", "round" or "temporal", and what may help against it."""
-    saturated = percent(row["saturated"])
-    if row["bias_share"] > CONSTANT:
+    """Add a layer whose error has this cause, one of `OWN`, and what may help against it."""
+    saturated, bits = percent(row["saturated"]), outputs.get("weight_bits")
+    if cause == "weights":
+        fact += f' {bits} bits of its weights cost that: use more there, or to_integer(rounding="reconstruct").'
+        found.training.append(_training("tuning at these bits", f"weight_bits={bits}", "--weight-bits", f"{bits}"))
+    elif row["bias_share"] > CONSTANT:
         fact += f" {percent(row['bias_share'])} of that error is constant in each channel."
         found.training.append(_training("correcting biases and the initial membrane, which remove it",
                                         'train=("biases", "v_init")', "--train", "biases,v_init"))  # fmt: skip
@@ -339,7 +343,7 @@ def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any
     if measured.empty:
         return
     worst = measured.nsmallest(1, "sqnr_db").iloc[0]
-    cause = max(PARTS, key=lambda part: worst[f"share_{part}"])
+    cause = max(PARTS, key=lambda part: worst.get(f"share_{part}", 0.0))
     fact = (f"Worst layer: {worst['layer']} at {db(worst['sqnr_db'])}; {percent(worst[f'share_{cause}'])} of its "
             f"squared error is {cause}: {CAUSES[cause]}.")  # fmt: skip
     if worst["silent"] == 1:
@@ -371,7 +375,7 @@ def _add_origin(
     if upstream.empty:
         return
     origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
-    own = max(OWN, key=lambda part: origin[f"share_{part}"])
+    own = max(OWN, key=lambda part: origin.get(f"share_{part}", 0.0))
     start = (
         f"Of the layers before it, {origin['layer']} adds most of its own: "
         f"{percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}."
@@ -381,7 +385,7 @@ def _add_origin(
 
 def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":
     """Compute the noise that each layer adds itself, over its signal's power."""
-    shares = layers["share_clip"] + layers["share_round"] + layers["share_temporal"]
+    shares = sum(layers[f"share_{part}"] for part in OWN if f"share_{part}" in layers)
     own: pd.Series[float] = shares * 10 ** (-layers["sqnr_db"] / 10)
     return own
 

@@ -53,16 +53,19 @@ def layer_sums(amplitude: tuple[float, ...] | None = None) -> tuple[LayerSums, d
     neuron.set_amplitude(None if amplitude is None else torch.tensor(amplitude))
     z = torch.randn(20, 3, 2, 2, generator=g)
     drive = z + 0.7 * torch.randn(STEPS, 20, 3, 2, 2, generator=g)
+    plain = drive.mean(0) + 0.3 * torch.randn(20, 3, 2, 2, generator=g)  # what weights before rounding would give
     layer = LayerSums("layer", neuron, True)
     with torch.no_grad():
         trains, twin = neuron.spiking(drive.flatten(0, 1)).view_as(drive), neuron.quantized(z)
-        layer.update(z, neuron, twin, LayerRecord("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False))
+        record = LayerRecord("layer", neuron, drive.flatten(0, 1), trains.flatten(0, 1), False, False)
+        layer.update(z, neuron, twin, record, plain)
 
     theta = neuron.threshold.detach().double().numpy()[:, None, None]
     unit = neuron.amplitude.detach().double().numpy()[:, None, None]
     width, step, o, zs = theta / STEPS, unit / STEPS, trains.double().numpy(), z.double().numpy()
     a, counts = np.maximum(zs, 0), np.rint(o.sum(0) / unit)
-    quantized = [np.clip(np.floor(x / width + 0.5), 0, STEPS) for x in (zs, drive.sum(0).double().numpy() / STEPS)]
+    drives = zs, drive.sum(0).double().numpy() / STEPS, plain.double().numpy()
+    quantized = [np.clip(np.floor(x / width + 0.5), 0, STEPS) for x in drives]
     r, clipped = counts * step, np.clip(zs, 0, theta)
     e, fine = r - a, (zs > 0) & (zs < theta)
     drift = drive.sum(0).double().numpy() / STEPS * unit / theta - zs
@@ -76,7 +79,8 @@ def layer_sums(amplitude: tuple[float, ...] | None = None) -> tuple[LayerSums, d
         "granular": fine, "z": zs, "zz": zs**2, "d": drift, "dd": drift**2, "zd": zs * drift,
         "o": quantized[0] * step - a, "ao": (quantized[0] * step - a) * a, "ar": a * r, "rr": r**2, "twin": (twin.double().numpy() - a) ** 2,
         "miss": (o.mean(0) - r) ** 2, "clip": (clipped - a) * e, "round": (quantized[0] * step - clipped) * e,
-        "propagated": (quantized[1] - quantized[0]) * step * e, "temporal": (r - quantized[1] * step) * e,
+        "propagated": (quantized[1] - quantized[0]) * step * e, "weights": (quantized[1] - quantized[2]) * step * e,
+        "temporal": (r - quantized[1] * step) * e,
         "g": gap, "gg": gap**2, "ggg": gap**3, "gggg": gap**4, "lag0": d**2, "lag1": d[1:] * d[:-1],
         "saturated": counts == STEPS, "silent": counts == 0, "source_silent": a == 0, "outside": counts != quantized[1],
         "fired": when > 0, "first": when, "lagged": lagging,

@@ -215,6 +215,22 @@ def test_finetune_in_stages_with_a_budget(there, capfd):
     assert artifact.load("staged.snn").provenance["finetuned"][0]["more_data"] == ["npz:more.npz"]
 
 
+def test_weights_of_few_bits_are_tuned_and_measured(there, capfd):
+    line = "finetune net.snn -d digits --limit 64 --stage quantized:1"
+    assert run(words(f"{line} --weight-bits 3 -o few.snn --json few.json")) == 0
+    assert strict((there / "few.json").read_text())["config"]["weight_bits"] == 3
+    capfd.readouterr()
+    measured = "analyze few.snn --source net.snn -d digits --limit 16 --try 0"
+    assert run(words(f"{measured} --weight-bits 3 -o few --json few-noise.json")) == 0
+    assert "temporal" in capfd.readouterr().out
+    said = strict((there / "few-noise.json").read_text())
+    assert said["outputs"]["weight_bits"] == 3
+    assert all(row["share_weights"] for row in said["layers"])
+    assert run(words(f"{line} --weight-bits 1 -o other.snn")) == 2
+    assert run(words(f"{measured} --weight-bits 17 -o other")) == 2
+    assert capfd.readouterr().err.count("weight_bits: expected a whole number of 2 to 16") == 2
+
+
 def test_finetune_and_resume(there, capfd):
     line = words("finetune net.snn -d digits --limit 64 --epochs-quantized 1 --epochs-spiking 1 --run-dir run")
     assert run([*line, "-o", "tuned.snn", "--json", "run.json"]) == 0

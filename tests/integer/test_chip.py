@@ -216,3 +216,35 @@ def test_rounding_without_correlated_inputs_is_to_the_nearest() -> None:
     assert np.array_equal(apart, np.clip(np.round(weights), -4, 4))
     alike = reconstructed(np.full((1, 8), 0.4), {"a": np.ones((1, 8, 8)) + 1e-3 * np.eye(8)}, "a", 4)
     assert alike.sum() == round(8 * 0.4)  # inputs that are always the same: their weights' sum is kept
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_rounded_weights_are_those_of_the_chip(bits: int) -> None:
+    """W' = integer theta 2^shift / (A TH), layer by layer, from the chip's own tables."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+    snn = convert.to_spiking(net, torch.rand(64, 6), timesteps=4)
+    program = speedysnn.to_integer(snn, bits, mean=0.0, std=1.0).program
+    layers = [op for op in program.operations if isinstance(op, integer.program.Linear)]
+    neurons, found = [op for op in program.operations if isinstance(op, Neuron)], integer.rounded_weights(snn, bits)
+    amplitude = np.full(6, 1 / 255)
+    for layer, neuron in zip(layers, [*neurons, None], strict=True):
+        if neuron is None:
+            rows = program.scale * snn.timesteps
+        else:
+            theta = snn.neurons[neuron.name].threshold.detach().double().numpy()
+            rows = theta / neuron.threshold * 2.0**layer.shift
+        expected = layer.weight * rows[:, None] / amplitude
+        np.testing.assert_allclose(found[layer.name].numpy(), expected, rtol=1e-12)
+        amplitude = theta
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rounded_weights_have_the_zeros_of_the_chip(seed: int) -> None:
+    """Whatever stands between the layers: sums, pools, groups, concatenations."""
+    snn = Maker(seed).network()
+    program, found = speedysnn.to_integer(snn, 3).program, integer.rounded_weights(snn, 3)
+    layers = [op for op in program.operations if isinstance(op, Conv | integer.program.Linear)]
+    assert found.keys() == {op.name for op in layers}
+    for op in layers:
+        assert (np.abs(np.sign(found[op.name].numpy())) == np.abs(np.sign(op.weight))).all()

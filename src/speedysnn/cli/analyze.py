@@ -39,7 +39,7 @@ from speedysnn.data.images import ImageData
 from speedysnn.errors import InputError
 
 WORST = 10  # layers that the table shows
-PARTS = ("clip", "round", "propagated", "temporal")
+PARTS = ("clip", "round", "propagated", "temporal")  # shown always, and weights where they were rounded
 
 
 def command(
@@ -73,6 +73,9 @@ def command(
         int,
         typer.Option("--try", help="Images on which settings that may help are tried; 0 to try nothing.", min=0),
     ] = 64,
+    weight_bits: Annotated[
+        int | None, typer.Option(help="Measure with weights of these bits, rounded as for a chip.")
+    ] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T, thresholds kept.")] = None,
     delay: DelayText = None,
     spikes: Spikes = None,
@@ -104,7 +107,7 @@ def command(
         hand_freed_memory_back()
     noise = measure_noise(
         snn, images, reference, detail="full" if detail else "standard", memory_mib=memory, seed=seed, progress=True,
-        try_settings=tried,
+        try_settings=tried, weight_bits=weight_bits,
     )  # fmt: skip
     given = {"-T": timesteps, "--delay": delay, "--spikes": spikes, "--normalize": normalize}
     options = {key: str(value) for key, value in given.items() if value is not None}
@@ -176,10 +179,11 @@ def show(noise: NoiseReport) -> None:
     if noise.memory is not None:
         say(noise.memory.sentence())
     worst = noise.layers.sort_values("sqnr_db").head(WORST)
+    parts = (*PARTS, "weights") if "weight_bits" in o else PARTS
     rows = [
         (cell(row.layer), cell(row.sqnr_db, 1), cell(row.twin_sqnr_db, 1), cell(row.floor_db, 1), cell(row.gain, 3),
-         cell(row.rate, 3), *(cell(getattr(row, f"share_{part}")) for part in PARTS))
+         cell(row.rate, 3), *(cell(getattr(row, f"share_{part}")) for part in parts))
         for row in worst.itertuples()
     ]  # fmt: skip
-    columns = ("layer", "SQNR dB", "quantized", "floor", "gain", "rate", *PARTS)
+    columns = ("layer", "SQNR dB", "quantized", "floor", "gain", "rate", *parts)
     table(f"the {len(rows)} layers with the most noise; shares of the squared error by cause", columns, rows)

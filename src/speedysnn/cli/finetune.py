@@ -111,6 +111,7 @@ def command(
     monitor: Monitor = "loss",
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score that end a stage.")] = None,
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
+    weight_bits: Annotated[int | None, typer.Option(help="Round weights to these bits, as a chip's.")] = None,
     source: Annotated[Path | None, typer.Option("--source", help="Teacher: the network before any tuning.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Another T to train for.")] = None,
     delay: DelayText = None,
@@ -144,6 +145,7 @@ def command(
         label_weight=label_weight, average=average, threshold_gradient=threshold_gradient, monitor=monitor,
         layer_match_weight=layer_match_weight, budget=budget, budget_of=budget_of, membrane=membrane,
         patience=patience, precision=precision, augment=augment, batch_size=batch_size, batch_norm=batch_norm,
+        weight_bits=weight_bits,
     )  # fmt: skip
     snn = network_of(network, device)
     configure(snn, timesteps, delay, spikes)

@@ -20,6 +20,7 @@ from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.files import ODD
 from speedysnn.files.atomic import replace_set
 from speedysnn.integer.chip import Chip as Chip
+from speedysnn.integer.chip import rounded_weights as rounded_weights
 from speedysnn.integer.chip import to_integer as to_integer
 from speedysnn.integer.profiles import PROFILES as PROFILES
 from speedysnn.integer.profiles import Misfit as Misfit

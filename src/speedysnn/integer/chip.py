@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speedysnn.data.images import parse_normalize
 from speedysnn.errors import InputError
-from speedysnn.integer.lower import Pixels, Range, lower, ranges, state_range
+from speedysnn.integer.lower import Pixels, Range, lower, ranges, rounded, state_range
 from speedysnn.integer.profiles import find_profile, require_fits
 from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
 from speedysnn.integer.scales import Options, input_products
@@ -224,6 +224,36 @@ def to_integer(
     if images is not None:
         chip.measure(images)
     return chip
+
+
+def rounded_weights(snn: SpikingNetwork, weight_bits: int = 8, *, events: bool = False) -> dict[str, Tensor]:
+    """The weights that `to_integer` gives each layer, as numbers of the network's own unit.
+
+    W' = round(W A TH / theta) theta / (A TH), with the scales that `to_integer` chooses at its other defaults.
+
+    Args:
+        snn: the network.
+        weight_bits: of a weight, sign included, 2 to 16.
+        events: the input is counts of events.
+
+    Returns:
+        Name of the layer -> its weights, float64.
+
+    Raises:
+        InputError: another number of bits.
+        ConversionError: a part that has no integer form.
+
+    Example:
+        >>> import speedysnn, torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> snn = speedysnn.convert.to_spiking(net, torch.rand(32, 4), timesteps=4)
+        >>> rows = speedysnn.integer.rounded_weights(snn, 3)["0"]
+        >>> max(len(row.unique()) for row in rows) <= 7
+        True
+    """
+    _check(weight_bits, 32, "channel")
+    return rounded(snn, _pixels(snn, None, None, events), Options(weight_bits, 32))
 
 
 def _check(weight_bits: int, state_bits: int, granularity: str) -> None:

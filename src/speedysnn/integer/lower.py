@@ -69,6 +69,7 @@ class _Lowering:
         self.dry = scales is None
         self.operations: list[Operation] = []
         self.signals: dict[str, Signal] = {}
+        self.rounded: dict[str, torch.Tensor] = {}
         self.nodes = {node.name: node for node in snn.graph.nodes}
         self._taken = set(self.nodes)
         self._totals: dict[str, str] = {}
@@ -166,6 +167,19 @@ def lower(snn: SpikingNetwork, pixels: Pixels, options: Options, facts: dict[str
         raise ConversionError(listed(problems))
     scale = _readout(low)
     return Program(tuple(low.operations), snn.timesteps, options.weight_bits, options.state_bits, scale, facts)
+
+
+def rounded(snn: SpikingNetwork, pixels: Pixels, options: Options) -> dict[str, torch.Tensor]:
+    """The weights that `lower` gives each layer, in the network's own unit, float64; arguments as there.
+
+    Raises:
+        ConversionError: a part that has no integer form.
+    """
+    _refuse_unknown(snn)
+    dry = _Lowering(snn, pixels, None, options)
+    for node in snn.graph.nodes:
+        dry.predicted(node.name)
+    return dry.rounded
 
 
 def _readout(low: _Lowering) -> Any:

@@ -38,6 +38,7 @@ class Lowering(Protocol):
     snn: SpikingNetwork
     scales: Scales
     dry: bool  # only signals are wanted, no operations
+    rounded: dict[str, torch.Tensor]  # by layer: its weights as they are after rounding, in the network's own unit
 
     def emit(self, operation: Operation) -> None:
         """Append an operation."""
@@ -69,6 +70,7 @@ def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     own["weight"] = torch.from_numpy(
         np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns))
     )
+    low.rounded[node.name] = own["weight"]
     if x.timing == "total" and "bias" in own:
         own["bias"] = own["bias"] * low.snn.timesteps
     constant = torch.from_numpy(np.array(x.full_offset()))[None]
