@@ -17,17 +17,7 @@ from speedysnn.analysis.noise.layer import LayerSums, row_of, table_columns
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
 from speedysnn.analysis.output_metrics import OutputSums, settings
-from speedysnn.analysis.reference import (
-    Passes,
-    Reference,
-    batch_dims,
-    device_of,
-    images_in,
-    part,
-    pass_size,
-    passes,
-    run,
-)
+from speedysnn.analysis.reference import Passes, Reference, batch_dims, device_of, images_in, part, pass_size, passes, run
 from speedysnn.analysis.report import detail_of
 from speedysnn.analysis.report.verdict import PRESENT, Setting, advise, settings_to_try
 from speedysnn.convert.correct import Sample, correct_on

@@ -7,7 +7,7 @@ some of its images, and those that were better there are recommended. What was n
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -376,26 +376,22 @@ def _add_origin(
         return
     origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
     own = max(OWN, key=lambda part: origin.get(f"share_{part}", 0.0))
-    start = (
-        f"Of the layers before it, {origin['layer']} adds most of its own: "
-        f"{percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}."
-    )
+    start = (f"Of the layers before it, {origin['layer']} adds most of its own: "
+             f"{percent(_own_noise(upstream).max())} of its signal's power, mainly {own}: {CAUSES[own]}.")  # fmt: skip
     _add_layer(found, start, own, origin, outputs)
 
 
 def _own_noise(layers: pd.DataFrame) -> "pd.Series[float]":
     """Compute the noise that each layer adds itself, over its signal's power."""
     shares = sum(layers[f"share_{part}"] for part in OWN if f"share_{part}" in layers)
-    own: pd.Series[float] = shares * 10 ** (-layers["sqnr_db"] / 10)
-    return own
+    return cast("pd.Series[float]", shares * 10 ** (-layers["sqnr_db"] / 10))
 
 
 def _before(layers: pd.DataFrame, name: str) -> set[str]:
     """Find all layers whose spikes reach the named one, directly or through others."""
     pairs = zip(layers["layer"], layers["reads"], strict=True)
     reads = {layer: feeds.split(", ") if feeds else [] for layer, feeds in pairs}
-    found: set[str] = set()
-    waiting = list(reads[name])
+    found, waiting = set[str](), list(reads[name])
     while waiting:
         layer = waiting.pop()
         if layer not in found:
