@@ -17,7 +17,17 @@ from speedysnn.analysis.noise.layer import LayerSums, row_of, table_columns
 from speedysnn.analysis.noise.passes import SideBySide, direct_inputs, gathered, layer_shapes, require_alike
 from speedysnn.analysis.noise.result import NoiseReport
 from speedysnn.analysis.output_metrics import OutputSums, settings
-from speedysnn.analysis.reference import Passes, Reference, batch_dims, device_of, images_in, part, pass_size, passes, run
+from speedysnn.analysis.reference import (
+    Passes,
+    Reference,
+    batch_dims,
+    device_of,
+    images_in,
+    part,
+    pass_size,
+    passes,
+    run,
+)
 from speedysnn.analysis.report import detail_of
 from speedysnn.analysis.report.verdict import PRESENT, Setting, advise, settings_to_try
 from speedysnn.convert.correct import Sample, correct_on
@@ -257,8 +267,7 @@ class _Kept:
         if not self._count or not wanted:
             return []
         whole = Batch(tuple(self._sample.inputs()))
-        there = images_in(self.snn, whole.inputs)
-        cut = min(self._count, there)
+        cut = min(self._count, there := images_in(self.snn, whole.inputs))
         if correction_in_place(self.snn) is not None and there - cut < _FEWEST:  # every setting is corrected anew
             cut = there // 2
         used, others = part(self.snn, whole, 0, cut), part(self.snn, whole, cut, there)
@@ -273,13 +282,8 @@ class _Kept:
 
 
 def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNetwork | None:
-    """A copy of a network with another setting; None where it does not take it.
-
-    The copy shares weights and histograms, which no setting changes; neurons and provenance are its own, and it forgets
-    what the network streams.
-    """
-    events = any(batch_dims(snn, others.inputs))
-    if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
+    """A copy with another setting that shares weights and histograms, which none changes; None if it does not take it."""
+    if (setting.timesteps and any(batch_dims(snn, others.inputs))) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
         return None
     shared = (snn.layers, snn.calibration, snn._stream, *(neuron._state for neuron in snn.neurons.values()))
     out = copy.deepcopy(snn, {id(one): one for one in shared})
