@@ -282,8 +282,9 @@ class _Kept:
 
 
 def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNetwork | None:
-    """A copy with another setting that shares weights and histograms, which none changes; None if it does not take it."""
-    if (setting.timesteps and any(batch_dims(snn, others.inputs))) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
+    """A copy with another setting that shares weights and histograms; None where the network does not take it."""
+    events = any(batch_dims(snn, others.inputs))
+    if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
         return None
     shared = (snn.layers, snn.calibration, snn._stream, *(neuron._state for neuron in snn.neurons.values()))
     out = copy.deepcopy(snn, {id(one): one for one in shared})
