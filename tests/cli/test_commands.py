@@ -239,7 +239,7 @@ def test_finetune_and_resume(there, capfd):
     assert "quantized epoch 1: held-out loss" in err
     said = strict((there / "run.json").read_text())
     assert [(row["stage"], row["epoch"]) for row in said["history"]] == [
-        ("quantized", 0), ("quantized", 0), ("quantized", 1), ("spiking", 0), ("spiking", 1)  # other statistics first
+        ("quantized", 0), ("quantized", 1), ("spiking", 0), ("spiking", 1)
     ]  # fmt: skip
     assert run([*line, "-o", "again.snn", "--resume", "--json", "-"]) == 0
     assert strict(capfd.readouterr().out)["history"] == said["history"]

@@ -130,9 +130,12 @@ NUMBERS = ("lo", "hi", "low", "high", "seen", "least", "most", "emitted", "many"
 
 
 @pytest.mark.parametrize("key", sorted(KERNELS))
-@pytest.mark.parametrize(("real", "constant", "signed"), [("fp32", False, False), ("fp64", True, False), ("fp32", False, True)])
+@pytest.mark.parametrize(
+    ("real", "constant", "signed", "powers"),
+    [("fp32", False, False, 0), ("fp64", True, False, 0), ("fp32", False, True, 0), ("fp32", False, True, 3)],
+)
 def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
-    key: str, real: str, constant: bool, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, real: str, constant: bool, signed: bool, powers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interpreter takes what the compiler refuses, so that it alone proves nothing of a GPU."""
     compiler = pytest.importorskip("triton.compiler")
@@ -144,7 +147,10 @@ def test_the_triton_kernels_compile_for_a_gpu_where_there_is_none(
         pytest.skip("it takes float32")
     module, name = importlib.import_module(f"speedysnn.{FILES.get(key, 'kernels.triton_kernels')}"), NAMES.get(key, key)
     kernel = getattr(module, name)
-    choices = {"constant": constant, "take_back": constant, "double": real == "fp64", "block": 512, "max_spikes": 3,
+    if powers and "powers" not in kernel.arg_names:
+        pytest.skip("it knows no powers of two")
+    choices = {"powers": powers, "constant": constant, "take_back": constant, "double": real == "fp64", "block": 512,
+               "max_spikes": 3,
                "kind": 2, "signed": signed, "codes": 4096, "shift": 19, "across": signed, "tall": 16, "wide": 16,
                "bins": 64, "per": 32, "lags": signed, "clip": not signed,
                "separate": signed or constant}  # fmt: skip
