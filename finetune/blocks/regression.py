@@ -158,9 +158,10 @@ class _Ridge:
 
     def __init__(self, rows: _Rows, weight: Tensor, flat: _Flat | None) -> None:
         self._rows, self._weight, self._flat = rows, weight, flat
-        x = rows.x.double()
+        x = rows.x.to(torch.float64, copy=True)
         self._mean = x.mean(1)
-        self._gram = x.mT @ x / x.shape[1] - self._mean[:, :, None] * self._mean[:, None]
+        x -= self._mean[:, None]  # before squares are taken, so that constant inputs have no variance at all
+        self._gram, self._x = x.mT @ x / x.shape[1], x.to(rows.x)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weights (g, m, n) and biases (g, m) of least error with this ridge towards the present weights."""
@@ -175,7 +176,7 @@ class _Ridge:
 
     def _least(self, goal: Tensor, factor: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
         mean = goal.mean(1, dtype=torch.float64)
-        product = (self._rows.x.mT @ (goal - mean[:, None].to(goal))).double() / goal.shape[1]
+        product = (self._x.mT @ (goal - mean[:, None].to(goal))).double() / goal.shape[1]
         weight = torch.cholesky_solve(product + strength * self._weight.mT, factor).mT
         return weight, mean - (weight @ self._mean[:, :, None])[:, :, 0]
 

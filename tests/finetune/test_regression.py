@@ -93,6 +93,19 @@ def test_rounds_bring_answers_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert errors[2] < 0.8 * errors[0]
 
 
+def test_constant_inputs_leave_the_weights_to_the_ridge() -> None:
+    """Their squares cancel against the square of their mean, but for rounding."""
+    x, z = torch.full((1, 50, 4), 1234.567), torch.randn(1, 50, 2)
+    x[..., 0] += torch.linspace(0, 1, 50)
+    weight = torch.randn(1, 2, 4, dtype=torch.float64)
+    found, _ = _Ridge(_Rows(x, z), weight, None).solve(RIDGES[0])
+    torch.testing.assert_close(found[..., 1:], weight[..., 1:], rtol=1e-3, atol=1e-3)
+    x[..., 0] = 1234.567
+    found, bias = _Ridge(_Rows(x, z), weight, None).solve(RIDGES[0])
+    torch.testing.assert_close(found, weight)
+    torch.testing.assert_close(_Rows(x, z).drive(found, bias).mean(1), z.mean(1), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("lowest", range(len(RIDGES)))
 def test_the_ridge_of_least_error_is_found(lowest: int) -> None:
     asked: list[float] = []
