@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import nn
 
+from speedysnn.analysis.noise.layer import PARTS
 from speedysnn.analysis.noise.measure import measure_noise
 from speedysnn.analysis.noise.result import NoiseReport
 from speedysnn.display import plain
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = "speedysnn-comparison/1"
-CAUSES = ("clip", "round", "propagated", "temporal", "weights")
-REMOVED = ("removed", *(f"removed_{cause}" for cause in CAUSES), "removed_affine")
+REMOVED = ("removed", *(f"removed_{cause}" for cause in PARTS), "removed_affine")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -197,7 +197,7 @@ def _noise(sqnr_db: float) -> float:
 def _powers(row: Mapping[Any, Any]) -> tuple[float, ...]:
     """Compute a layer's noise, the part of each cause and the affine part, in units of its signal."""
     noise = _noise(row["sqnr_db"])
-    shares = [row.get(f"share_{cause}", 0.0) for cause in CAUSES] + [row["affine_share"]]
+    shares = [row.get(f"share_{cause}", 0.0) for cause in PARTS] + [row["affine_share"]]
     return noise, *(0.0 if noise == 0 else noise * share for share in shares)
 
 

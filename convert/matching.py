@@ -177,13 +177,16 @@ class Walk:
             goal = goal + theirs[other].tensor - self.run.mean(ours[other])
         return self.run.mean(ours[node.inputs[0]]), goal
 
+    def only_reader(self, node: Node, op: str) -> Node | None:
+        """The node that alone reads a node's output, where there is one and it is of this operator."""
+        readers = [reader for reader in self.snn.graph.nodes if node.name in reader.inputs]
+        alone = len(readers) == 1 and node.name not in self.snn.graph.output_names
+        return readers[0] if alone and readers[0].op == op else None
+
     def _added_to(self, node: Node) -> str | None:
         """What a sum adds to a layer's output, where nothing else reads that."""
-        readers = [reader for reader in self.snn.graph.nodes if node.name in reader.inputs]
-        if len(readers) != 1 or readers[0].op != "add" or node.name in self.snn.graph.output_names:
-            return None
-        others = [name for name in readers[0].inputs if name != node.name]
-        return others[0] if others else None
+        reader = self.only_reader(node, "add")
+        return None if reader is None else next((name for name in reader.inputs if name != node.name), None)
 
     def _both(self, part: Part) -> tuple[tuple[Execution, dict[str, Value], Reading], ...]:
         """The source's values and ours, each with its run and reading."""

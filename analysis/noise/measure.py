@@ -30,7 +30,7 @@ from speedysnn.analysis.reference import (
 )
 from speedysnn.analysis.report import detail_of
 from speedysnn.analysis.report.verdict import PRESENT, Setting, advise, settings_to_try
-from speedysnn.convert.correct import Sample, correct_on
+from speedysnn.convert.correct import FEWEST, Sample, correct_on
 from speedysnn.data.batches import Batch
 from speedysnn.display import counting
 from speedysnn.errors import InputError
@@ -42,7 +42,6 @@ DETAILS = ("standard", "full")
 _LEAST, _NARROW = 16, 32  # images a pass, the more where layers are small: two of three readings run them but once
 MOST_TRIED = 4  # settings that are tried at most
 _KEPT_MIB, _KEPT_SHARE = 128.0, 0.25  # of the images kept for it: at most so much, and that share of `memory_mib`
-_FEWEST = 16  # images that a correction is chosen on at least
 TRIED = ("setting", "images", "agreement", "sqnr_db", "latency", "spikes_per_neuron")  # what each row tells
 
 
@@ -268,7 +267,7 @@ class _Kept:
             return []
         whole = Batch(tuple(self._sample.inputs()))
         cut = min(self._count, there := images_in(self.snn, whole.inputs))
-        if correction_in_place(self.snn) is not None and there - cut < _FEWEST:  # every setting is corrected anew
+        if correction_in_place(self.snn) is not None and there - cut < FEWEST:  # every setting is corrected anew
             cut = there // 2
         used, others = part(self.snn, whole, 0, cut), part(self.snn, whole, cut, there)
         source, rows = reference.analog(used.inputs), list[dict[str, Any]]()
@@ -284,7 +283,7 @@ class _Kept:
 def _changed(snn: SpikingNetwork, setting: Setting, others: Batch) -> SpikingNetwork | None:
     """A copy with another setting that shares weights and histograms; None where the network does not take it."""
     events = any(batch_dims(snn, others.inputs))
-    if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < _FEWEST):
+    if (setting.timesteps and events) or (setting.correct and images_in(snn, others.inputs) < FEWEST):
         return None
     shared = (snn.layers, snn.calibration, snn._stream, *(neuron._state for neuron in snn.neurons.values()))
     out = copy.deepcopy(snn, {id(one): one for one in shared})

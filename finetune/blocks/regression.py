@@ -168,10 +168,10 @@ class _Ridge:
         strength = ridge * self._gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
         factor = torch.linalg.cholesky(self._gram + strength * torch.eye(self._gram.shape[1]).to(self._gram))
         weight, bias = self._least(self._rows.z, factor, strength)
-        for _ in range(0 if self._flat is None else ROUNDS):
-            assert self._flat is not None
-            goal = self._flat.goal(self._rows.drive(weight, bias), self._rows.z)
-            weight, bias = self._least(goal, factor, strength)
+        if self._flat is not None:
+            for _ in range(ROUNDS):
+                goal = self._flat.goal(self._rows.drive(weight, bias), self._rows.z)
+                weight, bias = self._least(goal, factor, strength)
         return weight, bias
 
     def _least(self, goal: Tensor, factor: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,11 +229,8 @@ def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
 
 def _flat(walk: Walk, node: Node, shape: torch.Size) -> _Flat | None:
     """Where the neurons that alone read a layer are flat; None for other readers, and for signed neurons."""
-    readers = [reader for reader in walk.snn.graph.nodes if node.name in reader.inputs]
-    if len(readers) != 1 or readers[0].op != "neuron" or node.name in walk.snn.graph.output_names:
-        return None
-    neuron = walk.snn.neurons[readers[0].name]
-    if neuron.signed:
+    reader = walk.only_reader(node, "neuron")
+    if reader is None or (neuron := walk.snn.neurons[reader.name]).signed:
         return None
     top = neuron.levels_per_step * neuron.amplitude.detach()
     return _Flat(top.expand(shape.numel()).reshape(shape))

@@ -3,7 +3,6 @@
 A chip is saved as chip.json and numbers.safetensors: no pickle, no code, written whole.
 """
 
-
 import dataclasses
 import hashlib
 import json
