@@ -143,10 +143,6 @@ class _Flat:
 
     top: Tensor
 
-    def answer(self, drive: Tensor) -> Tensor:
-        """c(z), what the neurons would answer with steps without number."""
-        return torch.minimum(drive.clamp(min=0), self.top[:, None].to(drive))
-
     def goal(self, drive: Tensor, z: Tensor) -> Tensor:
         """The nearest drives to the present ones that the neurons answer as they would answer z."""
         top = self.top[:, None].to(z)
@@ -182,10 +178,10 @@ class _Ridge:
 
 
 def _error(rows: _Rows, weight: Tensor, bias: Tensor, flat: _Flat | None) -> float:
-    """Squared error of the drives, or of the answers of the neurons."""
-    given = rows.drive(weight, bias), rows.z
-    ours, theirs = given if flat is None else map(flat.answer, given)
-    return float((ours - theirs).square().sum(dtype=torch.float64))
+    """Squared error of the drives, or their distance from the drives that the neurons answer as they answer z."""
+    drive = rows.drive(weight, bias)
+    goal = rows.z if flat is None else flat.goal(drive, rows.z)
+    return float((drive - goal).square().sum(dtype=torch.float64))
 
 
 def _can_be_fitted(layer: nn.Module) -> TypeGuard[_Layer]:
