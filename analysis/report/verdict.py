@@ -64,6 +64,13 @@ class Setting:
     scaled: tuple[str, float] | None = None
 
 
+MOMENTS = Setting("moments matched", 'match the moments of every channel\'s drive (`correct="moments"`)',
+                  'convert.apply_correction(snn, calibration, "moments")', correct="moments")  # fmt: skip
+RECONSTRUCTION = Advice("Possible, but not measured here: reconstruction by blocks, from a few hundred images, no labels.",
+                        "finetune.reconstruct(snn, images)",
+                        command_words("finetune", "--stage", "reconstruct", "-o", "tuned.snn"))  # fmt: skip
+
+
 @dataclass
 class _Findings:
     """Facts in order, the settings that may help against them, and the training that may."""
@@ -134,11 +141,6 @@ def _looking_ahead(delay: Delay) -> Setting:
     deed = "let every neuron see its whole input" if delay == "full" else f"let every neuron look {steps(delay)} ahead"
     call = f"snn.set_delay({delay})" if isinstance(delay, int) else f'snn.set_delay("{delay}")'
     return Setting(f"look-ahead {delay}", deed, call, command_words("evaluate", "--delay", str(delay)), delay=delay)
-
-
-def _matching_moments() -> Setting:
-    return Setting("moments matched", 'match the moments of every channel\'s drive (`correct="moments"`)',
-                   'convert.apply_correction(snn, calibration, "moments")', correct="moments")  # fmt: skip
 
 
 def _scaling(row: "pd.Series[Any]", factor: float) -> Setting:
@@ -253,7 +255,7 @@ def _on_settings(settings: Iterable[Setting], tried: Iterable[Mapping[str, Any]]
     out = [Advice(f"{one.deed[0].upper()}{one.deed[1:]}: {_beside(rows[one.words], now)}.", one.python, one.argv)
            for one in better]  # fmt: skip
     if out:
-        order = ", best first" if len(out) > 1 else ""
+        order = ", best first" * (len(out) > 1)
         out[0] = out[0].after(f"Recommended, as measured on {now['images']} of the images{order}.")
     if rest := [f"{one.words} ({_figures(rows[one.words])})" for one in there if one not in better]:
         out.append(Advice(f"Tried on {now['images']} of the images and no better than as it is ({_figures(now)}): "
@@ -305,7 +307,6 @@ def _headline(outputs: Mapping[str, Any]) -> str:
     cost = f"T = {outputs['timesteps']}, look-ahead {outputs['delay']}, latency {steps(outputs['latency'])}"
     if outputs["spikes_per_neuron"] is not None:
         cost += f", {outputs['spikes_per_neuron']:.2f} spikes per neuron"
-    head = f"On {outputs['images']} images the spiking network ({cost})"
     facts = []
     if outputs["accuracy"] is not None:
         right = percent(outputs["accuracy"]), percent(outputs["analog_accuracy"])
@@ -313,7 +314,7 @@ def _headline(outputs: Mapping[str, Any]) -> str:
     if outputs["agreement"] is not None:
         facts.append(f"agrees with its source on {percent(outputs['agreement'])}")
     facts.append(f"has an output SQNR of {db(outputs['sqnr_db'])}")
-    return f"{head} {'; it '.join(facts)}."
+    return f"On {outputs['images']} images the spiking network ({cost}) {'; it '.join(facts)}."
 
 
 def _enough(agreement: float | None, sqnr: float) -> bool:
@@ -339,8 +340,7 @@ def _add_timing(found: _Findings, outputs: Mapping[str, Any]) -> None:
 
 def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any]) -> None:
     """Add the layer with the lowest SQNR, and where its error starts if that is not in the layer itself."""
-    measured = layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]
-    if measured.empty:
+    if (measured := layers[layers["share_round"].notna() & layers["sqnr_db"].notna()]).empty:
         return
     worst = measured.nsmallest(1, "sqnr_db").iloc[0]
     cause = max(PARTS, key=lambda part: worst.get(f"share_{part}", 0.0))
@@ -361,7 +361,8 @@ def _add_worst(found: _Findings, layers: pd.DataFrame, outputs: Mapping[str, Any
         if "moments" in (outputs.get("correction") or ""):
             found.facts.append("The moments of every channel's drive are matched already; this is what that leaves.")
         else:
-            found.settings.append(_matching_moments())
+            found.settings.append(MOMENTS)
+        found.training.append(RECONSTRUCTION)
     else:
         found.facts.append(fact)
     _add_origin(found, layers, measured, worst, outputs)
@@ -371,8 +372,7 @@ def _add_origin(
     found: _Findings, layers: pd.DataFrame, measured: pd.DataFrame, worst: "pd.Series[Any]", outputs: Mapping[str, Any]
 ) -> None:
     """Add the layer before the worst one that adds most noise of its own, where there is such a layer."""
-    upstream = measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]
-    if upstream.empty:
+    if (upstream := measured[measured["layer"].isin(_before(layers, str(worst["layer"])))]).empty:
         return
     origin = upstream.iloc[int(_own_noise(upstream).to_numpy().argmax())]
     own = max(OWN, key=lambda part: origin.get(f"share_{part}", 0.0))

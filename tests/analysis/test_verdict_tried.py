@@ -115,6 +115,17 @@ def test_settings_fit_what_was_found(layer: dict[str, Any], outputs: dict[str, A
     assert all(isinstance(one, Setting) and one.python for one in found)
 
 
+def test_reconstruction_is_possible_where_gain_is_lost() -> None:
+    call, lost, clip = (
+        "finetune.reconstruct(snn, images)",
+        {"share_propagated": 1.0, "affine_share": 0.5},
+        {"share_clip": 1.0},
+    )
+    for layer, named in ((lost, True), (clip, False)):
+        found = advice([], {"share_temporal": 0.0, **layer}, temporal_gap_db=0.0)
+        assert (call in [one.python for one in found]) == named
+
+
 def test_rows_are_what_the_settings_give(build, digits) -> None:
     snn, x = build("max", 4), digits[0][:40]
     noise = measure_noise(snn, x)
