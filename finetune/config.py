@@ -241,7 +241,8 @@ class Config:
         batch_norm: whether quantized and spiking stages train with batch-norm in place: behind every weight layer that
             leads to a neuron, with the statistics of the whole batch, folded at the end of the stage. Without it, and
             where that cannot be (several processes, batches of one image, weights or biases that do not train), a batch
-            runs in pieces that fit the caches, whose gradients add up.
+            runs in pieces that fit the caches, whose gradients add up. None leaves it to `fit`: in place unless the
+            images are few for the parameters (`fit.planned`).
         batch_size: images a step.
         augment: name of an augmentation, see `finetune.augment`; "auto" chooses by the shape of the images.
         mixup: alpha of mixing pairs of images, 0 for none; the teacher labels the mixture, labels are mixed likewise.
@@ -276,7 +277,7 @@ class Config:
     budget_of: str = "spikes"
     budget_weight: float = 1.0
     membrane: float = 0.0
-    batch_norm: bool = True
+    batch_norm: bool | None = None
     batch_size: int = 32
     augment: str = "auto"
     mixup: float = 0.2

@@ -258,7 +258,7 @@ def put_batch_norm(trainer: Trainer, stage: Stage) -> bool:
         trainer.how = ""
         return False
     why = ""
-    if not config.batch_norm:
+    if config.batch_norm is False:
         why = "batch_norm is off"
     elif trainer.engine.world > 1:
         why = "several processes share a batch"

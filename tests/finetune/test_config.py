@@ -57,6 +57,15 @@ def test_open_epochs_follow_from_images_and_parameters() -> None:
     assert stages(500, 10**7, epochs_quantized=1, epochs_spiking=2) == ["quantized:1", "spiking:2,rate=0.3"]
 
 
+@pytest.mark.parametrize(
+    ("images", "given", "normed"), [(5_000, None, True), (500, None, False), (500, True, True), (5_000, False, False)]
+)
+def test_batch_norm_is_in_place_unless_images_are_few(images: int, given: bool | None, normed: bool) -> None:
+    assert planned(finetune.Config(batch_norm=given), images, 1_000_000, False).batch_norm is normed
+    staged = finetune.Config(batch_norm=given, stages=(finetune.Stage("quantized", 1),))
+    assert planned(staged, images, 1_000_000, False).batch_norm is given
+
+
 def test_a_neuron_knows_its_gradient_under_the_old_name() -> None:
     neuron = next(iter(_network().neurons.values()))
     neuron.threshold_rule = "mixed"

@@ -102,7 +102,8 @@ def command(
     membrane: Annotated[float, typer.Option(help="Weight of the penalty on membranes that end out of range.")] = 0.0,
     learning_rate: Annotated[float | None, typer.Option("--lr", help=RATE)] = None,
     batch_norm: Annotated[
-        bool, typer.Option(help="Whether batch-norm is in place while training, folded afterwards.")
+        bool | None,
+        typer.Option(help="Whether batch-norm is in place while training; by default unless the images are few."),
     ] = Config.batch_norm,
     augment: Annotated[str, typer.Option(help=AUGMENTS)] = Config.augment,
     mixup: Annotated[float, typer.Option(help="Alpha of mixing pairs of images, 0 for none.")] = Config.mixup,
