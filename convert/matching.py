@@ -9,14 +9,14 @@ from torch.utils._pytree import tree_leaves
 
 from speedysnn.execution.interpreter import Execution, Value, wide
 from speedysnn.execution.runner import accept, value_sizes
-from speedysnn.graph import Block, blocks, every_layer, live_values
+from speedysnn.graph import Block, every_layer, live_values
 from speedysnn.graph.ir import Node, map_outputs
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
 
 MAX_IMAGES = 256
-ENOUGH_IMAGES = 128  # where more would need longer blocks, whose layers are computed again and again
+LONGEST = 4  # neuron layers of a block, whose layers are computed again and again; fewer images make it shorter
 MAX_BYTES = 2**31  # of the values that are kept where blocks meet
 MANY_VALUES, FEW_IMAGES = 2**18, 32  # a layer of so many values an image is measured on so many images of each half
 CHUNK_VALUES = 2**25  # T times images times the largest value, of what runs at once
@@ -380,14 +380,10 @@ def chunk(sizes: Mapping[str, int], steps: int) -> int:
 
 
 def _cut(snn: SpikingNetwork, sizes: dict[str, int], steps: int, wanted: int) -> tuple[list[Block], int]:
-    """Blocks of as few layers as hold enough images at their borders, which cost least, and how many they hold."""
-    best = list[Block](), 0
-    for layers in (0, 1, 2, 3, 4, 6):
-        found = blocks(snn.graph, sizes, layers) if layers else every_layer(snn.graph)
-        crossing = max(sum(sizes[name] for name in block.outputs) for block in found)
-        images = min(wanted, max(2, MAX_BYTES // (4 * (steps + 1) * max(crossing, 1))))
-        if images > best[1]:
-            best = found, images
-        if images >= min(wanted, ENOUGH_IMAGES):
-            break
-    return best
+    """Cut behind every layer where the values of all images fit, and of fewer images if blocks get too long."""
+    images, room = wanted, MAX_BYTES // (4 * (steps + 1))
+    while True:
+        found = every_layer(snn.graph, sizes, room // images)
+        if images <= 2 or max(len(block.neurons) for block in found) <= LONGEST:
+            return found, images
+        images = max(2, images * 7 // 8)

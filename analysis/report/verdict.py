@@ -66,7 +66,7 @@ class Setting:
 
 MOMENTS = Setting("moments matched", 'match the moments of every channel\'s drive (`correct="moments"`)',
                   'convert.apply_correction(snn, calibration, "moments")', correct="moments")  # fmt: skip
-RECONSTRUCTION = Advice("Possible, but not measured here: reconstruction by blocks, from a few hundred images, no labels.",
+RECONSTRUCTION = Advice("Possible, but not measured here: reconstruction by blocks, which needs no labels.",
                         "finetune.reconstruct(snn, images)",
                         command_words("finetune", "--stage", "reconstruct", "-o", "tuned.snn"))  # fmt: skip
 

@@ -86,8 +86,8 @@ def regress_block(
     source: SpikingNetwork,
     block: Block,
     sizes: Mapping[str, int],
-    clean: Mapping[str, Tensor],
-    ours: Mapping[str, Tensor],
+    values: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    copies: int = 1,
 ) -> None:
     """The same for one block in the quantized reading, from the values of images that enter it.
 
@@ -96,15 +96,15 @@ def regress_block(
         source: the network before any tuning.
         block: of its graph.
         sizes: elements of every value for one image.
-        clean: what enters the block in the source, (B, ...) by name.
-        ours: what enters it in `snn`.
+        values: what enters the block in the source and in `snn`, (B, ...) by name.
+        copies: of each image, first one of all, then the next; all of an image choose or all of them check.
     """
-    count = len(next(iter(clean.values())))
+    count = len(next(iter(values[0].values()))) // copies
     parts = []
     for checks, half in zip((False, True), halves(count, count), strict=True):
-        for piece in torch.split(half, chunk(sizes, 1)):
-            some = ({name: Value(x[piece]) for name, x in values.items()} for values in (clean, ours))
-            parts.append(Part(checks, *some))
+        every = torch.cat([half + copy * count for copy in range(copies)])
+        for piece in torch.split(every, chunk(sizes, 1)):
+            parts.append(Part(checks, *({name: Value(x[piece]) for name, x in side.items()} for side in values)))
     walk = Walk(snn, source, "quantized", parts, block.start, sizes)
     with torch.no_grad():
         _fit_block(walk, block)

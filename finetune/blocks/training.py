@@ -146,7 +146,8 @@ class BlockTrainer:
         goals = [self._through(self.source_run, "analog", block, values) for values in self.clean]
         last = block is self.blocks[-1]
         if self.regresses:
-            regress_block(self.snn, self.source, block, self.sizes, self.clean[0], self.noisy[0])
+            both = self.clean[0], self.noisy[0]
+            regress_block(self.snn, self.source, block, self.sizes, both, self.config.copies)
         before = self._error(block, goals[1], last)
         parameters = self._parameters(block)
         state = [parameter.detach().clone() for parameter, _ in parameters]

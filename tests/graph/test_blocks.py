@@ -37,7 +37,7 @@ GRAPHS = [graph_of(Residual(), torch.rand(8, 6)), graph_of(load_digits_net("avg"
 
 def cuts(graph: Graph) -> list[list[Block]]:
     sizes = {node.name: 10 + i % 3 for i, node in enumerate(graph.nodes)}
-    return [every_layer(graph), *(blocks(graph, sizes, n) for n in (1, 2, 3, 10))]
+    return [every_layer(graph), every_layer(graph, sizes, 11), *(blocks(graph, sizes, n) for n in (1, 2, 3, 10))]
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -58,6 +58,16 @@ def test_what_crosses_is_what_later_nodes_read(graph: Graph) -> None:
             assert set(before.outputs) == made & read == set(after.inputs)
         assert found[0].inputs == ()
         assert set(found[-1].outputs) == set(graph.output_names)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_layers_are_cut_apart_where_few_enough_values_cross(graph: Graph) -> None:
+    sizes, layers = {node.name: 10 + i % 3 for i, node in enumerate(graph.nodes)}, every_layer(graph)
+    crossing = [sum(sizes[name] for name in block.outputs) for block in layers[:-1]]
+    for most in (0, *crossing):
+        found = every_layer(graph, sizes, most)
+        expected = [block.stop for block, values in zip(layers[:-1], crossing, strict=True) if values <= most]
+        assert [block.stop for block in found] == [*expected, len(graph.nodes)]
 
 
 def test_a_shortcut_stays_in_one_block_and_the_smallest_value_is_cut() -> None:

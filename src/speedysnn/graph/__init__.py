@@ -97,14 +97,16 @@ def blocks(graph: Graph, sizes: Mapping[str, int], neurons: int = 3) -> list[Blo
     return [_block(graph, live, before + 1, after + 1) for before, after in pairwise(cuts)]
 
 
-def every_layer(graph: Graph) -> list[Block]:
-    """Cut a graph behind every neuron layer, however many values cross there.
+def every_layer(graph: Graph, sizes: Mapping[str, int] | None = None, most: int = 0) -> list[Block]:
+    """Cut a graph behind every neuron layer, however many values cross there or where few enough do.
 
     Args:
         graph: its nodes in execution order.
+        sizes: elements of each value for one image, by node name; None cuts behind every neuron layer.
+        most: elements of all values that may cross a cut.
 
     Returns:
-        The blocks in order, each with one neuron layer, its last node; the last block also holds what comes after it.
+        The blocks in order; each ends in a neuron layer, and the last block also holds what comes after it.
 
     Example:
         >>> from speedysnn.graph import every_layer
@@ -115,8 +117,10 @@ def every_layer(graph: Graph) -> list[Block]:
         [(('a',), ('x', 'a')), (('b',), ('c',))]
     """
     live, end = live_values(graph), len(graph.nodes) - 1
-    cuts = [position for position, node in enumerate(graph.nodes) if node.op == "neuron"]
-    return [_block(graph, live, before + 1, after + 1) for before, after in pairwise([-1, *cuts[:-1], end])]
+    cuts = [position for position, node in enumerate(graph.nodes) if node.op == "neuron"][:-1]
+    if sizes is not None:
+        cuts = [position for position in cuts if sum(sizes[name] for name in live[position]) <= most]
+    return [_block(graph, live, before + 1, after + 1) for before, after in pairwise([-1, *cuts, end])]
 
 
 def _block(graph: Graph, live: list[tuple[str, ...]], start: int, stop: int) -> Block:
