@@ -159,7 +159,7 @@ class Follower:
         return x * torch.from_numpy(signal.unit) + constant
 
     def _lacking(self, node: Node, part: int) -> Tensor | float:
-        """What our integers lack of the value beside a layer, where a sum alone reads the layer and the value is there."""
+        """What our integers lack of the value beside a layer, where only a sum reads the layer and that one is there."""
         readers = [each for each in self.snn.graph.nodes if node.name in each.inputs]
         if len(readers) != 1 or readers[0].op != "add":
             return 0.0
@@ -170,7 +170,7 @@ class Follower:
 
 
 def _rows(op: Conv | Linear, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs (groups, rows, weights of a channel) and goals (groups, rows, channels) at up to `each` places an image."""
+    """Inputs (groups, rows, n) and goals (groups, rows, channels), at up to `each` places an image."""
     if isinstance(op, Linear):
         x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
         drawn = torch.randperm(x.shape[1], generator=generator)[:each]

@@ -7,11 +7,10 @@ costs accuracy. TH is the largest one with which no weight is clipped, or a larg
 squared error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
@@ -109,7 +108,9 @@ class Scales:
         if self.options.shifts and any(weighted(self.nodes[name]) for name in members):
             leaves = [leaf for leaf in leaves if not leaf.fixed]  # shortcuts' factors have bits of their own
         per = np.ones(1 if axis is None else shape[axis]) if theta is None else theta
-        unit, shift = self._chosen(leaves, per, theta is not None)
+        ahead = any(self.snn.neurons[node.name].lookahead for node in self._readers(members))
+        summed = 2 * self.snn.timesteps if ahead else 1  # with look-ahead the state is the sum of all inputs
+        unit, shift = self._chosen(leaves, per, 0 if theta is None else summed)
         return Scale(placed(unit, len(shape), 0 if axis is None else axis) if shape else unit.reshape(()), shift)
 
     def _apart(self, name: str, members: tuple[str, ...]) -> bool:
@@ -126,20 +127,25 @@ class Scales:
 
     def _threshold(self, members: tuple[str, ...], shape: tuple[int, ...], axis: int | None) -> Floats | None:
         """Theta of the neurons that read a member, one a channel; None where none does or it does not fit."""
+        node = next(self._readers(members), None)
+        if node is None:
+            return None
+        theta = neuron_values(self.snn, node, "threshold", len(shape))
+        if axis is None:
+            return theta.reshape(1) if theta.size == 1 else None
+        if theta.ndim and theta.size not in (1, shape[axis]):
+            return None
+        return along(theta, tuple(shape[i] if i == axis % len(shape) else 1 for i in range(len(shape))), axis)
+
+    def _readers(self, members: tuple[str, ...]) -> Iterator[Node]:
+        """The neuron layers that read a member."""
         reached = set(members)
         for node in self.snn.graph.nodes:
-            if not node.inputs or node.inputs[0] not in reached:
-                continue
-            if node.op == "identity" or "max_pool" in node.op:
-                reached.add(node.name)
-            if node.op == "neuron":
-                theta = neuron_values(self.snn, node, "threshold", len(shape))
-                if axis is None:
-                    return theta.reshape(1) if theta.size == 1 else None
-                if theta.ndim and theta.size not in (1, shape[axis]):
-                    return None
-                return along(theta, tuple(shape[i] if i == axis % len(shape) else 1 for i in range(len(shape))), axis)
-        return None
+            if node.inputs and node.inputs[0] in reached:
+                if node.op == "identity" or "max_pool" in node.op:
+                    reached.add(node.name)
+                if node.op == "neuron":
+                    yield node
 
     def _leaves(self, name: str, members: tuple[str, ...], axis: int | None) -> list[_Leaf]:
         node = self.nodes[name]
@@ -160,15 +166,15 @@ class Scales:
         rows = full.reshape(1, -1) if axis is None else np.moveaxis(full, axis, 0).reshape(full.shape[axis], -1)
         return _Leaf(rows.max(1, keepdims=True), None, signal.timing, True)
 
-    def _chosen(self, leaves: list[_Leaf], theta: Floats, fires: bool) -> tuple[Floats, int]:
-        """The unit of each channel, and the shift."""
+    def _chosen(self, leaves: list[_Leaf], theta: Floats, summed: int) -> tuple[Floats, int]:
+        """The unit of each channel, and the shift; a state holds so many thresholds, 0 where no neurons follow."""
         rows = np.concatenate([np.broadcast_to(leaf.rows, (len(theta), leaf.rows.shape[1])) for leaf in leaves], 1)
         rows = rows / theta[:, None]
         largest = np.abs(rows).max(1)
-        if not fires:
+        if not summed:
             units = _least_error(rows, np.maximum(largest, 1e-30) / self.options.largest, self.options)
             return units * theta, 0
-        cap = self._cap(leaves, theta)
+        cap = self._cap(leaves, theta, summed)
         reach = (1 + SAME) * self.options.largest / np.maximum(largest, 1e-30)  # 64 is not to become 63.999...
         shift = 0
         if self.options.shifts:
@@ -181,10 +187,11 @@ class Scales:
         threshold = np.clip(np.floor(exact * 2.0**shift + 1e-9), 1, cap)
         return theta / threshold, shift
 
-    def _cap(self, leaves: list[_Leaf], theta: Floats) -> Floats:
+    def _cap(self, leaves: list[_Leaf], theta: Floats, summed: int) -> Floats:
         """The largest threshold whose state, start and bias fit, and beyond which weights need not be finer."""
         bias = sum((leaf.bias for leaf in leaves if leaf.bias is not None), start=np.zeros(len(theta)))
-        fits = np.floor((2.0 ** (self.options.state_bits - 1) - 1) / (2 * np.maximum(1.0, bias / theta)))
+        top = (2.0 ** (self.options.state_bits - 1) - 1) / (2 * np.maximum(1.0, bias / theta))
+        fits = np.maximum(np.floor(top / summed), np.minimum(np.floor(top), FINE))
         constant = any(leaf.timing == "constant" for leaf in leaves)
         cap = np.maximum(fits if constant else np.minimum(fits, max(FINEST, 2 ** (self.options.weight_bits + 6))), 1.0)
         return cap if self.options.granularity == "channel" else np.full_like(cap, cap.min())
