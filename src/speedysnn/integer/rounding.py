@@ -159,7 +159,7 @@ class Follower:
         return x * torch.from_numpy(signal.unit) + constant
 
     def _lacking(self, node: Node, part: int) -> Tensor | float:
-        """What our integers lack of the value beside a layer, where only a sum reads the layer and that one is there."""
+        """What our integers lack of the value beside a layer, where only a sum reads the layer and it is there."""
         readers = [each for each in self.snn.graph.nodes if node.name in each.inputs]
         if len(readers) != 1 or readers[0].op != "add":
             return 0.0
