@@ -183,7 +183,7 @@ def _in_unit(low: Lowering, node: Node, x: Signal, unit: Floats, shift: int) -> 
         return x
     options, largest = low.scales.options, low.scales.options.largest
     if options.shifts:  # a factor a channel takes no room, so it need not be as coarse as the weights
-        largest, shift = MOST_FACTOR, max(0, math.ceil(math.log2(np.abs(ratio).max() / MOST_FACTOR)))
+        largest, shift = MOST_FACTOR, max(0, math.ceil(math.log2(max(np.abs(ratio).max(), 1) / MOST_FACTOR)))
     factor = np.clip(np.round(ratio / 2.0**shift), -largest, largest)
     return gained(low, node, x, factor, np.broadcast_to(unit, ratio.shape), shift)
 
