@@ -1,7 +1,6 @@
 """to_integer: a spiking network in whole numbers, and the chip that it returns."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from speedysnn.data.images import parse_normalize
 from speedysnn.errors import InputError
 from speedysnn.integer.lower import Pixels, Range, lower, ranges, rounded, state_range
 from speedysnn.integer.profiles import find_profile, require_fits
-from speedysnn.integer.program import Neuron, Operation, Program, bits_of, weights_of
-from speedysnn.integer.scales import Options, input_products
+from speedysnn.integer.program import Conv, Linear, Neuron, Operation, Program, bits_of, weights_of
+from speedysnn.integer.scales import Options
 from speedysnn.integer.simulate import Seen, Stream, run
 from speedysnn.network import SpikingNetwork
 
-AT_ONCE = 2**25  # values of the widest buffer that are held at once
+AT_ONCE = 2**19  # values of the widest buffer that are held at once: more of them leave the caches
 
 
 class Chip:
@@ -122,7 +121,7 @@ class Chip:
         low, high = proven.ends
         seen = self.seen.get(op.name)
         feeding = feeders(self.program, op)
-        weights = [weight for _, weight, _ in weights_of(feeding)]
+        weights = [each.weight for each in feeding if isinstance(each, Conv | Linear)]
         return {
             "layer": op.name,
             "neurons": op.size,
@@ -218,8 +217,7 @@ def to_integer(
     program = lower(snn, given, options, facts)
     require_fits(program, profile)
     if rounding == "reconstruct" and images is not None:
-        products = input_products(program, Chip(program).accepted(images))
-        program = lower(snn, given, replace(options, products=products), facts)
+        program = lower(snn, given, options, facts, Chip(program).accepted(images))
     chip = Chip(program)
     if images is not None:
         chip.measure(images)

@@ -32,8 +32,9 @@ from speedysnn.integer.program import (
     Total,
     bits_of,
 )
-from speedysnn.integer.scales import Options, Scales, neuron_values
-from speedysnn.integer.signals import Signal, UnfitError, fitted, settled
+from speedysnn.integer.rounding import Follower
+from speedysnn.integer.scales import Options, Scales
+from speedysnn.integer.signals import Signal, UnfitError, fitted, neuron_values, settled
 from speedysnn.integer.simulate import apply, array
 from speedysnn.network import SpikingNetwork
 
@@ -63,8 +64,9 @@ class Pixels:
 class _Lowering:
     """One walk over the graph; a dry one keeps signals and no operations."""
 
-    def __init__(self, snn: SpikingNetwork, pixels: Pixels, scales: Scales | None, options: Options) -> None:
-        self.snn, self.pixels = snn, pixels
+    def __init__(self, snn: SpikingNetwork, pixels: Pixels, scales: Scales | None, options: Options,
+                 follower: Follower | None = None) -> None:  # fmt: skip
+        self.snn, self.pixels, self.follower = snn, pixels, follower
         self.scales = scales or Scales(snn, options, self.predicted)
         self.dry = scales is None
         self.operations: list[Operation] = []
@@ -105,6 +107,8 @@ class _Lowering:
         """Append an operation."""
         if not self.dry:
             self.operations.append(operation)
+            if self.follower is not None:
+                self.follower.emitted(operation)
 
     def fresh(self, name: str) -> str:
         """A buffer's name that is not taken, beginning with `name`."""
@@ -140,7 +144,8 @@ class _Lowering:
         return Signal(node.name, fitted(given.unit, shape), fitted(given.offset, shape), shape, timing)  # type: ignore[arg-type]
 
 
-def lower(snn: SpikingNetwork, pixels: Pixels, options: Options, facts: dict[str, Any]) -> Program:
+def lower(snn: SpikingNetwork, pixels: Pixels, options: Options, facts: dict[str, Any],
+          images: torch.Tensor | None = None) -> Program:  # fmt: skip
     """The network as an integer program.
 
     Args:
@@ -148,15 +153,22 @@ def lower(snn: SpikingNetwork, pixels: Pixels, options: Options, facts: dict[str
         pixels: what comes in.
         options: bits and granularity.
         facts: what is kept with it.
+        images: for rounding by reconstruction, as the program takes them; None rounds to the nearest.
 
     Raises:
         ConversionError: parts that have no integer form, all of them.
     """
     _refuse_unknown(snn)
     dry = _Lowering(snn, pixels, None, options)
-    low = _Lowering(snn, pixels, dry.scales, options)
+    follower = None
+    if images is not None:
+        values = torch.from_numpy(images.numpy() * pixels.unit + pixels.offset).float()
+        follower = Follower(snn, images, values, options, pixels.events)
+    low = _Lowering(snn, pixels, dry.scales, options, follower)
     problems: list[tuple[Node, str]] = []
-    for node in snn.graph.nodes:
+    for position, node in enumerate(snn.graph.nodes):
+        if follower is not None:
+            follower.advance(position, low.signals)
         if any(name not in low.signals for name in node.inputs):
             continue  # it reads what has a problem already
         try:

@@ -3,6 +3,7 @@
 A handler is called with the lowering, the node and the signals that it reads, and returns the node's signal.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -14,7 +15,8 @@ from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.integer.program import Add as AddOperation
 from speedysnn.integer.program import Concat, Conv, Floats, Gain, Linear, MaxPool, Move, Neuron, Operation, SumPool
-from speedysnn.integer.scales import Scales, neuron_values, reconstructed
+from speedysnn.integer.rounding import Follower
+from speedysnn.integer.scales import Scales
 from speedysnn.integer.signals import (
     Signal,
     UnfitError,
@@ -23,6 +25,7 @@ from speedysnn.integer.signals import (
     fitted,
     meeting,
     moved,
+    neuron_values,
     output_shape,
     per_axis,
     placed,
@@ -38,6 +41,7 @@ class Lowering(Protocol):
     snn: SpikingNetwork
     scales: Scales
     dry: bool  # only signals are wanted, no operations
+    follower: Follower | None  # images for rounding by reconstruction; None rounds to the nearest
     rounded: dict[str, torch.Tensor]  # by layer: its weights as they are after rounding, in the network's own unit
 
     def emit(self, operation: Operation) -> None:
@@ -50,39 +54,37 @@ class Lowering(Protocol):
         """The signal as the node reads it: summed over the steps, where the node comes after the last neuron."""
 
 
+MOST_FACTOR = 2**15 - 1  # of a shortcut
 Handler = Callable[[Lowering, Node, list[Signal]], Signal]
 
 
 def weight_layer(low: Lowering, node: Node, inputs: list[Signal]) -> Signal:
     """Round weights times the input's unit; the constant of the input passes through the rounded weights."""
-    x = low.counted(node, inputs[0])
+    x = even(low, node, low.counted(node, inputs[0]), node.op)
     own = {name: value.detach().double().cpu() for name, value in low.snn.tensors(node.name).items()}
-    if "transpose" in node.op:
-        raise UnfitError(f"{node.op} has no integer form; use an upsampling by nearest neighbours and a convolution")
-    x = even(low, node, x, node.op)
     scale = low.scales.of(node.name)
     columns = _columns(node, x, own["weight"].shape)
     rows = placed(scale.unit.reshape(-1), own["weight"].ndim, 0) if scale.unit.size > 1 else scale.unit.reshape(())
-    step = rows * 2.0**scale.shift
-    largest = low.scales.options.largest
-    products = {} if low.dry else low.scales.options.products
-    weight = reconstructed(own["weight"].numpy() * columns / step, products, node.name, largest)
+    step, largest = rows * 2.0**scale.shift, low.scales.options.largest
+    weight = own["weight"].numpy() * columns / step
+    whole = np.clip(np.round(weight), -largest, largest)
+    constant = torch.from_numpy(np.array(x.full_offset()))[None]
+    shape = tuple(OPERATORS[node.op].run([constant], node.attrs, own).shape[1:])
+    fields = {"name": node.name, "sources": (str(x.source),), "shape": shape, "timing": x.timing, "shift": scale.shift}
+    made = Linear(weight=whole, **fields) if node.op == "linear" else _conv(node, whole, x.shape, fields)  # type: ignore[arg-type]
+    if low.follower is not None and not low.dry and x.source is not None:
+        whole, bias = low.follower.rounded(node, made, x, weight, step)
+        own |= {} if bias is None else {"bias": torch.from_numpy(bias)}
     own["weight"] = torch.from_numpy(
-        np.where(columns == 0, own["weight"].numpy(), weight * step / np.where(columns == 0, 1, columns))
+        np.where(columns == 0, own["weight"].numpy(), whole * step / np.where(columns == 0, 1, columns))
     )
     low.rounded[node.name] = own["weight"]
     if x.timing == "total" and "bias" in own:
         own["bias"] = own["bias"] * low.snn.timesteps
-    constant = torch.from_numpy(np.array(x.full_offset()))[None]
     offset = settled(OPERATORS[node.op].run([constant], node.attrs, own)[0].numpy())
-    shape = tuple(OPERATORS[node.op].run([constant], node.attrs, own).shape[1:])
-    out = Signal(node.name, fitted(scale.unit, shape), offset, shape, x.timing)
-    if x.source is None:
-        return replace(out, source=None)
-    fields = {"name": node.name, "sources": (x.source,), "shape": shape, "timing": x.timing, "shift": scale.shift}
-    whole = weight.astype(np.int16)
-    low.emit(Linear(weight=whole, **fields) if node.op == "linear" else _conv(node, whole, x.shape, fields))  # type: ignore[arg-type]
-    return out
+    if x.source is not None:
+        low.emit(replace(made, weight=whole.astype(np.int16)))
+    return Signal(None if x.source is None else node.name, fitted(scale.unit, shape), offset, shape, x.timing)
 
 
 def _columns(node: Node, x: Signal, shape: torch.Size) -> Floats:
@@ -179,7 +181,9 @@ def _in_unit(low: Lowering, node: Node, x: Signal, unit: Floats, shift: int) -> 
     ratio = x.unit / unit
     if x.source is None or bool(np.isclose(ratio, 1, rtol=1e-9, atol=0).all()):
         return x
-    largest = low.scales.options.largest
+    options, largest = low.scales.options, low.scales.options.largest
+    if options.shifts:  # a factor a channel takes no room, so it need not be as coarse as the weights
+        largest, shift = MOST_FACTOR, max(0, math.ceil(math.log2(max(np.abs(ratio).max(), 1) / MOST_FACTOR)))
     factor = np.clip(np.round(ratio / 2.0**shift), -largest, largest)
     return gained(low, node, x, factor, np.broadcast_to(unit, ratio.shape), shift)
 

@@ -1,39 +1,28 @@
-"""Scales and rounding: what an integer stands for, one a channel, and which whole number each weight becomes.
+"""Scales: what an integer stands for, one a channel.
 
 A scale is shared by all layers whose outputs meet in one sum. A neuron is homogeneous: weights, bias, threshold and
 start of a channel times one factor change no spike. So the threshold of a channel is an integer TH, one of the drive
 stands for theta/TH, and a weight W that meets spikes of amplitude A is round(W A TH / (2^f theta)): only this rounding
 costs accuracy. TH is the largest one with which no weight is clipped, or a larger one where that leaves a smaller
 squared error.
-
-Rounding by reconstruction takes, of the whole numbers beside each weight, those that keep the layer's drive on images.
-With X the inputs that a layer sees on calibration images and H = X X^T, weights are rounded one after the other, and
-what one gets wrong is given to those that are still to be rounded, so that |(W - W_int) X| stays small.
-
-Reference: frantar2023
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
-from speedysnn.integer.program import Conv, Floats, Linear, Operation, Program, Timing
-from speedysnn.integer.signals import SAME, Signal, along, node_shapes, placed
-from speedysnn.integer.simulate import run
+from speedysnn.integer.program import Floats, Timing
+from speedysnn.integer.signals import SAME, Signal, along, neuron_values, node_shapes, placed, weight_rows
 from speedysnn.network import SpikingNetwork
-from speedysnn.torch_utils import windows
 
 SUMS = ("add", "sub")
 FINE = 64  # a threshold in integers below which a start of half of it, and a bias, round too coarsely
 FINER = 256  # the same where states have room for it
 FINEST = 2**14  # a threshold above which weights of 8 bits or fewer no longer gain, for inputs of size one
 MOST_SHIFT = 14
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _WIDER = tuple(1 + 0.05 * step for step in range(21))  # thresholds tried, in units of the one that clips no weight
 
 
@@ -46,14 +35,12 @@ class Options:
         state_bits: of a state.
         granularity: one scale a "channel" or "layer".
         shifts: whether weights may have a common exponent.
-        products: of `input_products`, for rounding by reconstruction; empty for the nearest whole numbers.
     """
 
     weight_bits: int
     state_bits: int
     granularity: str = "channel"
     shifts: bool = True
-    products: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def fine(self) -> int:
@@ -81,6 +68,7 @@ class _Leaf:
     rows: Floats
     bias: Floats | None
     timing: Timing
+    fixed: bool = False
 
 
 def weighted(node: Node) -> bool:
@@ -117,8 +105,12 @@ class Scales:
         axis = axes.pop() if len(axes) == 1 else None if axes else 0
         theta = self._threshold(members, shape, axis)
         leaves = [leaf for name in members for leaf in self._leaves(name, members, axis)]
+        if self.options.shifts and any(weighted(self.nodes[name]) for name in members):
+            leaves = [leaf for leaf in leaves if not leaf.fixed]  # shortcuts' factors have bits of their own
         per = np.ones(1 if axis is None else shape[axis]) if theta is None else theta
-        unit, shift = self._chosen(leaves, per, theta is not None)
+        ahead = any(self.snn.neurons[node.name].lookahead for node in self._readers(members))
+        summed = 2 * self.snn.timesteps if ahead else 1  # with look-ahead the state is the sum of all inputs
+        unit, shift = self._chosen(leaves, per, 0 if theta is None else summed)
         return Scale(placed(unit, len(shape), 0 if axis is None else axis) if shape else unit.reshape(()), shift)
 
     def _apart(self, name: str, members: tuple[str, ...]) -> bool:
@@ -135,20 +127,25 @@ class Scales:
 
     def _threshold(self, members: tuple[str, ...], shape: tuple[int, ...], axis: int | None) -> Floats | None:
         """Theta of the neurons that read a member, one a channel; None where none does or it does not fit."""
+        node = next(self._readers(members), None)
+        if node is None:
+            return None
+        theta = neuron_values(self.snn, node, "threshold", len(shape))
+        if axis is None:
+            return theta.reshape(1) if theta.size == 1 else None
+        if theta.ndim and theta.size not in (1, shape[axis]):
+            return None
+        return along(theta, tuple(shape[i] if i == axis % len(shape) else 1 for i in range(len(shape))), axis)
+
+    def _readers(self, members: tuple[str, ...]) -> Iterator[Node]:
+        """The neuron layers that read a member."""
         reached = set(members)
         for node in self.snn.graph.nodes:
-            if not node.inputs or node.inputs[0] not in reached:
-                continue
-            if node.op == "identity" or "max_pool" in node.op:
-                reached.add(node.name)
-            if node.op == "neuron":
-                theta = neuron_values(self.snn, node, "threshold", len(shape))
-                if axis is None:
-                    return theta.reshape(1) if theta.size == 1 else None
-                if theta.ndim and theta.size not in (1, shape[axis]):
-                    return None
-                return along(theta, tuple(shape[i] if i == axis % len(shape) else 1 for i in range(len(shape))), axis)
-        return None
+            if node.inputs and node.inputs[0] in reached:
+                if node.op == "identity" or "max_pool" in node.op:
+                    reached.add(node.name)
+                if node.op == "neuron":
+                    yield node
 
     def _leaves(self, name: str, members: tuple[str, ...], axis: int | None) -> list[_Leaf]:
         node = self.nodes[name]
@@ -167,17 +164,17 @@ class Scales:
     def _fixed(self, signal: Signal, axis: int | None) -> _Leaf:
         full = np.abs(signal.full_unit())
         rows = full.reshape(1, -1) if axis is None else np.moveaxis(full, axis, 0).reshape(full.shape[axis], -1)
-        return _Leaf(rows.max(1, keepdims=True), None, signal.timing)
+        return _Leaf(rows.max(1, keepdims=True), None, signal.timing, True)
 
-    def _chosen(self, leaves: list[_Leaf], theta: Floats, fires: bool) -> tuple[Floats, int]:
-        """The unit of each channel, and the shift."""
+    def _chosen(self, leaves: list[_Leaf], theta: Floats, summed: int) -> tuple[Floats, int]:
+        """The unit of each channel, and the shift; a state holds so many thresholds, 0 where no neurons follow."""
         rows = np.concatenate([np.broadcast_to(leaf.rows, (len(theta), leaf.rows.shape[1])) for leaf in leaves], 1)
         rows = rows / theta[:, None]
         largest = np.abs(rows).max(1)
-        if not fires:
+        if not summed:
             units = _least_error(rows, np.maximum(largest, 1e-30) / self.options.largest, self.options)
             return units * theta, 0
-        cap = self._cap(leaves, theta)
+        cap = self._cap(leaves, theta, summed)
         reach = (1 + SAME) * self.options.largest / np.maximum(largest, 1e-30)  # 64 is not to become 63.999...
         shift = 0
         if self.options.shifts:
@@ -190,39 +187,14 @@ class Scales:
         threshold = np.clip(np.floor(exact * 2.0**shift + 1e-9), 1, cap)
         return theta / threshold, shift
 
-    def _cap(self, leaves: list[_Leaf], theta: Floats) -> Floats:
+    def _cap(self, leaves: list[_Leaf], theta: Floats, summed: int) -> Floats:
         """The largest threshold whose state, start and bias fit, and beyond which weights need not be finer."""
         bias = sum((leaf.bias for leaf in leaves if leaf.bias is not None), start=np.zeros(len(theta)))
-        fits = np.floor((2.0 ** (self.options.state_bits - 1) - 1) / (2 * np.maximum(1.0, bias / theta)))
+        top = (2.0 ** (self.options.state_bits - 1) - 1) / (2 * np.maximum(1.0, bias / theta))
+        fits = np.maximum(np.floor(top / summed), np.minimum(np.floor(top), FINE))
         constant = any(leaf.timing == "constant" for leaf in leaves)
         cap = np.maximum(fits if constant else np.minimum(fits, max(FINEST, 2 ** (self.options.weight_bits + 6))), 1.0)
         return cap if self.options.granularity == "channel" else np.full_like(cap, cap.min())
-
-
-def weight_rows(node: Node, weight: Floats, signal: Signal) -> Floats:
-    """Weights times the unit of what they meet, (out channels, weights of a channel)."""
-    if node.op == "linear":
-        unit = along(signal.unit, signal.shape, -1)
-        return weight * (np.abs(signal.unit).max() if unit is None else unit)
-    unit = along(signal.unit, signal.shape, 0)
-    units = np.full(signal.shape[0], np.abs(signal.unit).max()) if unit is None else unit
-    groups = int(node.attrs["groups"])
-    if "transpose" in node.op:
-        scaled = weight * units.reshape(-1, *[1] * (weight.ndim - 1))
-        split = scaled.reshape(groups, -1, *weight.shape[1:])
-        return np.moveaxis(split, 2, 1).reshape(groups * weight.shape[1], -1)
-    columns = units.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-    return (weight.reshape(groups, -1, *weight.shape[1:]) * columns).reshape(len(weight), -1)
-
-
-def neuron_values(snn: SpikingNetwork, node: Node, name: str, ndim: int) -> Floats:
-    """A neuron's "threshold", "amplitude", "v_init" or "offset", so that it broadcasts against `ndim` axes."""
-    neuron = snn.neurons[node.name]
-    value = getattr(neuron, name)
-    if value is None:
-        return np.zeros((1,) * ndim)
-    value = value.detach().double().cpu()
-    return np.asarray((neuron.per_channel(value, ndim + 1)[0] if value.ndim else value.reshape((1,) * ndim)).numpy())
 
 
 def _least_error(rows: Floats, units: Floats, options: Options, shift: int = 0) -> Floats:
@@ -265,81 +237,3 @@ def _clusters(graph: Graph) -> dict[str, tuple[str, ...]]:
     for name in parent:
         groups.setdefault(root(name), []).append(name)
     return {name: tuple(members) for members in groups.values() for name in members}
-
-
-def input_products(program: Program, images: Tensor) -> dict[str, Floats]:
-    """H of every weight layer: the products of its inputs, summed over images, steps and places.
-
-    Args:
-        program: an integer network.
-        images: as `simulate.run` takes them.
-
-    Returns:
-        Name of the layer -> (groups, weights of a channel, weights of a channel).
-    """
-    found: dict[str, Floats] = {}
-    by_name = program.by_name
-    readers: dict[str, list[Conv | Linear]] = {}
-    for op in program.operations:
-        if isinstance(op, Conv | Linear):
-            readers.setdefault(op.sources[0], []).append(op)
-
-    def see(op: Operation, value: Tensor) -> None:
-        flat = value.flatten(0, 1) if by_name[op.name].timing == "steps" else value
-        for layer in readers.get(op.name, ()):
-            found[layer.name] = found.get(layer.name, 0.0) + _products(layer, flat.to(torch.float64))
-
-    for part in images.split(50, int(program.input.timing == "steps")):  # type: ignore[no-untyped-call]
-        run(program, part, None, see)
-    return found
-
-
-def _products(op: Conv | Linear, x: Tensor) -> Floats:
-    rows = x.reshape(1, -1, x.shape[-1]) if isinstance(op, Linear) else _patches(op, x)
-    return np.asarray((rows.transpose(1, 2) @ rows).numpy())
-
-
-def _patches(op: Conv, x: Tensor) -> Tensor:
-    """What each output place multiplies, (groups, places, weights of a channel)."""
-    pads, taps = [], op.weight.shape[2:]
-    for axis, (tap, step, apart) in enumerate(zip(taps, op.stride, op.dilation, strict=True)):
-        reach = (op.shape[axis + 1] - 1) * step + apart * (tap - 1) + 1
-        pads.append((op.padding[axis], reach - x.shape[axis + 2] - op.padding[axis]))
-    seen = windows(x, taps, op.stride, op.dilation, pads)  # images, channels, *places, *taps
-    flat = seen.flatten(2, 1 + len(taps)).flatten(3).transpose(1, 2)  # images, places, channels, taps
-    grouped = flat.reshape(*flat.shape[:2], op.groups, -1)
-    return grouped.flatten(0, 1).transpose(0, 1)
-
-
-def reconstructed(weights: Floats, products: Mapping[str, Floats], name: str, largest: int) -> Floats:
-    """Whole numbers for a layer's weights.
-
-    Args:
-        weights: in units of one integer, (out channels, ...).
-        products: of `input_products`.
-        name: the layer.
-        largest: the largest whole number.
-
-    Returns:
-        Whole numbers in the same shape.
-    """
-    if name not in products:
-        return np.clip(np.round(weights), -largest, largest)
-    groups = products[name]
-    rows = weights.reshape(len(groups), -1, groups.shape[1])
-    out = [_one_after_another(w, h, largest) for w, h in zip(rows, groups, strict=True)]
-    return np.stack(out).reshape(weights.shape)
-
-
-def _one_after_another(weights: Floats, products: Floats, largest: int) -> Floats:
-    """Columns are rounded in order, those of the largest inputs first; the rest takes up what each gets wrong."""
-    order = np.argsort(-np.diag(products), kind="stable")
-    h = products[np.ix_(order, order)].copy()
-    h[np.diag_indices_from(h)] += DAMPING * max(float(np.diag(h).mean()), 1e-12)
-    upper = np.linalg.cholesky(np.linalg.inv(h)).T
-    left, out = weights[:, order].copy(), np.empty_like(weights)
-    for i in range(left.shape[1]):
-        rounded = np.clip(np.round(left[:, i]), -largest, largest)
-        out[:, order[i]] = rounded
-        left[:, i + 1 :] -= np.outer((left[:, i] - rounded) / upper[i, i], upper[i, i + 1 :])
-    return out

@@ -207,3 +207,29 @@ def moved(node: Node, shape: tuple[int, ...]) -> tuple[Ints, tuple[int, ...]]:
         attrs["value"] = 0.0
     out = OPERATORS[node.op].run([numbers], attrs, {})
     return out.reshape(-1).numpy().astype(np.int64) - 1, tuple(out.shape[1:])
+
+
+def weight_rows(node: Node, weight: Floats, signal: Signal) -> Floats:
+    """Weights times the unit of what they meet, (out channels, weights of a channel)."""
+    if node.op == "linear":
+        unit = along(signal.unit, signal.shape, -1)
+        return weight * (np.abs(signal.unit).max() if unit is None else unit)
+    unit = along(signal.unit, signal.shape, 0)
+    units = np.full(signal.shape[0], np.abs(signal.unit).max()) if unit is None else unit
+    groups = int(node.attrs["groups"])
+    if "transpose" in node.op:
+        scaled = weight * units.reshape(-1, *[1] * (weight.ndim - 1))
+        split = scaled.reshape(groups, -1, *weight.shape[1:])
+        return np.moveaxis(split, 2, 1).reshape(groups * weight.shape[1], -1)
+    columns = units.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    return (weight.reshape(groups, -1, *weight.shape[1:]) * columns).reshape(len(weight), -1)
+
+
+def neuron_values(snn: SpikingNetwork, node: Node, name: str, ndim: int) -> Floats:
+    """A neuron's "threshold", "amplitude", "v_init" or "offset", so that it broadcasts against `ndim` axes."""
+    neuron = snn.neurons[node.name]
+    value = getattr(neuron, name)
+    if value is None:
+        return np.zeros((1,) * ndim)
+    value = value.detach().double().cpu()
+    return np.asarray((neuron.per_channel(value, ndim + 1)[0] if value.ndim else value.reshape((1,) * ndim)).numpy())

@@ -161,7 +161,7 @@ def run(program: Program, images: Tensor, seen: dict[str, Seen] | None = None,
             values[op.name] = images.to(torch.int64)
         else:
             args = [(values[name], by_name[name].timing == "steps") for name in op.sources]
-            values[op.name] = _value(program, op, args, seen)
+            values[op.name] = value_of(program, op, args, seen)
         if tap is not None:
             tap(op, values[op.name])
         for name in op.sources:
@@ -170,7 +170,17 @@ def run(program: Program, images: Tensor, seen: dict[str, Seen] | None = None,
     return values[program.operations[-1].name]
 
 
-def _value(program: Program, op: Operation, args: Sequence[tuple[Tensor, bool]], seen: dict[str, Seen]) -> Tensor:
+def value_of(
+    program: Program, op: Operation, args: Sequence[tuple[Tensor, bool]], seen: dict[str, Seen]
+) -> Tensor:
+    """The result of an operation for all steps.
+
+    Args:
+        program: says T and the width of a state.
+        op: the operation.
+        args: what it reads, and whether that varies in time, (T, B, ...), else (B, ...).
+        seen: by layer, is added to.
+    """
     first, timed = args[0]
     if isinstance(op, Neuron):
         return _neurons(program, op, first, timed, seen)
