@@ -184,7 +184,7 @@ def _rows(op: Conv | Linear, x: Tensor, z: Tensor, each: int, generator: torch.G
     index = torch.unravel_index(drawn, z.shape[2:])
     x = seen.movedim((0, 1), (-2, -1))[index].flatten(1, -3)  # places, taps, images, channels
     x = torch.unflatten(x, 3, (op.groups, -1)).permute(3, 0, 2, 4, 1).flatten(3).flatten(1, 2)
-    z = torch.unflatten(z.flatten(2)[:, :, drawn], 1, (op.groups, -1)).permute(1, 3, 0, 2)  # groups, places, images, ...
+    z = torch.unflatten(z.flatten(2)[:, :, drawn], 1, (op.groups, -1)).permute(1, 3, 0, 2)  # groups, places, images
     return x, z.flatten(1, 2)
 
 
