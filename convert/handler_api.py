@@ -17,6 +17,8 @@ from speedysnn.graph.operators import OPERATORS
 
 WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
 
+_NO_LIMIT = 2.0**31  # clamps to infinity, or to the largest float, mean "as it is"
+
 Key = Any
 """What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
 "package.module.name" of a class or function that need not be imported."""
@@ -279,10 +281,19 @@ class Call:
         return x
 
     def neuron(self, x: Ref, ceiling: float | None = None, floor: float | None = 0.0) -> Ref:
-        """Add an integrate-and-fire layer in place of min(max(x, floor), ceiling); that clamp itself if kept analog."""
+        """Put integrate-and-fire neurons in place of min(max(x, floor), ceiling); that clamp itself if kept analog.
+
+        A neuron counts from 0 up, or as far below 0 as above. Any other range, which must hold 0, takes two layers:
+        min(max(x, a), b) = min(max(x, 0), b) - min(max(-x, 0), -a). A limit of 2^31 or beyond is none.
+        """
+        floor, ceiling = limit(floor), limit(ceiling)
         if self.builder.kept_analog():
-            return self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
-        return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+            return x if floor is ceiling else self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
+        if floor == 0 or (floor is ceiling) or (floor is not None and ceiling == -floor):
+            return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+        up = self.neuron(x, ceiling)
+        negated = self.emit("scale", (x,), {"factor": -1.0, "offset": 0.0}, shape=x.shape)
+        return self.emit("sub", (up, self.neuron(negated, None if floor is None else -floor)), shape=x.shape)
 
 
 Handler = Callable[[Call], Any]
@@ -293,6 +304,11 @@ returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call 
 own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
 with a reason and advice, which the report shows beside the layer's path and its line in the source.
 """
+
+
+def limit(value: float | None) -> float | None:
+    """A limit of a clamp; None where it is so large that no activation reaches it."""
+    return None if value is None or abs(value) >= _NO_LIMIT else float(value)
 
 
 def _require_batch_first(ref: Ref) -> None:

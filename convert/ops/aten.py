@@ -105,6 +105,7 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("hardtanh", "hardtanh_"), functions.hardtanh),
     **dict.fromkeys(("clamp", "clamp_"), functions.clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), functions.clamp_min),
+    **dict.fromkeys(("clamp_max", "clamp_max_"), functions.clamp_max),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
     **dict.fromkeys(("prelu", "_prelu_kernel"), activations.prelu),
     **dict.fromkeys(("elu", "elu_"), _elu),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, limit
 
 
 def as_list(value: Any, dims: int) -> list[int]:
@@ -188,23 +188,29 @@ LAYER_ROWS: dict[Key, Handler] = {
 
 def clamp(call: Call) -> Ref:
     """A clamp to a range that holds 0 is a neuron, signed where it reaches below 0."""
-    return _clamped(call, call.number(1, "min"), call.number(2, "max"))
+    return clamp_to(call, call.number(1, "min"), call.number(2, "max"))
 
 
 def clamp_min(call: Call) -> Ref:
     """A clamp_min at 0 is a ReLU."""
-    return _clamped(call, call.number(1, "min"), None)
+    return clamp_to(call, call.number(1, "min"), None)
 
 
 def hardtanh(call: Call) -> Ref:
     """torch.nn.functional.hardtanh; signed neurons where it reaches below 0."""
-    return _clamped(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
+    return clamp_to(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
 
 
-def _clamped(call: Call, low: Any, high: Any) -> Ref:
+def clamp_max(call: Call) -> Ref:
+    """A clamp to a largest value alone."""
+    return clamp_to(call, None, call.number(1, "max"))
+
+
+def clamp_to(call: Call, low: Any, high: Any) -> Ref:
+    """Neurons where the range holds 0, else an analog clamp."""
+    low, high = limit(low), limit(high)
     if low is None and high is None:
         return call.ref()
-    low, high = (None if value is None else float(value) for value in (low, high))
     if (low is not None and low > 0) or (high is not None and high <= 0):
         return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
     return call.neuron(call.ref(), ceiling=high, floor=low)
@@ -298,11 +304,13 @@ FUNCTION_ROWS: dict[Key, Handler] = {
     F.hardtanh: hardtanh,
     **dict.fromkeys((torch.clamp, torch.clip), clamp),
     torch.clamp_min: clamp_min,
+    torch.clamp_max: clamp_max,
     torch.mean: reduce("mean"),
     torch.sum: reduce("sum"),
     F.interpolate: interpolate,
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
+    **dict.fromkeys(("clamp_max", "clamp_max_"), clamp_max),
     "mean": reduce("mean"),
     "sum": reduce("sum"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),

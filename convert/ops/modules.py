@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.ops.functions import clamp_to
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -112,10 +113,7 @@ def adaptive_max_pool(call: Call) -> Ref:
 def hardtanh(call: Call) -> Ref:
     """A clamp to a range that holds 0 becomes a neuron, signed where it reaches below 0."""
     m: Any = call.module
-    low, high = float(m.min_val), float(m.max_val)
-    if low > 0 or high <= 0:
-        return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
-    return call.neuron(call.ref(), ceiling=high, floor=low)
+    return clamp_to(call, float(m.min_val), float(m.max_val))
 
 
 def same(call: Call) -> Ref:
