@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import speedysnn
 from speedysnn import convert
+from speedysnn.convert.calibrate import CalibrationWarning
 from speedysnn.errors import InputError
 from speedysnn.neurons.layer import IFNeuron
 
@@ -72,3 +74,28 @@ def test_spikes_reach_every_clamp(how: str, limits: tuple[float | None, float | 
 def test_a_neuron_that_could_not_count_so_far_is_refused(limits: tuple[float | None, float | None]) -> None:
     with pytest.raises(InputError, match="as far below 0 as above"):
         IFNeuron(floor=limits[0], ceiling=limits[1])
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation whose little ReLUs are silent on every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down, self.up, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 3)
+        nn.init.constant_(self.down.bias, -3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        low = self.down(y.mean((2, 3)))
+        gate = self.up(torch.relu(low) + F.relu6(low)).sigmoid()
+        return self.head((y * gate[:, :, None, None]).mean((2, 3)))
+
+
+def test_layers_that_never_fire_are_named_and_kept(tmp_path) -> None:
+    x = torch.rand(32, 3, 8, 8)
+    with pytest.warns(CalibrationWarning, match=r"'relu_1', 'relu6'"):
+        snn = convert.to_spiking(Gated().eval(), x, allow_hybrid=True)
+    assert [float(snn.neurons[name].threshold.max()) for name in ("relu_1", "relu6")] == [1.0, 6.0]
+    snn.recalibrate()
+    again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
+    assert torch.equal(again(x), snn(x))

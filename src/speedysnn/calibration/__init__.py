@@ -77,18 +77,23 @@ class Calibration:
             timesteps: T.
 
         Returns:
-            Theta (C,), or None where it was given as a value.
+            Theta (C,), or None where it was given as a value, or where no activation says what it should be.
 
         Raises:
             InputError: the layer's rule was a function, which is not saved with a network.
         """
         rule, hist = self.rules.get(name, GIVEN), self.histograms.get(name)
-        if rule == GIVEN or hist is None:
+        if rule == GIVEN or hist is None or (rule not in self.functions and self.silent(name)):
             return None
         return choose(
             hist, self._known_rule(name, rule), neuron.v_init, timesteps, neuron.levels_per_step,
             signed=neuron.signed, layer=name,
         )  # fmt: skip
+
+    def silent(self, name: str) -> bool:
+        """Whether no activation of a layer was other than zero (or positive, where it is not signed) on the data."""
+        hist = self.histograms.get(name)
+        return hist is not None and not bool((hist.maximum > 0).any())
 
     def _known_rule(self, layer: str, rule: str) -> Rule:
         own = self.functions.get(rule)
