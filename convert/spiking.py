@@ -13,7 +13,7 @@ from speedysnn.convert.correct import DEFAULT, Sample, check_kind, correct_conve
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.ops import added_handlers
-from speedysnn.convert.read import exact_error, full_precision, has_staircases, read, require_equal
+from speedysnn.convert.read import exact_error, full_precision, free_sizes, has_staircases, read, require_equal
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.data.batches import iter_batches, over_steps, steps_of
@@ -166,6 +166,7 @@ def to_spiking(
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
+        sizes = _free_sizes(ann, snn, example)
     kept = Sample(0 if correct == "none" else MAX_IMAGES)
     data, gradients = kept.passing(chain([first], batches), events), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
@@ -177,6 +178,7 @@ def to_spiking(
         "analog_error": error,
         "granularity": granularity,
         "treatment": report.treatment,
+        "free_sizes": sizes,
         "execution": execution(),
     }
     return snn if correct == "none" else correct_converted(snn, kept, correct, progress=progress)
@@ -220,6 +222,12 @@ def _network(
             done(1)
             error = require_equal(ours, reference)
     return snn, error
+
+
+def _free_sizes(ann: nn.Module, snn: SpikingNetwork, example: Sequence[Tensor]) -> list[list[int]]:
+    """Dimensions of each input that may have another size than the example's; see `free_sizes`."""
+    with full_precision(example[0].device), evaluating(ann), snn.reading("analog"):
+        return free_sizes(ann, snn, example)
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -164,8 +164,16 @@ def check_records(document: Mapping[str, Any]) -> None:
         raise ArtifactError("provenance: expected an object whose 'finetuned' lists runs with what they trained")
     if not isinstance(normalize, str | None):
         raise ArtifactError(f"provenance: expected 'normalize' as text or null, got {normalize!r}")
+    free = provenance.get("free_sizes")
+    if free is not None and not (_dims(free) and len(free) == len(shapes)):
+        raise ArtifactError(f"provenance: expected 'free_sizes' as lists of dimensions, one an input, got {free!r}")
     if not all(isinstance(size, int) and size > 0 for shape in shapes for size in shape):
         raise ArtifactError(f"input_shapes: expected lists of whole numbers of at least 1, got {shapes!r}")
+
+
+def _dims(value: Any) -> bool:
+    lists = isinstance(value, list) and all(isinstance(dims, list) for dims in value)
+    return lists and all(type(dim) is int for dims in value for dim in dims)
 
 
 def _names_groups(run: Any) -> bool:

@@ -95,7 +95,7 @@ def test_layers_that_never_fire_are_named_and_kept(tmp_path) -> None:
     x = torch.rand(32, 3, 8, 8)
     with pytest.warns(CalibrationWarning, match=r"'relu_1', 'relu6'"):
         snn = convert.to_spiking(Gated().eval(), x, allow_hybrid=True)
-    assert [float(snn.neurons[name].threshold.max()) for name in ("relu_1", "relu6")] == [1.0, 6.0]
+    assert [snn.neurons[name].threshold.max().item() for name in ("relu_1", "relu6")] == [1.0, 6.0]
     snn.recalibrate()
     again = speedysnn.load(speedysnn.save(snn, tmp_path / "net.snn"))
     assert torch.equal(again(x), snn(x))
