@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.artifact import require_loadable
 from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import DEFAULT, Sample, check_kind, correct_converted
@@ -18,7 +19,7 @@ from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, require_initialised
 from speedysnn.data.batches import iter_batches, over_steps, steps_of
 from speedysnn.display import Done, counting
-from speedysnn.errors import ConversionError, InputError
+from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
@@ -167,6 +168,11 @@ def to_spiking(
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
         sizes = _free_sizes(ann, snn, example)
+    snn.provenance = dict(provenance or {})
+    try:
+        require_loadable(snn)
+    except ArtifactError as err:
+        raise ConversionError(f"the converted network could be saved, but not loaded again: {err}") from None
     kept = Sample(0 if correct == "none" else MAX_IMAGES)
     data, gradients = kept.passing(chain([first], batches), events), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))

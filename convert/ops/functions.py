@@ -5,6 +5,7 @@ layer-norm and its kin need an analog unit. Arithmetic with a constant is affine
 needs an analog unit.
 """
 
+import math
 import operator
 from typing import Any
 
@@ -286,12 +287,32 @@ def negate(call: Call) -> Ref:
     return _affine(call, call.ref(), -1.0, None)
 
 
+def masked(call: Call, x: Ref, offset: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
+    """The sum with a constant whose infinite entries are a mask: they replace values, all others are added.
+
+    Raises:
+        Unsupported: it holds NaN.
+    """
+    if bool(offset.isnan().any()):
+        raise Unsupported("a constant that holds NaN", "check the checkpoint")
+    finite = torch.where(offset.isfinite(), offset, torch.zeros_like(offset))
+    x = call.emit("affine", (x,), None, {"bias": finite}, shape=shape)
+    for value in (-math.inf, math.inf):
+        if bool((offset == value).any()):
+            x = call.emit("masked_fill", (x,), {"value": value}, {"mask": offset == value}, shape=x.shape)
+    return x
+
+
 def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
     for value in (factor, offset):
         if isinstance(value, Tensor) and value.numel() > 1 and value.ndim >= len(x.shape) and value.shape[0] != 1:
             raise Unsupported("a constant with a batch dimension of its own", "give it a first dimension of 1")
         if value is not None and not isinstance(value, Tensor | int | float):
             raise Unsupported(f"a {type(value).__name__} in an arithmetic operation", "use a constant")
+    if isinstance(factor, Tensor) and not bool(factor.isfinite().all()):
+        raise Unsupported("a product with a constant that holds NaN or infinity", "use masked_fill")
+    if isinstance(offset, Tensor) and factor is None and not bool(offset.isfinite().all()):
+        return masked(call, x, offset)
     if isinstance(factor, Tensor) or isinstance(offset, Tensor):
         weight = factor if isinstance(factor, Tensor) or factor is None else torch.tensor(float(factor))
         bias = offset if isinstance(offset, Tensor) or offset is None else torch.tensor(float(offset))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
-from speedysnn.convert.ops.functions import clamp_to
+from speedysnn.convert.ops.functions import clamp_to, masked
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -218,7 +218,7 @@ def attend(call: Call, q: Ref, k: Ref, v: Ref, mask: Tensor | None, scale: float
             fill = {"value": -math.inf}
             scores = call.emit("masked_fill", (scores,), fill, {"mask": ~mask}, shape=shape)
         else:
-            scores = call.emit("affine", (scores,), None, {"bias": mask}, shape=shape)
+            scores = masked(call, scores, mask, shape)
     weights = call.emit("softmax", (scores,), {"dim": len(shape) - 1}, shape=shape)
     return call.emit("matmul", (weights, v), shape=(*q.shape[:-1], v.shape[-1])), weights
 

@@ -151,6 +151,9 @@ def operand(call: Call, value: Any, like: Ref) -> Ref:
     """A tensor of the graph, also for a number or a tensor of the model's own."""
     if isinstance(value, Ref):
         return value
+    if isinstance(value, int | float | Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
+        raise Unsupported("infinity beside a branch: its difference from step to step is no number",
+                          "use a large number, or masked_fill with a constant mask")  # fmt: skip
     if isinstance(value, int | float):
         return call.emit("scale", (like,), {"factor": 0.0, "offset": float(value)}, shape=like.shape)
     if isinstance(value, Tensor):

@@ -3,13 +3,13 @@
 What a neuron can be told, and what it refuses: theta, its clip, T and the look-ahead.
 """
 
-from collections.abc import Callable
-from typing import Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from speedysnn.errors import InputError
+from speedysnn.errors import ArtifactError, InputError
 
 Reading = Literal["analog", "quantized", "spiking"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
@@ -25,6 +25,27 @@ def log_threshold(threshold: float | Tensor, name: str = "threshold") -> Tensor:
     if not bool((value.isfinite() & (value > 0)).all()):
         raise InputError(f"{name}: expected positive finite values, got a minimum of {value.min().item():g}")
     return value.log()
+
+
+_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+_LARGE = 2**31  # of a neuron's numbers
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    "width": (int, float), "detach_reset": (bool,), "channel_dim": (int,), "ceiling": (int, float, type(None)),
+    "floor": (int, float, type(None)), "steps": (int, type(None)),
+}  # fmt: skip
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of a neuron that are of another type than it takes.
+
+    Raises:
+        ArtifactError: the option, what was expected, what came.
+    """
+    for option, kinds in _OPTIONS.items():
+        value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
+        if type(value) not in kinds or not (value is None or abs(value) < _LARGE):
+            expected = " or ".join(_SAID[kind] for kind in kinds)
+            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected} (numbers below 2^31)")
 
 
 def check_range(floor: float | None, ceiling: float | None, steps: int | None) -> None:
