@@ -143,6 +143,21 @@ class Builder:
         return Graph(kept, outputs)
 
 
+class Settings:
+    """A module's attributes; which of them were read is remembered as ".name"."""
+
+    def __init__(self, module: nn.Module | None, read: set[Any]) -> None:
+        self._module, self._read = module, read
+
+    def __getattr__(self, name: str) -> Any:
+        """The module's own attribute."""
+        self._read.add(f".{name}")
+        return getattr(self._module, name)
+
+
+_ALIASES = {"dim": "axis", "keepdim": "keepdims", "dims": "dim"}  # other names that torch takes for an argument
+
+
 @dataclass(frozen=True)
 class Call:
     """One traced call, as a handler sees it.
@@ -153,6 +168,7 @@ class Call:
         args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
         kwargs: keyword arguments, likewise.
         result: shape of the result for the traced batch, or a tuple of shapes for several.
+        read: what was read of arguments and settings so far, by position and name.
 
     Example:
         >>> import torch
@@ -176,12 +192,36 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     result: Any
+    read: set[Any] = field(default_factory=set, repr=False, compare=False)
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument of the call by its position or name."""
+        self.read.update((position, name))
         if len(self.args) > position:
             return self.args[position]
+        other = _ALIASES.get(name, name)
+        if name not in self.kwargs and other in self.kwargs:
+            self.read.add(other)
+            return self.kwargs[other]
         return self.kwargs.get(name, default)
+
+    def rest(self, position: int, name: str) -> list[Any]:
+        """Arguments from a position on, given one by one or as one list under a name."""
+        first = self.get(position, name)
+        if isinstance(first, list | tuple):
+            return list(first)
+        self.read.update(range(position, len(self.args)))
+        return list(self.args[position:]) or ([] if first is None else [first])
+
+    def read_from_result(self) -> Any:
+        """The traced result, where its shape says all that the arguments say."""
+        self.read.update((*range(len(self.args)), *self.kwargs))
+        return self.result
+
+    @property
+    def settings(self) -> Any:
+        """The called module, for its settings: a setting that no handler of the package reads is refused by name."""
+        return Settings(self.module, self.read)
 
     def ref(self, position: int = 0, name: str = "input") -> Ref:
         """A tensor argument that comes from the network's input.
@@ -217,7 +257,7 @@ class Call:
         Raises:
             Unsupported: it is computed inside the network.
         """
-        value = getattr(self.module, name, None) if self.module is not None else self.get(position, name)
+        value = getattr(self.settings, name, None) if self.module is not None else self.get(position, name)
         if value is not None and not isinstance(value, Tensor):
             raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
         return value
@@ -346,30 +386,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, BatchInt):
         return "a number that follows the batch size"
     return f"a {type(value).__name__}" if not torch.is_tensor(value) else "a tensor of the model's own"
-
-
-def plain(value: Any) -> Any:
-    """The value with numbers that follow the batch as they were for the traced batch."""
-    if isinstance(value, BatchInt):
-        return value.value
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return tuple(plain(item) for item in value) if isinstance(value, tuple | list) else value
-
-
-def any_ref(value: Any) -> bool:
-    """Whether a tensor that comes from the network's input lies in it."""
-    return _holds(value, Ref)
-
-
-def any_batch(value: Any) -> bool:
-    """Whether a number that follows the batch lies in it."""
-    return _holds(value, BatchInt)
-
-
-def _holds(value: Any, kind: type) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_holds(item, kind) for item in value)
-    if isinstance(value, dict):
-        return any(_holds(item, kind) for item in value.values())
-    return isinstance(value, kind)

@@ -106,36 +106,38 @@ def adaptive_pool(kind: str) -> Handler:
 
 def layer_norm(call: Call) -> Ref:
     """Layer-norm and RMS-norm over the last dimensions."""
-    m: Any = call.module
-    shape = list(m.normalized_shape if m is not None else call.number(1, "normalized_shape"))
-    eps = m.eps if m is not None else call.number(4, "eps", 1e-5)
+    m, own = call.settings, call.module is not None
+    shape = list(m.normalized_shape if own else call.number(1, "normalized_shape"))
+    eps = m.eps if own else call.number(4, "eps", 1e-5)
     tensors = {"weight": call.own(2, "weight"), "bias": call.own(3, "bias")}
     return call.emit("layer_norm", (call.ref(),), {"shape": shape, "eps": eps}, tensors)
 
 
 def rms_norm(call: Call) -> Ref:
     """RMS-norm over the last dimensions."""
-    m: Any = call.module
-    shape = list(m.normalized_shape if m is not None else call.number(1, "normalized_shape"))
-    eps = m.eps if m is not None else call.number(3, "eps")
+    m, own = call.settings, call.module is not None
+    shape = list(m.normalized_shape if own else call.number(1, "normalized_shape"))
+    eps = m.eps if own else call.number(3, "eps")
     return call.emit("rms_norm", (call.ref(),), {"shape": shape, "eps": eps}, {"weight": call.own(2, "weight")})
 
 
 def group_norm(call: Call) -> Ref:
     """Group-norm."""
-    m: Any = call.module
-    groups = m.num_groups if m is not None else call.number(1, "num_groups")
-    eps = m.eps if m is not None else call.number(4, "eps", 1e-5)
+    m, own = call.settings, call.module is not None
+    groups = m.num_groups if own else call.number(1, "num_groups")
+    eps = m.eps if own else call.number(4, "eps", 1e-5)
     tensors = {"weight": call.own(2, "weight"), "bias": call.own(3, "bias")}
     return call.emit("group_norm", (call.ref(),), {"groups": groups, "eps": eps}, tensors)
 
 
 def instance_norm(call: Call) -> Ref:
     """Instance-norm; with running statistics it is a batch-norm."""
-    m: Any = call.module
-    if m is None:
-        if call.get(1, "running_mean") is not None:
+    m, own = call.settings, call.module is not None
+    if not own:
+        if call.get(1, "running_mean") is not None or call.get(2, "running_var") is not None:
             raise Unsupported("functional instance-norm with running statistics", "use the module")
+        if not call.number(5, "use_input_stats", True):
+            raise Unsupported("instance-norm without the image's own statistics", "use batch-norm")
         tensors, eps = {"weight": call.own(3, "weight"), "bias": call.own(4, "bias")}, call.number(7, "eps", 1e-5)
         return call.emit("instance_norm", (call.ref(),), {"eps": eps}, tensors)
     tensors = {"weight": m.weight, "bias": m.bias}
@@ -235,20 +237,31 @@ def interpolate(call: Call) -> Ref:
         "scale": call.number(2, "scale_factor"),
         "mode": call.number(3, "mode", "nearest"),
         "align_corners": call.number(4, "align_corners"),
+        "recompute": call.number(5, "recompute_scale_factor"),
+        "antialias": call.number(6, "antialias", False),
     }
-    if attrs["size"] is not None:
-        attrs["size"] = as_list(attrs["size"], len(call.ref().shape) - 2)
-    if attrs["scale"] is not None:
-        attrs["scale"] = as_list(attrs["scale"], len(call.ref().shape) - 2)
-    return call.emit("interpolate", (call.ref(),), attrs)
+    return resized(call, attrs)
+
+
+def resized(call: Call, attrs: dict[str, Any]) -> Ref:
+    """An interpolation; its size and scale for every dimension, and only those options that are on."""
+    x = call.ref()
+    for name in ("size", "scale"):
+        value = attrs[name]
+        if value is not None:
+            attrs[name] = list(value) if isinstance(value, list | tuple) else [value] * (len(x.shape) - 2)
+    for name in ("recompute", "antialias"):
+        if not attrs.setdefault(name, None):
+            del attrs[name]
+    return call.emit("interpolate", (x,), attrs)
 
 
 def add(sign: int) -> Handler:
     """Sum or difference of two branches, or of a branch and a constant."""
 
     def handle(call: Call) -> Ref:
-        a, b = call.args[0], call.get(1, "other")
-        if call.kwargs.get("alpha", 1) != 1:
+        a, b = call.get(0, "input"), call.get(1, "other")
+        if call.get(2, "alpha", 1) != 1:
             raise Unsupported("an addition with alpha", "scale the branch first")
         if isinstance(a, Ref) and isinstance(b, Ref):
             return call.emit("add" if sign > 0 else "sub", (a, b))
@@ -264,7 +277,7 @@ def add(sign: int) -> Handler:
 
 def multiply(call: Call) -> Ref:
     """Product with a constant, which is affine, or of two branches, which is not."""
-    a, b = call.args[0], call.get(1, "other")
+    a, b = call.get(0, "input"), call.get(1, "other")
     if isinstance(a, Ref) and isinstance(b, Ref):
         return call.emit("mul", (a, b))
     return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
@@ -272,8 +285,8 @@ def multiply(call: Call) -> Ref:
 
 def divide(call: Call) -> Ref:
     """Division by a constant, which is affine, or by a branch, which is not."""
-    a, b = call.args[0], call.get(1, "other")
-    if call.kwargs.get("rounding_mode"):
+    a, b = call.get(0, "input"), call.get(1, "other")
+    if call.get(2, "rounding_mode"):
         raise Unsupported("a division that rounds", "divide without rounding_mode")
     if not isinstance(b, Ref):
         return _affine(call, call.ref(), 1.0 / b, None)

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
-from speedysnn.convert.ops.shapes import picked, take
+from speedysnn.convert.ops.shapes import indexed, picked, take
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
-    given = call.get(1, name)
-    return list(given) if isinstance(given, list | tuple) else list(call.args[1:])
+    return call.rest(1, name)
 
 
 def expand(call: Call) -> Ref:
     """Expansion to the traced shape, batch kept."""
-    x, out = call.ref(), tuple(call.result)
+    x, out = call.ref(), tuple(call.read_from_result())
     if len(out) != len(x.shape) or out[0] != x.shape[0]:
         raise Unsupported("it expands along the batch dimension", "keep the batch as it is")
     return call.emit("expand", (x,), {"shape": [0, *out[1:]]})
@@ -51,7 +50,7 @@ def flip(call: Call) -> Ref:
 
 def select(call: Call) -> Ref:
     """One index of one dimension."""
-    x = call.args[0]
+    x = call.get(0, "input")
     if not isinstance(x, Ref):
         return call.ref()
     return picked(call, x, int(call.number(1, "dim")) % len(x.shape), int(call.number(2, "index")))
@@ -83,7 +82,7 @@ def slice_dim(call: Call) -> Ref:
 
 def unbind(call: Call) -> tuple[Ref, ...]:
     """Every index of one dimension."""
-    x = call.args[0]
+    x = call.get(0, "input")
     if not isinstance(x, Ref):
         return (call.ref(),)
     dim = int(call.number(1, "dim", 0)) % len(x.shape)
@@ -118,19 +117,16 @@ def repeat_interleave(call: Call) -> Ref:
 
 
 def index(call: Call) -> Ref:
-    """aten.index: (x, [None, tensor, ...]) with one constant tensor."""
-    x, items = call.ref(), list(call.get(1, "indices"))
-    chosen = [(dim, item) for dim, item in enumerate(items) if item is not None]
-    if len(chosen) != 1 or not isinstance(chosen[0][1], Tensor) or chosen[0][0] == 0:
-        raise Unsupported("it indexes with several tensors or along the batch", "index one other dimension")
-    return take(call, x, *chosen[0])
+    """aten.index: (x, [None, tensor, ...]), None for a dimension that stays whole."""
+    items = [slice(None) if item is None else item for item in call.get(1, "indices")]
+    return indexed(call, call.ref(), items)
 
 
 def new_constant(value: float | None) -> Handler:
     """new_zeros, zeros_like and the like: a constant that has only its shape from the input."""
 
     def handle(call: Call) -> Any:
-        x, shape = call.ref(), tuple(call.result)
+        x, shape = call.ref(), tuple(call.read_from_result())
         filled = call.get(2, "fill_value") if value is None else value
         if shape[:1] == x.shape[:1]:
             raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
@@ -175,7 +171,7 @@ def pairwise(op: str) -> Handler:
     """Maximum and minimum of two branches, or of a branch and a constant."""
 
     def handle(call: Call) -> Ref:
-        a, b = call.args[0], call.get(1, "other")
+        a, b = call.get(0, "input"), call.get(1, "other")
         like = a if isinstance(a, Ref) else call.ref(1, "other")
         return call.emit(op, (operand(call, a, like), operand(call, b, like)))
 
