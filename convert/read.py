@@ -43,8 +43,12 @@ def read(
     *,
     allow_hybrid: bool = False,
     keep_analog: Sequence[str] = (),
+    again: bool = False,
 ) -> Lowered:
     """Trace a model in evaluation mode and convert every call; the graph is None where the report has problems.
+
+    `again`: torch.fx read another network than the model is, as what changes a tensor under another name does to it;
+    torch.export reads it, with nothing in place.
 
     Raises:
         ConversionError: neither torch.fx nor torch.export can trace the model, or it does not run on the example.
@@ -56,6 +60,8 @@ def read(
     _require_run(model, example)
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
         return lower(Traced(model, "export", open_batches(model, example), model), example, **options)
+    if again:
+        return lower(export(model, example, functional=True), example, **options)
     leaves = tuple(key for key in handlers if isinstance(key, type))
     functions = tuple(key for key in handlers if isinstance(key, FunctionType))
     try:

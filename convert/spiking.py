@@ -1,6 +1,7 @@
 """to_spiking and inspect: the two calls of this room."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,9 +15,17 @@ from speedysnn.convert.correct import DEFAULT, Sample, check_kind, correct_conve
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.ops import added_handlers
-from speedysnn.convert.read import exact_error, full_precision, free_sizes, has_staircases, read, require_equal
+from speedysnn.convert.read import (
+    Lowered,
+    exact_error,
+    free_sizes,
+    full_precision,
+    has_staircases,
+    read,
+    require_equal,
+)
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import evaluating, require_initialised
+from speedysnn.convert.trace import evaluating, first_line, require_initialised
 from speedysnn.data.batches import iter_batches, over_steps, steps_of
 from speedysnn.display import Done, counting
 from speedysnn.errors import ArtifactError, ConversionError, InputError
@@ -158,15 +167,12 @@ def to_spiking(
     device = _device(ann)
     example = [x[:4].to(device) for x in (over_steps(first) if events else first).inputs]
     known = _known(ann, handlers)
-    with evaluating(ann):
-        graph, tensors, report = read(ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
-    if graph is None:
-        raise ConversionError(report.complaint())
-    if not graph.neurons:
-        raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     with counting("checking against the source", total=2, enabled=progress) as done:
-        snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
+        snn, error, report = _proven(
+            ann, example, partial(read, ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog),
+            timesteps, options, fold_bn, done,
+        )  # fmt: skip
         sizes = _free_sizes(ann, snn, example)
     snn.provenance = dict(provenance or {})
     try:
@@ -196,6 +202,40 @@ def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, 
     return {**recognised(ann, given), **given}
 
 
+def _proven(
+    ann: nn.Module,
+    example: Sequence[Tensor],
+    reader: Callable[..., Lowered],
+    timesteps: int,
+    options: Mapping[str, Any],
+    fold_bn: bool,
+    done: Done,
+) -> tuple[SpikingNetwork, float, Report]:
+    """The network, its proven error and its report; read again by torch.export, with nothing in place, where it fails.
+
+    Raises:
+        ConversionError: operators that cannot be converted, no activation, or neither reading is the source.
+    """
+    first: ConversionError | None = None
+    for again in (False, True):
+        whole = False
+        try:
+            with evaluating(ann):
+                graph, tensors, report = reader(again=again)
+            whole = graph is not None
+            if graph is None:
+                raise ConversionError(report.complaint())
+            if not graph.neurons:
+                raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
+            return *_network(ann, graph, tensors, example, timesteps, options, fold_bn, done), report
+        except ConversionError as err:
+            if first is None and not whole:
+                raise
+            first = first or err
+    assert first is not None
+    raise first
+
+
 def _network(
     ann: nn.Module,
     graph: Graph,
@@ -214,20 +254,42 @@ def _network(
     if has_staircases(graph):
         error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn, done)
     own = {name: {key: _copied(value) for key, value in tensor.items()} for name, tensor in tensors.items()}
-    graph = fold_batch_norm(graph, own) if fold_bn else graph
+    folded = fold_batch_norm(graph, own) if fold_bn else graph
     shapes = [x.shape[1:] for x in example]
-    snn = SpikingNetwork(graph, own, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
+    snn = SpikingNetwork(folded, own, _neurons(folded, timesteps, options), timesteps, shapes, copy=False)
     snn = snn.to(example[0].device)
     if error is None:
         with full_precision(example[0].device), torch.no_grad():
             with evaluating(ann):
                 reference = ann(*example)
             done(1)
-            with snn.reading("analog"):
-                ours = snn(*example)
+            try:
+                with snn.reading("analog"):
+                    ours = snn(*example)
+            except RuntimeError as err:
+                raise ConversionError(f"the converted graph does not run as the source does: {first_line(err)}") from None
             done(1)
-            error = require_equal(ours, reference)
+            error = _error(ann, graph, tensors, example, fold_bn, ours, reference)
     return snn, error
+
+
+def _error(
+    ann: nn.Module,
+    graph: Graph,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    example: Sequence[Tensor],
+    fold_bn: bool,
+    ours: Any,
+    reference: Any,
+) -> float:
+    """The proven error; in float64 where the source's own float32 is too coarse to tell."""
+    try:
+        return require_equal(ours, reference)
+    except ConversionError:
+        exact = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn)
+        if exact is None:
+            raise
+        return exact
 
 
 def _free_sizes(ann: nn.Module, snn: SpikingNetwork, example: Sequence[Tensor]) -> list[list[int]]:

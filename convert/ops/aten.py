@@ -160,6 +160,7 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("split", "chunk", "split_with_sizes"), shapes.split),
     **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad_aten),
     "slice": moves.slice_dim,
+    "slice_scatter": moves.slice_scatter,
     "select": moves.select,
     "narrow": moves.narrow,
     "unbind": moves.unbind,

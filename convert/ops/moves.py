@@ -80,6 +80,25 @@ def slice_dim(call: Call) -> Ref:
     return call.emit("slice", (x,), {"index": [None] * dim + [[start, end, step]]})
 
 
+def slice_scatter(call: Call) -> Ref:
+    """aten.slice_scatter: (x, part, dim, start, end, step), a part of a dimension replaced, as a change in place is."""
+    x, part, dim = call.ref(), call.ref(1, "src"), int(call.number(2, "dim", 0)) % len(call.ref().shape)
+    size = x.shape[dim]
+    start, end, step = slice(call.number(3, "start"), call.number(4, "end"), call.number(5, "step", 1)).indices(size)
+    if dim == 0 or step != 1:
+        if tuple(part.shape) == tuple(x.shape):
+            return part
+        raise Unsupported("it replaces a part of the batch, or every other entry", "make a new tensor")
+    pieces = [part]
+    for low, high in ((0, start), (end, size)):
+        if low < high:
+            index = [None] * dim + [[low, high, None]]
+            shape = (*x.shape[:dim], high - low, *x.shape[dim + 1 :])
+            kept = call.emit("slice", (x,), {"index": index}, shape=shape)
+            pieces = [kept, *pieces] if low == 0 else [*pieces, kept]
+    return call.emit("cat", tuple(pieces), {"dim": dim}) if len(pieces) > 1 else part
+
+
 def unbind(call: Call) -> tuple[Ref, ...]:
     """Every index of one dimension."""
     x = call.get(0, "input")

@@ -153,11 +153,12 @@ def shape(node: Node) -> Numbers:
     x, sizes = node.input(0), node.reader.shape(node.proto.input[0])
     if sizes is None:
         raise Unsupported("the rank of its input is unknown")
+    start, end = node.attribute("start", 0), node.attribute("end", len(sizes))
     if isinstance(x, Tensor):
-        return Numbers(list(sizes))
+        return Numbers(list(sizes)[start:end])
     call = node.reader.graph.call_method
     items = [call("size", (x, i)) if size is None or i == 0 else size for i, size in enumerate(sizes)]
-    return Numbers(items[node.attribute("start", 0) : node.attribute("end", len(items))])
+    return Numbers(items[start:end])
 
 
 def constant(node: Node) -> Any:
@@ -241,7 +242,7 @@ def clip(node: Node) -> Any:
         node.attribute(name) if node.opset < 11 else None if node.input(i) is None else _number(node, i)
         for i, name in ((1, "min"), (2, "max"))
     )
-    return node.apply(torch.clamp, node.input(0), low, high)
+    return node.input(0) if low is None and high is None else node.apply(torch.clamp, node.input(0), low, high)
 
 
 def _number(node: Node, position: int) -> float:
@@ -301,6 +302,13 @@ def binary(function: Callable[..., Any], numbers: Callable[[Any, Any], Any]) -> 
     return row
 
 
+def divide(node: Node) -> Any:
+    """Division; that of whole numbers drops the rest."""
+    if node.is_integer() and not any(isinstance(value, Numbers) for value in node.inputs):
+        return node.apply(torch.div, *node.inputs, rounding_mode="trunc")
+    return binary(torch.div, operator.floordiv)(node)
+
+
 def compare(function: Callable[..., Any]) -> Row:
     """A comparison of activations with one another or with a constant."""
     return lambda node: node.apply(function, node.input(0), node.input(1))
@@ -314,9 +322,10 @@ def extreme(function: Callable[..., Any], limit: str) -> Row:
         if len(node.inputs) == 2 and fixed and fixed[0].numel() == 1:
             other = next(v for v in node.inputs if not isinstance(v, Tensor))
             return node.apply(torch.clamp, other, **{limit: float(fixed[0])})
-        if len(node.inputs) != 2:
-            raise Unsupported(f"{len(node.inputs)} inputs, expected 2")
-        return node.apply(function, *node.inputs)
+        value = node.input(0)
+        for other in node.inputs[1:]:
+            value = node.apply(function, value, other)
+        return value
 
     return row
 
@@ -377,7 +386,7 @@ FUNCTIONS: dict[str, Row] = {
     "Softmax": softmax(F.softmax), "LogSoftmax": softmax(F.log_softmax),
     "Neg": unary(torch.neg),
     "Add": binary(torch.add, operator.add), "Sub": binary(torch.sub, operator.sub),
-    "Mul": binary(torch.mul, operator.mul), "Div": binary(torch.div, operator.floordiv),
+    "Mul": binary(torch.mul, operator.mul), "Div": divide,
     "Pow": binary(torch.pow, operator.pow), "Sum": total,
     "Greater": compare(torch.gt), "GreaterOrEqual": compare(torch.ge), "Less": compare(torch.lt),
     "LessOrEqual": compare(torch.le),

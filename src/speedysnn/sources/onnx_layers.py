@@ -263,7 +263,7 @@ def _sampling(node: Node, target: list[Any], by_size: bool, old: bool) -> tuple[
     corners = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}.get(where)
     smooth = {"linear": {1: "linear", 2: "bilinear", 3: "trilinear"}, "cubic": {2: "bicubic"}}.get(mode, {})
     odd = (where == "pytorch_half_pixel" and 1 in target and by_size) or (antialias and mode != "linear")
-    odd |= antialias and bool(corners)
+    odd |= bool(corners) and (antialias or not (by_size or whole))  # ONNX aligns with the size before it is cut off
     odd |= inside != antialias and (antialias or mode == "cubic")
     odd |= abs(node.attribute("cubic_coeff_a", -0.75) + 0.75) > 1e-6 and mode == "cubic"
     if len(target) in smooth and corners is not None and not old and not odd:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 __all__ = ["Function", "Node", "Numbers", "Reader", "Row", "Unsupported"]
 
+_INTEGERS = frozenset({2, 3, 4, 5, 6, 7, 12, 13})  # TensorProto.UINT8 and so on
 _LARGEST = 2**24  # elements of a constant that is computed while reading
 
 
@@ -80,8 +81,10 @@ class Reader(Protocol):
         graph: the graph that is built.
         scope: what each ONNX name stands for: a graph node, a tensor, numbers, or None.
         batch: the batch size where the file fixes it.
+        types: ONNX's number for the type of a value, where it is known.
     """
 
+    types: dict[str, int]
     opset: int
     graph: fx.Graph
     scope: dict[str, Any]
@@ -109,6 +112,9 @@ class Node:
 
     def __init__(self, proto: Any, reader: Reader) -> None:
         self.proto, self.reader, self.opset = proto, reader, reader.opset
+        lost = [name for name in proto.input if name not in reader.scope]
+        if lost:
+            raise Unsupported(f"it takes {lost[0]!r}, an output that is not read from the node before")
         self._inputs = [reader.scope[name] for name in proto.input]
         self._read: set[int | str] = set()
         self._attributes = {entry.name: entry for entry in proto.attribute}
@@ -157,6 +163,10 @@ class Node:
         """The number of dimensions of an input, None where the file does not tell."""
         shape = self.reader.shape(self.proto.input[position])
         return None if shape is None else len(shape)
+
+    def is_integer(self) -> bool:
+        """Whether the first input is known to be of whole numbers."""
+        return self.reader.types.get(self.proto.input[0], 1) in _INTEGERS
 
     def constant(self, position: int, name: str) -> Tensor | None:
         """A tensor stored in the file, None where it is left out."""

@@ -95,6 +95,7 @@ class _Reader:
         self.graph, self.root = fx.Graph(), nn.Module()
         self.scope: dict[str, Any] = {"": None}
         self.sizes: dict[str, list[int | None]] = {}  # as shape inference knows them
+        self.types: dict[str, int] = {}  # likewise, by ONNX's numbers for them
         self.paths: set[str] = set()
         self.folders: set[str] = set()  # paths that hold others
         self.batch: int | None = None  # where the file fixes it
@@ -104,11 +105,15 @@ class _Reader:
         self._constants()
         self._inputs()
         for entry in (*self.source.value_info, *self.source.input, *self.source.output):
+            self.types[entry.name] = entry.type.tensor_type.elem_type
             if entry.type.tensor_type.HasField("shape"):
                 dims = entry.type.tensor_type.shape.dim
                 self.sizes[entry.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
         for node in self.source.node:
             self._node(node)
+        lost = [entry.name for entry in self.source.output if entry.name not in self.scope]
+        if lost:
+            raise Unsupported(f"its output {lost[0]!r} is one that is not read from its node; remove that output")
         results = [self.scope[entry.name] for entry in self.source.output]
         if not all(isinstance(value, fx.Node) for value in results):
             raise Unsupported("one of its outputs does not depend on its inputs; remove that output")
@@ -134,8 +139,8 @@ class _Reader:
                 self.batch = dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
 
     def _node(self, node: Any) -> None:
-        wrapped = Node(node, self)
         try:
+            wrapped = Node(node, self)
             results = OPERATORS[node.op_type](wrapped)
             wrapped.require_read()
         except Unsupported as err:
