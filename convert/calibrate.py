@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from speedysnn.errors import ConversionError, DataError, InputError, SpeedySNNEr
 from speedysnn.execution.observers import LayerRecord, any_order
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
+from speedysnn.torch_utils import float_type
 
 _LISTED = 10  # layers that a warning names
 BATCH_SIZE = 64  # images that `iter_batches` takes at a time where the data is not in batches yet
@@ -61,8 +62,9 @@ def collect(
     """
     counting = GradientCount(snn, granularity) if gradients else Count(snn, granularity)
     images, device = 0, _device(snn)
+    taken: dict[str, Any] = {"inputs": len(snn.input_shapes), "dtype": float_type(snn)}
     with snn.reading("analog"):
-        for batch in track(iter_batches(calibration), "calibrating", total=total, enabled=progress):
+        for batch in track(iter_batches(calibration, **taken), "calibrating", total=total, enabled=progress):
             try:
                 counting.add([x.to(device) for x in batch.inputs])
             except SpeedySNNError as err:
@@ -272,8 +274,8 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
         return theta, rule
     if all(map(calibration.silent, snn.neurons)):
         raise ConversionError(
-            f"layer {name!r}: no activation was {'other than zero' if neuron.signed else 'positive'} on the calibration "
-            "data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint and the "
+            f"layer {name!r}: no activation was {'other than zero' if neuron.signed else 'positive'} on the "
+            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint and the "
             "input's normalisation, or give the thresholds yourself"
         )
     return torch.full((channels,), (neuron.ceiling or 1.0) / neuron.levels_per_step), rule

@@ -26,7 +26,7 @@ from speedysnn.convert.read import (
 )
 from speedysnn.convert.report import Report
 from speedysnn.convert.trace import evaluating, first_line, require_initialised
-from speedysnn.data.batches import iter_batches, over_steps, steps_of
+from speedysnn.data.batches import inputs_of, iter_batches, over_steps, steps_of
 from speedysnn.display import Done, counting
 from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
@@ -34,6 +34,7 @@ from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Delay
 from speedysnn.settings import execution, repeatable
+from speedysnn.torch_utils import float_type
 
 Example = Tensor | Sequence[Tensor]
 
@@ -162,9 +163,9 @@ def to_spiking(
     check_rules(threshold)
     require_initialised(ann)
     events = correct != "none" and steps_of(calibration) == timesteps  # corrected as such; thresholds see their mean
-    batches = iter_batches(calibration, events="steps" if events else "mean")
+    taken, device = {"inputs": inputs_of(ann), "dtype": float_type(ann)}, _device(ann)
+    batches = iter_batches(calibration, events="steps" if events else "mean", **taken)
     first = next(batches)
-    device = _device(ann)
     example = [x[:4].to(device) for x in (over_steps(first) if events else first).inputs]
     known = _known(ann, handlers)
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
@@ -267,7 +268,7 @@ def _network(
                 with snn.reading("analog"):
                     ours = snn(*example)
             except RuntimeError as err:
-                raise ConversionError(f"the converted graph does not run as the source does: {first_line(err)}") from None
+                raise ConversionError(f"the converted graph does not run as its source: {first_line(err)}") from None
             done(1)
             error = _error(ann, graph, tensors, example, fold_bn, ours, reference)
     return snn, error

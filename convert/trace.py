@@ -31,8 +31,8 @@ def require_initialised(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(
-                f"{name or 'the network'} is a TorchScript program, which cannot be read: give the Python network with its "
-                "weights, load_state_dict(scripted.state_dict()), or export it with torch.export or torch.onnx"
+                f"{name or 'the network'} is a TorchScript program, which cannot be read: give the Python network with "
+                "its weights, load_state_dict(scripted.state_dict()), or export it with torch.export or torch.onnx"
             )
     empty = [name for name, value in model.named_parameters() if is_lazy(value)]
     if empty:

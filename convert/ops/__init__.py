@@ -57,10 +57,11 @@ _OWN = frozenset(_SHIPPED.values())
 
 # Options that change nothing of a trained network's values when it evaluates, or that its tensors say again.
 _WITHOUT_EFFECT = frozenset({
-    "inplace", "momentum", "p", "dropout", "cudnn_enable", "cudnn_enabled", "half_to_float", "implicit", "memory_format",
-    "device", "layout", "pin_memory", "non_blocking", "copy", "track_running_stats", "affine", "elementwise_affine",
-    "bias", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_parameters", "embed_dim",
-    "process_group", "normalized_shape",
+    "inplace", "momentum", "p", "dropout", "cudnn_enable", "cudnn_enabled", "half_to_float", "implicit",
+    "memory_format", "device", "layout", "pin_memory", "non_blocking", "copy", "track_running_stats", "affine",
+    "elementwise_affine",
+    "bias", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_parameters",
+    "embed_dim", "process_group", "normalized_shape",
 })  # fmt: skip
 _MISSING = inspect.Parameter.empty
 
@@ -153,7 +154,8 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "a tensor" if not isinstance(value, bool | int | float | str | list | tuple | torch.dtype | None) else repr(value)
+    plain = isinstance(value, bool | int | float | str | list | tuple | torch.dtype | None)
+    return repr(value) if plain else "a tensor"
 
 
 def added_handlers() -> dict[Key, Handler]:

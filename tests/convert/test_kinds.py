@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import speedysnn
 from speedysnn import convert
-from speedysnn.convert.calibrate import CalibrationWarning
 from speedysnn.convert import ops
+from speedysnn.convert.calibrate import CalibrationWarning
 from speedysnn.convert.handler_api import Builder
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.neurons.layer import IFNeuron

@@ -1,5 +1,4 @@
-"""ONNX layers as modules of torch.nn (`LAYERS`), and operators that take parts of values or join them (`PARTS`).
-"""
+"""ONNX layers as modules of torch.nn (`LAYERS`), and operators that take parts of values or join them (`PARTS`)."""
 
 from __future__ import annotations
 
@@ -258,7 +257,8 @@ def _sampling(node: Node, target: list[Any], by_size: bool, old: bool) -> tuple[
     if mode == "nearest" and (where, rounding) == ("asymmetric", "floor"):
         return by_size, "nearest", None, False
     halves = where in ("half_pixel", "pytorch_half_pixel")
-    if mode == "nearest" and halves and (rounding == "round_prefer_ceil" or (rounding == "round_prefer_floor" and whole)):
+    exact = rounding == "round_prefer_ceil" or (rounding == "round_prefer_floor" and whole)
+    if mode == "nearest" and halves and exact:
         return by_size, "nearest-exact", None, False
     corners = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}.get(where)
     smooth = {"linear": {1: "linear", 2: "bilinear", 3: "trilinear"}, "cubic": {2: "bicubic"}}.get(mode, {})

@@ -136,7 +136,8 @@ class Node:
         known = defs.get_schema(self.proto.op_type, self.opset, "").attributes
         for name, entry in self._attributes.items():
             value = helper.get_attribute_value(entry)
-            default = helper.get_attribute_value(known[name].default_value) if name in known and _given(known[name]) else None
+            row = known.get(name)
+            default = helper.get_attribute_value(row.default_value) if row is not None and _given(row) else None
             if name not in self._read and name not in _WITHOUT_EFFECT and value != default:
                 shown = value.decode() if isinstance(value, bytes) else value
                 raise Unsupported(f"its attribute {name}={shown} is not read")
