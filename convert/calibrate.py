@@ -275,8 +275,8 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
     if all(map(calibration.silent, snn.neurons)):
         raise ConversionError(
             f"layer {name!r}: no activation was {'other than zero' if neuron.signed else 'positive'} on the "
-            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint and the "
-            "input's normalisation, or give the thresholds yourself"
+            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint and "
+            "the input's normalisation, or give the thresholds yourself"
         )
     return torch.full((channels,), (neuron.ceiling or 1.0) / neuron.levels_per_step), rule
 

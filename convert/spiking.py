@@ -163,8 +163,10 @@ def to_spiking(
     check_rules(threshold)
     require_initialised(ann)
     events = correct != "none" and steps_of(calibration) == timesteps  # corrected as such; thresholds see their mean
-    taken, device = {"inputs": inputs_of(ann), "dtype": float_type(ann)}, _device(ann)
-    batches = iter_batches(calibration, events="steps" if events else "mean", **taken)
+    device = _device(ann)
+    batches = iter_batches(
+        calibration, events="steps" if events else "mean", inputs=inputs_of(ann), dtype=float_type(ann)
+    )
     first = next(batches)
     example = [x[:4].to(device) for x in (over_steps(first) if events else first).inputs]
     known = _known(ann, handlers)

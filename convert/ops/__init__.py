@@ -92,7 +92,7 @@ def _settings(call: Call) -> Iterator[tuple[str, Any, list[Any]]]:
         return
     kinds = (kind for kind in type(module).__mro__ if "forward" in vars(kind))
     known = next((kind for kind in kinds if kind.__module__.startswith("torch.")), type(module))
-    for name, parameter in inspect.signature(known.__init__).parameters.items():
+    for name, parameter in inspect.signature(known).parameters.items():
         read = f".{name}" in call.read or (name == "kernel_size" and ".weight" in call.read)
         if hasattr(module, name) and not read:
             yield name, getattr(module, name), [] if parameter.default is _MISSING else [parameter.default]
