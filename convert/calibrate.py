@@ -209,7 +209,8 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
         theta, used = _theta(snn, name, neuron, entry)
         neuron.set_threshold(theta if granularity == "channel" else _one(theta))
         snn.calibration.rules[name] = used
-    _warn_of_silence([name for name in snn.neurons if name not in given and snn.calibration.silent(name)])
+    chosen = (name for name, used in snn.calibration.rules.items() if used not in (GIVEN, CLIP))
+    _warn_of_silence([name for name in chosen if snn.calibration.silent(name)])
 
 
 class CalibrationWarning(UserWarning):
@@ -275,8 +276,8 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
     if all(map(calibration.silent, snn.neurons)):
         raise ConversionError(
             f"layer {name!r}: no activation was {'other than zero' if neuron.signed else 'positive'} on the "
-            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint and "
-            "the input's normalisation, or give the thresholds yourself"
+            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint "
+            "and the input's normalisation, or give the thresholds yourself"
         )
     return torch.full((channels,), (neuron.ceiling or 1.0) / neuron.levels_per_step), rule
 

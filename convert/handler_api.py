@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.convert.trace import BatchInt, BatchTensor
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
 
@@ -40,13 +41,6 @@ class Ref:
     name: str
     shape: tuple[int, ...]
     order: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class BatchInt:
-    """A whole number that follows the batch size; only reshaping may use it."""
-
-    value: int
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
@@ -195,7 +189,25 @@ class Call:
     read: set[Any] = field(default_factory=set, repr=False, compare=False)
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument of the call by its position or name."""
+        """An argument of the call by its position or name; what was made for the batch is a constant operand."""
+        value = self._argument(position, name, default)
+        return self.constant(row_of(value)) if isinstance(value, BatchTensor) else value
+
+    def operand(self, position: int, name: str) -> Any:
+        """The same, where a tensor of the model's own may stand that is the same for every image."""
+        value = self._argument(position, name, None)
+        return row_of(value) if isinstance(value, BatchTensor) else value
+
+    def constant(self, value: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
+        """A tensor of the model's own as an operand; given a first dimension of 1 where it has none."""
+        first = next((node for node in self.builder.nodes if node.op == "input"), None)
+        if first is None:
+            raise Unsupported("a constant before the network's input", "let the network read its input first")
+        anchor = Ref(first.name, self.builder.shapes[first.name])
+        kept = {"value": value if value.ndim and value.shape[0] == 1 else value.unsqueeze(0)}
+        return self.emit("constant", (anchor,), None, kept, shape=shape or (anchor.shape[0], *kept["value"].shape[1:]))
+
+    def _argument(self, position: int, name: str, default: Any) -> Any:
         self.read.update((position, name))
         if len(self.args) > position:
             return self.args[position]
@@ -310,16 +322,6 @@ class Call:
             return Ref(x.name, shape, after)
         return self.emit("permute", (Ref(x.name, self.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
 
-    def norm_input(self) -> Ref:
-        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
-        L and not along the layer's outputs, so that it must not be folded.
-        """
-        x = self.ref()
-        made = next(node for node in self.builder.nodes if node.name == x.name)
-        if made.op == "linear" and len(x.shape) > 2:
-            return self.emit("identity", (x,), shape=x.shape)
-        return x
-
     def neuron(self, x: Ref, ceiling: float | None = None, floor: float | None = 0.0) -> Ref:
         """Put integrate-and-fire neurons in place of min(max(x, floor), ceiling); that clamp itself if kept analog.
 
@@ -356,6 +358,14 @@ def _never_negative(builder: Builder, name: str) -> bool:
     if node.op not in OPERATORS or node.op == "constant" or OPERATORS[node.op].sign == "any":
         return False
     return OPERATORS[node.op].sign == "positive" or all(_never_negative(builder, other) for other in node.inputs)
+
+
+def row_of(made: BatchTensor) -> Tensor:
+    """The row (1, ...) that all images share of a tensor made for the batch, which is refused where they do not."""
+    value = made.value
+    if not value.ndim or not len(value) or bool((value != value[:1]).any()):
+        raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
+    return value[:1]
 
 
 def limit(value: float | None) -> float | None:

@@ -25,9 +25,9 @@ from speedysnn.convert.handler_api import (
     Ref,
     Unsupported,
     neuron_attrs,
+    row_of,
 )
 from speedysnn.convert.ops import HANDLERS, require_read
-from speedysnn.convert.ops.moves import constant
 from speedysnn.convert.report import (
     Accuracy,
     Cost,
@@ -41,7 +41,7 @@ from speedysnn.convert.report import (
     plain,
     record,
 )
-from speedysnn.convert.trace import Traced, source_of
+from speedysnn.convert.trace import BatchTensor, Traced, source_of
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 
@@ -155,11 +155,9 @@ class Lowering:
         else:
             assert callable(node.target)
             value = node.target(*args, **kwargs)
-        if not sized:
+        if not sized or not torch.is_tensor(value):
             return value
-        if not torch.is_tensor(value) or len(value) != self.traced.batches[0] or bool((value != value[:1]).any()):
-            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
-        return constant(Call(self.builder, None, (), {}, self.records[node]), value[:1])
+        return BatchTensor(value)
 
     def _stand_in(self, node: fx.Node, recorded: Any) -> Any:
         """A value to go on with, so that every problem is found in one walk."""
@@ -202,6 +200,8 @@ class Lowering:
             self.rows.append(Row(name, "encode", "spiking", "approximate", why, "", node.source, **costs))
 
     def _outputs(self, value: Any) -> Any:
+        if isinstance(value, BatchTensor):
+            value = Call(self.builder, None, (), {}, None).constant(row_of(value))
         if isinstance(value, Ref):
             return value.name
         if isinstance(value, dict):

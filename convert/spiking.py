@@ -174,7 +174,7 @@ def to_spiking(
     with counting("checking against the source", total=2, enabled=progress) as done:
         snn, error, report = _proven(
             ann, example, partial(read, ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog),
-            timesteps, options, fold_bn, done,
+            timesteps, options, fold_bn, done, twice=not known,
         )  # fmt: skip
         sizes = _free_sizes(ann, snn, example)
     snn.provenance = dict(provenance or {})
@@ -213,14 +213,19 @@ def _proven(
     options: Mapping[str, Any],
     fold_bn: bool,
     done: Done,
+    *,
+    twice: bool,
 ) -> tuple[SpikingNetwork, float, Report]:
-    """The network, its proven error and its report; read again by torch.export, with nothing in place, where it fails.
+    """The network, its proven error and its report.
+
+    `twice`: read it again by torch.export, with nothing in place, where the first reading fails; not where the user has
+    handlers, which would be passed over there.
 
     Raises:
         ConversionError: operators that cannot be converted, no activation, or neither reading is the source.
     """
     first: ConversionError | None = None
-    for again in (False, True):
+    for again in (False, True) if twice else (False,):
         whole = False
         try:
             with evaluating(ann):

@@ -97,6 +97,20 @@ class Traced:
         return [name for name in cleaned if name in self.modules]
 
 
+@dataclass(frozen=True)
+class BatchInt:
+    """A whole number that follows the batch size; only reshaping may use it."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class BatchTensor:
+    """A tensor made for the batch size that reads nothing of the input: one row an image, for the traced batch."""
+
+    value: Tensor
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, leaves: tuple[type, ...], functions: tuple[Any, ...]) -> None:
         super().__init__(autowrap_functions=functions)

@@ -117,7 +117,7 @@ def _cast(call: Call) -> Any:
 def _dropout(call: Call) -> Any:
     if call.get(2, "train") and call.get(1, "p"):
         raise Unsupported("dropout that also drops when evaluating", "export the network in evaluation mode")
-    return call.args[0]
+    return call.get(0, "input")
 
 
 # The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
@@ -192,6 +192,7 @@ _BY_NAME: dict[str, Handler] = {
     "new_zeros": moves.new_constant(0.0),
     "new_ones": moves.new_constant(1.0),
     "new_full": moves.new_constant(None),
+    **{f"{word}_like": moves.new_constant(value, 1) for word, value in (("zeros", 0.0), ("ones", 1.0), ("full", None))},
     "scaled_dot_product_attention": modules.scaled_dot_product,
     **_UPSAMPLED,
     "pixel_shuffle": lambda call: call.emit("pixel_shuffle", (call.ref(),), {"factor": call.get(1, "upscale_factor")}),

@@ -52,7 +52,16 @@ def batch_norm(call: Call) -> Ref:
         "weight": call.own(3, "weight"),
         "bias": call.own(4, "bias"),
     }
-    return call.emit("batch_norm", (call.norm_input(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+    return call.emit("batch_norm", (norm_input(call),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+
+
+def norm_input(call: Call) -> Ref:
+    """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along L
+    and not along the layer's outputs, so that it must not be folded.
+    """
+    x = call.ref()
+    made = next(node for node in call.builder.nodes if node.name == x.name)
+    return call.emit("identity", (x,), shape=x.shape) if made.op == "linear" and len(x.shape) > 2 else x
 
 
 def _stride(call: Call, kernel: Any) -> Any:
@@ -260,7 +269,7 @@ def add(sign: int) -> Handler:
     """Sum or difference of two branches, or of a branch and a constant."""
 
     def handle(call: Call) -> Ref:
-        a, b = call.get(0, "input"), call.get(1, "other")
+        a, b = call.operand(0, "input"), call.operand(1, "other")
         if call.get(2, "alpha", 1) != 1:
             raise Unsupported("an addition with alpha", "scale the branch first")
         if isinstance(a, Ref) and isinstance(b, Ref):
@@ -277,7 +286,7 @@ def add(sign: int) -> Handler:
 
 def multiply(call: Call) -> Ref:
     """Product with a constant, which is affine, or of two branches, which is not."""
-    a, b = call.get(0, "input"), call.get(1, "other")
+    a, b = call.operand(0, "input"), call.operand(1, "other")
     if isinstance(a, Ref) and isinstance(b, Ref):
         return call.emit("mul", (a, b))
     return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
@@ -285,7 +294,7 @@ def multiply(call: Call) -> Ref:
 
 def divide(call: Call) -> Ref:
     """Division by a constant, which is affine, or by a branch, which is not."""
-    a, b = call.get(0, "input"), call.get(1, "other")
+    a, b = call.operand(0, "input"), call.operand(1, "other")
     if call.get(2, "rounding_mode"):
         raise Unsupported("a division that rounds", "divide without rounding_mode")
     if not isinstance(b, Ref):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
-from speedysnn.convert.ops.functions import clamp_to, masked, resized
+from speedysnn.convert.ops.functions import clamp_to, masked, norm_input, resized
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -70,7 +70,7 @@ def batch_norm(call: Call) -> Ref:
     if m.running_mean is None:
         raise Unsupported("batch-norm without running statistics works across the batch", "track running statistics")
     tensors = {"mean": m.running_mean, "var": m.running_var, "weight": m.weight, "bias": m.bias}
-    return call.emit("batch_norm", (call.norm_input(),), {"eps": m.eps}, tensors)
+    return call.emit("batch_norm", (norm_input(call),), {"eps": m.eps}, tensors)
 
 
 def avg_pool(call: Call) -> Ref:
@@ -238,7 +238,7 @@ def attend(call: Call, q: Ref, k: Ref, v: Ref, mask: Tensor | None, scale: float
 def scaled_dot_product(call: Call) -> Ref:
     """torch.nn.functional.scaled_dot_product_attention."""
     q, k, v = call.ref(0, "query"), call.ref(1, "key"), call.ref(2, "value")
-    mask = call.get(3, "attn_mask")
+    mask = call.operand(3, "attn_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise Unsupported("an attention mask computed from the input", "use a constant mask")
     if call.number(4, "dropout_p", 0.0):

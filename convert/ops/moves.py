@@ -1,7 +1,4 @@
-"""Handlers that repeat, move or choose values: expand, roll, flip, select, masks, maxima, comparisons, where.
-
-`constant` puts a tensor of the model's own into the graph as an operand.
-"""
+"""Handlers that repeat, move or choose values: expand, roll, flip, select, masks, maxima, comparisons, where."""
 
 import operator
 from typing import Any
@@ -11,6 +8,7 @@ from torch import Tensor
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
 from speedysnn.convert.ops.shapes import indexed, picked, take
+from speedysnn.convert.trace import BatchTensor
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
@@ -141,22 +139,22 @@ def index(call: Call) -> Ref:
     return indexed(call, call.ref(), items)
 
 
-def new_constant(value: float | None) -> Handler:
+def new_constant(value: float | None, position: int = 2) -> Handler:
     """new_zeros, zeros_like and the like: a constant that has only its shape from the input."""
 
     def handle(call: Call) -> Any:
         x, shape = call.ref(), tuple(call.read_from_result())
-        filled = call.get(2, "fill_value") if value is None else value
-        if shape[:1] == x.shape[:1]:
-            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
-        return torch.full(shape, float(filled))
+        filled = call.get(position, "fill_value") if value is None else value
+        kind = call.kwargs.get("dtype") or torch.float32
+        made = torch.full(shape, filled, dtype=kind)
+        return BatchTensor(made) if shape[:1] == x.shape[:1] else made
 
     return handle
 
 
 def masked_fill(call: Call) -> Ref:
     """A constant mask's entries replaced by a number."""
-    mask, value = call.get(1, "mask"), call.get(2, "value")
+    mask, value = call.operand(1, "mask"), call.get(2, "value")
     if not isinstance(mask, Tensor) or isinstance(value, Ref):
         raise Unsupported("a mask computed from the input", "use a constant mask")
     return call.emit("masked_fill", (call.ref(),), {"value": float(value)}, {"mask": mask.to(torch.bool)})
@@ -172,18 +170,8 @@ def operand(call: Call, value: Any, like: Ref) -> Ref:
     if isinstance(value, int | float):
         return call.emit("scale", (like,), {"factor": 0.0, "offset": float(value)}, shape=like.shape)
     if isinstance(value, Tensor):
-        return constant(call, value)
+        return call.constant(value)
     raise Unsupported(f"a {type(value).__name__} beside a tensor", "use a number or a tensor")
-
-
-def constant(call: Call, value: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
-    """A tensor of the model's own, the same for every image; given a first dimension of 1 where it has none."""
-    first = next((node for node in call.builder.nodes if node.op == "input"), None)
-    if first is None:
-        raise Unsupported("a constant before the network's input", "let the network read its input first")
-    anchor = Ref(first.name, call.builder.shapes[first.name])
-    kept = value if value.ndim and value.shape[0] == 1 else value.unsqueeze(0)
-    return call.emit("constant", (anchor,), None, {"value": kept}, shape=shape or (anchor.shape[0], *kept.shape[1:]))
 
 
 def pairwise(op: str) -> Handler:
@@ -232,6 +220,8 @@ def reduce(op: str) -> Handler:
     return handle
 
 
+_LIKE = {"zeros": 0.0, "ones": 1.0, "full": None}
+
 MOVE_ROWS: dict[Key, Handler] = {
     torch.roll: roll,
     torch.flip: flip,
@@ -255,6 +245,7 @@ MOVE_ROWS: dict[Key, Handler] = {
     "new_zeros": new_constant(0.0),
     "new_ones": new_constant(1.0),
     "new_full": new_constant(None),
+    **{getattr(torch, f"{word}_like"): new_constant(value, 1) for word, value in _LIKE.items()},
     "repeat_interleave": repeat_interleave,
     **dict.fromkeys(("masked_fill", "masked_fill_"), masked_fill),
     torch.maximum: pairwise("maximum"),

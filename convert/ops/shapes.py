@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, row_of
+from speedysnn.convert.trace import BatchTensor
 
 
 def reshape(call: Call) -> Ref:
@@ -34,6 +35,8 @@ def flatten(call: Call) -> Ref:
 
 def _tensors(call: Call) -> tuple[Ref, ...]:
     items = call.get(0, "tensors")
+    if isinstance(items, list | tuple):
+        items = [call.constant(row_of(item)) if isinstance(item, BatchTensor) else item for item in items]
     if not isinstance(items, list | tuple) or not all(isinstance(item, Ref) for item in items):
         raise Unsupported("it joins something that is not computed from the input", "join tensors only")
     return tuple(items)

@@ -167,6 +167,20 @@ SIZES = {
     "size, area": {"size": (4, 3), "mode": "area"},
 }  # fmt: skip
 LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "Dropout": lambda: nn.Dropout(0.3),
+    "Dropout2d": lambda: nn.Dropout2d(0.3),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(4),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(4),
+    "GroupNorm": lambda: nn.GroupNorm(2, 4),
+    "LayerNorm": lambda: nn.LayerNorm((4, 8, 8)),
+    "Softmax": lambda: nn.Softmax(1),
+    "GELU": lambda: nn.GELU("tanh"),
+    "ELU": lambda: nn.ELU(0.7),
+    "LeakyReLU": lambda: nn.LeakyReLU(0.3),
+    "PReLU": lambda: nn.PReLU(4, 0.1),
+    "AvgPool2d": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False, divisor_override=5),
+    "MaxPool2d": lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "Conv2d": lambda: nn.Conv2d(4, 6, 3, (2, 1), (0, 1), (1, 2), 2, padding_mode="circular"),
     "Upsample 0.5": lambda: nn.Upsample(scale_factor=0.5),
     "Upsample 1.3, recomputed": lambda: nn.Upsample(scale_factor=1.3, mode="bilinear", recompute_scale_factor=True),
     "Upsample to a size": lambda: nn.Upsample((3, 17), mode="bicubic", align_corners=False),
@@ -219,7 +233,7 @@ def test_every_option_of_interpolate(name: str, tracer: str) -> None:
 
 @pytest.mark.parametrize("tracer", ["fx", "export"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_that_resize(name: str, tracer: str) -> None:
+def test_layers_and_their_options(name: str, tracer: str) -> None:
     _equal(Images(lambda y: y, tracer == "export", LAYERS[name]()), tracer)
 
 

@@ -54,14 +54,14 @@ def check_range(floor: float | None, ceiling: float | None, steps: int | None) -
         raise InputError(f"floor: expected 0 or below, or None, got {floor!r}")
     if ceiling is not None and ceiling <= (floor or 0):
         raise InputError(f"ceiling: expected a value above the floor and above 0, got {ceiling!r}")
+    if steps is not None and (steps < 1 or ceiling is None or floor != 0):
+        raise InputError(
+            f"steps: expected None, or at least 1 with floor 0 and a ceiling, got {steps!r}, {floor!r}, {ceiling!r}"
+        )
     if floor != 0 and ceiling != (None if floor is None else -floor):
         raise InputError(
             f"floor, ceiling: expected a floor of 0, none of either, or a ceiling of -floor, since a signed neuron "
             f"counts as far below 0 as above, got {floor!r} and {ceiling!r}; take two neurons, as the conversion does"
-        )
-    if steps is not None and (steps < 1 or ceiling is None or floor != 0):
-        raise InputError(
-            f"steps: expected None, or at least 1 with floor 0 and a ceiling, got {steps!r}, {floor!r}, {ceiling!r}"
         )
 
 
