@@ -331,7 +331,7 @@ class Call:
         floor, ceiling = limit(floor), limit(ceiling)
         if self.builder.kept_analog():
             return x if floor is ceiling else self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
-        if floor != 0 and _never_negative(self.builder, x.name):
+        if floor != 0 and never_negative(self.builder, x.name):
             floor = 0.0
         if floor == 0 or (floor is ceiling) or (floor is not None and ceiling == -floor):
             return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
@@ -350,14 +350,14 @@ with a reason and advice, which the report shows beside the layer's path and its
 """
 
 
-def _never_negative(builder: Builder, name: str) -> bool:
+def never_negative(builder: Builder, name: str) -> bool:
     """Whether a value is seen not to be negative: spikes of a neuron that is not signed, through what keeps signs."""
     node = next(node for node in builder.nodes if node.name == name)
     if node.op == "neuron":
         return bool(node.attrs["floor"] == 0)
     if node.op not in OPERATORS or node.op == "constant" or OPERATORS[node.op].sign == "any":
         return False
-    return OPERATORS[node.op].sign == "positive" or all(_never_negative(builder, other) for other in node.inputs)
+    return OPERATORS[node.op].sign == "positive" or all(never_negative(builder, other) for other in node.inputs)
 
 
 def row_of(made: BatchTensor) -> Tensor:

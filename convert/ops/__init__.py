@@ -61,7 +61,7 @@ _WITHOUT_EFFECT = frozenset({
     "memory_format", "device", "layout", "pin_memory", "non_blocking", "copy", "track_running_stats", "affine",
     "elementwise_affine",
     "bias", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_parameters",
-    "embed_dim", "process_group", "normalized_shape",
+    "embed_dim", "process_group", "normalized_shape", "num_channels", "init",
 })  # fmt: skip
 _MISSING = inspect.Parameter.empty
 
@@ -90,8 +90,7 @@ def _settings(call: Call) -> Iterator[tuple[str, Any, list[Any]]]:
     module = call.module
     if module is None:
         return
-    kinds = (kind for kind in type(module).__mro__ if "forward" in vars(kind))
-    known = next((kind for kind in kinds if kind.__module__.startswith("torch.")), type(module))
+    known = next((kind for kind in type(module).__mro__ if kind in _SHIPPED), type(module))
     for name, parameter in inspect.signature(known).parameters.items():
         read = f".{name}" in call.read or (name == "kernel_size" and ".weight" in call.read)
         if hasattr(module, name) and not read:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, never_negative
 from speedysnn.errors import InputError
 from speedysnn.graph.activations import ACTIVATIONS, Activation
 from speedysnn.graph.operators import OPERATORS
@@ -72,6 +72,8 @@ def two_neurons(call: Call, slope: float | Tensor) -> Ref:
     """max(x, 0) - slope max(-x, 0): one layer of neurons for each sign."""
     x = call.ref()
     up = call.neuron(x)
+    if never_negative(call.builder, x.name):
+        return up
     negated = call.emit("scale", (x,), {"factor": -1.0, "offset": 0.0}, shape=x.shape)
     down = call.neuron(negated)
     if isinstance(slope, Tensor):

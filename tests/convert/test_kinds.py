@@ -168,6 +168,7 @@ SIZES = {
 }  # fmt: skip
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Dropout": lambda: nn.Dropout(0.3),
+    "ReLU6": lambda: nn.ReLU6(),
     "Dropout2d": lambda: nn.Dropout2d(0.3),
     "BatchNorm2d": lambda: nn.BatchNorm2d(4),
     "InstanceNorm2d": lambda: nn.InstanceNorm2d(4),
