@@ -20,7 +20,7 @@ from speedysnn.kernels.quantizer import levels
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
-from speedysnn.torch_utils import evaluating
+from speedysnn.torch_utils import evaluating, float_type
 
 TIME_BATCH = 1024  # images times steps taken from the data at once
 _VALUES = 2**26  # float32 values of all layers that one pass may keep: 256 MB
@@ -128,7 +128,8 @@ def _count_images(snn: SpikingNetwork, data: Any) -> int | None:
 def _limited(snn: SpikingNetwork, data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
     left, first = limit, None
     ranks = [len(shape) + 1 for shape in snn.input_shapes]
-    for batch in iter_batches(data, batch_size=batch_size, what="data", events="steps", ranks=ranks):
+    taken: dict[str, Any] = {"ranks": ranks, "dtype": float_type(snn)}
+    for batch in iter_batches(data, batch_size=batch_size, what="data", events="steps", **taken):
         _check(snn, batch.inputs)
         first = first or batch
         _check_alike(snn, first, batch)

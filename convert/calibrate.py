@@ -1,8 +1,9 @@
 """One pass over the calibration data: a histogram of every activation, then a threshold for every neuron."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ from speedysnn.calibration.rules import (
 )
 from speedysnn.data.batches import iter_batches
 from speedysnn.display import track
-from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.errors import ConversionError, DataError, InputError, SpeedySNNError
 from speedysnn.execution.observers import LayerRecord, any_order
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
+from speedysnn.torch_utils import float_type
 
+_LISTED = 10  # layers that a warning names
 BATCH_SIZE = 64  # images that `iter_batches` takes at a time where the data is not in batches yet
 Entry = float | Tensor | Rule
 Threshold = Rule | dict[str, Entry]
@@ -59,8 +62,9 @@ def collect(
     """
     counting = GradientCount(snn, granularity) if gradients else Count(snn, granularity)
     images, device = 0, _device(snn)
+    taken: dict[str, Any] = {"inputs": len(snn.input_shapes), "dtype": float_type(snn)}
     with snn.reading("analog"):
-        for batch in track(iter_batches(calibration), "calibrating", total=total, enabled=progress):
+        for batch in track(iter_batches(calibration, **taken), "calibrating", total=total, enabled=progress):
             try:
                 counting.add([x.to(device) for x in batch.inputs])
             except SpeedySNNError as err:
@@ -187,9 +191,11 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
     its own. The rule "clip" takes a fixed ceiling (ReLU6) too; layers without one, and those that a dictionary leaves
     out, are chosen by "mse".
 
+    A layer that was silent on all of the calibration data gets its ceiling, or 1, as its full scale, with a warning.
+
     Raises:
         InputError: an unknown rule or layer, or a given value of the wrong shape.
-        ConversionError: a layer without positive activations.
+        ConversionError: no layer had a positive activation.
     """
     check_rules(threshold)
     given = threshold if isinstance(threshold, dict) else {}
@@ -203,6 +209,25 @@ def assign(snn: SpikingNetwork, threshold: Threshold, granularity: str) -> None:
         theta, used = _theta(snn, name, neuron, entry)
         neuron.set_threshold(theta if granularity == "channel" else _one(theta))
         snn.calibration.rules[name] = used
+    chosen = (name for name, used in snn.calibration.rules.items() if used not in (GIVEN, CLIP))
+    _warn_of_silence([name for name in chosen if snn.calibration.silent(name)])
+
+
+class CalibrationWarning(UserWarning):
+    """The calibration data says nothing of some layers."""
+
+
+def _warn_of_silence(layers: Sequence[str]) -> None:
+    if not layers:
+        return
+    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
+    warnings.warn(
+        f"no activation of {', '.join(map(repr, layers[:_LISTED]))}{more} was above zero on the calibration data: a "
+        "threshold of 1, or of the activation's ceiling, was taken. Other images may need another: give more "
+        "calibration images, or threshold={layer: value}",
+        CalibrationWarning,
+        stacklevel=5,
+    )
 
 
 def check_rules(threshold: Threshold) -> None:
@@ -246,8 +271,15 @@ def _theta(snn: SpikingNetwork, name: str, neuron: IFNeuron, entry: Entry) -> tu
         return value.expand(channels), GIVEN
     calibration.rules[name] = rule
     theta = calibration.theta(name, neuron, snn.timesteps)
-    assert theta is not None
-    return theta, rule
+    if theta is not None:
+        return theta, rule
+    if all(map(calibration.silent, snn.neurons)):
+        raise ConversionError(
+            f"layer {name!r}: no activation was {'other than zero' if neuron.signed else 'positive'} on the "
+            "calibration data, nor was any in the other layers, so no threshold can be chosen; check the checkpoint "
+            "and the input's normalisation, or give the thresholds yourself"
+        )
+    return torch.full((channels,), (neuron.ceiling or 1.0) / neuron.levels_per_step), rule
 
 
 def _one(theta: Tensor) -> Tensor:

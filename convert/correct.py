@@ -35,7 +35,7 @@ from speedysnn.errors import DataError, InputError, SpeedySNNError
 from speedysnn.network import SpikingNetwork, time_of
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
-from speedysnn.torch_utils import compare_outputs, worse
+from speedysnn.torch_utils import compare_outputs, float_type, worse
 
 DEFAULT = "moments"  # of `to_spiking`: what reports/corrections finds best on held-out images
 FEWEST = 16  # images below which the halves say too little of a channel for a default to go by
@@ -86,7 +86,7 @@ def apply_correction(snn: SpikingNetwork, calibration: object, kind: str, *, pro
     """
     check_kind(kind)
     sample, ranks = Sample(MAX_IMAGES), [len(shape) + 1 for shape in snn.input_shapes]
-    for batch in iter_batches(_spread(calibration), events="steps", ranks=ranks):
+    for batch in iter_batches(_spread(calibration), events="steps", ranks=ranks, dtype=float_type(snn)):
         if len(batch.inputs) == len(ranks):
             batch = Batch(tuple(_as_they_run(snn, x, rank) for x, rank in zip(batch.inputs, ranks, strict=True)))
         dims = [x.ndim - rank for x, rank in zip(batch.inputs, ranks, strict=False)]

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speedysnn.convert.trace import BatchInt, BatchTensor
 from speedysnn.graph.ir import Graph, Node
 from speedysnn.graph.operators import OPERATORS
 
 WEIGHTED = tuple(name for name, operator in OPERATORS.items() if operator.weighted)
+
+_NO_LIMIT = 2.0**31  # clamps to infinity, or to the largest float, mean "as it is"
 
 Key = Any
 """What a handler is found by: a module class, a function, a method's name, an ATen overload, or the full name
@@ -38,13 +41,6 @@ class Ref:
     name: str
     shape: tuple[int, ...]
     order: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class BatchInt:
-    """A whole number that follows the batch size; only reshaping may use it."""
-
-    value: int
 
 
 class Unsupported(Exception):  # noqa: N818 - a verdict on one operator, collected and never shown as it is
@@ -141,6 +137,21 @@ class Builder:
         return Graph(kept, outputs)
 
 
+class Settings:
+    """A module's attributes; which of them were read is remembered as ".name"."""
+
+    def __init__(self, module: nn.Module | None, read: set[Any]) -> None:
+        self._module, self._read = module, read
+
+    def __getattr__(self, name: str) -> Any:
+        """The module's own attribute."""
+        self._read.add(f".{name}")
+        return getattr(self._module, name)
+
+
+_ALIASES = {"dim": "axis", "keepdim": "keepdims", "dims": "dim"}  # other names that torch takes for an argument
+
+
 @dataclass(frozen=True)
 class Call:
     """One traced call, as a handler sees it.
@@ -151,6 +162,7 @@ class Call:
         args: positional arguments; tensors as `Ref`, constants as they are, `torch.Tensor` for the model's own.
         kwargs: keyword arguments, likewise.
         result: shape of the result for the traced batch, or a tuple of shapes for several.
+        read: what was read of arguments and settings so far, by position and name.
 
     Example:
         >>> import torch
@@ -174,12 +186,54 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     result: Any
+    read: set[Any] = field(default_factory=set, repr=False, compare=False)
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument of the call by its position or name."""
+        """An argument of the call by its position or name; what was made for the batch is a constant operand."""
+        value = self._argument(position, name, default)
+        return self.constant(row_of(value)) if isinstance(value, BatchTensor) else value
+
+    def operand(self, position: int, name: str) -> Any:
+        """The same, where a tensor of the model's own may stand that is the same for every image."""
+        value = self._argument(position, name, None)
+        return row_of(value) if isinstance(value, BatchTensor) else value
+
+    def constant(self, value: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
+        """A tensor of the model's own as an operand; given a first dimension of 1 where it has none."""
+        first = next((node for node in self.builder.nodes if node.op == "input"), None)
+        if first is None:
+            raise Unsupported("a constant before the network's input", "let the network read its input first")
+        anchor = Ref(first.name, self.builder.shapes[first.name])
+        kept = {"value": value if value.ndim and value.shape[0] == 1 else value.unsqueeze(0)}
+        return self.emit("constant", (anchor,), None, kept, shape=shape or (anchor.shape[0], *kept["value"].shape[1:]))
+
+    def _argument(self, position: int, name: str, default: Any) -> Any:
+        self.read.update((position, name))
         if len(self.args) > position:
             return self.args[position]
+        other = _ALIASES.get(name, name)
+        if name not in self.kwargs and other in self.kwargs:
+            self.read.add(other)
+            return self.kwargs[other]
         return self.kwargs.get(name, default)
+
+    def rest(self, position: int, name: str) -> list[Any]:
+        """Arguments from a position on, given one by one or as one list under a name."""
+        first = self.get(position, name)
+        if isinstance(first, list | tuple):
+            return list(first)
+        self.read.update(range(position, len(self.args)))
+        return list(self.args[position:]) or ([] if first is None else [first])
+
+    def read_from_result(self) -> Any:
+        """The traced result, where its shape says all that the arguments say."""
+        self.read.update((*range(len(self.args)), *self.kwargs))
+        return self.result
+
+    @property
+    def settings(self) -> Any:
+        """The called module, for its settings: a setting that no handler of the package reads is refused by name."""
+        return Settings(self.module, self.read)
 
     def ref(self, position: int = 0, name: str = "input") -> Ref:
         """A tensor argument that comes from the network's input.
@@ -215,7 +269,7 @@ class Call:
         Raises:
             Unsupported: it is computed inside the network.
         """
-        value = getattr(self.module, name, None) if self.module is not None else self.get(position, name)
+        value = getattr(self.settings, name, None) if self.module is not None else self.get(position, name)
         if value is not None and not isinstance(value, Tensor):
             raise Unsupported(f"its {name} is computed inside the network", "make it a parameter or a buffer")
         return value
@@ -268,21 +322,22 @@ class Call:
             return Ref(x.name, shape, after)
         return self.emit("permute", (Ref(x.name, self.builder.shapes[x.name]),), {"dims": list(after)}, shape=shape)
 
-    def norm_input(self) -> Ref:
-        """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along
-        L and not along the layer's outputs, so that it must not be folded.
-        """
-        x = self.ref()
-        made = next(node for node in self.builder.nodes if node.name == x.name)
-        if made.op == "linear" and len(x.shape) > 2:
-            return self.emit("identity", (x,), shape=x.shape)
-        return x
-
     def neuron(self, x: Ref, ceiling: float | None = None, floor: float | None = 0.0) -> Ref:
-        """Add an integrate-and-fire layer in place of min(max(x, floor), ceiling); that clamp itself if kept analog."""
+        """Put integrate-and-fire neurons in place of min(max(x, floor), ceiling); that clamp itself if kept analog.
+
+        A neuron counts from 0 up, or as far below 0 as above. Any other range, which must hold 0, takes two layers:
+        min(max(x, a), b) = min(max(x, 0), b) - min(max(-x, 0), -a). A limit of 2^31 or beyond is none.
+        """
+        floor, ceiling = limit(floor), limit(ceiling)
         if self.builder.kept_analog():
-            return self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
-        return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+            return x if floor is ceiling else self.emit("clamp", (x,), {"min": floor, "max": ceiling}, shape=x.shape)
+        if floor != 0 and never_negative(self.builder, x.name):
+            floor = 0.0
+        if floor == 0 or (floor is ceiling) or (floor is not None and ceiling == -floor):
+            return self.emit("neuron", (x,), neuron_attrs(self.builder, x, ceiling, floor), shape=x.shape)
+        up = self.neuron(x, ceiling)
+        negated = self.emit("scale", (x,), {"factor": -1.0, "offset": 0.0}, shape=x.shape)
+        return self.emit("sub", (up, self.neuron(negated, None if floor is None else -floor)), shape=x.shape)
 
 
 Handler = Callable[[Call], Any]
@@ -293,6 +348,29 @@ returns, with `Ref` in the place of tensors: a `Ref`, or a tuple where the call 
 own may be returned as it is. A handler changes nothing else. Where it cannot convert the call it raises `Unsupported`
 with a reason and advice, which the report shows beside the layer's path and its line in the source.
 """
+
+
+def never_negative(builder: Builder, name: str) -> bool:
+    """Whether a value is seen not to be negative: spikes of a neuron that is not signed, through what keeps signs."""
+    node = next(node for node in builder.nodes if node.name == name)
+    if node.op == "neuron":
+        return bool(node.attrs["floor"] == 0)
+    if node.op not in OPERATORS or node.op == "constant" or OPERATORS[node.op].sign == "any":
+        return False
+    return OPERATORS[node.op].sign == "positive" or all(never_negative(builder, other) for other in node.inputs)
+
+
+def row_of(made: BatchTensor) -> Tensor:
+    """The row (1, ...) that all images share of a tensor made for the batch, which is refused where they do not."""
+    value = made.value
+    if not value.ndim or not len(value) or bool((value != value[:1]).any()):
+        raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
+    return value[:1]
+
+
+def limit(value: float | None) -> float | None:
+    """A limit of a clamp; None where it is so large that no activation reaches it."""
+    return None if value is None or abs(value) >= _NO_LIMIT else float(value)
 
 
 def _require_batch_first(ref: Ref) -> None:
@@ -318,30 +396,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, BatchInt):
         return "a number that follows the batch size"
     return f"a {type(value).__name__}" if not torch.is_tensor(value) else "a tensor of the model's own"
-
-
-def plain(value: Any) -> Any:
-    """The value with numbers that follow the batch as they were for the traced batch."""
-    if isinstance(value, BatchInt):
-        return value.value
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return tuple(plain(item) for item in value) if isinstance(value, tuple | list) else value
-
-
-def any_ref(value: Any) -> bool:
-    """Whether a tensor that comes from the network's input lies in it."""
-    return _holds(value, Ref)
-
-
-def any_batch(value: Any) -> bool:
-    """Whether a number that follows the batch lies in it."""
-    return _holds(value, BatchInt)
-
-
-def _holds(value: Any, kind: type) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_holds(item, kind) for item in value)
-    if isinstance(value, dict):
-        return any(_holds(item, kind) for item in value.values())
-    return isinstance(value, kind)

@@ -24,15 +24,24 @@ from speedysnn.convert.handler_api import (
     Key,
     Ref,
     Unsupported,
+    neuron_attrs,
+    row_of,
+)
+from speedysnn.convert.ops import HANDLERS, require_read
+from speedysnn.convert.report import (
+    Accuracy,
+    Cost,
+    Row,
+    Shape,
+    Treatment,
     any_batch,
     any_ref,
-    neuron_attrs,
+    cost_of,
+    has_tensor,
     plain,
+    record,
 )
-from speedysnn.convert.ops import HANDLERS
-from speedysnn.convert.ops.moves import constant
-from speedysnn.convert.report import Accuracy, Cost, Row, Shape, Treatment, cost_of, has_tensor, record
-from speedysnn.convert.trace import Traced, source_of
+from speedysnn.convert.trace import BatchTensor, Traced, source_of
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
 
@@ -126,7 +135,9 @@ class Lowering:
             if module is None and not any_ref((args, kwargs)):
                 return self._constant(node, args, kwargs)
             handler = handler_of(self.handlers, node, module)
-            result = handler(Call(self.builder, module, args, kwargs, recorded))
+            call = Call(self.builder, module, args, kwargs, recorded)
+            result = handler(call)
+            require_read(call, handler, node.target)
         except Unsupported as problem:
             self._report(node, "unsupported", "", problem.reason, problem.advice)
             return self._stand_in(node, recorded)
@@ -144,11 +155,9 @@ class Lowering:
         else:
             assert callable(node.target)
             value = node.target(*args, **kwargs)
-        if not sized:
+        if not sized or not torch.is_tensor(value):
             return value
-        if not torch.is_tensor(value) or len(value) != self.traced.batches[0] or bool((value != value[:1]).any()):
-            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
-        return constant(Call(self.builder, None, (), {}, self.records[node]), value[:1])
+        return BatchTensor(value)
 
     def _stand_in(self, node: fx.Node, recorded: Any) -> Any:
         """A value to go on with, so that every problem is found in one walk."""
@@ -191,11 +200,13 @@ class Lowering:
             self.rows.append(Row(name, "encode", "spiking", "approximate", why, "", node.source, **costs))
 
     def _outputs(self, value: Any) -> Any:
+        if isinstance(value, BatchTensor):
+            value = Call(self.builder, None, (), {}, None).constant(row_of(value))
         if isinstance(value, Ref):
             return value.name
         if isinstance(value, dict):
             return {str(key): self._outputs(item) for key, item in value.items()}
-        if isinstance(value, tuple) and value:
+        if isinstance(value, tuple | list) and value:
             return [self._outputs(item) for item in value]
         self.rows.append(
             Row("output", type(value).__name__, "unsupported", "", "an output that is no tensor", "return tensors only")

@@ -43,8 +43,12 @@ def read(
     *,
     allow_hybrid: bool = False,
     keep_analog: Sequence[str] = (),
+    again: bool = False,
 ) -> Lowered:
     """Trace a model in evaluation mode and convert every call; the graph is None where the report has problems.
+
+    `again`: torch.fx read another network than the model is, as what changes a tensor under another name does to it;
+    torch.export reads it, with nothing in place.
 
     Raises:
         ConversionError: neither torch.fx nor torch.export can trace the model, or it does not run on the example.
@@ -56,6 +60,8 @@ def read(
     _require_run(model, example)
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
         return lower(Traced(model, "export", open_batches(model, example), model), example, **options)
+    if again:
+        return lower(export(model, example, functional=True), example, **options)
     leaves = tuple(key for key in handlers if isinstance(key, type))
     functions = tuple(key for key in handlers if isinstance(key, FunctionType))
     try:
@@ -205,7 +211,12 @@ def _is_float(module: nn.Module) -> bool:
 
 
 TOLERANCE = 1e-5
+_UNSEEN = (
+    "nothing was converted. The source may use hooks, weight normalisation or in-place operations that tracing does "
+    "not see: remove them and convert again"
+)
 
+Run = Callable[..., Any]
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -217,6 +228,11 @@ def leaves(value: Any) -> list[Tensor]:
 def relative_error(ours: Any, reference: Any) -> float:
     """Norm of the difference over the norm of the reference, all outputs together."""
     pairs = list(zip(leaves(ours), leaves(reference), strict=True))
+    for a, b in pairs:
+        if a.shape != b.shape:
+            raise ConversionError(
+                f"the converted graph gives {tuple(a.shape)} where the source network gives {tuple(b.shape)}; {_UNSEEN}"
+            )
     noise = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     signal = sum(float(b.double().square().sum()) for _, b in pairs)
     return math.sqrt(noise / signal) if signal > 0 else math.sqrt(noise)
@@ -237,10 +253,60 @@ def require_equal(ours: Any, reference: Any) -> float:
     if not error < TOLERANCE:
         raise ConversionError(
             f"the converted graph differs from the source network by {error:.2e} (relative, expected below "
-            f"{TOLERANCE:.0e}); nothing was converted. The source may use hooks, weight normalisation or in-place "
-            "operations that tracing does not see: remove them and convert again"
+            f"{TOLERANCE:.0e}); {_UNSEEN}"
         )
     return error
+
+
+_SIZE_TOLERANCE = 2e-2  # of a network fixed to its size, which is further off; staircases step at rounding errors
+_GROWN = (1, 32)  # by one, and to the next size of a network that halves its images five times
+
+
+def free_sizes(source: Run, ours: Run, example: Sequence[Tensor]) -> list[list[int]]:
+    """Dimensions of each input, counted behind the batch, that may have another size than the example's.
+
+    Both networks are run at larger sizes. A dimension is free where they give the same whenever the source runs, and it
+    runs at least once: what was read from a size, a padding or a divisor, then follows the input in the graph as well.
+    Behind the first dimension all are tried together, or all but the next few where the source refuses.
+    """
+    ranks = [x.ndim - 1 for x in example]
+    free: set[int] = set()
+    for first in range(1, max(ranks, default=0)):
+        verdict = _same_when_grown(source, ours, example, range(first, max(ranks)))
+        if verdict is not None:
+            free.update(range(first, max(ranks)) if verdict else ())
+            break
+    if _same_when_grown(source, ours, example, range(1)):
+        free.add(0)
+    return [sorted(dim for dim in free if dim < rank) for rank in ranks]
+
+
+def _same_when_grown(source: Run, ours: Run, example: Sequence[Tensor], dims: range) -> bool | None:
+    """Whether both give the same for larger inputs; None where the source takes none of them."""
+    seen = False
+    for by in _GROWN:
+        grown = [_grown(x, dims, by) for x in example]
+        try:
+            reference = source(*grown)
+        except Exception:
+            continue
+        if not all(bool(leaf.isfinite().all()) for leaf in leaves(reference)):
+            continue
+        try:
+            if not relative_error(ours(*grown), reference) < _SIZE_TOLERANCE:
+                return False
+        except (ConversionError, RuntimeError, IndexError, ValueError):
+            return False
+        seen = True
+    return True if seen else None
+
+
+def _grown(x: Tensor, dims: range, by: int) -> Tensor:
+    """The tensor repeated to larger sizes; by one in its first dimension, by two in the next, or by 32 in each."""
+    for dim in (dim for dim in dims if dim < x.ndim - 1):
+        size = x.shape[dim + 1] + (by + dim - dims[0] if by == 1 else by)
+        x = x.index_select(dim + 1, torch.arange(size, device=x.device) % x.shape[dim + 1])
+    return x
 
 
 def has_staircases(graph: Graph) -> bool:

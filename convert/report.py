@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, fx
 
-from speedysnn.convert.handler_api import BatchInt
-from speedysnn.convert.trace import first_line
+from speedysnn.convert.handler_api import Ref
+from speedysnn.convert.trace import BatchInt, BatchTensor, first_line
 from speedysnn.errors import ConversionError, InputError
 from speedysnn.graph.ir import Node
 from speedysnn.graph.operators import OPERATORS
@@ -283,3 +283,30 @@ def has_tensor(recorded: Any) -> bool:
     if isinstance(recorded, Shape):
         return True
     return isinstance(recorded, tuple) and any(has_tensor(item) for item in recorded)
+
+
+def plain(value: Any) -> Any:
+    """The value with numbers that follow the batch as they were for the traced batch."""
+    if isinstance(value, BatchInt | BatchTensor):
+        return value.value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return tuple(plain(item) for item in value) if isinstance(value, tuple | list) else value
+
+
+def any_ref(value: Any) -> bool:
+    """Whether a tensor that comes from the network's input lies in it."""
+    return _holds(value, Ref)
+
+
+def any_batch(value: Any) -> bool:
+    """Whether a number that follows the batch lies in it."""
+    return _holds(value, (BatchInt, BatchTensor))
+
+
+def _holds(value: Any, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds(item, kind) for item in value)
+    if isinstance(value, dict):
+        return any(_holds(item, kind) for item in value.values())
+    return isinstance(value, kind)

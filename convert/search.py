@@ -30,7 +30,7 @@ from speedysnn.convert.candidates import (
 )
 from speedysnn.convert.correct import Sample, check_kind
 from speedysnn.convert.spiking import to_spiking
-from speedysnn.data.batches import iter_batches, steps_of
+from speedysnn.data.batches import inputs_of, iter_batches, steps_of
 from speedysnn.display import block, plain, track
 from speedysnn.errors import DataError, InputError
 from speedysnn.kernels import parse_spikes
@@ -330,7 +330,8 @@ def _trials(network: nn.Module | SpikingNetwork, calibration: object, images: in
         raise DataError("search: expected static images, got events, whose steps fix T; choose the setting of a "
                         "network for events with speedysnn.analysis.evaluate")  # fmt: skip
     sample = Sample(images)
-    for batch in iter_batches(calibration):
+    count = len(network.input_shapes) if isinstance(network, SpikingNetwork) else inputs_of(network)
+    for batch in iter_batches(calibration, inputs=count):
         sample.add(batch, [0] * len(batch.inputs))
     inputs = sample.inputs()
     if (count := inputs[0].shape[0]) < LEAST_IMAGES:

@@ -1,29 +1,40 @@
 """to_spiking and inspect: the two calls of this room."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from speedysnn.artifact import require_loadable
 from speedysnn.convert.calibrate import Threshold, assign, batches_in, check_rules, collect, needs_gradients
 from speedysnn.convert.clips import recognised
 from speedysnn.convert.correct import DEFAULT, Sample, check_kind, correct_converted
 from speedysnn.convert.handler_api import Handler, Key
 from speedysnn.convert.matching import MAX_IMAGES
 from speedysnn.convert.ops import added_handlers
-from speedysnn.convert.read import exact_error, full_precision, has_staircases, read, require_equal
+from speedysnn.convert.read import (
+    Lowered,
+    exact_error,
+    free_sizes,
+    full_precision,
+    has_staircases,
+    read,
+    require_equal,
+)
 from speedysnn.convert.report import Report
-from speedysnn.convert.trace import evaluating, require_initialised
-from speedysnn.data.batches import iter_batches, over_steps, steps_of
+from speedysnn.convert.trace import evaluating, first_line, require_initialised
+from speedysnn.data.batches import inputs_of, iter_batches, over_steps, steps_of
 from speedysnn.display import Done, counting
-from speedysnn.errors import ConversionError, InputError
+from speedysnn.errors import ArtifactError, ConversionError, InputError
 from speedysnn.graph.ir import Graph, fold_batch_norm
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Delay
 from speedysnn.settings import execution, repeatable
+from speedysnn.torch_utils import float_type
 
 Example = Tensor | Sequence[Tensor]
 
@@ -152,20 +163,25 @@ def to_spiking(
     check_rules(threshold)
     require_initialised(ann)
     events = correct != "none" and steps_of(calibration) == timesteps  # corrected as such; thresholds see their mean
-    batches = iter_batches(calibration, events="steps" if events else "mean")
-    first = next(batches)
     device = _device(ann)
+    batches = iter_batches(
+        calibration, events="steps" if events else "mean", inputs=inputs_of(ann), dtype=float_type(ann)
+    )
+    first = next(batches)
     example = [x[:4].to(device) for x in (over_steps(first) if events else first).inputs]
     known = _known(ann, handlers)
-    with evaluating(ann):
-        graph, tensors, report = read(ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog)
-    if graph is None:
-        raise ConversionError(report.complaint())
-    if not graph.neurons:
-        raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
     options: dict[str, Any] = {"v_init": v_init, "spikes": spikes, "delay": delay, "surrogate": surrogate}
     with counting("checking against the source", total=2, enabled=progress) as done:
-        snn, error = _network(ann, graph, tensors, example, timesteps, options, fold_bn, done)
+        snn, error, report = _proven(
+            ann, example, partial(read, ann, example, known, allow_hybrid=allow_hybrid, keep_analog=keep_analog),
+            timesteps, options, fold_bn, done, twice=not known,
+        )  # fmt: skip
+        sizes = _free_sizes(ann, snn, example)
+    snn.provenance = dict(provenance or {})
+    try:
+        require_loadable(snn)
+    except ArtifactError as err:
+        raise ConversionError(f"the converted network could be saved, but not loaded again: {err}") from None
     kept = Sample(0 if correct == "none" else MAX_IMAGES)
     data, gradients = kept.passing(chain([first], batches), events), needs_gradients(threshold)
     images = collect(snn, data, granularity, gradients=gradients, progress=progress, total=batches_in(calibration))
@@ -177,6 +193,7 @@ def to_spiking(
         "analog_error": error,
         "granularity": granularity,
         "treatment": report.treatment,
+        "free_sizes": sizes,
         "execution": execution(),
     }
     return snn if correct == "none" else correct_converted(snn, kept, correct, progress=progress)
@@ -186,6 +203,45 @@ def _known(ann: nn.Module, handlers: Mapping[Key, Handler] | None) -> dict[Key, 
     """Handlers beside the package's own: those the user gave or registered, and those of recognised learned clips."""
     given = {**added_handlers(), **(handlers or {})}
     return {**recognised(ann, given), **given}
+
+
+def _proven(
+    ann: nn.Module,
+    example: Sequence[Tensor],
+    reader: Callable[..., Lowered],
+    timesteps: int,
+    options: Mapping[str, Any],
+    fold_bn: bool,
+    done: Done,
+    *,
+    twice: bool,
+) -> tuple[SpikingNetwork, float, Report]:
+    """The network, its proven error and its report.
+
+    `twice`: read it again by torch.export, with nothing in place, where the first reading fails; not where the user has
+    handlers, which would be passed over there.
+
+    Raises:
+        ConversionError: operators that cannot be converted, no activation, or neither reading is the source.
+    """
+    first: ConversionError | None = None
+    for again in (False, True) if twice else (False,):
+        whole = False
+        try:
+            with evaluating(ann):
+                graph, tensors, report = reader(again=again)
+            whole = graph is not None
+            if graph is None:
+                raise ConversionError(report.complaint())
+            if not graph.neurons:
+                raise ConversionError(f"{report.network} holds no activation to replace: there is nothing to convert")
+            return *_network(ann, graph, tensors, example, timesteps, options, fold_bn, done), report
+        except ConversionError as err:
+            if first is None and not whole:
+                raise
+            first = first or err
+    assert first is not None
+    raise first
 
 
 def _network(
@@ -206,20 +262,48 @@ def _network(
     if has_staircases(graph):
         error = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn, done)
     own = {name: {key: _copied(value) for key, value in tensor.items()} for name, tensor in tensors.items()}
-    graph = fold_batch_norm(graph, own) if fold_bn else graph
+    folded = fold_batch_norm(graph, own) if fold_bn else graph
     shapes = [x.shape[1:] for x in example]
-    snn = SpikingNetwork(graph, own, _neurons(graph, timesteps, options), timesteps, shapes, copy=False)
+    snn = SpikingNetwork(folded, own, _neurons(folded, timesteps, options), timesteps, shapes, copy=False)
     snn = snn.to(example[0].device)
     if error is None:
         with full_precision(example[0].device), torch.no_grad():
             with evaluating(ann):
                 reference = ann(*example)
             done(1)
-            with snn.reading("analog"):
-                ours = snn(*example)
+            try:
+                with snn.reading("analog"):
+                    ours = snn(*example)
+            except RuntimeError as err:
+                raise ConversionError(f"the converted graph does not run as its source: {first_line(err)}") from None
             done(1)
-            error = require_equal(ours, reference)
+            error = _error(ann, graph, tensors, example, fold_bn, ours, reference)
     return snn, error
+
+
+def _error(
+    ann: nn.Module,
+    graph: Graph,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    example: Sequence[Tensor],
+    fold_bn: bool,
+    ours: Any,
+    reference: Any,
+) -> float:
+    """The proven error; in float64 where the source's own float32 is too coarse to tell."""
+    try:
+        return require_equal(ours, reference)
+    except ConversionError:
+        exact = exact_error(ann, graph, tensors, _neurons(graph, 1, {}), example, fold_bn)
+        if exact is None:
+            raise
+        return exact
+
+
+def _free_sizes(ann: nn.Module, snn: SpikingNetwork, example: Sequence[Tensor]) -> list[list[int]]:
+    """Dimensions of each input that may have another size than the example's; see `free_sizes`."""
+    with full_precision(example[0].device), evaluating(ann), snn.reading("analog"):
+        return free_sizes(ann, snn, example)
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -23,11 +23,17 @@ _FOREIGN = (str(Path(torch.__file__).parent), "<frozen", str(Path(__file__).pare
 
 
 def require_initialised(model: nn.Module) -> None:
-    """Refuse lazy modules that never ran: what they would hold is random.
+    """Refuse what cannot be read: TorchScript, and lazy modules that never ran, which would hold random values.
 
     Raises:
-        ConversionError: names the parameters that hold no values yet.
+        ConversionError: names the module, or the parameters that hold no values yet.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConversionError(
+                f"{name or 'the network'} is a TorchScript program, which cannot be read: give the Python network with "
+                "its weights, load_state_dict(scripted.state_dict()), or export it with torch.export or torch.onnx"
+            )
     empty = [name for name, value in model.named_parameters() if is_lazy(value)]
     if empty:
         raise ConversionError(
@@ -91,6 +97,20 @@ class Traced:
         return [name for name in cleaned if name in self.modules]
 
 
+@dataclass(frozen=True)
+class BatchInt:
+    """A whole number that follows the batch size; only reshaping may use it."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class BatchTensor:
+    """A tensor made for the batch size that reads nothing of the input: one row an image, for the traced batch."""
+
+    value: Tensor
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, leaves: tuple[type, ...], functions: tuple[Any, ...]) -> None:
         super().__init__(autowrap_functions=functions)
@@ -116,8 +136,10 @@ def trace(model: nn.Module, leaves: tuple[type, ...] = (), functions: tuple[Any,
     return Traced(fx.GraphModule(model, graph), "fx", (2, 3), model)
 
 
-def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
+def export(model: nn.Module, example: Sequence[Tensor], *, functional: bool = False) -> Traced:
     """The model's ATen operators by torch.export, batch size left open where it can be.
+
+    `functional` replaces what changes a tensor in place, also through a view of it, by what gives a new one.
 
     Raises:
         ConversionError: torch.export gives up; names the file and line where it says so.
@@ -130,7 +152,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> Traced:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
-            module = _module(program)
+            module = _module(program.run_decompositions({}) if functional else program)
     except Exception as err:  # of the user's forward and of every part of the compiler
         raise ConversionError(f"torch.export gives up{_user_frame(err)}: {first_line(err)}") from None
     finally:
@@ -151,7 +173,8 @@ def _open_dims(model: nn.Module, inputs: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            out[name], sizes = tuple(sizes), []
+            if sizes:
+                out[name], sizes = tuple(sizes), []
         elif sizes and parameter.kind is not parameter.VAR_KEYWORD:
             out[name] = sizes.pop(0)
     return out

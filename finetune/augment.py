@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -250,12 +251,13 @@ def mix(
     return mixed.reshape(x.shape), None if labels is None else shares
 
 
-def as_dataset(data: Any) -> Dataset[Any]:
+def as_dataset(data: Any, inputs: int | None = None) -> Dataset[Any]:
     """Make one indexable data set of what holds the training data.
 
     Args:
         data: a dataset, which is taken as it is; a loader, whose dataset is taken; or tensors or batches, which are put
             together in memory.
+        inputs: tensors that the network takes; of what follows them in a sample classes are kept, and nothing else.
 
     Returns:
         A dataset with a length.
@@ -274,8 +276,8 @@ def as_dataset(data: Any) -> Dataset[Any]:
     if isinstance(data, Dataset):
         if not hasattr(data, "__len__"):
             raise DataError("training data: expected a dataset with a length; gather the stream into tensors first")
-        return data
-    batches = list(iter_batches(data, what="training data"))
+        return data if inputs is None else _taken(data, inputs)
+    batches = list(iter_batches(data, what="training data", inputs=inputs))
     columns = [torch.cat(column) for column in zip(*(batch.inputs for batch in batches), strict=True)]
     labels = [batch.labels for batch in batches]
     if all(label is not None for label in labels):
@@ -298,8 +300,48 @@ def gather(dataset: Dataset[Any], indices: Sequence[int]) -> Batch:
         columns: list[Tensor] = [column[chosen] for column in dataset.tensors]
         return next(iter_batches([columns], what="training data"))
     if steps_of(dataset):  # events train on their mean over time
-        return next(iter_batches(Subset(dataset, indices), batch_size=len(indices), what="training data"))
+        own = Subset(dataset, indices)
+        return next(iter_batches(own, batch_size=len(indices), what="training data", dtype=torch.float32))
     return next(iter_batches([default_collate([dataset[i] for i in indices])], what="training data"))
+
+
+def _taken(data: Dataset[Any], inputs: int) -> Dataset[Any]:
+    """The dataset, or of its samples what the network takes, with the class where that is what follows."""
+    if isinstance(data, TensorDataset):
+        tensors = data.tensors
+        last = tensors[inputs] if len(tensors) > inputs else None
+        labelled = last is not None and last.ndim == 1 and not last.is_floating_point()
+        kept = inputs + labelled
+        return data if len(tensors) <= kept else TensorDataset(*tensors[:kept])
+    sample = data[0] if len(data) else ()  # type: ignore[arg-type]
+    return data if _kept(sample, inputs) is sample else Taken(data, inputs)
+
+
+def _kept(sample: Any, inputs: int) -> Any:
+    if not isinstance(sample, (tuple, list)) or len(sample) <= inputs:
+        return sample
+    label = sample[inputs]
+    alone = isinstance(label, Tensor) and not label.ndim and not label.is_floating_point()
+    kept = inputs + int(isinstance(label, (int, np.integer)) or alone)
+    return sample if len(sample) == kept else tuple(sample[:kept])
+
+
+class Taken(Dataset[Any]):
+    """Of each sample what the network takes, and its class where that is what follows.
+
+    Attributes:
+        dataset: the dataset.
+        inputs: tensors that the network takes.
+    """
+
+    def __init__(self, data: Dataset[Any], inputs: int) -> None:
+        self.dataset, self.inputs = data, inputs
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return _kept(self.dataset[index], self.inputs)
 
 
 class Unlabelled(Dataset[tuple[Tensor, ...]]):
@@ -319,7 +361,7 @@ class Unlabelled(Dataset[tuple[Tensor, ...]]):
         return (self.data[index][0],)
 
 
-def hold_out(data: Any, fraction: float, seed: int) -> tuple[Dataset[Any], Dataset[Any]]:
+def hold_out(data: Any, fraction: float, seed: int, inputs: int | None = None) -> tuple[Dataset[Any], Dataset[Any]]:
     """Split the training data into a part that trains and a part that judges.
 
     Args:
@@ -339,7 +381,7 @@ def hold_out(data: Any, fraction: float, seed: int) -> tuple[Dataset[Any], Datas
         >>> [len(part) for part in hold_out(torch.rand(10, 3), 0.2, seed=0)]
         [8, 2]
     """
-    dataset = as_dataset(data)
+    dataset = as_dataset(data, inputs)
     if len(dataset) < 2:  # type: ignore[arg-type]
         raise DataError("training data: expected at least two images, one of them for validation")
     return split_holdout(dataset, fraction, seed)

@@ -125,8 +125,9 @@ def fit(
     config = config or Config()
     check_names(config)
     begin = time.monotonic()
-    tune, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
-        train, config.holdout, config.seed
+    taken = len(snn.input_shapes)
+    tune, held = (as_dataset(train, taken), as_dataset(validation, taken)) if validation is not None else hold_out(
+        train, config.holdout, config.seed, taken
     )  # fmt: skip
     frozen, engine = teacher_of(snn, teacher, config), Engine(config.precision)
     config = planned(config, len(tune), _trained(snn, config, frozen, engine), snn.synchronous)  # type: ignore[arg-type]

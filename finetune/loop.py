@@ -385,7 +385,7 @@ class Trainer:
                 reference = ours if target.logits is None else target.logits
                 loss += float(compute(ours, target, self.config.temperature)) * len(ours)
                 agree += int((ours.argmax(1) == reference.argmax(1)).sum()) if reference.ndim == 2 else 0
-                if batch.labels is not None:
+                if batch.labels is not None and ours.ndim == 2:
                     right += int((ours.argmax(1).cpu() == batch.labels).sum())
                     labelled += len(ours)
         numbers = [loss, agree, right, labelled, *spikes.sums]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speedysnn.convert.spiking import to_spiking
-from speedysnn.data.batches import drawn
+from speedysnn.data.batches import drawn, inputs_of
 from speedysnn.errors import InputError
 from speedysnn.finetune.augment import as_dataset, gather, hold_out
 from speedysnn.finetune.batch_norm import fold_batch_norms, with_statistics
@@ -147,8 +147,9 @@ def train(
             f"{config.objective!r} and {'none' if teacher is None else 'one'}"
         )
     begin = time.monotonic()
-    data, held = (as_dataset(train), as_dataset(validation)) if validation is not None else hold_out(
-        train, config.holdout, config.seed
+    taken = inputs_of(ann)
+    data, held = (as_dataset(train, taken), as_dataset(validation, taken)) if validation is not None else hold_out(
+        train, config.holdout, config.seed, taken
     )  # fmt: skip
     snn = _start(ann, data, timesteps, config, spikes=spikes, delay=delay)
     frozen = snn if teacher is None else teacher_of(snn, teacher, config)

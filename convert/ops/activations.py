@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, never_negative
 from speedysnn.errors import InputError
 from speedysnn.graph.activations import ACTIVATIONS, Activation
 from speedysnn.graph.operators import OPERATORS
@@ -19,7 +19,7 @@ def unary(op: str, *constants: tuple[str, Any]) -> Handler:
     def handle(call: Call) -> Ref:
         attrs = {}
         for position, (name, default) in enumerate(constants, 1):
-            attrs[name] = getattr(call.module, name) if call.module else call.number(position, name, default)
+            attrs[name] = getattr(call.settings, name) if call.module else call.number(position, name, default)
         return call.emit(op, (call.ref(),), attrs)
 
     return handle
@@ -30,8 +30,7 @@ def along(op: str) -> Handler:
 
     def handle(call: Call) -> Ref:
         x = call.ref()
-        m: Any = call.module
-        dim = m.dim if m is not None else call.number(1, "dim", -1 if op == "glu" else None)
+        dim = call.settings.dim if call.module is not None else call.number(1, "dim", -1 if op == "glu" else None)
         if dim is None:
             raise Unsupported(f"{op} without a dimension", "name the dimension")
         return call.emit(op, (x,), {"dim": call.dims(dim, len(x.shape))[0]})
@@ -46,22 +45,24 @@ def softmax2d(call: Call) -> Ref:
 
 def leaky(call: Call) -> Ref:
     """LeakyReLU as two neuron layers: relu(x) - slope relu(-x)."""
-    m: Any = call.module
-    if m is None:
+    m = call.settings
+    if call.module is None:
         return two_neurons(call, call.number(1, "negative_slope", 0.01))
-    slope = m.negative_slope if isinstance(m, nn.LeakyReLU) else (m.lower + m.upper) / 2
+    slope = m.negative_slope if isinstance(call.module, nn.LeakyReLU) else (m.lower + m.upper) / 2
     return two_neurons(call, float(slope))
 
 
 def rrelu(call: Call) -> Ref:
     """RReLU in evaluation mode: its slope is the mean of the bounds."""
+    if call.number(3, "training", False):
+        raise Unsupported("a slope drawn at random", "pass training=self.training")
     return two_neurons(call, (call.number(1, "lower", 1 / 8) + call.number(2, "upper", 1 / 3)) / 2)
 
 
 def prelu(call: Call) -> Ref:
     """PReLU as two neuron layers; one slope, or one a channel."""
     x = call.ref()
-    weight = call.module.weight if call.module is not None else call.get(1, "weight")
+    weight = call.settings.weight if call.module is not None else call.get(1, "weight")
     if not isinstance(weight, Tensor):
         raise Unsupported("a slope computed inside the network", "make it a parameter")
     return two_neurons(call, weight.detach().view(1, -1, *[1] * (len(x.shape) - 2)))
@@ -71,6 +72,8 @@ def two_neurons(call: Call, slope: float | Tensor) -> Ref:
     """max(x, 0) - slope max(-x, 0): one layer of neurons for each sign."""
     x = call.ref()
     up = call.neuron(x)
+    if never_negative(call.builder, x.name):
+        return up
     negated = call.emit("scale", (x,), {"factor": -1.0, "offset": 0.0}, shape=x.shape)
     down = call.neuron(negated)
     if isinstance(slope, Tensor):
@@ -215,7 +218,8 @@ def as_operator(name: str, **constants: Any) -> Handler:
     row = OPERATORS.get(name)
     if row is None or row.arity != 1 or any(not tensor.endswith("?") for tensor in row.tensors):
         raise InputError(f"as_operator: expected an operator of one input and no tensors, got {name!r}")
-    if set(constants) != set(row.attrs):
+    needed = {attr for attr in row.attrs if not attr.endswith("?")}
+    if not needed <= set(constants) <= {attr.rstrip("?") for attr in row.attrs}:
         raise InputError(f"as_operator({name!r}): expected the constants {row.attrs}, got {tuple(constants)}")
 
     def handle(call: Call) -> Ref:

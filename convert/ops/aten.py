@@ -14,16 +14,19 @@ def _norm(handler: Handler, *more: str) -> Handler:
     """ATen's (x, weight, bias, mean, var, *more), where torch.nn.functional has the statistics before the weight."""
     names = ("weight", "bias", "running_mean", "running_var", *more)
 
-    def handle(call: Call) -> Any:
-        x, *rest = call.args
-        named = dict(zip(names, rest, strict=False))  # what follows the names matters to the GPU alone
-        return handler(Call(call.builder, None, (x,), named, call.result))
+    return lambda call: _renamed(call, handler, names)
 
-    return handle
+
+def _renamed(call: Call, handler: Handler, names: tuple[str, ...]) -> Any:
+    """A handler that finds arguments by other names than ATen has for their places."""
+    inner = replace(call, args=call.args[:1], kwargs=dict(zip(names, call.args[1:], strict=False)), read=set())
+    out = handler(inner)
+    call.read.update({0, *(at for at, name in enumerate(names, 1) if name in inner.read)})
+    return out
 
 
 def _conv_transpose(call: Call) -> Ref:
-    weight = call.args[1]
+    weight = call.get(1, "weight")
     dims = weight.ndim - 2
     names = ("stride", "padding", "output_padding", "groups", "dilation")
     defaults = (1, 0, 0, 1, 1)
@@ -36,30 +39,49 @@ def _conv_transpose(call: Call) -> Ref:
 
 def _convolution(call: Call) -> Ref:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = call.args
+    call.read_from_result()
     if transposed:
-        args: tuple[Any, ...] = (x, weight, bias, stride, padding, output_padding, groups, dilation)
-        return _conv_transpose(Call(call.builder, None, args, {}, call.result))
-    return functions.conv(
-        Call(call.builder, None, (x, weight, bias, stride, padding, dilation, groups), {}, call.result)
-    )
+        return _conv_transpose(replace(call, args=(x, weight, bias, stride, padding, output_padding, groups, dilation)))
+    return functions.conv(replace(call, args=(x, weight, bias, stride, padding, dilation, groups)))
 
 
 def _addmm(call: Call) -> Ref:
     """A decomposed program's linear layer: beta bias + alpha x weight."""
-    bias, x, weight = call.args[:3]
+    bias, x, weight = (call.get(at, name) for at, name in enumerate(("input", "mat1", "mat2")))
     if not isinstance(x, Ref) or not isinstance(weight, torch.Tensor) or not isinstance(bias, torch.Tensor):
         raise Unsupported("a matrix product of two branches with a sum", "add after the product, or use a linear layer")
     alpha, beta = (call.number(3, name, 1) for name in ("alpha", "beta"))
     return call.emit("linear", (x,), None, {"weight": alpha * weight.t(), "bias": beta * bias.expand(weight.shape[1])})
 
 
-def _upsample(mode: str) -> Handler:
+def _upsample(mode: str, antialias: bool = False) -> Handler:
+    """(x, size, [align_corners], scale of each dimension or a list of them); the scale says where it samples."""
+    cornered = mode in ("linear", "bilinear", "bicubic", "trilinear")
+
     def handle(call: Call) -> Ref:
-        corners = None if mode == "nearest" else bool(call.get(2, "align_corners"))
-        attrs = {"size": list(call.result[2:]), "scale": None, "mode": mode, "align_corners": corners}
-        return call.emit("interpolate", (call.ref(),), attrs)
+        corners = bool(call.get(2, "align_corners")) if cornered else None
+        given = [scale for scale in call.rest(2 + cornered, "scale_factors") if scale is not None]
+        sizes, dims = list(call.result[2:]), call.ref().shape[2:]
+        call.read.update((1, "output_size", "size"))
+        fits = len(given) == len(sizes) and all(int(n * s) == out for n, s, out in zip(dims, given, sizes, strict=True))
+        if given and not fits:
+            raise Unsupported(f"the scales {given} with sizes {sizes} that are not theirs", "give one of them")
+        attrs = {"size": None if given else sizes, "scale": given or None, "mode": mode, "align_corners": corners}
+        return functions.resized(call, {**attrs, "antialias": antialias})
 
     return handle
+
+
+_UPSAMPLED: dict[str, Handler] = {
+    **{f"upsample_nearest{dims}d": _upsample("nearest") for dims in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{dims}d": _upsample("nearest-exact") for dims in (1, 2, 3)},
+    "upsample_linear1d": _upsample("linear"),
+    "upsample_bilinear2d": _upsample("bilinear"),
+    "upsample_bicubic2d": _upsample("bicubic"),
+    "upsample_trilinear3d": _upsample("trilinear"),
+    "_upsample_bilinear2d_aa": _upsample("bilinear", antialias=True),
+    "_upsample_bicubic2d_aa": _upsample("bicubic", antialias=True),
+}
 
 
 def _lrelu(call: Call) -> Ref:
@@ -84,7 +106,18 @@ def _first(handler: Handler) -> Handler:
 
 
 def _same(call: Call) -> Any:
+    return call.get(0, "self")
+
+
+def _cast(call: Call) -> Any:
+    shapes.cast(call) if isinstance(call.args[0], Ref) and not call.args[0].order else call.read_from_result()
     return call.args[0]
+
+
+def _dropout(call: Call) -> Any:
+    if call.get(2, "train") and call.get(1, "p"):
+        raise Unsupported("dropout that also drops when evaluating", "export the network in evaluation mode")
+    return call.get(0, "input")
 
 
 # The name of an overload packet of torch.ops.aten -> handler. Arguments keep ATen's order.
@@ -105,6 +138,7 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("hardtanh", "hardtanh_"), functions.hardtanh),
     **dict.fromkeys(("clamp", "clamp_"), functions.clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), functions.clamp_min),
+    **dict.fromkeys(("clamp_max", "clamp_max_"), functions.clamp_max),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _lrelu),
     **dict.fromkeys(("prelu", "_prelu_kernel"), activations.prelu),
     **dict.fromkeys(("elu", "elu_"), _elu),
@@ -126,6 +160,7 @@ _BY_NAME: dict[str, Handler] = {
     **dict.fromkeys(("split", "chunk", "split_with_sizes"), shapes.split),
     **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad_aten),
     "slice": moves.slice_dim,
+    "slice_scatter": moves.slice_scatter,
     "select": moves.select,
     "narrow": moves.narrow,
     "unbind": moves.unbind,
@@ -157,14 +192,13 @@ _BY_NAME: dict[str, Handler] = {
     "new_zeros": moves.new_constant(0.0),
     "new_ones": moves.new_constant(1.0),
     "new_full": moves.new_constant(None),
+    **{f"{word}_like": moves.new_constant(value, 1) for word, value in (("zeros", 0.0), ("ones", 1.0), ("full", None))},
     "scaled_dot_product_attention": modules.scaled_dot_product,
-    "upsample_nearest2d": _upsample("nearest"),
-    "upsample_bilinear2d": _upsample("bilinear"),
-    "upsample_nearest1d": _upsample("nearest"),
-    "upsample_linear1d": _upsample("linear"),
-    "pixel_shuffle": lambda call: call.emit("pixel_shuffle", (call.ref(),), {"factor": call.args[1]}),
-    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "contiguous", "clone", "detach", "detach_"), _same),
-    **dict.fromkeys(("alias", "to", "_to_copy", "lift_fresh_copy", "type_as"), _same),
+    **_UPSAMPLED,
+    "pixel_shuffle": lambda call: call.emit("pixel_shuffle", (call.ref(),), {"factor": call.get(1, "upscale_factor")}),
+    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "feature_dropout_"), _dropout),
+    **dict.fromkeys(("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ layer-norm and its kin need an analog unit. Arithmetic with a constant is affine
 needs an analog unit.
 """
 
+import math
 import operator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported, limit
 
 
 def as_list(value: Any, dims: int) -> list[int]:
@@ -51,7 +52,16 @@ def batch_norm(call: Call) -> Ref:
         "weight": call.own(3, "weight"),
         "bias": call.own(4, "bias"),
     }
-    return call.emit("batch_norm", (call.norm_input(),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+    return call.emit("batch_norm", (norm_input(call),), {"eps": call.number(7, "eps", 1e-5)}, tensors)
+
+
+def norm_input(call: Call) -> Ref:
+    """The input of a batch-norm; a linear layer's sequence (B, L, C) is set apart, since there the norm runs along L
+    and not along the layer's outputs, so that it must not be folded.
+    """
+    x = call.ref()
+    made = next(node for node in call.builder.nodes if node.name == x.name)
+    return call.emit("identity", (x,), shape=x.shape) if made.op == "linear" and len(x.shape) > 2 else x
 
 
 def _stride(call: Call, kernel: Any) -> Any:
@@ -105,36 +115,38 @@ def adaptive_pool(kind: str) -> Handler:
 
 def layer_norm(call: Call) -> Ref:
     """Layer-norm and RMS-norm over the last dimensions."""
-    m: Any = call.module
-    shape = list(m.normalized_shape if m is not None else call.number(1, "normalized_shape"))
-    eps = m.eps if m is not None else call.number(4, "eps", 1e-5)
+    m, own = call.settings, call.module is not None
+    shape = list(m.normalized_shape if own else call.number(1, "normalized_shape"))
+    eps = m.eps if own else call.number(4, "eps", 1e-5)
     tensors = {"weight": call.own(2, "weight"), "bias": call.own(3, "bias")}
     return call.emit("layer_norm", (call.ref(),), {"shape": shape, "eps": eps}, tensors)
 
 
 def rms_norm(call: Call) -> Ref:
     """RMS-norm over the last dimensions."""
-    m: Any = call.module
-    shape = list(m.normalized_shape if m is not None else call.number(1, "normalized_shape"))
-    eps = m.eps if m is not None else call.number(3, "eps")
+    m, own = call.settings, call.module is not None
+    shape = list(m.normalized_shape if own else call.number(1, "normalized_shape"))
+    eps = m.eps if own else call.number(3, "eps")
     return call.emit("rms_norm", (call.ref(),), {"shape": shape, "eps": eps}, {"weight": call.own(2, "weight")})
 
 
 def group_norm(call: Call) -> Ref:
     """Group-norm."""
-    m: Any = call.module
-    groups = m.num_groups if m is not None else call.number(1, "num_groups")
-    eps = m.eps if m is not None else call.number(4, "eps", 1e-5)
+    m, own = call.settings, call.module is not None
+    groups = m.num_groups if own else call.number(1, "num_groups")
+    eps = m.eps if own else call.number(4, "eps", 1e-5)
     tensors = {"weight": call.own(2, "weight"), "bias": call.own(3, "bias")}
     return call.emit("group_norm", (call.ref(),), {"groups": groups, "eps": eps}, tensors)
 
 
 def instance_norm(call: Call) -> Ref:
     """Instance-norm; with running statistics it is a batch-norm."""
-    m: Any = call.module
-    if m is None:
-        if call.get(1, "running_mean") is not None:
+    m, own = call.settings, call.module is not None
+    if not own:
+        if call.get(1, "running_mean") is not None or call.get(2, "running_var") is not None:
             raise Unsupported("functional instance-norm with running statistics", "use the module")
+        if not call.number(5, "use_input_stats", True):
+            raise Unsupported("instance-norm without the image's own statistics", "use batch-norm")
         tensors, eps = {"weight": call.own(3, "weight"), "bias": call.own(4, "bias")}, call.number(7, "eps", 1e-5)
         return call.emit("instance_norm", (call.ref(),), {"eps": eps}, tensors)
     tensors = {"weight": m.weight, "bias": m.bias}
@@ -188,23 +200,29 @@ LAYER_ROWS: dict[Key, Handler] = {
 
 def clamp(call: Call) -> Ref:
     """A clamp to a range that holds 0 is a neuron, signed where it reaches below 0."""
-    return _clamped(call, call.number(1, "min"), call.number(2, "max"))
+    return clamp_to(call, call.number(1, "min"), call.number(2, "max"))
 
 
 def clamp_min(call: Call) -> Ref:
     """A clamp_min at 0 is a ReLU."""
-    return _clamped(call, call.number(1, "min"), None)
+    return clamp_to(call, call.number(1, "min"), None)
 
 
 def hardtanh(call: Call) -> Ref:
     """torch.nn.functional.hardtanh; signed neurons where it reaches below 0."""
-    return _clamped(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
+    return clamp_to(call, call.number(1, "min_val", -1.0), call.number(2, "max_val", 1.0))
 
 
-def _clamped(call: Call, low: Any, high: Any) -> Ref:
+def clamp_max(call: Call) -> Ref:
+    """A clamp to a largest value alone."""
+    return clamp_to(call, None, call.number(1, "max"))
+
+
+def clamp_to(call: Call, low: Any, high: Any) -> Ref:
+    """Neurons where the range holds 0, else an analog clamp."""
+    low, high = limit(low), limit(high)
     if low is None and high is None:
         return call.ref()
-    low, high = (None if value is None else float(value) for value in (low, high))
     if (low is not None and low > 0) or (high is not None and high <= 0):
         return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
     return call.neuron(call.ref(), ceiling=high, floor=low)
@@ -228,20 +246,31 @@ def interpolate(call: Call) -> Ref:
         "scale": call.number(2, "scale_factor"),
         "mode": call.number(3, "mode", "nearest"),
         "align_corners": call.number(4, "align_corners"),
+        "recompute": call.number(5, "recompute_scale_factor"),
+        "antialias": call.number(6, "antialias", False),
     }
-    if attrs["size"] is not None:
-        attrs["size"] = as_list(attrs["size"], len(call.ref().shape) - 2)
-    if attrs["scale"] is not None:
-        attrs["scale"] = as_list(attrs["scale"], len(call.ref().shape) - 2)
-    return call.emit("interpolate", (call.ref(),), attrs)
+    return resized(call, attrs)
+
+
+def resized(call: Call, attrs: dict[str, Any]) -> Ref:
+    """An interpolation; its size and scale for every dimension, and only those options that are on."""
+    x = call.ref()
+    for name in ("size", "scale"):
+        value = attrs[name]
+        if value is not None:
+            attrs[name] = list(value) if isinstance(value, list | tuple) else [value] * (len(x.shape) - 2)
+    for name in ("recompute", "antialias"):
+        if not attrs.setdefault(name, None):
+            del attrs[name]
+    return call.emit("interpolate", (x,), attrs)
 
 
 def add(sign: int) -> Handler:
     """Sum or difference of two branches, or of a branch and a constant."""
 
     def handle(call: Call) -> Ref:
-        a, b = call.args[0], call.get(1, "other")
-        if call.kwargs.get("alpha", 1) != 1:
+        a, b = call.operand(0, "input"), call.operand(1, "other")
+        if call.get(2, "alpha", 1) != 1:
             raise Unsupported("an addition with alpha", "scale the branch first")
         if isinstance(a, Ref) and isinstance(b, Ref):
             return call.emit("add" if sign > 0 else "sub", (a, b))
@@ -257,7 +286,7 @@ def add(sign: int) -> Handler:
 
 def multiply(call: Call) -> Ref:
     """Product with a constant, which is affine, or of two branches, which is not."""
-    a, b = call.args[0], call.get(1, "other")
+    a, b = call.operand(0, "input"), call.operand(1, "other")
     if isinstance(a, Ref) and isinstance(b, Ref):
         return call.emit("mul", (a, b))
     return _affine(call, a, b, None) if isinstance(a, Ref) else _affine(call, call.ref(1, "other"), a, None)
@@ -265,8 +294,8 @@ def multiply(call: Call) -> Ref:
 
 def divide(call: Call) -> Ref:
     """Division by a constant, which is affine, or by a branch, which is not."""
-    a, b = call.args[0], call.get(1, "other")
-    if call.kwargs.get("rounding_mode"):
+    a, b = call.operand(0, "input"), call.operand(1, "other")
+    if call.get(2, "rounding_mode"):
         raise Unsupported("a division that rounds", "divide without rounding_mode")
     if not isinstance(b, Ref):
         return _affine(call, call.ref(), 1.0 / b, None)
@@ -280,12 +309,32 @@ def negate(call: Call) -> Ref:
     return _affine(call, call.ref(), -1.0, None)
 
 
+def masked(call: Call, x: Ref, offset: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
+    """The sum with a constant whose infinite entries are a mask: they replace values, all others are added.
+
+    Raises:
+        Unsupported: it holds NaN.
+    """
+    if bool(offset.isnan().any()):
+        raise Unsupported("a constant that holds NaN", "check the checkpoint")
+    finite = torch.where(offset.isfinite(), offset, torch.zeros_like(offset))
+    x = call.emit("affine", (x,), None, {"bias": finite}, shape=shape)
+    for value in (-math.inf, math.inf):
+        if bool((offset == value).any()):
+            x = call.emit("masked_fill", (x,), {"value": value}, {"mask": offset == value}, shape=x.shape)
+    return x
+
+
 def _affine(call: Call, x: Ref, factor: Any, offset: Any, sign: int = 1) -> Ref:
     for value in (factor, offset):
         if isinstance(value, Tensor) and value.numel() > 1 and value.ndim >= len(x.shape) and value.shape[0] != 1:
             raise Unsupported("a constant with a batch dimension of its own", "give it a first dimension of 1")
         if value is not None and not isinstance(value, Tensor | int | float):
             raise Unsupported(f"a {type(value).__name__} in an arithmetic operation", "use a constant")
+    if isinstance(factor, Tensor) and not bool(factor.isfinite().all()):
+        raise Unsupported("a product with a constant that holds NaN or infinity", "use masked_fill")
+    if isinstance(offset, Tensor) and factor is None and not bool(offset.isfinite().all()):
+        return masked(call, x, offset)
     if isinstance(factor, Tensor) or isinstance(offset, Tensor):
         weight = factor if isinstance(factor, Tensor) or factor is None else torch.tensor(float(factor))
         bias = offset if isinstance(offset, Tensor) or offset is None else torch.tensor(float(offset))
@@ -298,11 +347,13 @@ FUNCTION_ROWS: dict[Key, Handler] = {
     F.hardtanh: hardtanh,
     **dict.fromkeys((torch.clamp, torch.clip), clamp),
     torch.clamp_min: clamp_min,
+    torch.clamp_max: clamp_max,
     torch.mean: reduce("mean"),
     torch.sum: reduce("sum"),
     F.interpolate: interpolate,
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
     **dict.fromkeys(("clamp_min", "clamp_min_"), clamp_min),
+    **dict.fromkeys(("clamp_max", "clamp_max_"), clamp_max),
     "mean": reduce("mean"),
     "sum": reduce("sum"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add(1)),

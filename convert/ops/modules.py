@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
+from speedysnn.convert.ops.functions import clamp_to, masked, norm_input, resized
 from speedysnn.convert.ops.shapes import pad_mode
 
 
@@ -22,7 +23,7 @@ def _tuple(value: Any) -> Any:
 
 def conv(call: Call) -> Ref:
     """Convolution; other paddings than zeros become a pad node before it."""
-    m: Any = call.module
+    m = call.settings
     x, dims = call.ref(), m.weight.ndim - 2
     padding = _tuple(m.padding)
     if m.padding_mode != "zeros":
@@ -34,7 +35,7 @@ def conv(call: Call) -> Ref:
 
 def conv_transpose(call: Call) -> Ref:
     """Transposed convolution."""
-    m: Any = call.module
+    m = call.settings
     attrs = {
         "stride": _tuple(m.stride),
         "padding": _tuple(m.padding),
@@ -42,29 +43,39 @@ def conv_transpose(call: Call) -> Ref:
         "groups": m.groups,
         "dilation": _tuple(m.dilation),
     }
+    if call.get(1, "output_size") is not None:
+        attrs["output_padding"] = _rest(call, m)
     if m.padding_mode != "zeros":
         raise Unsupported(f"padding_mode={m.padding_mode!r} in a transposed convolution", "use zeros")
     return call.emit(f"conv_transpose{m.weight.ndim - 2}d", (call.ref(),), attrs, {"weight": m.weight, "bias": m.bias})
 
 
+def _rest(call: Call, m: Any) -> list[int]:
+    """The output padding that gives the traced size, as an output_size asked for it."""
+    sizes, wanted = call.ref().shape[2:], call.result[2:]
+    parts = zip(sizes, wanted, m.weight.shape[2:], m.stride, m.padding, m.dilation, strict=True)
+    return [out - (size - 1) * step + 2 * pad - dilation * (kernel - 1) - 1
+            for size, out, kernel, step, pad, dilation in parts]  # fmt: skip
+
+
 def linear(call: Call) -> Ref:
     """Linear layer."""
-    m: Any = call.module
+    m = call.settings
     return call.emit("linear", (call.ref(),), None, {"weight": m.weight, "bias": m.bias})
 
 
 def batch_norm(call: Call) -> Ref:
     """Batch-norm in evaluation mode, an affine map a channel; folded later where a layer precedes it."""
-    m: Any = call.module
+    m = call.settings
     if m.running_mean is None:
         raise Unsupported("batch-norm without running statistics works across the batch", "track running statistics")
     tensors = {"mean": m.running_mean, "var": m.running_var, "weight": m.weight, "bias": m.bias}
-    return call.emit("batch_norm", (call.norm_input(),), {"eps": m.eps}, tensors)
+    return call.emit("batch_norm", (norm_input(call),), {"eps": m.eps}, tensors)
 
 
 def avg_pool(call: Call) -> Ref:
     """Average pooling."""
-    m: Any = call.module
+    m = call.settings
     x = call.ref()
     attrs = {
         "kernel": _tuple(m.kernel_size),
@@ -79,7 +90,7 @@ def avg_pool(call: Call) -> Ref:
 
 def max_pool(call: Call) -> Ref:
     """Max-pooling, exact in rate."""
-    m: Any = call.module
+    m = call.settings
     x = call.ref()
     if m.return_indices:
         raise Unsupported("max-pooling that returns indices", "use one that returns values only")
@@ -95,14 +106,14 @@ def max_pool(call: Call) -> Ref:
 
 def adaptive_avg_pool(call: Call) -> Ref:
     """Adaptive average pooling."""
-    m: Any = call.module
+    m = call.settings
     x = call.ref()
     return call.emit(f"adaptive_avg_pool{len(x.shape) - 2}d", (x,), {"size": _tuple(m.output_size)})
 
 
 def adaptive_max_pool(call: Call) -> Ref:
     """Adaptive max-pooling, exact in rate."""
-    m: Any = call.module
+    m = call.settings
     x = call.ref()
     if m.return_indices:
         raise Unsupported("max-pooling that returns indices", "use one that returns values only")
@@ -111,11 +122,8 @@ def adaptive_max_pool(call: Call) -> Ref:
 
 def hardtanh(call: Call) -> Ref:
     """A clamp to a range that holds 0 becomes a neuron, signed where it reaches below 0."""
-    m: Any = call.module
-    low, high = float(m.min_val), float(m.max_val)
-    if low > 0 or high <= 0:
-        return call.emit("clamp", (call.ref(),), {"min": low, "max": high})
-    return call.neuron(call.ref(), ceiling=high, floor=low)
+    m = call.settings
+    return clamp_to(call, float(m.min_val), float(m.max_val))
 
 
 def same(call: Call) -> Ref:
@@ -125,7 +133,7 @@ def same(call: Call) -> Ref:
 
 def flatten(call: Call) -> Ref:
     """Flatten, batch kept."""
-    m: Any = call.module
+    m = call.settings
     x = call.ref()
     start, end = call.dims([m.start_dim, m.end_dim], len(x.shape))
     return call.emit("flatten", (x,), {"start": start, "end": end})
@@ -133,34 +141,36 @@ def flatten(call: Call) -> Ref:
 
 def unflatten(call: Call) -> Ref:
     """Unflatten is a reshape to the traced shape."""
+    m = call.settings
+    call.ref().shape[m.dim], m.unflattened_size  # the traced result says all of it
     return call.emit("reshape", (call.ref(),), {"shape": [0, *call.result[1:]]})
 
 
 def pad(call: Call) -> Ref:
     """Padding layers: zeros, constants, reflection, replication, circular."""
-    m: Any = call.module
+    m = call.settings
     kinds = {"Zero": "constant", "Constant": "constant", "Reflection": "reflect", "Replication": "replicate",
              "Circular": "circular"}  # fmt: skip
-    mode = next(mode for word, mode in kinds.items() if type(m).__name__.startswith(word))
+    mode = next(mode for word, mode in kinds.items() if type(call.module).__name__.startswith(word))
     return pad_mode(call, call.ref(), list(m.padding), mode, getattr(m, "value", 0.0), final=True)
 
 
 def upsample(call: Call) -> Ref:
     """Upsampling, which is linear in its input; bicubic too."""
-    m: Any = call.module
-    attrs = {"size": _tuple(m.size), "scale": _tuple(m.scale_factor), "mode": m.mode, "align_corners": m.align_corners}
-    return call.emit("interpolate", (call.ref(),), attrs)
+    m = call.settings
+    attrs = {"size": m.size, "scale": m.scale_factor, "mode": m.mode, "align_corners": m.align_corners}
+    return resized(call, {**attrs, "recompute": m.recompute_scale_factor})
 
 
 def pixel_shuffle(call: Call) -> Ref:
     """Pixel shuffle."""
-    m: Any = call.module
+    m = call.settings
     return call.emit("pixel_shuffle", (call.ref(),), {"factor": m.upscale_factor})
 
 
 def channel_shuffle(call: Call) -> Ref:
     """Channel shuffle."""
-    m: Any = call.module
+    m = call.settings
     return call.emit("channel_shuffle", (call.ref(),), {"groups": m.groups})
 
 
@@ -191,7 +201,7 @@ MODULE_ROWS: dict[Key, Handler] = {
 
 def matmul(call: Call) -> Ref:
     """Matrix product: of two branches (hybrid), or with a matrix of the model's own (a linear layer)."""
-    a, b = call.args[0], call.get(1, "other")
+    a, b = call.get(0, "input"), call.get(1, "other")
     if isinstance(a, Ref) and isinstance(b, Ref):
         return call.emit("matmul", (a, b))
     if isinstance(a, Ref) and isinstance(b, Tensor) and b.ndim == 2:
@@ -220,7 +230,7 @@ def attend(call: Call, q: Ref, k: Ref, v: Ref, mask: Tensor | None, scale: float
             fill = {"value": -math.inf}
             scores = call.emit("masked_fill", (scores,), fill, {"mask": ~mask}, shape=shape)
         else:
-            scores = call.emit("affine", (scores,), None, {"bias": mask}, shape=shape)
+            scores = masked(call, scores, mask, shape)
     weights = call.emit("softmax", (scores,), {"dim": len(shape) - 1}, shape=shape)
     return call.emit("matmul", (weights, v), shape=(*q.shape[:-1], v.shape[-1])), weights
 
@@ -228,24 +238,27 @@ def attend(call: Call, q: Ref, k: Ref, v: Ref, mask: Tensor | None, scale: float
 def scaled_dot_product(call: Call) -> Ref:
     """torch.nn.functional.scaled_dot_product_attention."""
     q, k, v = call.ref(0, "query"), call.ref(1, "key"), call.ref(2, "value")
-    mask = call.get(3, "attn_mask")
+    mask = call.operand(3, "attn_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise Unsupported("an attention mask computed from the input", "use a constant mask")
+    if call.number(4, "dropout_p", 0.0):
+        raise Unsupported("attention with dropout_p, which also drops when evaluating", "pass 0.0 there")
     if call.number(5, "is_causal", False):
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-    scale = call.kwargs.get("scale")
+    scale = call.get(6, "scale")
     return attend(call, q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale))[0]
 
 
 def multihead(call: Call) -> tuple[Ref, Ref | None]:
     """torch.nn.MultiheadAttention with batch_first=True."""
-    m: Any = call.module
+    m = call.settings
     if not m.batch_first:
         raise Unsupported("attention over (L, B, E), batch in the second dimension", "set batch_first=True")
     if m.bias_k is not None or m.add_zero_attn:
         raise Unsupported("add_bias_kv or add_zero_attn", "switch them off")
-    if call.get(3, "key_padding_mask") is not None or call.kwargs.get("is_causal", False):
+    if call.get(3, "key_padding_mask") is not None or call.get(7, "is_causal", False):
         raise Unsupported("a padding mask or is_causal", "give a constant attn_mask")
+    call.read.update((4, "need_weights", 6, "average_attn_weights", ".num_heads", ".kdim", ".vdim"))  # the result says
     mask = call.get(5, "attn_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         raise Unsupported("an attention mask computed from the input, or one a head", "use a constant (L, S) mask")
@@ -286,7 +299,7 @@ def _head(call: Call, x: Ref, weight: Tensor, bias: Tensor | None, heads: int) -
 
 def einsum(call: Call) -> Ref:
     """torch.einsum of two branches whose first index, the batch, is the result's first too."""
-    equation, operands = str(call.args[0]).replace(" ", ""), call.args[1:]
+    equation, operands = str(call.get(0, "equation")).replace(" ", ""), call.rest(1, "operands")
     items = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     refs = tuple(item for item in items if isinstance(item, Ref))
     left, _, right = equation.partition("->")

@@ -1,7 +1,4 @@
-"""Handlers that repeat, move or choose values: expand, roll, flip, select, masks, maxima, comparisons, where.
-
-`constant` puts a tensor of the model's own into the graph as an operand.
-"""
+"""Handlers that repeat, move or choose values: expand, roll, flip, select, masks, maxima, comparisons, where."""
 
 import operator
 from typing import Any
@@ -10,17 +7,17 @@ import torch
 from torch import Tensor
 
 from speedysnn.convert.handler_api import Call, Handler, Key, Ref, Unsupported
-from speedysnn.convert.ops.shapes import picked, take
+from speedysnn.convert.ops.shapes import indexed, picked, take
+from speedysnn.convert.trace import BatchTensor
 
 
 def _sizes(call: Call, name: str) -> list[Any]:
-    given = call.get(1, name)
-    return list(given) if isinstance(given, list | tuple) else list(call.args[1:])
+    return call.rest(1, name)
 
 
 def expand(call: Call) -> Ref:
     """Expansion to the traced shape, batch kept."""
-    x, out = call.ref(), tuple(call.result)
+    x, out = call.ref(), tuple(call.read_from_result())
     if len(out) != len(x.shape) or out[0] != x.shape[0]:
         raise Unsupported("it expands along the batch dimension", "keep the batch as it is")
     return call.emit("expand", (x,), {"shape": [0, *out[1:]]})
@@ -51,7 +48,7 @@ def flip(call: Call) -> Ref:
 
 def select(call: Call) -> Ref:
     """One index of one dimension."""
-    x = call.args[0]
+    x = call.get(0, "input")
     if not isinstance(x, Ref):
         return call.ref()
     return picked(call, x, int(call.number(1, "dim")) % len(x.shape), int(call.number(2, "index")))
@@ -81,9 +78,28 @@ def slice_dim(call: Call) -> Ref:
     return call.emit("slice", (x,), {"index": [None] * dim + [[start, end, step]]})
 
 
+def slice_scatter(call: Call) -> Ref:
+    """aten.slice_scatter: (x, part, dim, start, end, step), a part of a dimension replaced, as a change in place is."""
+    x, part, dim = call.ref(), call.ref(1, "src"), int(call.number(2, "dim", 0)) % len(call.ref().shape)
+    size = x.shape[dim]
+    start, end, step = slice(call.number(3, "start"), call.number(4, "end"), call.number(5, "step", 1)).indices(size)
+    if dim == 0 or step != 1:
+        if tuple(part.shape) == tuple(x.shape):
+            return part
+        raise Unsupported("it replaces a part of the batch, or every other entry", "make a new tensor")
+    pieces = [part]
+    for low, high in ((0, start), (end, size)):
+        if low < high:
+            index = [None] * dim + [[low, high, None]]
+            shape = (*x.shape[:dim], high - low, *x.shape[dim + 1 :])
+            kept = call.emit("slice", (x,), {"index": index}, shape=shape)
+            pieces = [kept, *pieces] if low == 0 else [*pieces, kept]
+    return call.emit("cat", tuple(pieces), {"dim": dim}) if len(pieces) > 1 else part
+
+
 def unbind(call: Call) -> tuple[Ref, ...]:
     """Every index of one dimension."""
-    x = call.args[0]
+    x = call.get(0, "input")
     if not isinstance(x, Ref):
         return (call.ref(),)
     dim = int(call.number(1, "dim", 0)) % len(x.shape)
@@ -118,30 +134,27 @@ def repeat_interleave(call: Call) -> Ref:
 
 
 def index(call: Call) -> Ref:
-    """aten.index: (x, [None, tensor, ...]) with one constant tensor."""
-    x, items = call.ref(), list(call.get(1, "indices"))
-    chosen = [(dim, item) for dim, item in enumerate(items) if item is not None]
-    if len(chosen) != 1 or not isinstance(chosen[0][1], Tensor) or chosen[0][0] == 0:
-        raise Unsupported("it indexes with several tensors or along the batch", "index one other dimension")
-    return take(call, x, *chosen[0])
+    """aten.index: (x, [None, tensor, ...]), None for a dimension that stays whole."""
+    items = [slice(None) if item is None else item for item in call.get(1, "indices")]
+    return indexed(call, call.ref(), items)
 
 
-def new_constant(value: float | None) -> Handler:
+def new_constant(value: float | None, position: int = 2) -> Handler:
     """new_zeros, zeros_like and the like: a constant that has only its shape from the input."""
 
     def handle(call: Call) -> Any:
-        x, shape = call.ref(), tuple(call.result)
-        filled = call.get(2, "fill_value") if value is None else value
-        if shape[:1] == x.shape[:1]:
-            raise Unsupported("a tensor made for the batch size inside the network", "make it with a batch of 1")
-        return torch.full(shape, float(filled))
+        x, shape = call.ref(), tuple(call.read_from_result())
+        filled = call.get(position, "fill_value") if value is None else value
+        kind = call.kwargs.get("dtype") or torch.float32
+        made = torch.full(shape, filled, dtype=kind)
+        return BatchTensor(made) if shape[:1] == x.shape[:1] else made
 
     return handle
 
 
 def masked_fill(call: Call) -> Ref:
     """A constant mask's entries replaced by a number."""
-    mask, value = call.get(1, "mask"), call.get(2, "value")
+    mask, value = call.operand(1, "mask"), call.get(2, "value")
     if not isinstance(mask, Tensor) or isinstance(value, Ref):
         raise Unsupported("a mask computed from the input", "use a constant mask")
     return call.emit("masked_fill", (call.ref(),), {"value": float(value)}, {"mask": mask.to(torch.bool)})
@@ -151,28 +164,21 @@ def operand(call: Call, value: Any, like: Ref) -> Ref:
     """A tensor of the graph, also for a number or a tensor of the model's own."""
     if isinstance(value, Ref):
         return value
+    if isinstance(value, int | float | Tensor) and not bool(torch.as_tensor(value).isfinite().all()):
+        raise Unsupported("infinity beside a branch: its difference from step to step is no number",
+                          "use a large number, or masked_fill with a constant mask")  # fmt: skip
     if isinstance(value, int | float):
         return call.emit("scale", (like,), {"factor": 0.0, "offset": float(value)}, shape=like.shape)
     if isinstance(value, Tensor):
-        return constant(call, value)
+        return call.constant(value)
     raise Unsupported(f"a {type(value).__name__} beside a tensor", "use a number or a tensor")
-
-
-def constant(call: Call, value: Tensor, shape: tuple[int, ...] | None = None) -> Ref:
-    """A tensor of the model's own, the same for every image; given a first dimension of 1 where it has none."""
-    first = next((node for node in call.builder.nodes if node.op == "input"), None)
-    if first is None:
-        raise Unsupported("a constant before the network's input", "let the network read its input first")
-    anchor = Ref(first.name, call.builder.shapes[first.name])
-    kept = value if value.ndim and value.shape[0] == 1 else value.unsqueeze(0)
-    return call.emit("constant", (anchor,), None, {"value": kept}, shape=shape or (anchor.shape[0], *kept.shape[1:]))
 
 
 def pairwise(op: str) -> Handler:
     """Maximum and minimum of two branches, or of a branch and a constant."""
 
     def handle(call: Call) -> Ref:
-        a, b = call.args[0], call.get(1, "other")
+        a, b = call.get(0, "input"), call.get(1, "other")
         like = a if isinstance(a, Ref) else call.ref(1, "other")
         return call.emit(op, (operand(call, a, like), operand(call, b, like)))
 
@@ -214,6 +220,8 @@ def reduce(op: str) -> Handler:
     return handle
 
 
+_LIKE = {"zeros": 0.0, "ones": 1.0, "full": None}
+
 MOVE_ROWS: dict[Key, Handler] = {
     torch.roll: roll,
     torch.flip: flip,
@@ -237,6 +245,7 @@ MOVE_ROWS: dict[Key, Handler] = {
     "new_zeros": new_constant(0.0),
     "new_ones": new_constant(1.0),
     "new_full": new_constant(None),
+    **{getattr(torch, f"{word}_like"): new_constant(value, 1) for word, value in _LIKE.items()},
     "repeat_interleave": repeat_interleave,
     **dict.fromkeys(("masked_fill", "masked_fill_"), masked_fill),
     torch.maximum: pairwise("maximum"),

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from speedysnn.calibration import Calibration
+from speedysnn.calibration import Calibration, check_histograms
 from speedysnn.calibration.histogram import ActivationHistogram
 from speedysnn.errors import ArtifactError, SpeedySNNError
 from speedysnn.execution.interpreter import run_graph
@@ -26,17 +26,13 @@ from speedysnn.graph.ir import Graph, Node, map_outputs
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.layer import IFNeuron
+from speedysnn.neurons.parameters import check_options
 
 __all__ = ["check_histograms", "check_options", "check_records", "require_runs"]
 
-_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-_LARGE = 2**31  # of a neuron's numbers
+_COUNTED = {2: "two", 3: "three"}
 LARGEST = 2**33  # values of one layer for one picture; the largest networks there are stay a hundred times below
 _WRONG = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError)
-_OPTIONS: dict[str, tuple[type, ...]] = {
-    "width": (int, float), "detach_reset": (bool,), "channel_dim": (int,), "ceiling": (int, float, type(None)),
-    "floor": (int, float, type(None)), "steps": (int, type(None)),
-}  # fmt: skip
 
 
 def require_runs(
@@ -47,7 +43,8 @@ def require_runs(
 ) -> None:
     """Refuse a graph that does not fit its own tensors and input shapes, or asks for absurd memory.
 
-    The graph runs once for two images on torch's "meta" device, which computes shapes alone.
+    The graph runs for two images on torch's "meta" device, which computes shapes alone. Where windows, frames or pixels
+    are folded into the batch it runs for three images too: as many rows must belong to each.
 
     Raises:
         ArtifactError: the node where it stops, and why.
@@ -56,33 +53,53 @@ def require_runs(
         raise ArtifactError(f"graph: expected {len(graph.inputs)} input shapes, one an input, got {len(shapes)}")
     floats = (x.dtype for own in tensors.values() for x in own.values() if x.is_floating_point())
     kind = next(floats, torch.float32)
-    empty = partial(torch.empty, dtype=kind, device="meta")
-    each = zip(graph.inputs, shapes, strict=True)
-    given = (_checked_shape(node, partial(empty, (2, *shape))) for node, shape in each)
-    try:
-        values = run_graph(graph, given, _TrialRun(tensors, neurons))
-    except NotImplementedError:  # an operator without shape rules: nothing can be said
-        return
-    map_outputs(graph.outputs, values)
+    rows: dict[str, int] = {}
+    for images in (2, 3):
+        trial = _TrialRun(tensors, neurons, images, rows)
+        each = zip(graph.inputs, shapes, strict=True)
+        given = (trial.checked(node, partial(torch.empty, (images, *shape), dtype=kind, device="meta"))
+                 for node, shape in each)  # fmt: skip
+        try:
+            values = run_graph(graph, given, trial)
+        except NotImplementedError:  # an operator without shape rules: nothing can be said
+            return
+        map_outputs(graph.outputs, values)
+        if set(rows.values()) == {1}:
+            return
 
 
 class _TrialRun:
-    """What a node gives on the "meta" device: shapes alone."""
+    """What a node gives on the "meta" device: shapes alone. `rows` are those of an image, by node name."""
 
-    def __init__(self, tensors: Mapping[str, Mapping[str, Tensor]], neurons: Mapping[str, IFNeuron]) -> None:
-        self.tensors, self.neurons = tensors, neurons
+    def __init__(
+        self,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        neurons: Mapping[str, IFNeuron],
+        images: int,
+        rows: dict[str, int],
+    ) -> None:
+        self.tensors, self.neurons, self.images, self.rows = tensors, neurons, images, rows
 
     def neuron(self, node: Node, drive: Tensor) -> Tensor:
         """The analog reading's shape."""
-        return _checked_shape(node, lambda: _neuron(self.neurons[node.name], drive))
+        return self.checked(node, lambda: _neuron(self.neurons[node.name], drive))
 
     def operator(self, node: Node, args: list[Tensor]) -> Tensor:
         """The operator's shape."""
-        return _checked_shape(node, lambda: _run(node, args, self.tensors.get(node.name, {})))
+        return self.checked(node, lambda: _run(node, args, self.tensors.get(node.name, {})))
+
+    def checked(self, node: Node, call: Callable[[], Any]) -> Tensor:
+        """The call's result, of a size that memory may hold, with as many rows for each image in every run."""
+        out = _shape_of(node, call)
+        rows, left = divmod(out.shape[0], self.images) if out.ndim else (0, 1)
+        if left or not rows or rows != self.rows.setdefault(node.name, rows) or out.numel() > self.images * LARGEST:
+            raise ArtifactError(
+                f"graph: node {node.name!r} ({node.op}) gives {tuple(out.shape)} for {_COUNTED[self.images]} images"
+            )
+        return out
 
 
-def _checked_shape(node: Node, call: Callable[[], Any]) -> Tensor:
-    """The call's result, (2, ...) and of a size that memory may hold."""
+def _shape_of(node: Node, call: Callable[[], Any]) -> Tensor:
     try:
         out = call()
     except NotImplementedError:
@@ -90,9 +107,8 @@ def _checked_shape(node: Node, call: Callable[[], Any]) -> Tensor:
     except _WRONG as err:
         reason = str(err).strip().partition("\n")[0]
         raise ArtifactError(f"graph: node {node.name!r} ({node.op}) cannot run: {reason}") from None
-    if not isinstance(out, Tensor) or not out.ndim or out.shape[0] != 2 or out.numel() > 2 * LARGEST:
-        made = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ArtifactError(f"graph: node {node.name!r} ({node.op}) gives {made} for two images")
+    if not isinstance(out, Tensor):
+        raise ArtifactError(f"graph: node {node.name!r} ({node.op}) gives {type(out).__name__}")
     return out
 
 
@@ -120,37 +136,6 @@ def _neuron(neuron: IFNeuron, x: Tensor) -> Tensor:
     return neuron.analog(x)
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of a neuron that are of another type than it takes.
-
-    Raises:
-        ArtifactError: the option, what was expected, what came.
-    """
-    for option, kinds in _OPTIONS.items():
-        value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
-        if type(value) not in kinds or not (value is None or abs(value) < _LARGE):
-            expected = " or ".join(_SAID[kind] for kind in kinds)
-            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected} (numbers below 2^31)")
-
-
-def check_histograms(histograms: Mapping[str, ActivationHistogram], neurons: Mapping[str, IFNeuron]) -> None:
-    """Refuse histograms of another number of channels than the thresholds they are kept for.
-
-    Raises:
-        ArtifactError: the layer, and both numbers.
-    """
-    for name, histogram in histograms.items():
-        neuron = neurons.get(name)
-        if neuron is None:
-            raise ArtifactError(f"histogram {name!r}: no neuron is called so")
-        rows = histogram.channels // 2 if neuron.signed else histogram.channels
-        if neuron.log_threshold.numel() not in (1, rows) or neuron.v_init.numel() not in (1, rows):
-            raise ArtifactError(
-                f"histogram {name!r} has {rows} channels, its neuron {neuron.log_threshold.numel()} thresholds and "
-                f"{neuron.v_init.numel()} initial membranes"
-            )
-
-
 def check_records(document: Mapping[str, Any]) -> None:
     """Refuse records of another form than `artifact.describe` writes, which commands would stumble over later.
 
@@ -164,8 +149,16 @@ def check_records(document: Mapping[str, Any]) -> None:
         raise ArtifactError("provenance: expected an object whose 'finetuned' lists runs with what they trained")
     if not isinstance(normalize, str | None):
         raise ArtifactError(f"provenance: expected 'normalize' as text or null, got {normalize!r}")
+    free = provenance.get("free_sizes")
+    if free is not None and not (_dims(free) and len(free) == len(shapes)):
+        raise ArtifactError(f"provenance: expected 'free_sizes' as lists of dimensions, one an input, got {free!r}")
     if not all(isinstance(size, int) and size > 0 for shape in shapes for size in shape):
         raise ArtifactError(f"input_shapes: expected lists of whole numbers of at least 1, got {shapes!r}")
+
+
+def _dims(value: Any) -> bool:
+    lists = isinstance(value, list) and all(isinstance(dims, list) for dims in value)
+    return lists and all(type(dim) is int for dims in value for dim in dims)
 
 
 def _names_groups(run: Any) -> bool:
@@ -204,7 +197,11 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
     """
     target = Path(path)
     check_target(target, overwrite)
-    weights = dump_tensors(_all_tensors(snn))
+    try:
+        require_loadable(snn)
+    except ArtifactError as err:
+        raise ArtifactError(f"{target}: nothing was saved, since it could not be loaded again: {err}") from None
+    weights = dump_tensors({name: value.cpu().contiguous().clone() for name, value in _all_tensors(snn).items()})
     document = {**describe(snn), "weights_sha256": hashlib.sha256(weights).hexdigest()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +217,22 @@ def save(snn: SpikingNetwork, path: str | Path, *, overwrite: bool = False) -> P
     except OSError as err:
         raise ArtifactError(f"{target}: cannot be written ({err.strerror or err})") from None
     return target
+
+
+def require_loadable(snn: SpikingNetwork) -> None:
+    """Run the checks of `load` on a network that is still in memory; its tensors are not copied.
+
+    Raises:
+        ArtifactError: what `load` would refuse.
+    """
+    try:
+        document = json.loads(json.dumps(describe(snn)))
+    except (TypeError, ValueError) as err:
+        raise ArtifactError(f"provenance: expected JSON data ({err})") from None
+    try:
+        _build(document, _all_tensors(snn), copy=False)
+    except (SpeedySNNError, *ODD) as err:
+        raise ArtifactError(str(err)) from None
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -266,7 +279,7 @@ def _all_tensors(snn: SpikingNetwork) -> dict[str, Tensor]:
             out[f"neuron:{name}:offset"] = neuron.offset
     for name, hist in snn.calibration.histograms.items():
         out.update({f"histogram:{name}:{key}": value for key, value in hist.state().items()})
-    return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
+    return {name: value.detach() for name, value in out.items()}
 
 
 def load(path: str | Path) -> SpikingNetwork:
@@ -330,7 +343,7 @@ def _left_aside(folder: Path) -> str:
     return f"; an interrupted save left it at {aside[0]}: move it back" if aside else ""
 
 
-def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingNetwork:
+def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], *, copy: bool = True) -> SpikingNetwork:
     graph = Graph.from_json(document["graph"])
     layers: dict[str, dict[str, Tensor]] = {}
     states: dict[str, dict[str, dict[str, Tensor]]] = {"neuron": {}, "histogram": {}}
@@ -348,8 +361,9 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spikin
     check_records(document)
     check_histograms(histograms, neurons)
     snn = SpikingNetwork(
-        graph, layers, neurons, document["timesteps"], document["input_shapes"], calibration, document["provenance"]
-    )
+        graph, layers, neurons, document["timesteps"], document["input_shapes"], calibration, document["provenance"],
+        copy=copy,
+    )  # fmt: skip
     require_runs(graph, layers, neurons, snn.input_shapes)
     return snn
 

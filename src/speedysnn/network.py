@@ -297,6 +297,9 @@ class SpikingNetwork(NetworkModule):
 
         Returns the output of one step, not a mean, or None while the look-ahead holds it back (`latency` - T ticks).
         """
+        for position, x in enumerate(self._all(inputs)):
+            if x is not None:
+                runner.require_size(self, x, position)
         if self._stream is None:
             self._stream = Stream(self.graph, self.neurons, self.layer, self.timesteps, self.graph_info)
         out = self._stream.tick([None if x is None else runner.channels_last(x) for x in self._all(inputs)])

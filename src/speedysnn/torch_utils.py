@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +30,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in before.items():
             module.training = mode
+
+
+def float_type(model: nn.Module) -> torch.dtype:
+    """The floating type of a network's first parameter, float32 where it has none.
+
+    Args:
+        model: the network.
+
+    Returns:
+        The type in which it takes its inputs.
+    """
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 _release: Callable[[], None] | None = None

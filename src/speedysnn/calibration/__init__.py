@@ -1,5 +1,6 @@
 """Thresholds from data: `Calibration` is the record of histograms and rules, from which all can be chosen again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from speedysnn.calibration.rules import Rule as Rule
 from speedysnn.calibration.rules import ThresholdRule as ThresholdRule
 from speedysnn.calibration.rules import choose as choose
 from speedysnn.calibration.rules import predicted_rate as predicted_rate
-from speedysnn.errors import InputError
+from speedysnn.errors import ArtifactError, InputError
 from speedysnn.neurons.layer import IFNeuron
 
 GIVEN = "given"  # in place of a rule: the user gave theta as a value, which stays
@@ -77,18 +78,23 @@ class Calibration:
             timesteps: T.
 
         Returns:
-            Theta (C,), or None where it was given as a value.
+            Theta (C,), or None where it was given as a value, or where no activation says what it should be.
 
         Raises:
             InputError: the layer's rule was a function, which is not saved with a network.
         """
         rule, hist = self.rules.get(name, GIVEN), self.histograms.get(name)
-        if rule == GIVEN or hist is None:
+        if rule == GIVEN or hist is None or (rule not in self.functions and self.silent(name)):
             return None
         return choose(
             hist, self._known_rule(name, rule), neuron.v_init, timesteps, neuron.levels_per_step,
             signed=neuron.signed, layer=name,
         )  # fmt: skip
+
+    def silent(self, name: str) -> bool:
+        """Whether no activation of a layer was other than zero (or positive, where it is not signed) on the data."""
+        hist = self.histograms.get(name)
+        return hist is not None and not bool((hist.maximum > 0).any())
 
     def _known_rule(self, layer: str, rule: str) -> Rule:
         own = self.functions.get(rule)
@@ -116,3 +122,21 @@ class Calibration:
         return predicted_rate(
             hist, theta, neuron.v_init, neuron.timesteps, neuron.levels_per_step, signed=neuron.signed
         )
+
+
+def check_histograms(histograms: Mapping[str, ActivationHistogram], neurons: Mapping[str, IFNeuron]) -> None:
+    """Refuse histograms of another number of channels than the thresholds they are kept for.
+
+    Raises:
+        ArtifactError: the layer, and both numbers.
+    """
+    for name, histogram in histograms.items():
+        neuron = neurons.get(name)
+        if neuron is None:
+            raise ArtifactError(f"histogram {name!r}: no neuron is called so")
+        rows = histogram.channels // 2 if neuron.signed else histogram.channels
+        if neuron.log_threshold.numel() not in (1, rows) or neuron.v_init.numel() not in (1, rows):
+            raise ArtifactError(
+                f"histogram {name!r} has {rows} channels, its neuron {neuron.log_threshold.numel()} thresholds and "
+                f"{neuron.v_init.numel()} initial membranes"
+            )

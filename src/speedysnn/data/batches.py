@@ -6,12 +6,13 @@ dictionary; `parse` makes each a `Batch`, and everything is checked before it is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.errors import DataError, InputError, SpeedySNNError
@@ -25,10 +26,14 @@ _EXPECTED = "a Dataset, a DataLoader, a tensor (B, ...), a tuple (inputs, labels
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of one forward call and, where known, the class of each image, int64 (B,)."""
+    """The inputs of one forward call and, where known, the class of each image, int64 (B,).
+
+    `targets` is whatever else the data says of the images: masks, numbers, boxes; None where it says nothing.
+    """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None = None
+    targets: Any = None
 
     def __repr__(self) -> str:
         """Show the shapes, not the values."""
@@ -56,6 +61,29 @@ def steps_of(data: Any) -> int:
             return steps
         data = getattr(data, "dataset", None)
     return 0
+
+
+def inputs_of(model: nn.Module) -> int | None:
+    """Count the tensors that a network takes.
+
+    Args:
+        model: the network.
+
+    Returns:
+        Their number; None where `forward` leaves it open by `*args` or by defaults.
+
+    Example:
+        >>> from torch import nn
+        >>> from speedysnn.data.batches import inputs_of
+        >>> inputs_of(nn.Sequential(nn.ReLU()))
+        1
+    """
+    taken = list(inspect.signature(model.forward).parameters.values())
+    named = [item for item in taken if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    is_open = any(item.kind is item.VAR_POSITIONAL for item in taken) or any(
+        item.default is not item.empty for item in named
+    )
+    return None if is_open or not named else len(named)
 
 
 def drawn(there: int, wanted: int) -> list[int]:
@@ -88,13 +116,18 @@ def iter_batches(
     what: str = "calibration data",
     events: Literal["mean", "steps"] = "mean",
     ranks: Sequence[int] | None = None,
+    inputs: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Batch]:
     """Batches from a Dataset, a DataLoader, a tensor (B, ...), a tuple (x, y), or any iterable of batches.
 
     A batch is a tensor, a list or tuple whose last element may be the labels, or a dict with keys such as "image" and
     "label". A last element that is a 1-D integer tensor is the labels; a floating one is one more input. Events are
     known by the attribute `timesteps` of their dataset, whose batches (B, T, ...) are put time first; else by `ranks`;
-    else by labels, which must be as many as the second dimension is long and not as the first.
+    else by labels, which must be as many as the second dimension is long and not as the first. They become floats.
+
+    Where `inputs` or `ranks` say how many tensors the network takes, these are the first of a batch; what follows are
+    targets of any kind, classes where the first of them is a 1-D integer tensor.
 
     Args:
         data: where the batches come from; a tuple is one big batch, a list a sequence of batches.
@@ -102,6 +135,8 @@ def iter_batches(
         what: how messages name the data.
         events: what to give for events, their "mean" over time (B, ...), or all "steps" (T, B, ...).
         ranks: dimensions of each static input with its batch; an input of one more is events (T, B, ...).
+        inputs: tensors that the network takes, by default as many as `ranks`; None: told by the rules above.
+        dtype: what events become; None: float32 where they are no floats.
 
     Yields:
         The batches, each checked.
@@ -125,11 +160,14 @@ def iter_batches(
         raise InputError(f'events: expected "mean" or "steps", got {events!r}')
     used_up = isinstance(data, Iterator)
     steps, index = steps_of(data), -1
-    for index, raw in enumerate(_read(_raw_batches(data, batch_size, what, ranks), what)):
+    count = len(ranks) if inputs is None and ranks is not None else inputs
+    for index, raw in enumerate(_read(_raw_batches(data, batch_size, what, ranks, count), what)):
         where = f"{what}, batch {index}"
-        batch = parse(raw, where)
+        batch = parse(raw, where, count)
         batch = batch if not steps else _time_first(batch, steps, where)
         dims = _batch_dims(batch, ranks, steps)
+        pairs = zip(batch.inputs, dims, strict=True)
+        batch = replace(batch, inputs=tuple(_floats(x, dtype) if dim else x for x, dim in pairs))
         _check(batch, dims, where)
         yield batch if events == "steps" else _mean(batch, dims)
     if index < 0:
@@ -141,11 +179,17 @@ def iter_batches(
         raise DataError(f"{what}: no batch in it; {advice}")
 
 
-def _raw_batches(data: Any, batch_size: int, what: str, ranks: Sequence[int] | None) -> Iterable[Any]:
+def _floats(events: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return events.to(dtype or (events.dtype if events.is_floating_point() else torch.float32))
+
+
+def _raw_batches(
+    data: Any, batch_size: int, what: str, ranks: Sequence[int] | None, inputs: int | None
+) -> Iterable[Any]:
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, (Tensor, tuple, Mapping, Batch)):
-        return _chunks(parse(data, what), batch_size, what, ranks)
+        return _chunks(parse(data, what, inputs), batch_size, what, ranks)
     if isinstance(data, (str, bytes)):
         raise DataError(f"{what}: got the text {data!r}; load it first, as speedysnn.data.load({data!r})")
     if not isinstance(data, Iterable) or type(data).__module__.partition(".")[0] == "numpy":
@@ -160,7 +204,15 @@ def _chunks(whole: Batch, batch_size: int, what: str, ranks: Sequence[int] | Non
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
         inputs = tuple(x.narrow(dim, start, size) for x, dim in zip(whole.inputs, dims, strict=True))
-        yield Batch(inputs, None if whole.labels is None else whole.labels[start : start + size])
+        own = slice(start, start + size)
+        yield Batch(inputs, None if whole.labels is None else whole.labels[own], _part(whole.targets, own))
+
+
+def _part(targets: Any, own: slice) -> Any:
+    """The targets of some images: of each tensor in a tuple, or of a list that holds one an image."""
+    if isinstance(targets, tuple):
+        return tuple(_part(item, own) for item in targets)
+    return targets[own] if isinstance(targets, (Tensor, list)) else targets
 
 
 def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
@@ -176,8 +228,8 @@ def _read(batches: Iterable[Any], what: str) -> Iterator[Any]:
         raise DataError(f"{what}: reading batch {index} failed: {type(err).__name__}: {reason(err)}") from err
 
 
-def parse(raw: Any, where: str) -> Batch:
-    """One batch in any of the accepted forms as a `Batch`.
+def parse(raw: Any, where: str, inputs: int | None = None) -> Batch:
+    """One batch in any of the accepted forms as a `Batch`; `inputs` are the tensors that the network takes.
 
     Raises:
         DataError: it has another form; the message begins with `where`.
@@ -187,19 +239,41 @@ def parse(raw: Any, where: str) -> Batch:
     if isinstance(raw, Tensor):
         return Batch((raw,))
     if isinstance(raw, Mapping):
-        return _parse_dict(raw, where)
+        return _parse_dict(raw, where, inputs)
     if isinstance(raw, Sequence) and not isinstance(raw, (str, bytes)):
-        return _parse_sequence(raw, where)
+        return _parse_sequence(raw, where) if inputs is None or not raw else _taken(raw, where, inputs)
     expected = f"expected a tensor, (inputs, labels), or a dict with {_keys(INPUT_KEYS)}"
     raise DataError(f"{where}: got {_kind(raw)}, {expected}")
 
 
-def _parse_dict(raw: Mapping[Any, Any], where: str) -> Batch:
+def _taken(raw: Sequence[Any], where: str, count: int) -> Batch:
+    """The first tensors as inputs, as many as the network takes, and what follows as targets."""
+    inputs: list[Tensor] = []
+    rest = list(raw)
+    while rest and len(inputs) < count and rest[0] is not None:
+        if inputs and isinstance(rest[0], int):
+            break
+        inputs.extend(_inputs(rest.pop(0), where))
+    if rest and isinstance(rest[0], int):
+        return _parse_sequence(raw, where)  # which says what is wrong with it
+    return Batch(tuple(inputs), *_told(rest))
+
+
+def _told(rest: Sequence[Any]) -> tuple[Tensor | None, Any]:
+    """Labels and other targets out of what the data says of the images."""
+    labels = rest[0] if rest and _are_labels(rest[0]) else None
+    others = tuple(item for item in rest[labels is not None :] if item is not None)
+    return labels, (others[0] if len(others) == 1 else others or None)
+
+
+def _parse_dict(raw: Mapping[Any, Any], where: str, inputs: int | None) -> Batch:
     images = next((raw[key] for key in INPUT_KEYS if key in raw), None)
     if images is None:
         have = ", ".join(map(repr, raw)) or "none"
         raise DataError(f"{where}: a dict with the keys {have}; the images must be below one of {_keys(INPUT_KEYS)}")
     labels = next((raw[key] for key in LABEL_KEYS if key in raw), None)
+    if inputs is not None:
+        return Batch(_inputs(images, where), *_told([labels]))
     return Batch(_inputs(images, where), None if labels is None else _labels(labels, where))
 
 
@@ -249,7 +323,7 @@ def _time_first(batch: Batch, steps: int, where: str) -> Batch:
     if any(x.ndim < 2 or x.shape[1] != steps for x in batch.inputs):
         came = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
         raise DataError(f"{where}: the dataset says timesteps={steps}; expected a batch (B, {steps}, ...), got {came}")
-    return Batch(tuple(x.transpose(0, 1) for x in batch.inputs), batch.labels)
+    return replace(batch, inputs=tuple(x.transpose(0, 1) for x in batch.inputs))
 
 
 def _batch_dims(batch: Batch, ranks: Sequence[int] | None, steps: int) -> list[int]:
@@ -274,7 +348,7 @@ def _mean(batch: Batch, dims: Sequence[int]) -> Batch:
         return batch
     inputs = (x.to(torch.promote_types(x.dtype, torch.float32)).mean(0) if dim else x
               for x, dim in zip(batch.inputs, dims, strict=True))  # fmt: skip
-    return Batch(tuple(inputs), batch.labels)
+    return replace(batch, inputs=tuple(inputs))
 
 
 def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
@@ -282,7 +356,8 @@ def _check(batch: Batch, dims: Sequence[int], where: str) -> None:
     _check_lengths(batch, dims, where)
     for value in batch.inputs:
         if value.dtype == torch.uint8:
-            raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255")
+            raise DataError(f"{where}: inputs are uint8; scale them as in training, for example images.float() / 255, "
+                            "or give images.float() to a network that scales them itself")  # fmt: skip
         if value.is_floating_point() and not _finite(value):
             bad = int((~value.isfinite()).sum())
             raise DataError(

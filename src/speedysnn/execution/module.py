@@ -286,6 +286,14 @@ class NetworkModule(nn.Module):
         self.reset()
 
     @property
+    def free_sizes(self) -> list[list[int]] | None:
+        """Dimensions of each input, counted behind the batch, whose size may be another than in `input_shapes`.
+
+        None where nothing is known of it; the rest was fixed to the traced size.
+        """
+        return self.provenance.get("free_sizes")
+
+    @property
     def synchronous(self) -> bool:
         """Whether every layer's counts are the quantizer's: it sees its whole input, and no spikes are missed."""
         return all(neuron.synchronous for neuron in self.neurons.values())

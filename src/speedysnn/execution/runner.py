@@ -26,6 +26,7 @@ from speedysnn.graph.ir import Graph, GraphInfo, Node, lags, map_outputs
 from speedysnn.graph.operators import OPERATORS
 from speedysnn.neurons.layer import IFNeuron
 from speedysnn.neurons.parameters import Reading
+from speedysnn.torch_utils import float_type
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def accept(snn: NetworkModule, x: Tensor, position: int) -> Value:
         InputError: another rank, or no tensor.
     """
     dynamic = is_events(snn, x, position)
-    return Value(channels_last(x.flatten(0, 1) if dynamic else x), dynamic)
+    return Value(channels_last(x.flatten(0, 1).to(float_type(snn)) if dynamic else x), dynamic)
 
 
 def value_sizes(snn: NetworkModule, example: Sequence[Tensor]) -> dict[str, int]:
@@ -137,11 +138,12 @@ def is_events(snn: NetworkModule, x: Tensor, position: int) -> bool:
     """Whether an input is (T, B, ...); it is left where it lies, see `accept`.
 
     Raises:
-        InputError: another rank, or no tensor.
+        InputError: another rank or size, or no tensor.
     """
     expected = snn.input_shapes[position]
     if not isinstance(x, Tensor):
         raise InputError(f"input {position}: expected a tensor (B, {_shape(expected)}), got {type(x).__name__}")
+    require_size(snn, x, position)
     if x.ndim == len(expected) + 1:
         return False
     if x.ndim == len(expected) + 2 and x.shape[0] == snn.timesteps:
@@ -150,6 +152,25 @@ def is_events(snn: NetworkModule, x: Tensor, position: int) -> bool:
         f"input {position}: expected (B, {_shape(expected)}), or ({snn.timesteps}, B, {_shape(expected)}) for "
         f"T={snn.timesteps} steps of events, got {tuple(x.shape)}"
     )
+
+
+def require_size(snn: NetworkModule, x: Tensor, position: int) -> None:
+    """Refuse another size than the traced one where the network was fixed to it.
+
+    Raises:
+        InputError: names the sizes; a tensor of another rank passes.
+    """
+    expected, free = snn.input_shapes[position], snn.free_sizes
+    sizes = tuple(x.shape[x.ndim - len(expected) :])
+    if free is None or sizes == expected or x.ndim not in (len(expected) + 1, len(expected) + 2):
+        return
+    pairs = enumerate(zip(sizes, expected, strict=True))
+    if any(own != size and dim not in free[position] for dim, (own, size) in pairs):
+        wanted = ", ".join("any" if dim in free[position] else str(size) for dim, size in enumerate(expected))
+        raise InputError(
+            f"input {position}: expected (B, {wanted}), got {tuple(x.shape)}; the network was fixed to this size when "
+            "it was converted: resize the input, or convert again with images of that size"
+        )
 
 
 def _passes(

@@ -29,7 +29,7 @@ class Operator:
         run: (inputs, attrs, tensors) -> output.
         behaviour: "affine" or "rate" (see the module).
         tensors: names of the tensors it owns; a name that ends in "?" may be absent.
-        attrs: names of its constants.
+        attrs: names of its constants; a name that ends in "?" may be absent.
         arity: number of inputs, -1 for one or more.
         homogeneous: g(c x) = c g(x) for c > 0, so that a rate operator may run on sums instead of means.
         hybrid: needs an analog unit; spikes and accumulation alone cannot do it.
@@ -51,7 +51,8 @@ class Operator:
         """Raise ArtifactError unless the number of inputs and the constants' names are right."""
         if inputs != self.arity if self.arity >= 0 else inputs < 1:
             raise ArtifactError(f"graph: node {name!r} reads {inputs} values, expected {self.arity}")
-        if set(attrs) != set(self.attrs):
+        needed = {attr for attr in self.attrs if not attr.endswith("?")}
+        if not needed <= set(attrs) <= {attr.rstrip("?") for attr in self.attrs}:
             raise ArtifactError(
                 f"graph: node {name!r} has the constants {sorted(attrs)}, expected {sorted(self.attrs)}"
             )
@@ -124,7 +125,8 @@ def _constant(x: Sequence[Tensor], _: Attrs, w: Tensors) -> Tensor:
 
 
 def _interpolate(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
-    return F.interpolate(x[0], a["size"], a["scale"], a["mode"], a["align_corners"])
+    options = (a.get("recompute"), bool(a.get("antialias")))
+    return F.interpolate(x[0], a["size"], a["scale"], a["mode"], a["align_corners"], *options)
 
 
 def _expand(x: Sequence[Tensor], a: Attrs, _: Tensors) -> Tensor:
@@ -268,7 +270,7 @@ OPERATORS: dict[str, Operator] = {
     "sum": Operator(lambda x, a, w: x[0].sum(a["dim"], a["keepdim"]), attrs=("dim", "keepdim"), sign="keeps"),
     "pad": Operator(lambda x, a, w: F.pad(x[0], a["pad"], a["mode"], a["value"]), attrs=("pad", "mode", "value")),
     "slice": Operator(_slices, attrs=("index",), sign="keeps"),
-    "interpolate": Operator(_interpolate, attrs=("size", "scale", "mode", "align_corners")),
+    "interpolate": Operator(_interpolate, attrs=("size", "scale", "mode", "align_corners", "recompute?", "antialias?")),
     "identity": Operator(lambda x, a, w: x[0], sign="keeps"),
     "add": Operator(lambda x, a, w: x[0] + x[1], arity=2, sign="keeps"),
     "sub": Operator(lambda x, a, w: x[0] - x[1], arity=2),

@@ -3,13 +3,13 @@
 What a neuron can be told, and what it refuses: theta, its clip, T and the look-ahead.
 """
 
-from collections.abc import Callable
-from typing import Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from speedysnn.errors import InputError
+from speedysnn.errors import ArtifactError, InputError
 
 Reading = Literal["analog", "quantized", "spiking"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
@@ -27,6 +27,27 @@ def log_threshold(threshold: float | Tensor, name: str = "threshold") -> Tensor:
     return value.log()
 
 
+_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+_LARGE = 2**31  # of a neuron's numbers
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    "width": (int, float), "detach_reset": (bool,), "channel_dim": (int,), "ceiling": (int, float, type(None)),
+    "floor": (int, float, type(None)), "steps": (int, type(None)),
+}  # fmt: skip
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of a neuron that are of another type than it takes.
+
+    Raises:
+        ArtifactError: the option, what was expected, what came.
+    """
+    for option, kinds in _OPTIONS.items():
+        value = options.get(option, 0.0 if float in kinds else False if bool in kinds else 0)
+        if type(value) not in kinds or not (value is None or abs(value) < _LARGE):
+            expected = " or ".join(_SAID[kind] for kind in kinds)
+            raise ArtifactError(f"neuron {name!r}: {option} is {value!r}, expected {expected} (numbers below 2^31)")
+
+
 def check_range(floor: float | None, ceiling: float | None, steps: int | None) -> None:
     """The clip of the source activation, and the number of its steps."""
     if floor is not None and floor > 0:
@@ -36,6 +57,11 @@ def check_range(floor: float | None, ceiling: float | None, steps: int | None) -
     if steps is not None and (steps < 1 or ceiling is None or floor != 0):
         raise InputError(
             f"steps: expected None, or at least 1 with floor 0 and a ceiling, got {steps!r}, {floor!r}, {ceiling!r}"
+        )
+    if floor != 0 and ceiling != (None if floor is None else -floor):
+        raise InputError(
+            f"floor, ceiling: expected a floor of 0, none of either, or a ceiling of -floor, since a signed neuron "
+            f"counts as far below 0 as above, got {floor!r} and {ceiling!r}; take two neurons, as the conversion does"
         )
 
 

@@ -26,10 +26,9 @@ __all__ = ["FUNCTIONS", "SHAPES", "SIZES"]
 
 
 def unsqueeze(node: Node) -> Any:
-    x = node.input(0)
+    x, axes = node.input(0), node.known(1, "axes") or []
     if isinstance(x, Numbers):
         return Numbers(x.items)
-    axes = node.known(1, "axes") or []
     rank = node.rank()
     if len(axes) > 1 and min(axes) < 0 and rank is None:
         raise Unsupported("axes that count from the end of an unknown rank")
@@ -54,10 +53,10 @@ def reshape(node: Node) -> Any:
     sizes = node.numbers(1, "shape")
     if sizes is None:
         raise Unsupported("it has no shape")
-    x, reader = node.input(0), node.reader
+    x, reader, zeros = node.input(0), node.reader, node.attribute("allowzero", 0)
     if isinstance(x, Tensor | Numbers):
         return x if isinstance(x, Numbers) else node.apply(torch.reshape, x, sizes)
-    if not node.attribute("allowzero", 0):
+    if not zeros:
         sizes = [reader.graph.call_method("size", (x, i)) if size == 0 else size for i, size in enumerate(sizes)]
     if reader.batch is not None and sizes[0] == reader.batch:
         sizes[0] = reader.batch_size()
@@ -115,33 +114,20 @@ def _expand(x: Tensor, sizes: list[Any]) -> Tensor:
     return x.expand(*sizes)
 
 
-def resize(node: Node) -> Any:
-    mode, where = node.attribute("mode", "nearest"), node.attribute("coordinate_transformation_mode", "half_pixel")
-    old = node.proto.op_type == "Upsample" or node.opset < 11
-    scales = node.known(1 if old else 2, "scales")
-    sizes = None if old or node.input(3) is None else node.known(3)
-    rank = len(sizes or scales or [])
-    smooth = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(rank)
-    if not sizes and not scales:
-        raise Unsupported("neither sizes nor scales")
-    target: dict[str, Any] = (
-        {"size": list(sizes[2:])} if sizes else {"scale_factor": list(map(float, scales or []))[2:]}
-    )
-    if mode == "nearest" and (old or (where == "asymmetric" and node.attribute("nearest_mode") == "floor")):
-        return node.apply(F.interpolate, node.input(0), mode="nearest", **target)
-    corners = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}.get(where)
-    if mode == "linear" and smooth and corners is not None and not old:
-        return node.apply(F.interpolate, node.input(0), mode=smooth, align_corners=corners, **target)
-    raise Unsupported(f"mode {mode!r} with {where!r}; expected nearest (asymmetric, floor) or linear (half_pixel)")
-
-
 def same(node: Node) -> Any:
+    return node.input(0)
+
+
+def dropout(node: Node) -> Any:
+    training = node.constant(2, "training_mode")
+    if training is not None and bool(training):
+        raise Unsupported("it also drops values when evaluating: call .eval() and export it again")
     return node.input(0)
 
 
 SHAPES: dict[str, Row] = {
     "Unsqueeze": unsqueeze, "Squeeze": squeeze, "Reshape": reshape, "Flatten": flatten, "Pad": pad,
-    "Transpose": transpose, "Expand": expand, "Resize": resize, "Upsample": resize, "Identity": same, "Dropout": same,
+    "Transpose": transpose, "Expand": expand, "Identity": same, "Dropout": dropout,
 }  # fmt: skip
 
 
@@ -167,11 +153,12 @@ def shape(node: Node) -> Numbers:
     x, sizes = node.input(0), node.reader.shape(node.proto.input[0])
     if sizes is None:
         raise Unsupported("the rank of its input is unknown")
+    start, end = node.attribute("start", 0), node.attribute("end", len(sizes))
     if isinstance(x, Tensor):
-        return Numbers(list(sizes))
+        return Numbers(list(sizes)[start:end])
     call = node.reader.graph.call_method
     items = [call("size", (x, i)) if size is None or i == 0 else size for i, size in enumerate(sizes)]
-    return Numbers(items[node.attribute("start", 0) : node.attribute("end", len(items))])
+    return Numbers(items[start:end])
 
 
 def constant(node: Node) -> Any:
@@ -223,16 +210,23 @@ def where(node: Node) -> Any:
 
 def cast(node: Node) -> Any:
     """Cast between number types; sizes stay numbers, and tensors that carry activations stay in float32."""
-    x = node.input(0)
+    x, wanted = node.input(0), node.attribute("to")
     if isinstance(x, Tensor):
         to = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float64,
-              16: torch.float32}.get(node.attribute("to"))  # fmt: skip
+              16: torch.float32}.get(wanted)  # fmt: skip
         if to is None:
-            raise Unsupported(f"a cast to the type {node.attribute('to')}")
+            raise Unsupported(f"a cast to the type {wanted}")
         return x.to(to)
-    if isinstance(x, Numbers) or node.attribute("to") in (1, 10, 11, 16):
+    if isinstance(x, Numbers):
         return x
+    if wanted in (1, 10, 11, 16):
+        return node.apply(_as_float, x)
     raise Unsupported("it turns activations into whole numbers")
+
+
+def _as_float(x: Tensor) -> Tensor:
+    """Truth values as 0 and 1; activations stay in float32."""
+    return x.float()
 
 
 SIZES: dict[str, Row] = {
@@ -248,7 +242,7 @@ def clip(node: Node) -> Any:
         node.attribute(name) if node.opset < 11 else None if node.input(i) is None else _number(node, i)
         for i, name in ((1, "min"), (2, "max"))
     )
-    return node.apply(torch.clamp, node.input(0), low, high)
+    return node.input(0) if low is None and high is None else node.apply(torch.clamp, node.input(0), low, high)
 
 
 def _number(node: Node, position: int) -> float:
@@ -269,16 +263,23 @@ def softmax(function: Callable[..., Any]) -> Row:
 
 
 def prelu(node: Node) -> Any:
-    slope = node.constant(1, "slope")
-    if slope is None or slope.numel() != max(slope.shape, default=1):
-        raise Unsupported("a slope that is not one number a channel")
-    rank = node.rank()
-    if slope.numel() > 1 and rank is not None and slope.ndim >= rank - 1 and slope.shape[slope.ndim - rank + 1] == 1:
-        raise Unsupported("a slope along another dimension than the channels")
+    """Slopes of the channels are torch's; others spread along the last dimensions, as ONNX has it."""
+    slope, rank = node.constant(1, "slope"), node.rank()
+    if slope is None:
+        raise Unsupported("it has no slope")
+    places = [rank - slope.ndim + at for at, size in enumerate(slope.shape) if size > 1] if rank is not None else []
+    if slope.numel() > 1 and places != [1]:
+        if rank is None or slope.ndim > rank or 0 in places:
+            raise Unsupported("slopes along a dimension that is not known, or along the batch")
+        return node.apply(_leaky, node.input(0), slope)
     with torch.device("meta"):
         module = nn.PReLU(slope.numel())
     module.weight = nn.Parameter(slope.flatten().clone())
     return node.layer(module)
+
+
+def _leaky(x: Tensor, slope: Tensor) -> Tensor:
+    return torch.relu(x) - torch.relu(-x) * slope
 
 
 def unary(function: Callable[..., Any]) -> Row:
@@ -301,6 +302,13 @@ def binary(function: Callable[..., Any], numbers: Callable[[Any, Any], Any]) -> 
     return row
 
 
+def divide(node: Node) -> Any:
+    """Division; that of whole numbers drops the rest."""
+    if node.is_integer() and not any(isinstance(value, Numbers) for value in node.inputs):
+        return node.apply(torch.div, *node.inputs, rounding_mode="trunc")
+    return binary(torch.div, operator.floordiv)(node)
+
+
 def compare(function: Callable[..., Any]) -> Row:
     """A comparison of activations with one another or with a constant."""
     return lambda node: node.apply(function, node.input(0), node.input(1))
@@ -314,9 +322,10 @@ def extreme(function: Callable[..., Any], limit: str) -> Row:
         if len(node.inputs) == 2 and fixed and fixed[0].numel() == 1:
             other = next(v for v in node.inputs if not isinstance(v, Tensor))
             return node.apply(torch.clamp, other, **{limit: float(fixed[0])})
-        if len(node.inputs) != 2:
-            raise Unsupported(f"{len(node.inputs)} inputs, expected 2")
-        return node.apply(function, *node.inputs)
+        value = node.input(0)
+        for other in node.inputs[1:]:
+            value = node.apply(function, value, other)
+        return value
 
     return row
 
@@ -332,15 +341,16 @@ def total(node: Node) -> Any:
 
 def reduce(function: Callable[..., Any]) -> Row:
     def row(node: Node) -> Any:
-        axes = node.known(1, "axes")
-        if axes is None:
+        axes, keepdims = node.known(1, "axes"), bool(node.attribute("keepdims", 1))
+        noop = bool(node.attribute("noop_with_empty_axes", 0))
+        if not axes:
             rank = node.rank()
-            if node.attribute("noop_with_empty_axes", 0):
+            if noop:
                 return node.input(0)
             if rank is None:
                 raise Unsupported("it reduces all dimensions of an unknown rank")
             axes = list(range(rank))
-        return node.apply(function, node.input(0), axes, bool(node.attribute("keepdims", 1)))
+        return node.apply(function, node.input(0), axes, keepdims)
 
     return row
 
@@ -376,7 +386,7 @@ FUNCTIONS: dict[str, Row] = {
     "Softmax": softmax(F.softmax), "LogSoftmax": softmax(F.log_softmax),
     "Neg": unary(torch.neg),
     "Add": binary(torch.add, operator.add), "Sub": binary(torch.sub, operator.sub),
-    "Mul": binary(torch.mul, operator.mul), "Div": binary(torch.div, operator.floordiv),
+    "Mul": binary(torch.mul, operator.mul), "Div": divide,
     "Pow": binary(torch.pow, operator.pow), "Sum": total,
     "Greater": compare(torch.gt), "GreaterOrEqual": compare(torch.ge), "Less": compare(torch.lt),
     "LessOrEqual": compare(torch.le),

@@ -1,12 +1,7 @@
-"""ONNX layers as modules of torch.nn (`LAYERS`), and operators that take parts of values or join them (`PARTS`).
-
-`require_batches` tries a network whose file fixes the batch at 1 with two samples, which must give what each gives
-alone.
-"""
+"""ONNX layers as modules of torch.nn (`LAYERS`), and operators that take parts of values or join them (`PARTS`)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,22 +11,37 @@ from torch import Tensor, fx, nn
 
 from speedysnn.sources.onnx_node import Node, Numbers, Row, Unsupported
 
-__all__ = ["LAYERS", "PARTS", "require_batches"]
+__all__ = ["LAYERS", "PARTS"]
 
 _END = 2**31 - 1  # ends of slices at or above this mean "to the end"
 
-_LARGEST = 2**24  # values of an image with which a fixed batch is tried
-_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 
 
-def _pads(node: Node, dims: int) -> tuple[Any, list[int]]:
+def _same_pads(node: Node, kernel: Sequence[int], strides: Sequence[int], *, upper: bool) -> list[int]:
+    """The pads that give ceil(size / stride), from sizes that the file fixes; an odd one goes behind or before."""
+    sizes = node.reader.shape(node.proto.input[0])
+    if sizes is None or any(size is None for size in sizes[2:]) or node.proto.op_type == "ConvTranspose":
+        raise Unsupported(f"auto_pad=SAME with strides {list(strides)} and open sizes: fix them, or export the pads")
+    dilations = node.attribute("dilations", [1] * len(kernel))
+    begin, end = [], []
+    for size, width, step, apart in zip(sizes[2:], kernel, strides, dilations, strict=True):
+        total = max((-(-int(size or 0) // step) - 1) * step + apart * (width - 1) + 1 - int(size or 0), 0)
+        small, large = total // 2, total - total // 2
+        begin.append(small if upper else large)
+        end.append(large if upper else small)
+    return [*begin, *end]
+
+
+def _pads(node: Node, dims: int, kernel: Sequence[int]) -> tuple[Any, list[int]]:
     """A symmetric padding a dimension, and what must be padded before, in torch's order (last dimension first)."""
     auto = node.attribute("auto_pad", "NOTSET")
     strides = node.attribute("strides", [1] * dims)
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        if auto == "SAME_LOWER" or any(stride != 1 for stride in strides) or node.proto.op_type != "Conv":
-            raise Unsupported(f"auto_pad={auto} with strides {strides}: export it with the pads as numbers")
-        return "same", []
+        if auto == "SAME_UPPER" and all(stride == 1 for stride in strides) and node.proto.op_type == "Conv":
+            return "same", []
+        pads = _same_pads(node, kernel, strides, upper=auto == "SAME_UPPER")
+        begin, end = pads[:dims], pads[dims:]
+        return (0,) * dims, [side for pair in reversed(list(zip(begin, end, strict=True))) for side in pair]
     pads = [0] * (2 * dims) if auto == "VALID" else node.attribute("pads", [0] * (2 * dims))
     begin, end = pads[:dims], pads[dims:]
     if begin == end:
@@ -67,7 +77,7 @@ def _weight(node: Node) -> Tensor:
 def conv(node: Node) -> Any:
     weight = _weight(node)
     dims = _dims(node, weight)
-    padding, before = _pads(node, dims)
+    padding, before = _pads(node, dims, weight.shape[2:])
     kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     groups = node.attribute("group", 1)
     with torch.device("meta"):
@@ -80,7 +90,7 @@ def conv(node: Node) -> Any:
 def conv_transpose(node: Node) -> Any:
     weight = _weight(node)
     dims = _dims(node, weight)
-    padding, before = _pads(node, dims)
+    padding, before = _pads(node, dims, weight.shape[2:])
     if before or node.attribute("output_shape") or node.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Unsupported("its padding is not the same on both sides: export it with the pads as numbers")
     kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
@@ -105,6 +115,8 @@ def gemm(node: Node) -> Any:
         raise Unsupported("transA: it would mix the batch; export it without")
     weight = weight if node.attribute("transB", 0) else weight.t()
     weight = weight * node.attribute("alpha", 1.0)
+    if bias is not None and bias.numel() not in (1, bias.shape[-1] if bias.ndim else 1):
+        raise Unsupported("a bias of another value for each image")
     if bias is not None:
         bias = (bias * node.attribute("beta", 1.0)).flatten().expand(weight.shape[0]).clone()
     return _linear(node, weight, bias)
@@ -151,7 +163,7 @@ def max_pool(node: Node) -> Any:
     if len(node.proto.output) > 1 and node.proto.output[1]:
         raise Unsupported("max-pooling that returns indices: use one that returns values only")
     dims = _dims(node)
-    padding, before = _pads(node, dims)
+    padding, before = _pads(node, dims, node.attribute("kernel_shape", []))
     kind: Any = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1]
     module = kind(tuple(node.attribute("kernel_shape")), tuple(node.attribute("strides", [1] * dims)), padding,
                   tuple(node.attribute("dilations", [1] * dims)),
@@ -163,7 +175,7 @@ def max_pool(node: Node) -> Any:
 
 def avg_pool(node: Node) -> Any:
     dims = _dims(node)
-    padding, before = _pads(node, dims)
+    padding, before = _pads(node, dims, node.attribute("kernel_shape", []))
     counted = bool(node.attribute("count_include_pad", 0))
     if before and not counted:
         raise Unsupported("its padding is not the same on both sides and is not counted: pad before it")
@@ -190,10 +202,91 @@ def _local_response(node: Node) -> Any:
                                            node.attribute("beta", 0.75), node.attribute("bias", 1.0)))  # fmt: skip
 
 
+def depth_to_space(node: Node) -> Any:
+    size = node.attribute("blocksize")
+    if node.attribute("mode", "DCR") == "CRD":
+        return node.layer(nn.PixelShuffle(size))
+    return node.apply(_blocks_first, node.input(0), size)
+
+
+def _blocks_first(x: Tensor, size: int) -> Tensor:
+    """Depth to space with the block's rows and columns before the channels, as TensorFlow has them."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, size, size, c // size**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(b, c // size**2, h * size, w * size)
+
+
+def resize(node: Node) -> Any:
+    """Resize and Upsample of the dimensions behind the channels, wherever the channels stand."""
+    old = node.proto.op_type == "Upsample" or node.opset < 11
+    x, sizes = node.input(0), node.reader.shape(node.proto.input[0])
+    if sizes is None:
+        raise Unsupported("the rank of its input is unknown: run onnx.shape_inference on the file")
+    node.input(1)  # a region of interest, which only a mode that is refused looks at
+    by_size = not old and node.input(3) is not None
+    given = node.numbers(3 if by_size else 1 if old else 2, "scales" if old else "")
+    if not given:
+        raise Unsupported("neither sizes nor scales")
+    axes = [axis % len(sizes) for axis in node.attribute("axes") or range(len(sizes))]
+    whole: list[Any] = list(sizes) if by_size else [1.0] * len(sizes)
+    for axis, value in zip(axes, given, strict=True):
+        whole[axis] = value
+    changed = [at for at, value in enumerate(whole) if (value != sizes[at] if by_size else value != 1)]
+    changed = [at for at in changed if at or not isinstance(whole[at], fx.Node)]  # the batch follows the batch
+    if not changed:
+        return x
+    last = len(sizes) - 1
+    if min(changed) > 1:
+        return node.apply(_resized, x, whole[2:], *_sampling(node, whole[2:], by_size, old))
+    if min(changed) == 1 and last not in changed:
+        return node.apply(_resized_last, x, whole[1:-1], *_sampling(node, whole[1:-1], by_size, old))
+    raise Unsupported(f"it resizes the dimensions {changed} of {len(sizes)}; expected those behind the channels")
+
+
+def _sampling(node: Node, target: list[Any], by_size: bool, old: bool) -> tuple[bool, str, bool | None, bool]:
+    """How torch samples so: (target is a size, mode, align_corners, antialias).
+
+    Raises:
+        Unsupported: torch has no such sampling.
+    """
+    mode = node.attribute("mode", "nearest")
+    where = "asymmetric" if old else node.attribute("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if old else node.attribute("nearest_mode", "round_prefer_floor")
+    antialias, inside = bool(node.attribute("antialias", 0)), bool(node.attribute("exclude_outside", 0))
+    whole = not by_size and all(float(value).is_integer() for value in target)  # then no place lies between two pixels
+    if mode == "nearest" and (where, rounding) == ("asymmetric", "floor"):
+        return by_size, "nearest", None, False
+    halves = where in ("half_pixel", "pytorch_half_pixel")
+    exact = rounding == "round_prefer_ceil" or (rounding == "round_prefer_floor" and whole)
+    if mode == "nearest" and halves and exact:
+        return by_size, "nearest-exact", None, False
+    corners = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}.get(where)
+    smooth = {"linear": {1: "linear", 2: "bilinear", 3: "trilinear"}, "cubic": {2: "bicubic"}}.get(mode, {})
+    odd = (where == "pytorch_half_pixel" and 1 in target and by_size) or (antialias and mode != "linear")
+    odd |= bool(corners) and (antialias or not (by_size or whole))  # ONNX aligns with the size before it is cut off
+    odd |= inside != antialias and (antialias or mode == "cubic")
+    odd |= abs(node.attribute("cubic_coeff_a", -0.75) + 0.75) > 1e-6 and mode == "cubic"
+    if len(target) in smooth and corners is not None and not old and not odd:
+        return by_size, smooth[len(target)], corners, antialias
+    how = f"{mode!r} with {where!r}, {rounding!r}{', antialias' if antialias else ''}"
+    raise Unsupported(f"{how}: torch does not sample so; expected nearest (asymmetric, floor) or linear (half_pixel)")
+
+
+def _resized(x: Tensor, target: list[Any], by_size: bool, mode: str, corners: bool | None, antialias: bool) -> Tensor:
+    size, scale = (target, None) if by_size else (None, target)
+    return F.interpolate(x, size=size, scale_factor=scale, mode=mode, align_corners=corners, antialias=antialias)
+
+
+def _resized_last(x: Tensor, *how: Any) -> Tensor:
+    """The same where the channels are last."""
+    return _resized(x.movedim(-1, 1), *how).movedim(1, -1)
+
+
 LAYERS: dict[str, Row] = {
     "Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul,
     "BatchNormalization": batch_norm, "LayerNormalization": layer_norm, "InstanceNormalization": instance_norm,
     "GroupNormalization": group_norm, "LRN": _local_response,
+    "Resize": resize, "Upsample": resize, "DepthToSpace": depth_to_space,
     "MaxPool": max_pool, "AveragePool": avg_pool,
     "GlobalAveragePool": global_pool(torch.mean), "GlobalMaxPool": global_pool(torch.amax),
 }  # fmt: skip
@@ -218,9 +311,10 @@ def gather(node: Node) -> Any:
 
 
 def concat(node: Node) -> Any:
+    axis = node.attribute("axis")
     if any(isinstance(value, Numbers) for value in node.inputs):
         return Numbers([item for i in range(len(node.inputs)) for item in node.numbers(i) or []])
-    return node.apply(_cat, list(node.inputs), node.attribute("axis"))
+    return node.apply(_cat, list(node.inputs), axis)
 
 
 def _cat(values: list[Tensor], dim: int) -> Tensor:
@@ -258,6 +352,7 @@ def _cut(x: Tensor, axis: int, start: int, end: int | None, step: int) -> Tensor
 def split(node: Node) -> Any:
     sizes, axis = node.known(1, "split"), node.attribute("axis", 0)
     outputs = len(node.proto.output)
+    node.attribute("num_outputs")  # as many as there are
     if isinstance(node.input(0), Numbers):
         raise Unsupported("it splits sizes")
     whole = node.apply(torch.split, node.input(0), sizes, axis) if sizes else (
@@ -273,32 +368,3 @@ def _item(values: Any, position: int) -> Any:
 
 
 PARTS: dict[str, Row] = {"Gather": gather, "Concat": concat, "Slice": slices, "Split": split}
-
-
-def require_batches(module: fx.GraphModule, shapes: Sequence[Sequence[int]]) -> None:
-    """Check it on random images of these sizes, one an input, the batch of 1 included; nothing where there are none.
-
-    Raises:
-        Unsupported: it gives something else, or is too large to try.
-    """
-    if not shapes:
-        return
-    if max(map(math.prod, shapes), default=0) > _LARGEST:
-        raise Unsupported(f"it takes a batch of 1 alone, of the sizes {shapes}, too large to try more; {_OPEN}")
-    module.eval()
-    seed = torch.Generator().manual_seed(0)
-    images = [torch.rand(2, *shape[1:], generator=seed) for shape in shapes]
-    try:
-        with torch.no_grad():
-            both = _leaves(module(*images))
-            alone = [_leaves(module(*(x[i : i + 1] for x in images))) for i in range(2)]
-        pairs = zip(both, *alone, strict=True)
-        fine = all(torch.allclose(b, torch.cat(a), rtol=1e-3, atol=1e-4 * float(b.abs().max())) for b, *a in pairs)
-    except RuntimeError:
-        fine = False
-    if not fine:
-        raise Unsupported(f"it takes a batch of 1 alone, and cannot be opened to more; {_OPEN}")
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, tuple) else [value]

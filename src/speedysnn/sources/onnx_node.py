@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 __all__ = ["Function", "Node", "Numbers", "Reader", "Row", "Unsupported"]
 
+_INTEGERS = frozenset({2, 3, 4, 5, 6, 7, 12, 13})  # TensorProto.UINT8 and so on
 _LARGEST = 2**24  # elements of a constant that is computed while reading
 
 
@@ -49,6 +50,18 @@ class Function(nn.Module):
         return self.function(*(fill(f"constant_{i}", v) for i, v in enumerate(self.template)), **self.kwargs)
 
 
+# Attributes that change nothing of a network's values when it evaluates, or that its tensors say again.
+_WITHOUT_EFFECT = frozenset({
+    "kernel_shape", "momentum", "ratio", "seed", "is_test", "consumed_inputs", "spatial", "storage_order", "saturate",
+    "stash_type",
+})  # fmt: skip
+
+
+def _given(attribute: Any) -> bool:
+    """Whether an attribute's schema has a default."""
+    return bool(attribute.default_value.name)
+
+
 _OPEN = object()  # an argument that comes when the module is called
 
 
@@ -68,8 +81,10 @@ class Reader(Protocol):
         graph: the graph that is built.
         scope: what each ONNX name stands for: a graph node, a tensor, numbers, or None.
         batch: the batch size where the file fixes it.
+        types: ONNX's number for the type of a value, where it is known.
     """
 
+    types: dict[str, int]
     opset: int
     graph: fx.Graph
     scope: dict[str, Any]
@@ -97,13 +112,44 @@ class Node:
 
     def __init__(self, proto: Any, reader: Reader) -> None:
         self.proto, self.reader, self.opset = proto, reader, reader.opset
-        self.inputs = [reader.scope[name] for name in proto.input]
+        lost = [name for name in proto.input if name not in reader.scope]
+        if lost:
+            raise Unsupported(f"it takes {lost[0]!r}, an output that is not read from the node before")
+        self._inputs = [reader.scope[name] for name in proto.input]
+        self._read: set[int | str] = set()
         self._attributes = {entry.name: entry for entry in proto.attribute}
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All that the node takes; see `input`."""
+        self._read.update(range(len(self._inputs)))
+        return self._inputs
+
+    def require_read(self) -> None:
+        """Refuse an attribute or an input that its row did not read and that is not at its default.
+
+        Raises:
+            Unsupported: names it.
+        """
+        from onnx import defs, helper
+
+        known = defs.get_schema(self.proto.op_type, self.opset, "").attributes
+        for name, entry in self._attributes.items():
+            value = helper.get_attribute_value(entry)
+            row = known.get(name)
+            default = helper.get_attribute_value(row.default_value) if row is not None and _given(row) else None
+            if name not in self._read and name not in _WITHOUT_EFFECT and value != default:
+                shown = value.decode() if isinstance(value, bytes) else value
+                raise Unsupported(f"its attribute {name}={shown} is not read")
+        for position, value in enumerate(self._inputs):
+            if value is not None and position not in self._read and self.proto.op_type != "Dropout":
+                raise Unsupported(f"its input {position} is not read")
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """A setting of the node as plain data."""
         from onnx import helper
 
+        self._read.add(name)
         if name not in self._attributes:
             return default
         value = helper.get_attribute_value(self._attributes[name])
@@ -111,12 +157,17 @@ class Node:
 
     def input(self, position: int) -> Any:
         """What stands at a position: a graph node, a tensor, numbers, or None where it is left out."""
-        return self.inputs[position] if position < len(self.inputs) else None
+        self._read.add(position)
+        return self._inputs[position] if position < len(self._inputs) else None
 
     def rank(self, position: int = 0) -> int | None:
         """The number of dimensions of an input, None where the file does not tell."""
         shape = self.reader.shape(self.proto.input[position])
         return None if shape is None else len(shape)
+
+    def is_integer(self) -> bool:
+        """Whether the first input is known to be of whole numbers."""
+        return self.reader.types.get(self.proto.input[0], 1) in _INTEGERS
 
     def constant(self, position: int, name: str) -> Tensor | None:
         """A tensor stored in the file, None where it is left out."""

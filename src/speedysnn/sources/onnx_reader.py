@@ -19,11 +19,13 @@ from torch import Tensor, fx, nn
 from speedysnn.errors import SourceError
 from speedysnn.files import DOWNLOAD, ODD, checksum, expanded, reason, require_file, start_of
 from speedysnn.sources.onnx_functions import FUNCTIONS, SHAPES, SIZES
-from speedysnn.sources.onnx_layers import LAYERS, PARTS, require_batches
+from speedysnn.sources.onnx_layers import LAYERS, PARTS
 from speedysnn.sources.onnx_node import Node, Row, Unsupported
 
 __all__ = ["OPERATORS", "load_onnx", "with_shapes"]
 
+_LARGEST = 2**24  # values of an image with which a fixed batch is tried
+_OPEN = "export it with dynamic_axes={'input': {0: 'batch'}} or dynamic_shapes"
 _SMALL = 1024  # values of a constant that shapes may be computed from
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -93,6 +95,7 @@ class _Reader:
         self.graph, self.root = fx.Graph(), nn.Module()
         self.scope: dict[str, Any] = {"": None}
         self.sizes: dict[str, list[int | None]] = {}  # as shape inference knows them
+        self.types: dict[str, int] = {}  # likewise, by ONNX's numbers for them
         self.paths: set[str] = set()
         self.folders: set[str] = set()  # paths that hold others
         self.batch: int | None = None  # where the file fixes it
@@ -102,11 +105,15 @@ class _Reader:
         self._constants()
         self._inputs()
         for entry in (*self.source.value_info, *self.source.input, *self.source.output):
+            self.types[entry.name] = entry.type.tensor_type.elem_type
             if entry.type.tensor_type.HasField("shape"):
                 dims = entry.type.tensor_type.shape.dim
                 self.sizes[entry.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
         for node in self.source.node:
             self._node(node)
+        lost = [entry.name for entry in self.source.output if entry.name not in self.scope]
+        if lost:
+            raise Unsupported(f"its output {lost[0]!r} is one that is not read from its node; remove that output")
         results = [self.scope[entry.name] for entry in self.source.output]
         if not all(isinstance(value, fx.Node) for value in results):
             raise Unsupported("one of its outputs does not depend on its inputs; remove that output")
@@ -132,9 +139,10 @@ class _Reader:
                 self.batch = dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
 
     def _node(self, node: Any) -> None:
-        wrapped = Node(node, self)
         try:
+            wrapped = Node(node, self)
             results = OPERATORS[node.op_type](wrapped)
+            wrapped.require_read()
         except Unsupported as err:
             raise Unsupported(f"{node.op_type} ({scoped(node) or node.name}): {err}") from None
         names = list(node.output)
@@ -205,6 +213,10 @@ def checked(file: Path) -> Any:
     import onnx
 
     model = onnx.load(str(file))
+    for entry in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:  # so some exporters write a size that is open
+                dim.ClearField("dim_value")
     onnx.checker.check_model(model)
     return model
 
@@ -319,3 +331,32 @@ def scoped(node: Any) -> str:
 def _clean(name: str) -> str:
     parts = [re.sub(r"[^\w-]", "_", part, flags=re.ASCII) for part in name.split(".")]
     return ".".join(part for part in parts if part)
+
+
+def require_batches(module: fx.GraphModule, shapes: Sequence[Sequence[int]]) -> None:
+    """Check it on random images of these sizes, one an input, the batch of 1 included; nothing where there are none.
+
+    Raises:
+        Unsupported: it gives something else, or is too large to try.
+    """
+    if not shapes:
+        return
+    if max(map(math.prod, shapes), default=0) > _LARGEST:
+        raise Unsupported(f"it takes a batch of 1 alone, of the sizes {shapes}, too large to try more; {_OPEN}")
+    module.eval()
+    seed = torch.Generator().manual_seed(0)
+    images = [torch.rand(2, *shape[1:], generator=seed) for shape in shapes]
+    try:
+        with torch.no_grad():
+            both = _leaves(module(*images))
+            alone = [_leaves(module(*(x[i : i + 1] for x in images))) for i in range(2)]
+        pairs = zip(both, *alone, strict=True)
+        fine = all(torch.allclose(b, torch.cat(a), rtol=1e-3, atol=1e-4 * float(b.abs().max())) for b, *a in pairs)
+    except RuntimeError:
+        fine = False
+    if not fine:
+        raise Unsupported(f"it takes a batch of 1 alone, and cannot be opened to more; {_OPEN}")
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return list(value) if isinstance(value, tuple) else [value]
