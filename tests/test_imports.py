@@ -55,7 +55,7 @@ MOVED_PATHS = {
     "convert.ops.attention": "convert.ops.modules", "convert.ops.layers": "convert.ops.functions",
     "execution.streaming": "execution.runner", "sources.registry": "sources", "data.registry": "data",
     "assets.make": "assets.digits", "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
-    "integer.rounding": "integer.scales", "kernels.elementwise": "kernels.numba_backend",
+    "kernels.elementwise": "kernels.numba_backend",
     "graph.blocks": "graph", "integer.store": "integer",
 }  # fmt: skip
 

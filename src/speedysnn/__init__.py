@@ -44,7 +44,7 @@ else:  # at first use: torch takes seconds to import, and the command line must 
         "convert.ops.layers": "convert.ops.functions", "convert.verify": "convert.read",
         "execution.streaming": "execution.runner", "sources.registry": "sources", "data.registry": "data",
         "assets.make": "assets.digits", "finetune.blocks.config": "finetune.blocks", "integer.bounds": "integer.lower",
-        "integer.rounding": "integer.scales", "kernels.elementwise": "kernels.numba_backend",
+        "kernels.elementwise": "kernels.numba_backend",
         "graph.blocks": "graph", "integer.store": "integer",
     }  # fmt: skip
 
