@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from speedysnn.analysis.output_metrics import classes, settings
-from speedysnn.analysis.reference import Reference, leaves, pass_size, passes
+from speedysnn.analysis.reference import Reference, leaves, naming_batch, pass_size, passes
 from speedysnn.display import track
-from speedysnn.errors import DataError, InputError
+from speedysnn.errors import InputError
 from speedysnn.execution.observers import LayerRecord
 from speedysnn.graph.ir import lags
 from speedysnn.network import SpikingNetwork
@@ -165,13 +165,8 @@ def watch(
 
 
 def _per_step(snn: SpikingNetwork, inputs: Sequence[Tensor], meter: "_Meter") -> Any:
-    try:
-        with snn.reading("spiking"):
-            return snn(*inputs, per_step=True, observer=meter)
-    except RuntimeError as err:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        reason = str(err).partition("\n")[0]
-        raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err
+    with naming_batch(inputs), snn.reading("spiking"):
+        return snn(*inputs, per_step=True, observer=meter)
 
 
 class _Meter:

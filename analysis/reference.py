@@ -6,6 +6,7 @@ the data does not fit. The rest takes outputs and spike trains apart.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from speedysnn.data.batches import Batch, iter_batches
-from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.errors import DataError, InputError, SizeError
 from speedysnn.execution.observers import Observer
 from speedysnn.kernels.quantizer import levels
 from speedysnn.network import SpikingNetwork
@@ -235,11 +236,20 @@ def run(snn: SpikingNetwork, reading: Reading, inputs: Sequence[Tensor], observe
     Raises:
         DataError: the network does not run on these inputs.
     """
-    try:
+    with naming_batch(inputs):
         return snn.read(reading, *inputs, observer=observer)
-    except SpeedySNNError:
-        raise
-    except RuntimeError as err:
+
+
+@contextmanager
+def naming_batch(inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Let what refuses a batch, the network or torch, name its shapes.
+
+    Raises:
+        DataError: the shapes, and the reason.
+    """
+    try:
+        yield
+    except (SizeError, RuntimeError) as err:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         reason = str(err).partition("\n")[0]
         raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err

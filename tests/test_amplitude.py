@@ -152,9 +152,9 @@ def test_a_saved_amplitude_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(again(x), snn(x))
     damaged = speedysnn.load(tmp_path / "net.snn")
     next(iter(damaged.neurons.values())).log_amplitude = nn.Parameter(torch.zeros(3))
-    speedysnn.save(damaged, tmp_path / "damaged.snn")
-    with pytest.raises(speedysnn.errors.ArtifactError, match="amplitude"):
-        speedysnn.load(tmp_path / "damaged.snn")
+    with pytest.raises(speedysnn.errors.ArtifactError, match="nothing was saved.* amplitude"):
+        speedysnn.save(damaged, tmp_path / "damaged.snn")
+    assert not (tmp_path / "damaged.snn").exists()
 
 
 def test_pt2_says_the_same(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from speedysnn.analysis.reference import batch_dims, device_of, images_in, pass_size
+from speedysnn.analysis.reference import batch_dims, device_of, images_in, naming_batch, pass_size
 from speedysnn.data.batches import Batch
 from speedysnn.display import counting
-from speedysnn.errors import DataError, InputError, SpeedySNNError
+from speedysnn.errors import InputError
 from speedysnn.execution import scheduling
 from speedysnn.execution.interpreter import Execution, Value, run_graph, run_nodes
 from speedysnn.graph.ir import Node, map_outputs
@@ -181,15 +181,9 @@ def read_mixed(snn: SpikingNetwork, readings: Mapping[str, Reading], *inputs: Te
 
 
 def checked(call: Callable[[], _T], inputs: Sequence[Tensor]) -> _T:
-    """Make a call; what torch refuses becomes a DataError that names the shapes."""
-    try:
+    """Make a call; what refuses its inputs becomes a DataError that names the shapes."""
+    with naming_batch(inputs):
         return call()
-    except SpeedySNNError:
-        raise
-    except RuntimeError as err:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        reason = str(err).partition("\n")[0]
-        raise DataError(f"data: the network does not run on a batch {shapes}: {reason}") from err
 
 
 def piece_size(snn: SpikingNetwork) -> int:

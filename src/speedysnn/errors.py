@@ -21,6 +21,10 @@ class InputError(SpeedySNNError, ValueError):
     """An argument, tensor or command-line value is not what was expected."""
 
 
+class SizeError(InputError):
+    """An input has another size than the one to which the network was fixed."""
+
+
 class DataError(SpeedySNNError):
     """A data source is missing, empty, of the wrong shape, or holds NaN or infinity."""
 

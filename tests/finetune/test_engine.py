@@ -10,7 +10,10 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TextIO
 
 import accelerate
 import pytest
@@ -30,7 +33,10 @@ from tests.finetune.test_train import _net
 from tests.material import tune_job
 
 JOB = Path(__file__).parents[1] / "material" / "tune_job.py"
-FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+# Processes are forked from a clean one: where gradients were taken on several threads, torch refuses them after a fork.
+FORK = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if hasattr(os, "fork"):
+    FORK.set_forkserver_preload(["tests.finetune.test_engine"])
 FORKS = pytest.mark.skipif(
     not hasattr(os, "fork") or torch.cuda.is_available(), reason="needs fork, which gradients refuse beside a GPU"
 )
@@ -49,15 +55,35 @@ def _one_of_two(out: str) -> None:
 
 
 @FORKS
-def test_two_processes_give_the_result_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     """Batches of 31 images over two processes: parts of unlike size, in every kind of stage."""
     tune_job.main([str(tmp_path / "one.safetensors")])
-    capfd.readouterr()
+    process, said = _started(_two, (str(tmp_path / "two.safetensors"),))
+    with said:
+        spoken = said.read()
+    process.join(120)
+    assert process.exitcode == 0
+    _same(tmp_path)
+    assert spoken.count("spiking 2") == 1, "every process spoke"
+
+
+def _two(out: str, stdout: Connection) -> None:
+    os.dup2(stdout.fileno(), 1)
+    stdout.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
-        accelerate.debug_launcher(_one_of_two, (str(tmp_path / "two.safetensors"),), num_processes=2)
-    _same(tmp_path)
-    assert capfd.readouterr().out.count("spiking 2") == 1, "every process spoke"
+        accelerate.debug_launcher(_one_of_two, (out,), num_processes=2)
+
+
+def _started(target: Callable[..., None], args: tuple[Any, ...]) -> tuple[Any, TextIO]:
+    """A process that was begun, and what it says."""
+    reader, writer = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=target, args=(*args, writer))
+    process.start()
+    writer.close()
+    said = os.fdopen(os.dup(reader.fileno()))
+    reader.close()
+    return process, said
 
 
 def _same(folder: Path) -> None:
@@ -78,8 +104,9 @@ def test_two_launched_processes_give_the_result_of_one(tmp_path: Path) -> None:
     assert shared.stdout.count("spiking 2") == 1, "every process spoke"
 
 
-def _job(words: list[str], stdout: int) -> None:
-    with os.fdopen(stdout, "w") as sys.stdout:
+def _job(words: list[str], stdout: Connection) -> None:
+    with os.fdopen(os.dup(stdout.fileno()), "w") as sys.stdout:
+        stdout.close()
         tune_job.main(words)
 
 
@@ -94,11 +121,8 @@ def test_a_killed_run_resumes_to_the_same_bits(seed: int, most: int, tmp_path: P
     out, folder, chance, kills = tmp_path / "killed.safetensors", tmp_path / "run", random.Random(seed), 0
     for _ in range(12):
         resume = ["--resume"] if (folder / "run.safetensors").is_file() else []
-        reader, writer = os.pipe()
-        process = FORK.Process(target=_job, args=([str(out), str(folder), "--slow", *resume], writer))
-        process.start()
-        os.close(writer)
-        with os.fdopen(reader) as said:
+        process, said = _started(_job, ([str(out), str(folder), "--slow", *resume],))
+        with said:
             said.readline()  # the run has begun
             time.sleep(chance.uniform(0, 0.9))
             if process.is_alive() and kills < most:

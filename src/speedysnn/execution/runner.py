@@ -15,7 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from speedysnn.errors import InputError
+from speedysnn.errors import InputError, SizeError
 from speedysnn.execution import scheduling
 from speedysnn.execution.interpreter import Execution, Value, run_graph, run_node, wide
 from speedysnn.execution.module import NetworkModule
@@ -158,7 +158,7 @@ def require_size(snn: NetworkModule, x: Tensor, position: int) -> None:
     """Refuse another size than the traced one where the network was fixed to it.
 
     Raises:
-        InputError: names the sizes; a tensor of another rank passes.
+        SizeError: names the sizes; a tensor of another rank passes.
     """
     expected, free = snn.input_shapes[position], snn.free_sizes
     sizes = tuple(x.shape[x.ndim - len(expected) :])
@@ -167,9 +167,9 @@ def require_size(snn: NetworkModule, x: Tensor, position: int) -> None:
     pairs = enumerate(zip(sizes, expected, strict=True))
     if any(own != size and dim not in free[position] for dim, (own, size) in pairs):
         wanted = ", ".join("any" if dim in free[position] else str(size) for dim, size in enumerate(expected))
-        raise InputError(
+        raise SizeError(
             f"input {position}: expected (B, {wanted}), got {tuple(x.shape)}; the network was fixed to this size when "
-            "it was converted: resize the input, or convert again with images of that size"
+            "it was converted: give it inputs of this size, or convert again with others"
         )
 
 
