@@ -1,0 +1,218 @@
+"""README.md and the figures of the study, from its csv files alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from speedysnn import __version__
+
+NAMES = {"digits-avg": "digits, average pooling", "digits-max": "digits, max-pooling", "resnet20": "ResNet-20, CIFAR-10",
+         "fashion-vgg": "VGG, Fashion-MNIST", "fashion-resnet": "ResNet, Fashion-MNIST", "lite0": "EfficientNet-Lite0"}  # fmt: skip
+KEYS = ["network", "timesteps", "weight_bits", "state_bits", "granularity", "rounding"]
+STYLES = {
+    ("nearest", "channel"): ("#0072B2", "-", "o", "nearest, one scale a channel"),
+    ("reconstruct", "channel"): ("#D55E00", "-", "s", "reconstruction, one scale a channel"),
+    ("nearest", "layer"): ("#0072B2", ":", "^", "nearest, one scale a layer"),
+    ("reconstruct", "layer"): ("#D55E00", ":", "v", "reconstruction, one scale a layer"),
+}
+SHADES = {2: "#440154", 3: "#414487", 4: "#2a788e", 5: "#22a884", 6: "#7ad151", 8: "#fd9a2b"}
+
+
+def panels(rows: pd.DataFrame, height: float) -> tuple[Figure, list[tuple[object, pd.DataFrame]]]:
+    """A panel a network and T."""
+    groups = list(rows.groupby(["network", "timesteps"], sort=False))
+    across = min(4, len(groups))
+    down = -(-len(groups) // across)
+    made = Figure(figsize=(3.6 * across, height * down + 0.8), layout="constrained")
+    axes = np.atleast_1d(made.subplots(down, across)).ravel()
+    for spare in axes[len(groups) :]:
+        spare.set_axis_off()
+    out = []
+    for ax, ((network, steps), group) in zip(axes, groups, strict=False):
+        ax.set_title(f"{NAMES[network]}, T = {steps}", loc="left", fontsize=9)
+        ax.axhline(100 * group.source_accuracy.iloc[0], color="black", linewidth=1, linestyle=(0, (5, 2)))
+        ax.axhline(100 * group.float_accuracy.iloc[0], color="#777777", linewidth=1)
+        ax.grid(color="#e5e5e5")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_ylabel("accuracy (%)", fontsize=8)
+        ax.tick_params(labelsize=8)
+        out.append((ax, group))
+    return made, out
+
+
+def lines(made: Figure, axes: object) -> None:
+    """The legend below: the two levels, and what was drawn."""
+    handles, labels = axes.get_legend_handles_labels()  # type: ignore[attr-defined]
+    found = dict(zip(labels, handles, strict=True))
+    made.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def bits_figure(rows: pd.DataFrame) -> Figure:
+    """Accuracy against weight bits."""
+    made, every = panels(rows[rows.state_bits == 32], 2.7)
+    for ax, group in every:
+        for (rounding, scale), (colour, line, mark, label) in STYLES.items():
+            part = group[(group.rounding == rounding) & (group.granularity == scale)].sort_values("weight_bits")
+            ax.plot(part.weight_bits, 100 * part.accuracy, line, color=colour, marker=mark, markersize=4, linewidth=1.4,
+                    label=label)  # fmt: skip
+        ax.set_xlabel("weight bits", fontsize=8)
+        ax.set_xticks(range(2, 9))
+    ax = every[0][0]
+    ax.plot([], [], color="black", linestyle=(0, (5, 2)), linewidth=1, label="source")  # type: ignore[attr-defined]
+    ax.plot([], [], color="#777777", linewidth=1, label="spiking network in floating point")  # type: ignore[attr-defined]
+    lines(made, ax)
+    return made
+
+
+def states_figure(rows: pd.DataFrame) -> Figure:
+    """Accuracy against state bits, 8-bit weights."""
+    chosen = rows[(rows.weight_bits == 8) & (rows.rounding == "nearest") & (rows.granularity == "channel")]
+    chosen = chosen[chosen.groupby(["network", "timesteps"]).accuracy.transform("size") > 3]
+    made, every = panels(chosen, 2.5)
+    for ax, group in every:
+        part = group.sort_values("state_bits")
+        ax.plot(part.state_bits, 100 * part.accuracy, "-o", color="#0072B2", markersize=4, label="8-bit weights")
+        ax.set_xlabel("state bits", fontsize=8)
+        ax.set_xticks(sorted(set(part.state_bits)))
+    ax = every[0][0]
+    ax.plot([], [], color="black", linestyle=(0, (5, 2)), linewidth=1, label="source")  # type: ignore[attr-defined]
+    ax.plot([], [], color="#777777", linewidth=1, label="spiking network in floating point")  # type: ignore[attr-defined]
+    lines(made, ax)
+    return made
+
+
+def best(rows: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """Rows that no other row beats in both accuracy and cost, by cost."""
+    kept, reached = [], -1.0
+    for index, row in rows.sort_values([cost, "accuracy"], ascending=[True, False]).iterrows():
+        if row.accuracy > reached:
+            kept.append(index)
+            reached = row.accuracy
+    return rows.loc[kept]
+
+
+def pareto_figure(rows: pd.DataFrame) -> Figure:
+    """Accuracy against energy and against spikes; colour says weight bits, the mark T; a line joins what nothing beats."""
+    networks = list(dict.fromkeys(rows.network))
+    made = Figure(figsize=(7.6, 2.7 * len(networks) + 0.8), layout="constrained")
+    axes = made.subplots(len(networks), 2, squeeze=False)
+    for line, network in zip(axes, networks, strict=True):
+        of = rows[rows.network == network]
+        for ax, (column, label, factor) in zip(line, (("energy_nj", "energy an image (µJ)", 1e-3),
+                                                      ("spikes", "spikes an image (thousands)", 1e-3)), strict=True):  # fmt: skip
+            for row in of.itertuples():
+                ax.scatter(factor * getattr(row, column), 100 * row.accuracy, s=26, color=SHADES[row.weight_bits],
+                           marker="o" if row.timesteps == 4 else "D", linewidths=0)  # fmt: skip
+            front = best(of, column)
+            ax.plot(factor * front[column], 100 * front.accuracy, color="black", linewidth=0.8)
+            ax.axhline(100 * of.source_accuracy.iloc[0], color="black", linewidth=1, linestyle=(0, (5, 2)))
+            ax.set_xlabel(label, fontsize=8)
+            ax.set_title(NAMES[network], loc="left", fontsize=9)
+            ax.set_ylabel("accuracy (%)", fontsize=8)
+            ax.grid(color="#e5e5e5")
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(labelsize=8)
+    for bits, colour in SHADES.items():
+        axes[0, 0].scatter([], [], color=colour, s=26, label=f"{bits}-bit weights")
+    for steps, mark in ((4, "o"), (8, "D")):
+        axes[0, 0].scatter([], [], color="#555555", s=26, marker=mark, label=f"T = {steps}")
+    axes[0, 0].plot([], [], color="black", linewidth=1, linestyle=(0, (5, 2)), label="source")
+    lines(made, axes[0, 0])
+    return made
+
+
+def density_figure(rows: pd.DataFrame) -> Figure:
+    """C milliseconds an image against the share of neurons that fire in a step."""
+    networks = list(dict.fromkeys(rows.network))
+    made = Figure(figsize=(3.9 * len(networks), 3.0), layout="constrained")
+    for ax, network in zip(np.atleast_1d(made.subplots(1, len(networks))), networks, strict=True):
+        of = rows[rows.network == network].sort_values("density")
+        ax.plot(100 * of.density, of.c_ms, "-o", color="#0072B2", markersize=4)
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)
+        ax.set_title(f"{NAMES[network]}, T = 4", loc="left", fontsize=9)
+        ax.set_xlabel("spikes per neuron and step (%)", fontsize=8)
+        ax.set_ylabel("C, ms an image", fontsize=8)
+        ax.grid(color="#e5e5e5")
+        ax.spines[["top", "right"]].set_visible(False)
+    return made
+
+
+def table(rows: pd.DataFrame) -> str:
+    """All cells of one network."""
+    out = ["| T | weights | states | scale a | rounding | accuracy % | loss against float, points | agreement % | state bits proven |"
+           " measured | saturated % | flash, bytes | RAM, bytes | synops | spikes | energy, µJ | C, ms |",
+           "|" + "---|" * 17]  # fmt: skip
+    for row in rows.sort_values(KEYS).itertuples():
+        lost = 100 * (row.float_accuracy - row.accuracy)
+        out.append(
+            f"| {row.timesteps} | {row.weight_bits} | {row.state_bits} | {row.granularity} | {row.rounding} | {100 * row.accuracy:.1f} | "
+            f"{lost:+.1f} | {100 * row.agreement:.1f} | {row.bits_proven} | {row.bits_measured} | {100 * row.saturated_share:.2g} | "
+            f"{row.flash:,} | {row.ram:,} | {row.synops:,.0f} | {row.spikes:,.0f} | {row.energy_nj / 1000:.3g} | {row.c_ms:.3g} |"
+        )
+    return "\n".join(out)
+
+
+def levels(rows: pd.DataFrame) -> str:
+    """Source and floating point, a line a network and T."""
+    out = []
+    for (network, steps), group in rows.groupby(["network", "timesteps"], sort=False):
+        first = group.iloc[0]
+        wide = group[(group.weight_bits == 8) & (group.state_bits == 32) & (group.granularity == "channel")]
+        said = ""
+        if len(wide):
+            over, of, name = int(wide.layers_over_16.iloc[0]), int(wide.layers.iloc[0]), wide.widest.iloc[0]
+            said = (f"; with states as fine as 32 bits allow {over} of {of} layers pass 16 bits, most bits: `{name}`, "
+                    f"{int(wide.bits_measured.iloc[0])}; every logit of {int(wide.equal_images.max())} images equals the C program's")  # fmt: skip
+        out.append(f"- {NAMES[network]}, T = {steps}: source {100 * first.source_accuracy:.1f} %, spiking in floating point "
+                   f"{100 * first.float_accuracy:.1f} % of {first.images} test images{said}.")  # fmt: skip
+    return "\n".join(out)
+
+
+def write(out: Path) -> None:
+    """README.md and the figures."""
+    rows = pd.read_csv(out / "cells.csv")
+    bits_figure(rows).savefig(out / "bits.png", dpi=140)
+    pareto_figure(rows).savefig(out / "pareto.png", dpi=140)
+    pictures = ["![accuracy against weight bits](bits.png)", "![accuracy against energy and spikes](pareto.png)"]
+    if (rows[rows.weight_bits == 8].groupby(["network", "timesteps"]).size() > 3).any():
+        states_figure(rows).savefig(out / "states.png", dpi=140)
+        pictures.insert(1, "![accuracy against state bits](states.png)")
+    if (out / "density.csv").is_file():
+        density_figure(pd.read_csv(out / "density.csv")).savefig(out / "density.png", dpi=140)
+        pictures.append("![seconds of the C program against density](density.png)")
+    left = ""
+    if (out / "left_out.csv").is_file():
+        names = pd.read_csv(out / "left_out.csv")
+        left = "\n".join(f"- {NAMES[row.network]} is left out: {row.why}" for row in names.itertuples())
+    tables = "\n\n".join(f"### {NAMES[name]}\n\n{table(rows[rows.network == name])}" for name in dict.fromkeys(rows.network))
+    text = TEXT.format(levels=levels(rows), left=left, pictures="\n\n".join(pictures), tables=tables, version=__version__,
+                       torch=torch.__version__)  # fmt: skip
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+TEXT = """# Whole numbers
+
+What few bits cost, what states need, and how the C program's time follows the spikes. Made by
+`python reports/chip/study.py --data ../shared/data` in parts (`--only`, `--part`), seed 0, speedysnn {version}, torch
+{torch}, one core of a shared machine, no GPU. Look-ahead 1 and the default correction, 512 training images (digits and
+Fashion-MNIST have 600, ResNet-20 600 drawn from the subset, of which the first 512 count); reconstruction sees 256 of
+them, without labels. The test images choose nothing. Cells that are not in the tables were not measured.
+
+{levels}
+{left}
+
+{pictures}
+
+- Accuracies are the C program's. Synaptic operations, spikes and the density are counts over eight training images;
+  `measured` is the widest state of a layer on the calibration images, `proven` what any image could need.
+- Energy is an estimate: an addition costs 0.1 pJ at 32 bits, a weight and a state (read and written) what `analysis.cost`
+  says of memories as large as the tables (`flash`, as if weights were packed) and the buffers (`RAM`), by their bits.
+- C milliseconds are processor time with `gcc -O3 -march=native`, on a machine with other work.
+- The C program keeps weights of 8 bits or fewer in one byte each, so `flash` does not fall below 8 bits.
+
+{tables}
+"""
