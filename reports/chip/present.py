@@ -1,10 +1,12 @@
 """README.md and the figures of the study, from its csv files alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from speedysnn import __version__
@@ -12,75 +14,51 @@ from speedysnn import __version__
 NAMES = {"digits-avg": "digits, average pooling", "digits-max": "digits, max-pooling", "resnet20": "ResNet-20, CIFAR-10",
          "fashion-vgg": "VGG, Fashion-MNIST", "fashion-resnet": "ResNet, Fashion-MNIST", "lite0": "EfficientNet-Lite0"}  # fmt: skip
 KEYS = ["network", "timesteps", "weight_bits", "state_bits", "granularity", "rounding"]
-STYLES = {
-    ("nearest", "channel"): ("#0072B2", "-", "o", "nearest, one scale a channel"),
-    ("reconstruct", "channel"): ("#D55E00", "-", "s", "reconstruction, one scale a channel"),
-    ("nearest", "layer"): ("#0072B2", ":", "^", "nearest, one scale a layer"),
-    ("reconstruct", "layer"): ("#D55E00", ":", "v", "reconstruction, one scale a layer"),
-}
+ROUNDINGS = {"nearest": "#0072B2", "reconstruct": "#D55E00"}
+LINES = {4: ("-", "o"), 8: ("--", "D")}
 SHADES = {2: "#440154", 3: "#414487", 4: "#2a788e", 5: "#22a884", 6: "#7ad151", 8: "#fd9a2b"}
 
 
-def panels(rows: pd.DataFrame, height: float) -> tuple[Figure, list[tuple[object, pd.DataFrame]]]:
-    """A panel a network and T."""
-    groups = list(rows.groupby(["network", "timesteps"], sort=False))
-    across = min(4, len(groups))
-    down = -(-len(groups) // across)
-    made = Figure(figsize=(max(3.6 * across, 7.6), height * down + 0.8), layout="constrained")
-    axes = np.atleast_1d(made.subplots(down, across)).ravel()
-    for spare in axes[len(groups) :]:
-        spare.set_axis_off()
-    out = []
-    for ax, ((network, steps), group) in zip(axes, groups, strict=False):
-        ax.set_title(f"{NAMES[network]}, T = {steps}", loc="left", fontsize=9)
-        ax.axhline(100 * group.source_accuracy.iloc[0], color="black", linewidth=1, linestyle=(0, (5, 2)))
-        ax.axhline(100 * group.float_accuracy.iloc[0], color="#777777", linewidth=1)
-        ax.grid(color="#e5e5e5")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_ylabel("accuracy (%)", fontsize=8)
-        ax.tick_params(labelsize=8)
-        out.append((ax, group))
-    return made, out
+def prepared(ax: Axes, rows: pd.DataFrame, label: str) -> None:
+    """The title, the source's accuracy and what the axes are called."""
+    ax.set_title(NAMES[rows.network.iloc[0]], loc="left", fontsize=9)
+    ax.axhline(100 * rows.source_accuracy.iloc[0], color="black", linewidth=1, linestyle=(0, (5, 2)), label="source")
+    ax.set_xlabel(label, fontsize=8)
+    ax.set_ylabel("accuracy (%)", fontsize=8)
+    ax.grid(color="#e5e5e5")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
 
 
-def lines(made: Figure, axes: object) -> None:
-    """The legend below: the two levels, and what was drawn."""
-    handles, labels = axes.get_legend_handles_labels()  # type: ignore[attr-defined]
-    found = dict(zip(labels, handles, strict=True))
+def legend(made: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below, each name once."""
+    found = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     made.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
 def bits_figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy against weight bits."""
-    made, every = panels(rows[rows.state_bits == 32], 2.7)
-    for ax, group in every:
-        for (rounding, scale), (colour, line, mark, label) in STYLES.items():
-            part = group[(group.rounding == rounding) & (group.granularity == scale)].sort_values("weight_bits")
-            ax.plot(part.weight_bits, 100 * part.accuracy, line, color=colour, marker=mark, markersize=4, linewidth=1.4,
-                    label=label)  # fmt: skip
-        ax.set_xlabel("weight bits", fontsize=8)
-        ax.set_xticks(range(2, 9))
-    ax = every[0][0]
-    ax.plot([], [], color="black", linestyle=(0, (5, 2)), linewidth=1, label="source")  # type: ignore[attr-defined]
-    ax.plot([], [], color="#777777", linewidth=1, label="spiking network in floating point")  # type: ignore[attr-defined]
-    lines(made, ax)
-    return made
-
-
-def states_figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy against state bits, 8-bit weights."""
-    chosen = rows[(rows.weight_bits == 8) & (rows.rounding == "nearest") & (rows.granularity == "channel")]
-    chosen = chosen[chosen.groupby(["network", "timesteps"]).accuracy.transform("size") > 3]
-    made, every = panels(chosen, 2.5)
-    for ax, group in every:
-        part = group.sort_values("state_bits")
-        ax.plot(part.state_bits, 100 * part.accuracy, "-o", color="#0072B2", markersize=4, label="8-bit weights")
-        ax.set_xlabel("state bits", fontsize=8)
-        ax.set_xticks(sorted(set(part.state_bits)))
-    ax = every[0][0]
-    ax.plot([], [], color="black", linestyle=(0, (5, 2)), linewidth=1, label="source")  # type: ignore[attr-defined]
-    ax.plot([], [], color="#777777", linewidth=1, label="spiking network in floating point")  # type: ignore[attr-defined]
-    lines(made, ax)
+    """Accuracy against weight bits and against state bits, a line a T and a way to round, a row of panels a network."""
+    networks = list(dict.fromkeys(rows.network))
+    made = Figure(figsize=(8.4, 2.5 * len(networks) + 0.8), layout="constrained")
+    axes = made.subplots(len(networks), 2, squeeze=False)
+    for line, network in zip(axes, networks, strict=True):
+        of = rows[(rows.network == network) & (rows.granularity == "channel")]
+        for ax, label in zip(line, ("weight bits (states of 32 bits)", "state bits (8-bit weights)"), strict=True):
+            prepared(ax, of, label)
+        for steps, (style, mark) in LINES.items():
+            for rounding, colour in ROUNDINGS.items():
+                part = of[(of.timesteps == steps) & (of.rounding == rounding) & (of.state_bits == 32)].sort_values("weight_bits")
+                line[0].plot(part.weight_bits, 100 * part.accuracy, style, color=colour, marker=mark, markersize=4, linewidth=1.2,
+                             label=f"{rounding}, T = {steps}")  # fmt: skip
+            part = eights(of[of.timesteps == steps]).sort_values("state_bits")
+            line[1].plot(part.state_bits, 100 * part.accuracy, style, color=ROUNDINGS["nearest"], marker=mark, markersize=4,
+                         linewidth=1.2)  # fmt: skip
+            for ax in line if len(part) else ():
+                ax.axhline(100 * part.float_accuracy.iloc[0], color="#888888", linestyle=style, linewidth=0.9,
+                           label=f"spiking, floating point, T = {steps}")  # fmt: skip
+        line[0].set_xticks(range(2, 9))
+        line[1].set_xticks((8, 12, 16, 20, 32))
+    legend(made, axes.ravel())
     return made
 
 
@@ -108,19 +86,14 @@ def pareto_figure(rows: pd.DataFrame) -> Figure:
                            marker="o" if row.timesteps == 4 else "D", linewidths=0)  # fmt: skip
             front = best(of, column)
             ax.plot(factor * front[column], 100 * front.accuracy, color="black", linewidth=0.8)
-            ax.axhline(100 * of.source_accuracy.iloc[0], color="black", linewidth=1, linestyle=(0, (5, 2)))
-            ax.set_xlabel(label, fontsize=8)
-            ax.set_title(NAMES[network], loc="left", fontsize=9)
-            ax.set_ylabel("accuracy (%)", fontsize=8)
-            ax.grid(color="#e5e5e5")
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.tick_params(labelsize=8)
+            prepared(ax, of, label)
+            lowest = max(of.accuracy.min() - 0.005, of.source_accuracy.iloc[0] - 0.12)
+            ax.set_ylim(100 * lowest, 100.5 if of.accuracy.max() > 0.97 else None)
     for bits, colour in SHADES.items():
         axes[0, 0].scatter([], [], color=colour, s=26, label=f"{bits}-bit weights")
     for steps, mark in ((4, "o"), (8, "D")):
         axes[0, 0].scatter([], [], color="#555555", s=26, marker=mark, label=f"T = {steps}")
-    axes[0, 0].plot([], [], color="black", linewidth=1, linestyle=(0, (5, 2)), label="source")
-    lines(made, axes[0, 0])
+    legend(made, axes.ravel())
     return made
 
 
@@ -200,27 +173,57 @@ def losses(rows: pd.DataFrame, limit: float | None = None) -> str:
     return "; ".join(parts) or "not measured"
 
 
+def eights(rows: pd.DataFrame) -> pd.DataFrame:
+    """8-bit weights to the nearest, one scale a channel, with every width of states."""
+    return rows[(rows.weight_bits == 8) & (rows.rounding == "nearest") & (rows.granularity == "channel")]
+
+
+def needed(group: pd.DataFrame) -> tuple[str, str]:
+    """The fewest bits of states measured from which on nothing is lost beyond two standard errors, and what fewer give."""
+    fewest, below = "none", "not measured"
+    for _, cell in group.sort_values("state_bits", ascending=False).iterrows():
+        said = f"{cell.state_bits}: {100 * cell.accuracy:.1f} %"
+        if 100 * (cell.float_accuracy - cell.accuracy) > 2 * error(cell) + 1e-9:
+            below = said
+            break
+        fewest = said
+    return fewest, below
+
+
+def states(rows: pd.DataFrame) -> str:
+    """What states need, a line a network and T."""
+    out = ["| network | T | layers | of them past 16 bits where states have 32 | widest layer | its bits measured | its bits proven |"
+           " its bits where states have 16 | saturated there, % | fewest bits that lose nothing beyond two standard errors |"
+           " the next fewer |", "|" + "---|" * 11]  # fmt: skip
+    for (network, steps), group in eights(rows).groupby(["network", "timesteps"], sort=False):
+        wide, narrow = chosen(group, 8), chosen(group, 8, 16)
+        if len(wide) and len(narrow):
+            most, least = wide.iloc[0], narrow.iloc[0]
+            cells = (NAMES[network], steps, most.layers, most.layers_over_16, f"`{most.widest}`", most.bits_measured, most.bits_proven,
+                     least.bits_measured, f"{100 * least.saturated_share:.2g}", *needed(group))  # fmt: skip
+            out.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(out)
+
+
+def equals(rows: pd.DataFrame) -> str:
+    """On how many of how many test images the C program was found to equal the integer reading."""
+    both = eights(rows)[eights(rows).state_bits.isin((16, 32))]
+    return "; ".join(f"{NAMES[network]}, {group.equal_images.sum()} of {group.images.sum()} in {len(group)} cells"
+                     for network, group in both.groupby("network", sort=False))  # fmt: skip
+
+
 def findings(rows: pd.DataFrame) -> str:
     """The claims of the study, each with its figures."""
     resnet, digits = rows[rows.network == "resnet20"], rows[rows.network.str.startswith("digits")]
-    wide, narrow = chosen(rows, 8), chosen(rows, 8, 16)
     out = [
         f"8-bit weights lose at most 0.3 points on ResNet-20: {losses(chosen(resnet, 8), 0.3)}.",
         f"8-bit weights lose nothing beyond two standard errors on digits: {losses(chosen(digits, 8))}.",
         "4-bit weights by reconstruction lose at most 1.5 points on ResNet-20: "
         f"{losses(chosen(resnet, 4, rounding='reconstruct'), 1.5)}; to the nearest: {losses(chosen(resnet, 4), 1.5)}.",
-        f"16-bit states lose nothing beyond two standard errors: {losses(narrow)}.",
-        "Every logit of the C program equals the integer reading's, on all test images: "
-        + "; ".join(f"{NAMES[cell.network]}, T = {cell.timesteps}, {cell.state_bits}-bit states: {cell.equal_images} of {cell.images}"
-                    for _, cell in pd.concat([wide, narrow]).iterrows()) + ". In the other cells eight images were compared.",
-    ]  # fmt: skip
-    for _, cell in wide.iterrows():
-        out.append(f"States that may use 32 bits, {NAMES[cell.network]}, T = {cell.timesteps}: {cell.layers_over_16} of "
-                   f"{cell.layers} layers pass 16 bits, most bits: `{cell.widest}`, {cell.bits_measured}.")  # fmt: skip
-    for _, cell in narrow.iterrows():
-        out.append(f"States of 16 bits, {NAMES[cell.network]}, T = {cell.timesteps}: scales are coarser, so that the widest layer, "
-                   f"`{cell.widest}`, uses {cell.bits_measured} bits and {100 * cell.saturated_share:.2g} % of a layer's states "
-                   f"saturate at most.")  # fmt: skip
+        f"16-bit states lose nothing beyond two standard errors: {losses(chosen(rows, 8, 16))}.",
+        f"Every logit of the C program equals the integer reading's, 8-bit weights, states of 32 and 16 bits: {equals(rows)}; "
+        "in the other cells on eight images.",
+    ]
     return "\n".join(f"- {line}" for line in out)
 
 
@@ -229,10 +232,9 @@ def write(out: Path) -> None:
     rows = pd.read_csv(out / "cells.csv")
     bits_figure(rows).savefig(out / "bits.png", dpi=140)
     pareto_figure(rows).savefig(out / "pareto.png", dpi=140)
-    pictures = ["![accuracy against weight bits](bits.png)", "![accuracy against energy and spikes](pareto.png)"]
-    if (rows[rows.weight_bits == 8].groupby(["network", "timesteps"]).size() > 3).any():
-        states_figure(rows).savefig(out / "states.png", dpi=140)
-        pictures.insert(1, "![accuracy against state bits](states.png)")
+    pictures = ["![accuracy against weight bits and state bits](bits.png)",
+                "Colours are weight bits; a line joins the cells that no other beats in both; what loses more than 12 points "
+                "against the source is not drawn.", "![accuracy against energy and spikes](pareto.png)"]  # fmt: skip
     if (out / "density.csv").is_file():
         density_figure(pd.read_csv(out / "density.csv")).savefig(out / "density.png", dpi=140)
         pictures.append("![seconds of the C program against density](density.png)")
@@ -242,7 +244,7 @@ def write(out: Path) -> None:
         left = "\n".join(f"- {NAMES[row.network]} is left out: {row.why}" for row in names.itertuples()
                          if row.network not in set(rows.network))  # fmt: skip
     tables = "\n\n".join(f"### {NAMES[name]}\n\n{table(rows[rows.network == name])}" for name in dict.fromkeys(rows.network))
-    text = TEXT.format(summary=summary(rows), findings=findings(rows), left=left, pictures="\n\n".join(pictures), tables=tables, version=__version__,
+    text = TEXT.format(summary=summary(rows), findings=findings(rows), states=states(rows), left=left, pictures="\n\n".join(pictures), tables=tables, version=__version__,
                        torch=torch.__version__)  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
@@ -251,9 +253,9 @@ TEXT = """# Whole numbers
 
 What few bits cost, what states need, and how the C program's time follows the spikes. Made by
 `python reports/chip/study.py --data ../shared/data` in parts (`--only`, `--part`), seed 0, speedysnn {version}, torch
-{torch}, one core of a shared machine, no GPU. Look-ahead 1 and the default correction, 512 training images (digits and
-Fashion-MNIST have 600, ResNet-20 600 drawn from the subset, of which the first 512 count); reconstruction sees 256 of
-them, without labels. The test images choose nothing. Cells that are not in the tables were not measured.
+{torch}, one core of a shared machine, no GPU. Look-ahead 1 and the default correction from 512 training images;
+rounding by reconstruction sees 256 of them, all without labels. The test images choose nothing. Cells that are not in the
+tables were not measured.
 
 Accuracy in %, states of 32 bits and one scale a channel where nothing else is said, - where it was not measured:
 
@@ -262,7 +264,14 @@ Accuracy in %, states of 32 bits and one scale a channel where nothing else is s
 {findings}
 {left}
 
-`±` is the most that one standard error of a loss can be. **more** marks what loses more than the line says.
+A loss is the accuracy of the spiking network in floating point less that of the integers, in points; where it is negative
+the integers answer more images rightly. `±` is the most that one standard error of it can be. **more** marks what loses
+more than the line says.
+
+What states need, 8-bit weights, rounded to the nearest, one scale a channel. Scales are chosen so that states fit, so fewer
+bits mean coarser weights, most of all where 8-bit pixels enter:
+
+{states}
 
 {pictures}
 

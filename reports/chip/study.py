@@ -271,7 +271,7 @@ def densities(network: str, folder: Path, runs: Path, images: int) -> list[dict[
         chip = to_integer(snn, 8, 32, mean=given.mean, std=given.std)
         with tempfile.TemporaryDirectory() as scratch:
             program = built(chip, given.training[:4], Path(scratch) / "c")
-            spent = min(seconds(program / "net", raw_bytes(chip, given.training[:images]))[1] for _ in range(3))
+            spent = min(seconds(program / "net", raw_bytes(chip, given.training[:images]))[1] for _ in range(9))
         found = events(chip, given.training[:COUNTED])
         rows.append({"network": network, "factor": factor, "images": images, "c_ms": 1000 * spent / images, **found})
     return rows
@@ -329,7 +329,7 @@ def _density(name: str, given: argparse.Namespace, runs: Path) -> None:
     path = given.out / "density.csv"
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     if name in ("digits-avg", "resnet20") and not any(row["network"] == name for row in rows):
-        rows += densities(name, given.data, runs, 200 if name.startswith("digits") else 20)
+        rows += densities(name, given.data, runs, 600 if name.startswith("digits") else 20)
         pd.DataFrame(rows).to_csv(path, index=False)
 
 
