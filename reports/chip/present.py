@@ -197,10 +197,11 @@ def states(rows: pd.DataFrame) -> str:
            " the next fewer |", "|" + "---|" * 11]  # fmt: skip
     for (network, steps), group in eights(rows).groupby(["network", "timesteps"], sort=False):
         wide, narrow = chosen(group, 8), chosen(group, 8, 16)
-        if len(wide) and len(narrow):
-            most, least = wide.iloc[0], narrow.iloc[0]
+        if len(wide):
+            most = wide.iloc[0]
+            found = [(least.bits_measured, f"{100 * least.saturated_share:.2g}") for _, least in narrow.iterrows()]
             cells = (NAMES[network], steps, most.layers, most.layers_over_16, f"`{most.widest}`", most.bits_measured, most.bits_proven,
-                     least.bits_measured, f"{100 * least.saturated_share:.2g}", *needed(group))  # fmt: skip
+                     *(found or [("-", "-")])[0], *needed(group))  # fmt: skip
             out.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(out)
 
@@ -243,6 +244,9 @@ def write(out: Path) -> None:
         names = pd.read_csv(out / "left_out.csv")
         left = "\n".join(f"- {NAMES[row.network]} is left out: {row.why}" for row in names.itertuples()
                          if row.network not in set(rows.network))  # fmt: skip
+    else:
+        absent = [words for name, words in NAMES.items() if name not in set(rows.network)]
+        left = f"- Not measured yet: {', '.join(absent)}." if absent else ""
     tables = "\n\n".join(f"### {NAMES[name]}\n\n{table(rows[rows.network == name])}" for name in dict.fromkeys(rows.network))
     text = TEXT.format(summary=summary(rows), findings=findings(rows), states=states(rows), left=left, pictures="\n\n".join(pictures), tables=tables, version=__version__,
                        torch=torch.__version__)  # fmt: skip
