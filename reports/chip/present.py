@@ -246,7 +246,7 @@ def write(out: Path) -> None:
                          if row.network not in set(rows.network))  # fmt: skip
     else:
         absent = [words for name, words in NAMES.items() if name not in set(rows.network)]
-        left = f"- Not measured yet: {', '.join(absent)}." if absent else ""
+        left = f"- Not measured yet: {'; '.join(absent)}." if absent else ""
     tables = "\n\n".join(f"### {NAMES[name]}\n\n{table(rows[rows.network == name])}" for name in dict.fromkeys(rows.network))
     text = TEXT.format(summary=summary(rows), findings=findings(rows), states=states(rows), left=left, pictures="\n\n".join(pictures), tables=tables, version=__version__,
                        torch=torch.__version__)  # fmt: skip
