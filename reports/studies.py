@@ -200,6 +200,20 @@ def corrections(folder: Path) -> str:
     )
 
 
+def chip(folder: Path) -> str:
+    """Accuracy of source, floating point and few bits, a part a network and T."""
+    rows, parts = table(folder, "cells.csv"), []
+    wide = rows[(rows.granularity == "channel") & (rows.state_bits == 32)]
+    for (network, steps), group in wide.groupby(["network", "timesteps"], sort=False):
+        shown = [f"{words} {percent(one(cells, weight_bits=bits).accuracy)}"
+                 for bits, rounding, words in ((8, "nearest", "8 bits"), (4, "nearest", "4 bits"), (4, "reconstruct", "4 bits reconstructed"))
+                 if len(cells := group[(group.rounding == rounding) & (group.weight_bits == bits)])]  # fmt: skip
+        first = group.iloc[0]
+        parts.append(f"{network}, T = {steps}: source {percent(first.source_accuracy)}, spiking {percent(first.float_accuracy)}, "
+                     f"{', '.join(shown)}")  # fmt: skip
+    return "look-ahead 1, the C program's accuracy; " + "; ".join(parts)
+
+
 def trust(folder: Path) -> str:
     """Cases, kills, and what failed."""
     parts = []
@@ -230,6 +244,8 @@ STUDIES: dict[str, Study] = {
         Study("finetune", "Which gradient of theta, which stages, and how far does tuning come without labels?", finetune,
               data="needed", minutes=240),
         Study("speed", "What does simulation cost beside the source network and beside SpikingJelly?", speed),
+        Study("chip", "What do few bits cost, what do states need, and does the C program's time follow the spikes?", chip,
+              data="optional", minutes=90),
         Study("trust", "What do damaged and hostile files do, and what does a kill at any moment leave?", trust, minutes=120),
         Study("peers", "What do other converters make of the same networks, images and steps?", peers, data="optional"),
     )
