@@ -34,7 +34,7 @@ from speedysnn.graph.ir import Node
 from speedysnn.network import SpikingNetwork
 from speedysnn.neurons.parameters import Reading
 from speedysnn.settings import repeatable
-from speedysnn.torch_utils import windows
+from speedysnn.torch_utils import drawn_rows, windows
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ROUNDS = 6  # of goals that follow the neurons
@@ -248,22 +248,11 @@ def _both_halves(walk: Walk, node: Node, layer: _Layer) -> tuple[_Rows, _Rows]:
 
 def _patches(layer: _Layer, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs (g, rows, n) and goals (g, rows, m) of a layer at up to `each` places an image."""
-    if isinstance(layer, nn.Linear):
-        x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
-        drawn = _drawn(x.shape[1], each, generator).to(x.device)
-        return x[:, drawn].flatten(0, 1)[None], z[:, drawn].flatten(0, 1)[None]
-    x = windows(x, layer.kernel_size, layer.stride, layer.dilation, _padding(layer))
-    channels = x.shape[1] // layer.groups
-    places = _drawn(z[0, 0].numel(), each, generator).to(x.device)
-    index = torch.unravel_index(places, z.shape[2:])
-    x, z = x.movedim((0, 1), (-2, -1))[index].flatten(1, -3), z.flatten(2)[:, :, places]  # (p, k, B, C), (B, O, p)
-    x = x.view(len(places), -1, len(z), layer.groups, channels).permute(3, 2, 0, 4, 1).flatten(3)
-    z = z.view(len(z), layer.groups, -1, len(places)).permute(1, 0, 3, 2)
+    groups = 1
+    if not isinstance(layer, nn.Linear):
+        x, groups = windows(x, layer.kernel_size, layer.stride, layer.dilation, _padding(layer)), layer.groups
+    x, z = drawn_rows(x, z, groups, each, generator, not isinstance(layer, nn.Linear))
     return x.flatten(1, 2), z.flatten(1, 2)
-
-
-def _drawn(there: int, each: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(there, generator=generator)[:each]
 
 
 def _padding(layer: _Conv) -> list[tuple[int, int]]:

@@ -108,6 +108,41 @@ def windows(
     return x
 
 
+def drawn_rows(
+    x: Tensor, z: Tensor, groups: int, each: int, generator: torch.Generator, windowed: bool
+) -> tuple[Tensor, Tensor]:
+    """Draw places of a layer's output, the same in every image, with the values that make up one output there.
+
+    Args:
+        x: inputs of a convolution as `windows` shows them, or of a linear layer, (B, ..., n).
+        z: outputs, (B, groups * m, *places) or (B, ..., m).
+        groups: of the convolution; 1 for a linear layer.
+        each: most places of an image.
+        generator: draws them.
+        windowed: whether the layer is a convolution.
+
+    Returns:
+        Inputs (groups, B, p, n) and outputs (groups, B, p, m).
+
+    Example:
+        >>> import torch
+        >>> from speedysnn.torch_utils import drawn_rows
+        >>> x, z, generator = torch.rand(2, 5, 3), torch.rand(2, 5, 4), torch.Generator().manual_seed(0)
+        >>> [tuple(rows.shape) for rows in drawn_rows(x, z, 1, 3, generator, windowed=False)]
+        [(1, 2, 3, 3), (1, 2, 3, 4)]
+    """
+    if not windowed:
+        x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
+        drawn = torch.randperm(x.shape[1], generator=generator)[:each].to(x.device)
+        return x[:, drawn][None], z[:, drawn][None]
+    drawn = torch.randperm(z[0, 0].numel(), generator=generator)[:each].to(x.device)
+    index = torch.unravel_index(drawn, z.shape[2:])
+    x = x.movedim((0, 1), (-2, -1))[index].flatten(1, -3)  # places, taps, images, channels
+    x = torch.unflatten(x, 3, (groups, -1)).permute(3, 2, 0, 4, 1).flatten(3)
+    z = torch.unflatten(z.flatten(2)[:, :, drawn], 1, (groups, -1)).permute(1, 0, 3, 2)
+    return x, z
+
+
 def compare_outputs(
     ours: Sequence[Sequence[Tensor]], source: Sequence[Sequence[Tensor]]
 ) -> dict[str, float | None]:

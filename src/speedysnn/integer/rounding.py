@@ -24,7 +24,7 @@ from speedysnn.integer.scales import Options
 from speedysnn.integer.signals import Signal
 from speedysnn.integer.simulate import value_of
 from speedysnn.network import SpikingNetwork
-from speedysnn.torch_utils import windows
+from speedysnn.torch_utils import drawn_rows, windows
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 SWEEPS = 3  # over all weights, after they were rounded one after the other
@@ -172,20 +172,15 @@ class Follower:
 def _rows(op: Conv | Linear, x: Tensor, z: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs (groups, rows, n) and goals (groups, rows, channels), at up to `each` places an image."""
     if isinstance(op, Linear):
-        x, z = x.reshape(len(x), -1, x.shape[-1]), z.reshape(len(z), -1, z.shape[-1])
-        drawn = torch.randperm(x.shape[1], generator=generator)[:each]
-        return x[:, drawn].flatten(0, 1)[None], z[:, drawn].flatten(0, 1)[None]
+        x, z = drawn_rows(x, z, 1, each, generator, windowed=False)
+        return x.flatten(1, 2), z.flatten(1, 2)
     pads = []
     for axis, (tap, step, apart) in enumerate(zip(op.weight.shape[2:], op.stride, op.dilation, strict=True)):
         reach = (op.shape[axis + 1] - 1) * step + apart * (tap - 1) + 1
         pads.append((op.padding[axis], reach - x.shape[axis + 2] - op.padding[axis]))
-    seen = windows(x, op.weight.shape[2:], op.stride, op.dilation, pads)  # images, channels, *places, *taps
-    drawn = torch.randperm(z[0, 0].numel(), generator=generator)[:each]
-    index = torch.unravel_index(drawn, z.shape[2:])
-    x = seen.movedim((0, 1), (-2, -1))[index].flatten(1, -3)  # places, taps, images, channels
-    x = torch.unflatten(x, 3, (op.groups, -1)).permute(3, 0, 2, 4, 1).flatten(3).flatten(1, 2)
-    z = torch.unflatten(z.flatten(2)[:, :, drawn], 1, (op.groups, -1)).permute(1, 3, 0, 2)  # groups, places, images
-    return x, z.flatten(1, 2)
+    seen = windows(x, op.weight.shape[2:], op.stride, op.dilation, pads)
+    x, z = drawn_rows(seen, z, op.groups, each, generator, windowed=True)
+    return x.transpose(1, 2).flatten(1, 2), z.transpose(1, 2).flatten(1, 2)
 
 
 def _fitted(weights: Floats, chosen: _Rows, checked: _Rows, largest: int) -> tuple[Floats, Floats]:
